@@ -1,0 +1,64 @@
+"""Range checks of factory arguments: one readable error that quotes the argument, the value and the remedy.
+
+A tracer is let through, so that a factory can be called inside a transformed function with a number that varies
+(one concrete call validates first).
+"""
+
+import math
+from typing import Any
+
+import jax
+
+
+def traced(value: Any) -> bool:
+  """Whether `value` is a JAX tracer, which has no value to check."""
+  return isinstance(value, jax.core.Tracer)
+
+
+def off(value: Any) -> bool:
+  """Whether a knob is off: a Python zero or None. Only these remove code; a traced zero does not."""
+  return value is None or (not traced(value) and isinstance(value, (int, float)) and value == 0)
+
+
+def in_range(
+  name: str, value: Any, low: float, high: float, *, ends: str = '[]', remedy: str = ''
+) -> None:
+  """Raises ValueError unless `value` lies between `low` and `high`.
+
+  Args:
+    name: the argument's name, quoted in the error.
+    value: a number, or a tracer, which passes.
+    low, high: the bounds; may be infinite.
+    ends: '[]', '(]', '[)' or '()': which bounds belong to the range.
+    remedy: what to do instead, appended to the message.
+  """
+  if traced(value):
+    return
+  number = isinstance(value, (int, float)) or getattr(value, 'ndim', None) == 0
+  good = number and not math.isnan(value)
+  if good:
+    above = value >= low if ends[0] == '[' else value > low
+    below = value <= high if ends[1] == ']' else value < high
+    good = above and below
+  if not good:
+    tail = f': {remedy}' if remedy else ''
+    raise ValueError(
+      f'{name} must be a number in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value!r}{tail}'
+    )
+
+
+def at_least(name: str, value: Any, low: float, remedy: str = '') -> None:
+  """Raises ValueError unless `value` is a finite number >= `low`."""
+  in_range(name, value, low, math.inf, ends='[)', remedy=remedy)
+
+
+def positive(name: str, value: Any, remedy: str = '') -> None:
+  """Raises ValueError unless `value` is a finite number > 0."""
+  in_range(name, value, 0, math.inf, ends='()', remedy=remedy)
+
+
+def integer(name: str, value: Any, low: int = 1, remedy: str = '') -> None:
+  """Raises ValueError unless `value` is an int >= `low`."""
+  tail = f': {remedy}' if remedy else ''
+  if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    raise ValueError(f'{name} must be an integer >= {low}, got {value!r}{tail}')

@@ -1,0 +1,333 @@
+"""Where data comes from. A Source is a name and a function that loads; nothing is read before it is called."""
+
+import concurrent.futures
+import io
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion import checks
+from diffusion.citations import technique
+
+PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10')  # what `diffusion.data.prepare` knows
+
+
+class Dataset(NamedTuple):
+  """A data set in memory, as stored.
+
+  Attributes:
+    name: what tables call it.
+    x: uint8 [n, H, W, C] for images, float32 [n, d] for vectors.
+    label: int32 [n], in [0, num_classes); zeros where num_classes is 0.
+    levels: number of levels a stored value has (0 ... levels - 1), or None for floats.
+    class_names: one a class; empty when there are none.
+    test: (x, label) of an official test set, or None.
+    note: what a reader of results must know, e.g. that the data is synthetic; empty otherwise.
+  """
+
+  name: str
+  x: np.ndarray
+  label: np.ndarray
+  levels: int | None
+  class_names: tuple[str, ...] = ()
+  test: tuple[np.ndarray, np.ndarray] | None = None
+  note: str = ''
+
+  @property
+  def num_classes(self) -> int:
+    """Classes without the null class."""
+    return len(self.class_names)
+
+
+class Source(NamedTuple):
+  """A data set to be: `load()` reads it and raises one readable error when it cannot."""
+
+  name: str
+  load: Callable[[], Dataset]
+
+
+def _validated(data: Dataset) -> Dataset:
+  """Refuses what would surface hours later: wrong types, NaN, labels out of range."""
+  for part, (x, label) in (
+    {'train': (data.x, data.label), 'test': data.test}.items()
+    if data.test
+    else [('train', (data.x, data.label))]
+  ):
+    if len(x) == 0 or len(x) != len(label):
+      raise ValueError(f'{data.name} ({part}): {len(x)} examples and {len(label)} labels')
+    if data.levels is not None and (x.dtype != np.uint8 or x.ndim != 4):
+      raise ValueError(
+        f'{data.name} ({part}): images must be uint8 [n, H, W, C], got {x.dtype} {x.shape}'
+      )
+    if data.levels is not None and x.max() >= data.levels:
+      raise ValueError(
+        f'{data.name} ({part}): a value {x.max()} where levels are 0 to {data.levels - 1}'
+      )
+    if data.levels is None and not np.isfinite(x).all():
+      bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
+      raise ValueError(
+        f'{data.name} ({part}): {bad.size} examples are not finite, the first is {bad[0]}'
+      )
+    if label.min() < 0 or label.max() >= max(1, data.num_classes):
+      raise ValueError(
+        f'{data.name} ({part}): labels {label.min()} to {label.max()} for {data.num_classes} classes'
+      )
+  return data
+
+
+def arrays(
+  name: str,
+  x: np.ndarray,
+  label: np.ndarray | None = None,
+  *,
+  levels: int | None = 256,
+  class_names: Sequence[str] = (),
+  test: tuple[np.ndarray, np.ndarray] | None = None,
+  note: str = '',
+) -> Source:
+  """Arrays of your own.
+
+  Args:
+    name: what tables call the data.
+    x: uint8 [n, H, W, C] with `levels` levels, or float [n, d] with levels=None.
+    label: int [n], or None for unlabelled data.
+    levels: levels a value can have; None for floats.
+    class_names: one a class; without labels, none.
+    test: (x, label) of a test set kept apart, or None to have one carved.
+    note: printed beside every result.
+
+  Raises:
+    ValueError: (on load) shapes, types, ranges or labels that do not fit.
+  """
+
+  def load() -> Dataset:
+    labels = np.zeros(len(x), np.int32) if label is None else np.asarray(label, np.int32)
+    values = np.asarray(x) if levels is not None else np.asarray(x, np.float32)
+    return _validated(Dataset(name, values, labels, levels, tuple(class_names), test, note))
+
+  return Source(name, load)
+
+
+@technique('handwritten digits data', 'core', 'alpaydin1998digits')
+def digits() -> Source:
+  """The 1,797 handwritten digits of scikit-learn: 8x8x1, 17 levels, 10 classes; inside its wheel, so offline.
+
+  Source: Alpaydin & Kaynak (1998), the test part of the UCI set "Optical recognition of handwritten digits".
+  """
+
+  def load() -> Dataset:
+    from sklearn import datasets
+
+    data = datasets.load_digits()
+    x = data.images.astype(np.uint8)[..., None]
+    return _validated(Dataset('digits', x, data.target.astype(np.int32), 17, tuple('0123456789')))
+
+  return Source('digits', load)
+
+
+def synthetic_images(
+  shape: tuple[int, int, int], num_classes: int = 10, examples: int = 512, seed: int = 0
+) -> Source:
+  """Noise around one smooth random image a class: the right shape for a smoke run, and labelled as synthetic.
+
+  Args:
+    shape: (H, W, C).
+    num_classes: >= 1.
+    examples: how many.
+    seed: of the images.
+  """
+
+  def load() -> Dataset:
+    random = np.random.default_rng(seed)
+    coarse = random.uniform(0, 255, (num_classes, 4, 4, shape[2]))
+    rows = np.arange(shape[0]) * 4 // shape[0]
+    columns = np.arange(shape[1]) * 4 // shape[1]
+    label = random.integers(num_classes, size=examples).astype(np.int32)
+    x = coarse[label][:, rows][:, :, columns] + random.normal(0, 16, (examples, *shape))
+    return _validated(
+      Dataset(
+        f'synthetic {shape[0]}x{shape[1]}x{shape[2]}',
+        np.clip(x, 0, 255).astype(np.uint8),
+        label,
+        256,
+        tuple(str(i) for i in range(num_classes)),
+        note='SYNTHETIC images of the right shape: no result here says anything about real data',
+      )
+    )
+
+  return Source('synthetic', load)
+
+
+def gaussian_mixture(
+  means: np.ndarray, scales: np.ndarray, weights: np.ndarray, examples: int, seed: int = 0
+) -> Source:
+  """Draws from sum_k pi_k N(mu_k, s_k^2 I), whose exact denoiser is `process.analytic.gaussian_mixture`.
+
+  Args:
+    means: [K, d].
+    scales: [K], > 0.
+    weights: [K], positive, summing to one.
+    examples: how many draws.
+    seed: of the draws.
+
+  Raises:
+    ValueError: shapes that do not agree, or weights that do not sum to one.
+  """
+  means, scales, weights = np.asarray(means), np.asarray(scales), np.asarray(weights)
+  checks.integer('examples', examples)
+  if means.ndim != 2 or scales.shape != means.shape[:1] or weights.shape != means.shape[:1]:
+    raise ValueError(
+      f'a mixture needs means [K, d], scales [K], weights [K], got {means.shape}, {scales.shape}, {weights.shape}'
+    )
+  if (weights <= 0).any() or abs(weights.sum() - 1) > 1e-6:
+    raise ValueError(f'weights must be positive and sum to one, got {weights}')
+
+  def load() -> Dataset:
+    random = np.random.default_rng(seed)
+    label = random.choice(len(weights), examples, p=weights).astype(np.int32)
+    x = means[label] + scales[label][:, None] * random.normal(size=(examples, means.shape[1]))
+    names = tuple(f'component {k}' for k in range(len(weights)))
+    return _validated(Dataset('Gaussian mixture', x.astype(np.float32), label, None, names))
+
+  return Source('Gaussian mixture', load)
+
+
+def _read_image(path: pathlib.Path, size: int | None) -> np.ndarray:
+  from PIL import Image, UnidentifiedImageError
+
+  try:
+    with Image.open(path) as image:
+      image = image.convert('L' if image.mode in ('1', 'L', 'I;16', 'I') else 'RGB')
+      if size is not None:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.LANCZOS)
+      pixels = np.asarray(image, np.uint8)
+  except (UnidentifiedImageError, OSError) as error:
+    raise ValueError(f'cannot read image {path}: {error}') from None
+  return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def folder(directory: str, size: int | None = None) -> Source:
+  """A folder of images: one subfolder a class, or images directly in it for unlabelled data.
+
+  Args:
+    directory: path of the folder.
+    size: side in pixels to which every image is center-cropped and resized; None keeps images of one size as they are.
+
+  Raises:
+    ValueError: (on load) no folder, no image, an unreadable image, or images of several shapes.
+  """
+  suffixes = {'.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff'}
+  root = pathlib.Path(directory)
+
+  def load() -> Dataset:
+    if not root.is_dir():
+      raise ValueError(f'no folder of images at {root}')
+    paths = sorted(p for p in root.rglob('*') if p.suffix.lower() in suffixes)
+    if not paths:
+      raise ValueError(f'no image ({", ".join(sorted(suffixes))}) in {root}')
+    owners = [p.relative_to(root).parts[0] if p.parent != root else '' for p in paths]
+    names = sorted(set(owners))
+    if '' in names and len(names) > 1:
+      raise ValueError(
+        f'{root} has images beside class folders, e.g. {paths[owners.index("")].name}'
+      )
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      images = list(pool.map(lambda p: _read_image(p, size), paths))
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+      raise ValueError(f'images of several shapes in {root}: {sorted(shapes)[:4]}; give size=')
+    label = np.array([names.index(owner) for owner in owners], np.int32)
+    classes = () if names == [''] else tuple(names)
+    return _validated(Dataset(root.name, np.stack(images), label, 256, classes))
+
+  return Source(root.name, load)
+
+
+def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Source:
+  """A prepared TensorFlow dataset of labelled images, read without TensorFlow; its test split is the test set.
+
+  Args:
+    name: the official name, e.g. 'mnist'.
+    data_dir: where it was prepared; None for TFDS's own default.
+    size: side in pixels to which images are reduced by averaging equal blocks; None keeps them.
+
+  Raises:
+    ValueError: (on load) an unknown name, or a data set that is not prepared in `data_dir` as array_record.
+  """
+
+  def load() -> Dataset:
+    builder = _prepared_builder(name, data_dir)
+    features = builder.info.features
+    x, label = _decode(builder, 'train')
+    test = _decode(builder, 'test') if 'test' in builder.info.splits else None
+    note = ''
+    if size is not None:
+      x, test = _reduce(x, size), (_reduce(test[0], size), test[1]) if test else None
+      note = f'images reduced to {size}x{size} by averaging blocks'
+    names = tuple(features['label'].names)
+    return _validated(Dataset(name, x, label, 256, names, test, note))
+
+  return Source(name, load)
+
+
+def _prepared_builder(name: str, data_dir: str | None):
+  import tensorflow_datasets
+
+  directory = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  try:
+    builder = tensorflow_datasets.builder(name, data_dir=data_dir)
+  except tensorflow_datasets.core.registered.DatasetNotFoundError:
+    raise ValueError(f'no TFDS data set is called {name!r}') from None
+  if not builder.info.splits:  # TFDS itself would retry a download for minutes: look before reading
+    prepare = (
+      f'python -m diffusion.data.prepare {name} --data_dir={directory}'
+      if name in PREPARABLE
+      else f'tfds build {name} --file_format=array_record --data_dir={directory}'
+    )
+    raise ValueError(
+      f'TFDS data set {name!r} is not prepared in {directory}: set --config.data_dir to where it is, or run '
+      f'`{prepare}`'
+    )
+  form = builder.info.file_format
+  if form is None or form.value != 'array_record':
+    raise ValueError(
+      f'TFDS data set {name!r} in {directory} is stored as {form and form.value}, which needs TensorFlow: prepare it '
+      'again with --file_format=array_record'
+    )
+  return builder
+
+
+def _decode(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
+  """All images and labels of a split, decoded by a few threads (decoding lets go of the interpreter lock)."""
+  import tensorflow_datasets
+  from PIL import Image
+
+  skip = tensorflow_datasets.decode.SkipDecoding()
+  records = builder.as_data_source(split=split, decoders={'image': skip})
+  shape = builder.info.features['image'].shape
+  images = np.empty((len(records), *shape), np.uint8)
+  labels = np.empty(len(records), np.int32)
+
+  def read(start: int) -> None:
+    chunk = range(start, min(start + 1000, len(records)))
+    for i, record in zip(chunk, records.__getitems__(list(chunk)), strict=True):
+      with Image.open(io.BytesIO(record['image'])) as image:
+        images[i] = np.asarray(image).reshape(shape)
+      labels[i] = record['label']
+
+  with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    list(pool.map(read, range(0, len(records), 1000)))
+  return images, labels
+
+
+def _reduce(x: np.ndarray, size: int) -> np.ndarray:
+  n, height, width, channels = x.shape
+  if size < 1 or height % size or width % size:
+    raise ValueError(f"size must divide the images' {height}x{width}, got {size}")
+  blocks = x.reshape(n, size, height // size, size, width // size, channels)
+  return np.rint(blocks.mean((2, 4))).astype(np.uint8)

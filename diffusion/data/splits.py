@@ -1,0 +1,108 @@
+"""Deterministic splits by hashed content: the same images land in the same split on every machine.
+
+Within each class the distinct examples are ranked by a salted hash of their content, and the ranks are cut in
+proportion. Copies of an example hash alike, so they share a split, and adding data moves few examples.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion import checks
+
+
+class Fractions(NamedTuple):
+  """How much of the training data is held out.
+
+  Attributes:
+    validation: share for validation, in [0, 1).
+    test: share for the final test, in [0, 1); used only where the data has no test set of its own.
+    limit: if not 0, keep only so many training examples (of those left after both splits), the first in hash order
+      with the classes in balance.
+    salt: another salt is another split.
+  """
+
+  validation: float = 0.1
+  test: float = 0.1
+  limit: int = 0
+  salt: str = 'diffusion-split-1'
+
+
+class Split(NamedTuple):
+  """Positions of each part in the source's arrays, ascending, and a hash of each part's contents."""
+
+  train: np.ndarray
+  validation: np.ndarray
+  test: np.ndarray
+  hashes: dict[str, str]
+
+
+def content_hashes(x: np.ndarray, salt: str = '') -> np.ndarray:
+  """SHA-256 of (salt, dtype, shape, bytes) of each example, as 32-byte strings [n]."""
+  head = f'{salt}|{x.dtype.str}|{x.shape[1:]}|'.encode()
+  rows = np.ascontiguousarray(x)
+  return np.array([hashlib.sha256(head + row.tobytes()).digest() for row in rows], dtype='S32')
+
+
+def fingerprint(digests: np.ndarray) -> str:
+  """A hash of a set of examples, whatever their order: 16 hexadecimal digits."""
+  return hashlib.sha256(np.sort(digests).tobytes()).hexdigest()[:16]
+
+
+def _rank(digests: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """For each example: the relative rank in [0, 1) and the number of its distinct content within its class."""
+  unique, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+  # Copies that carry different labels still share a split: the first copy's class speaks for all.
+  owner = labels[first]
+  rank = np.empty(unique.size)
+  count = np.empty(unique.size)
+  for label in np.unique(owner):
+    members = np.flatnonzero(owner == label)  # `unique` is sorted: ascending hash within the class
+    rank[members] = np.arange(members.size) / members.size
+    count[members] = np.arange(members.size)
+  return rank[inverse], count[inverse]
+
+
+def make(x: np.ndarray, labels: np.ndarray, fractions: Fractions, official_test: bool) -> Split:
+  """Cuts a training set into train, validation and (unless the data has an official one) test.
+
+  Args:
+    x: the examples as stored [n, ...].
+    labels: [n].
+    fractions: the shares.
+    official_test: the data has a test set of its own, so none is carved.
+
+  Returns:
+    The split; `test` is empty when `official_test`.
+
+  Raises:
+    ValueError: a share out of range, both together leaving nothing to train on, or a part that would be empty.
+  """
+  checks.in_range('validation_fraction', fractions.validation, 0, 1, ends='[)')
+  checks.in_range('test_fraction', fractions.test, 0, 1, ends='[)')
+  checks.integer('train_limit', fractions.limit, 0)
+  test_share = 0.0 if official_test else fractions.test
+  if fractions.validation + test_share >= 1:
+    raise ValueError(
+      f'validation_fraction {fractions.validation} and test_fraction {test_share} leave nothing to train on'
+    )
+  # A salted hash may start with zero bytes, which NumPy's S32 strips only at the end: order and equality hold.
+  digests = content_hashes(x, fractions.salt)
+  rank, count = _rank(digests, labels)
+  in_test = rank < test_share
+  in_validation = ~in_test & (rank < test_share + fractions.validation)
+  train = np.flatnonzero(~in_test & ~in_validation)
+  if fractions.limit:
+    if fractions.limit > train.size:
+      raise ValueError(f'train_limit must be at most {train.size}, got {fractions.limit}')
+    train = np.sort(train[np.lexsort((digests[train], count[train]))][: fractions.limit])
+  parts = {
+    'train': train,
+    'validation': np.flatnonzero(in_validation),
+    'test': np.flatnonzero(in_test),
+  }
+  for name, share in (('train', 1.0), ('validation', fractions.validation), ('test', test_share)):
+    if share and not parts[name].size:
+      raise ValueError(f'the {name} split of {len(x)} examples is empty: give it a larger share')
+  return Split(**parts, hashes={name: fingerprint(digests[index]) for name, index in parts.items()})

@@ -1,0 +1,160 @@
+"""The only file that names devices: what runs on one device elsewhere runs on all of them through here.
+
+A function is written for the rows one device holds; what it needs across devices (the mean of the gradients)
+arrives as an argument. `pmap` is the mechanism, and this is the one place to change it.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import flax.jax_utils
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import checks
+from diffusion.types import CrossMean, Rows
+
+_AXIS = 'devices'
+
+Step = Callable[[Any, Any, Rows, CrossMean], tuple[Any, Any]]
+
+
+def configure(batch_size: int, cpu_devices: int = 0, cache: bool = True) -> None:
+  """Sets JAX up; to be called before its first use.
+
+  On CPU one virtual device a core is faster than one device that owns all cores, as long as the rows divide
+  evenly; the result of a run does not depend on it.
+
+  Args:
+    batch_size: rows of a global batch.
+    cpu_devices: virtual CPU devices; 0 chooses the most, up to the cores and eight, that divide the batch.
+    cache: keep compiled programs in ~/.cache/diffusion, so that a second start skips compilation.
+
+  Raises:
+    ValueError: `cpu_devices` that do not divide the batch.
+  """
+  checks.integer('batch_size', batch_size)
+  checks.integer('cpu_devices', cpu_devices, 0)
+  if cpu_devices and batch_size % cpu_devices:
+    raise ValueError(f'batch_size {batch_size} is not divisible by cpu_devices {cpu_devices}')
+  if not cpu_devices:
+    cores = min(os.cpu_count() or 1, 8)
+    cpu_devices = max(n for n in range(1, cores + 1) if batch_size % n == 0)
+  jax.config.update('jax_num_cpu_devices', cpu_devices)
+  if cache:
+    directory = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.expanduser(
+      '~/.cache/diffusion/compiled'
+    )
+    jax.config.update('jax_compilation_cache_dir', directory)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def check_batch(batch_size: int) -> None:
+  """Raises ValueError unless the batch divides evenly over the devices."""
+  count = jax.device_count()
+  if batch_size % count:
+    raise ValueError(
+      f'batch_size {batch_size} is not divisible by the {count} devices: use a multiple of {count}'
+    )
+
+
+def describe() -> dict[str, Any]:
+  """What the run runs on, for its record."""
+  device = jax.devices()[0]
+  return {
+    'platform': device.platform,
+    'kind': device.device_kind,
+    'devices': jax.device_count(),
+    'processes': jax.process_count(),
+    'host_cpus': os.cpu_count(),
+    'python': sys.version.split()[0],
+  }
+
+
+def replicate(tree: Any) -> Any:
+  """A tree on every device, as the compiled steps return it (so that they compile once, not twice)."""
+  copies = np.zeros(jax.local_device_count(), np.int32)
+  return jax.pmap(lambda t, _: t, axis_name=_AXIS, in_axes=(None, 0))(tree, copies)
+
+
+def first(tree: Any) -> Any:
+  """One device's copy of a replicated tree, still on the device."""
+  return flax.jax_utils.unreplicate(tree)
+
+
+def to_host(tree: Any) -> Any:
+  """A replicated tree as NumPy arrays: waits for it and copies it, once."""
+  return jax.device_get(first(tree))
+
+
+def wait(tree: Any) -> None:
+  """Waits until a tree is computed. Virtual CPU devices deadlock if too many steps are in flight."""
+  jax.block_until_ready(tree)
+
+
+def parallelize(step: Step, batch_size: int, steps_per_dispatch: int = 1) -> Callable:
+  """A training step on all devices.
+
+  Args:
+    step: (state, data, rows, cross_mean) -> (state, metrics), for one device's rows. Gradients and metrics must go
+      through `cross_mean`, so that the state stays equal on all devices.
+    batch_size: rows of the global batch, divisible by the number of devices.
+    steps_per_dispatch: how many steps one call makes.
+
+  Returns:
+    (replicated state, replicated data) -> (replicated state, the last step's replicated metrics). The state's buffers
+    are donated.
+
+  Raises:
+    ValueError: rows that do not divide, or steps below one.
+  """
+  check_batch(batch_size)
+  checks.integer('steps_per_dispatch', steps_per_dispatch)
+  local = batch_size // jax.device_count()
+
+  def cross_mean(tree: Any) -> Any:
+    return jax.lax.pmean(tree, _AXIS)
+
+  def run(state, data):
+    rows = Rows(jax.lax.axis_index(_AXIS) * local + jnp.arange(local), batch_size)
+    if steps_per_dispatch == 1:
+      return step(state, data, rows, cross_mean)
+    shapes = jax.eval_shape(lambda s: step(s, data, rows, cross_mean)[1], state)
+    start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+    def body(_, carry):
+      return step(carry[0], data, rows, cross_mean)
+
+    return jax.lax.fori_loop(0, steps_per_dispatch, body, (state, start))
+
+  return jax.pmap(run, axis_name=_AXIS, donate_argnums=(0,))
+
+
+def over_rows(function: Callable, chunk: int) -> Callable:
+  """A function of rows on all devices, chunk by chunk.
+
+  Args:
+    function: (shared, *arrays [b, ...]) -> tree of arrays [b, ...], row i from row i alone.
+    chunk: rows a device takes at a time; the last chunk is padded with copies of the first row.
+
+  Returns:
+    (replicated shared, *arrays [n, ...]) -> tree of NumPy arrays [n, ...].
+  """
+  checks.integer('chunk', chunk)
+  count = jax.local_device_count()
+  mapped = jax.pmap(function, axis_name=_AXIS)
+
+  def call(shared, *arrays):
+    n = len(arrays[0])
+    size = min(chunk, -(-n // count))
+    whole = -(-n // (size * count)) * size * count
+    index = np.concatenate([np.arange(n), np.zeros(whole - n, np.int64)]).reshape(-1, count, size)
+    parts = [jax.device_get(mapped(shared, *(a[rows] for a in arrays))) for rows in index]
+    return jax.tree.map(
+      lambda *p: np.concatenate([x.reshape(-1, *x.shape[2:]) for x in p])[:n], *parts
+    )
+
+  return call

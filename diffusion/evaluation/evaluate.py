@@ -1,0 +1,36 @@
+"""What the metrics of a finished run are given, and what they return."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion.statistics import Interval
+
+
+class Judged(NamedTuple):
+  """Samples beside the data, all as stored (uint8 levels, or floats).
+
+  Attributes:
+    samples: [m, ...].
+    labels: [m], what was asked for.
+    train, held_out: (x [n, ...], label [n]); held_out is validation and test together.
+    class_names: one a class.
+  """
+
+  samples: np.ndarray
+  labels: np.ndarray
+  train: tuple[np.ndarray, np.ndarray]
+  held_out: tuple[np.ndarray, np.ndarray]
+  class_names: tuple[str, ...]
+
+
+class Finding(NamedTuple):
+  """One number of a report: its name, its value or interval, and what it says in one line."""
+
+  name: str
+  value: float | Interval
+  meaning: str
+
+
+Metric = Callable[[Judged], list[Finding]]

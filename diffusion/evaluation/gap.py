@@ -1,0 +1,121 @@
+"""The paired generalization gap: held-out and training loss on one fixed bank of noise.
+
+The bank fixes log-SNR, not t, so its numbers mean the same under every schedule, and it gives both splits the same
+noise, so their difference is not the noise's.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from diffusion import checks, devices, streams
+from diffusion.data import pipeline
+from diffusion.objectives.losses import eps_loss
+from diffusion.process import gaussian
+from diffusion.types import Array, Conditioning, Diffusion, Model
+
+
+class Bank(NamedTuple):
+  """Noise levels (log-SNR in nats, from clean to noisy) and the draws of eps at each."""
+
+  log_snr: tuple[float, ...]
+  draws: int
+
+
+def bank(high: float = 8.0, low: float = -8.0, levels: int = 8, draws: int = 4) -> Bank:
+  """A bank of `levels` >= 2 log-SNR from `high` to `low` in equal steps, `draws` >= 1 of eps at each."""
+  checks.integer('levels', levels, 2)
+  checks.integer('draws', draws)
+  if not low < high:
+    raise ValueError(f'a bank needs low < high, got low={low!r}, high={high!r}')
+  return Bank(tuple(np.linspace(high, low, levels).tolist()), draws)
+
+
+def bank_losses(
+  diffusion: Diffusion, model: Model, levels: int | None, bank: Bank, chunk: int = 256
+) -> Callable[..., np.ndarray]:
+  """The eps-loss of every example at every level of the bank, without dropout or augmentation.
+
+  Args:
+    diffusion, model: what is judged.
+    levels: of the stored data.
+    bank: noise levels and draws.
+    chunk: examples a device takes at a time.
+
+  Returns:
+    (replicated (parameters, statistics, seed), x as stored [n, ...], label [n], position [n]) -> losses [n, L], the
+    mean over the draws. Row i's noise depends on position[i], the level and the draw.
+  """
+  snr = jnp.asarray(bank.log_snr)
+
+  def losses(shared, x: Array, label: Array, position: Array) -> Array:
+    parameters, statistics, seed = shared
+    path = gaussian.bind(diffusion, parameters.schedule)
+    times = path.time(snr)
+    x = pipeline.normalize(x, levels)
+    conditioning = Conditioning(label, jnp.zeros((x.shape[0], 0), x.dtype))
+    keys = streams.row_keys(streams.stream(seed, 'validation'), position)
+
+    def one(_, i: Array):
+      eps = streams.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape[1:])
+      t = jnp.broadcast_to(times[i // bank.draws], x.shape[:1])
+      marginal = path.marginal(t)
+      z = gaussian.diffuse(x, eps, marginal)
+      inputs, noise = diffusion.parameterization.encode(z, marginal)
+      variables = {'params': parameters.network, **statistics}
+      output, _ = model.apply(variables, inputs, noise, conditioning)
+      prediction = diffusion.parameterization.decode(output, z, marginal)
+      return None, eps_loss(x, eps, prediction, path.log_snr(t))
+
+    _, values = jax.lax.scan(one, None, jnp.arange(len(bank.log_snr) * bank.draws))
+    return values.reshape(len(bank.log_snr), bank.draws, -1).mean(1).T
+
+  return devices.over_rows(losses, chunk)
+
+
+def summarize(
+  train: np.ndarray, validation: np.ndarray, confidence: float = 0.95
+) -> dict[str, float]:
+  """The validation row: means over examples and levels, and the gap with Welch's interval over examples.
+
+  Args:
+    train: losses [n, L] of training examples.
+    validation: losses [m, L] of held-out examples, on the same bank.
+    confidence: of the interval.
+
+  Returns:
+    validation/eps, train/eps, validation/gap (their difference), its gap_low and gap_high, and per level
+    validation/level/i and train/level/i.
+  """
+  a, b = train.mean(1, dtype=np.float64), validation.mean(1, dtype=np.float64)
+  gap = b.mean() - a.mean()
+  row = {'validation/eps': b.mean(), 'train/eps': a.mean(), 'validation/gap': gap}
+  interval = scipy.stats.ttest_ind(b, a, equal_var=False).confidence_interval(confidence)
+  row |= {'validation/gap_low': interval.low, 'validation/gap_high': interval.high}
+  for name, losses in (('validation', validation), ('train', train)):
+    row |= {f'{name}/level/{i}': v for i, v in enumerate(losses.mean(0, dtype=np.float64))}
+  return {name: float(value) for name, value in row.items()}
+
+
+def check_bank(bank: Bank, diffusion: Diffusion, schedule_params: Any) -> None:
+  """Raises ValueError where a level of the bank lies outside the schedule's range."""
+  path = gaussian.bind(diffusion, schedule_params)
+  high, low = float(path.log_snr(jnp.zeros(()))), float(path.log_snr(jnp.ones(())))
+  for level in bank.log_snr:
+    if not low <= level <= high:
+      raise ValueError(
+        f"the validation bank has log-SNR {level:g}, outside the schedule's [{low:.3g}, {high:.3g}]: use a narrower bank"
+      )
+
+
+def per_level(row: Mapping[str, float], bank: Bank) -> list[list[float]]:
+  """Rows (log-SNR, train, validation, gap) of a validation row, for a table."""
+  table = []
+  for i, level in enumerate(bank.log_snr):
+    train, held_out = row[f'train/level/{i}'], row[f'validation/level/{i}']
+    table.append([level, train, held_out, held_out - train])
+  return table

@@ -1,0 +1,144 @@
+"""From a command line to a run: flags, configuration, the workdir, and the three modes.
+
+An experiment file ends in `launch.run(build, Config(), SMOKE)`. Nothing below this file sees a configuration.
+"""
+
+import dataclasses
+import difflib
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from diffusion import devices, provenance, runs
+from diffusion.runs import load
+from diffusion.training.assembly import Experiment, Sampling
+
+__all__ = ['Experiment', 'Sampling', 'load', 'run']
+
+_MODES = ('train', 'sample', 'evaluate')
+
+
+def _define_flags() -> None:
+  flags.DEFINE_string('workdir', None, 'Folder of the run; a second start on it resumes.')
+  flags.DEFINE_enum(
+    'mode', 'train', _MODES, 'train; or sample or evaluate from the best checkpoint.'
+  )
+  flags.DEFINE_boolean('smoke', False, 'Start from the small configuration: seconds, no download.')
+  flags.DEFINE_integer(
+    'seed', None, 'Seed of training; with --mode=sample or evaluate, of the sampler.'
+  )
+  flags.DEFINE_integer('extend', 0, 'Train so many steps past the end of a finished run.')
+  flags.DEFINE_boolean(
+    'dry_run', False, 'Print the configuration, model, arithmetic and splits, and leave.'
+  )
+  flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on CPU; 0 chooses.')
+  flags.DEFINE_integer('steps_per_dispatch', 1, 'Training steps in one call of the device.')
+  flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error.')
+
+
+def _wants_smoke(argv: Sequence[str]) -> bool:
+  """Whether --smoke is given: looked up before parsing, because it decides what --config.x=y changes."""
+  wants = False
+  for argument in argv:
+    name, _, value = argument.lstrip('-').partition('=')
+    if argument.startswith('-') and name in ('smoke', 'nosmoke'):
+      wants = name == 'smoke' and value.lower() not in ('false', '0', 'f', 'no')
+  return wants
+
+
+def _check_keys(argv: Sequence[str], config: Any) -> None:
+  """Raises ValueError for a --config key that does not exist, with the nearest one."""
+  names = [field.name for field in dataclasses.fields(config)]
+  for argument in argv:
+    if not argument.startswith(('--config', '-config')):
+      continue
+    key = argument.lstrip('-').partition('=')[0].removeprefix('config').removeprefix('.')
+    if key not in names:
+      near = difflib.get_close_matches(key, names, 1, 0.0)
+      raise ValueError(
+        f'unknown configuration key --config.{key}: the nearest is --config.{near[0]} (all: {", ".join(names)})'
+      )
+
+
+def _fail(message: str) -> None:
+  print(f'error: {message}', file=sys.stderr, flush=True)
+  raise SystemExit(2)
+
+
+def run(build: Callable[[Any], Experiment], config: Any, smoke: Any) -> None:
+  """Runs an experiment file as a program; leaves with status 0, 2 for bad input, 128 + n for signal n.
+
+  Args:
+    build: configuration -> Experiment; pure.
+    config: the dataclass of numbers.
+    smoke: another instance of it, for --smoke.
+  """
+  argv = sys.argv
+  small = _wants_smoke(argv)
+  base = smoke if small else config
+  try:
+    _check_keys(argv[1:], base)
+  except ValueError as error:
+    _fail(str(error))
+  _define_flags()
+  holder = config_flags.DEFINE_config_dataclass('config', base)
+
+  def main(arguments: Sequence[str]) -> None:
+    if len(arguments) > 1:
+      _fail(
+        f'unexpected argument {arguments[1]!r}: every setting is a --flag or a --config.key=value'
+      )
+    overrides = config_flags.get_override_values(flags.FLAGS['config'])
+    try:
+      status = _main(build, holder.value, base, overrides, small)
+    except (ValueError, OSError) as error:
+      if flags.FLAGS.debug:
+        raise
+      _fail(_one_line(error))
+    raise SystemExit(status)
+
+  app.run(main)
+
+
+def _one_line(error: Exception) -> str:
+  text = ' '.join(str(error).split())
+  return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
+
+
+def _main(
+  build: Callable[[Any], Experiment], config: Any, base: Any, overrides: dict[str, Any], small: bool
+) -> int:
+  f = flags.FLAGS
+  if not f.workdir and not f.dry_run:
+    raise ValueError('--workdir is missing: name a folder for the run, e.g. --workdir=runs/first')
+  workdir = pathlib.Path(f.workdir).absolute() if f.workdir else None
+  if f.extend < 0:
+    raise ValueError(f'--extend must be a number of steps >= 0, got {f.extend}')
+  if f.mode == 'train':
+    if f.seed is not None:
+      config = dataclasses.replace(config, seed=f.seed)
+  else:
+    # A finished run is judged as it was configured; only what the command line names is different.
+    recorded = runs.read_record(workdir)
+    config = provenance.config_from_json(base, recorded['config'])
+    config = dataclasses.replace(config, **overrides)
+  devices.configure(config.batch_size, f.cpu_devices)
+  setting = runs.Setting(
+    build=build,
+    config=config,
+    workdir=workdir,
+    steps_per_dispatch=f.steps_per_dispatch,
+    extend=f.extend,
+    smoke=small,
+    source=pathlib.Path(sys.modules['__main__'].__file__),
+  )
+  if f.dry_run:
+    print(runs.describe(setting))
+    return 0
+  if f.mode == 'train':
+    return runs.train(setting)
+  return runs.judge(setting, f.mode, 0 if f.seed is None else f.seed)

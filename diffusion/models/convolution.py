@@ -1,0 +1,120 @@
+"""The one convolution of the codebase: its gradients are plain convolutions too.
+
+XLA for CPU runs the gradient of a convolution many times slower inside a loop than outside it, which several steps
+per dispatch and gradient accumulation would meet. Here both gradients are written as ordinary stride-1 NHWC
+convolutions, which are fast everywhere. Nothing is lost outside of loops; a jvp is, so likelihoods ask for
+`plain`.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from diffusion.types import Array
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+
+
+def _convolve(x: Array, kernel: Array, padding: Padding) -> Array:
+  return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
+
+
+def _canonical(padding: Padding):
+  @jax.custom_vjp
+  def convolve(x: Array, kernel: Array) -> Array:
+    return _convolve(x, kernel, padding)
+
+  def forward(x, kernel):
+    return convolve(x, kernel), (x, kernel)
+
+  def backward(residuals, g):
+    x, kernel = residuals
+    # dx: g convolved with the kernel turned by half a turn, in and out exchanged.
+    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    rest = tuple((k - 1 - a, k - 1 - b) for k, (a, b) in zip(kernel.shape, padding, strict=False))
+    dx = _convolve(g, turned, rest)
+    # dw: x with channels as its batch, convolved with g as a kernel of the images' own size.
+    dw = _convolve(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), padding)
+    return dx, dw.transpose(1, 2, 0, 3)
+
+  convolve.defvjp(forward, backward)
+  return convolve
+
+
+def _halved(x: Array, kernel: Array, padding: Padding) -> tuple[Array, Array]:
+  """A stride-2 convolution as a stride-1 one on 2x2 blocks: pads, then moves each block into channels."""
+  taps = kernel.shape[:2]
+  size = tuple(k + k % 2 for k in taps)  # an even kernel, the new taps zero
+  kernel = jnp.pad(kernel, [*((0, s - k) for s, k in zip(size, taps, strict=True)), (0, 0), (0, 0)])
+  sides = []
+  for axis, (before, after) in enumerate(padding):
+    length = x.shape[1 + axis]
+    out = (length + before + after - taps[axis]) // 2 + 1
+    # Up to the (even) end of the last window: what lies beyond it is never looked at.
+    sides.append((before, 2 * (out - 1) + size[axis] - length - before))
+  x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((a, b, 0) for a, b in sides), (0, 0, 0)])
+  b, h, w, c = x.shape
+  x = (
+    x.reshape(b, h // 2, 2, w // 2, 2, c)
+    .transpose(0, 1, 3, 2, 4, 5)
+    .reshape(b, h // 2, w // 2, 4 * c)
+  )
+  kh, kw, _, o = kernel.shape
+  kernel = kernel.reshape(kh // 2, 2, kw // 2, 2, c, o).transpose(0, 2, 1, 3, 4, 5)
+  return x, kernel.reshape(kh // 2, kw // 2, 4 * c, o)
+
+
+def canonical(
+  x: Array, kernel: Array, window_strides: Sequence[int], padding: Padding, **unused
+) -> Array:
+  """Convolution x[B, H, W, C] * kernel[h, w, C, O] with strides of 1 or 2 and canonical gradients.
+
+  The signature is that of `lax.conv_general_dilated`, so that `nn.Conv(conv_general_dilated=canonical)` takes it.
+
+  Raises:
+    ValueError: strides other than 1 or 2, which nothing here uses.
+  """
+  padding = tuple((int(a), int(b)) for a, b in padding)
+  if tuple(window_strides) == (2, 2):
+    x, kernel = _halved(x, kernel, padding)
+    padding = ((0, 0), (0, 0))
+  elif tuple(window_strides) != (1, 1):
+    raise ValueError(f'window_strides must be (1, 1) or (2, 2), got {tuple(window_strides)}')
+  return _canonical(padding)(x, kernel)
+
+
+def plain(x: Array, kernel: Array, window_strides: Sequence[int], padding, **rest) -> Array:
+  """`lax.conv_general_dilated` itself: the same numbers, with a jvp."""
+  return lax.conv_general_dilated(x, kernel, window_strides, padding, **rest)
+
+
+def conv(
+  features: int,
+  *,
+  stride: int = 1,
+  zero: bool = False,
+  forward_mode: bool = False,
+  name: str | None = None,
+) -> nn.Conv:
+  """A 3x3 `nn.Conv` through the canonical convolution.
+
+  Args:
+    features: output channels.
+    stride: 1, or 2 with DDPM's padding (nothing before, one after).
+    zero: start at zero, for the last convolution of a block or a network.
+    forward_mode: use the plain convolution, which has a jvp.
+    name: the Linen name.
+  """
+  return nn.Conv(
+    features,
+    (3, 3),
+    strides=(stride, stride),
+    padding=((1, 1), (1, 1)) if stride == 1 else ((0, 1), (0, 1)),
+    kernel_init=nn.initializers.zeros if zero else nn.initializers.lecun_normal(),
+    conv_general_dilated=plain if forward_mode else canonical,
+    name=name,
+  )

@@ -1,0 +1,51 @@
+"""Embeddings of what the network is told: the noise level and the label."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffusion.types import Array
+
+
+def fourier(noise: Array, features: int, low: float = 1 / 16, high: float = 16.0) -> Array:
+  """cos and sin of 2 pi f c at frequencies f spaced geometrically from `low` to `high`.
+
+  The finest period, 1 / high in c = log(sigma / alpha) / 4, is half a nat of log-SNR: features smoother than
+  DDPM's, whose fastest ones are noise for a continuous time.
+
+  Args:
+    noise: c_noise [B].
+    features: even number of features.
+
+  Returns:
+    [B, features].
+
+  Source: Vaswani et al. (2017), section 3.5, with the range of frequencies fitted to c_noise.
+  """
+  if features % 2:
+    raise ValueError(f'features must be even, got {features}')
+  frequencies = jnp.geomspace(low, high, features // 2)
+  angle = 2 * jnp.pi * noise[:, None] * frequencies
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class ConditioningEmbedding(nn.Module):
+  """An MLP of the noise level's features, plus a learned vector a class (the last one is the null class).
+
+  Attributes:
+    features: width of the result.
+    num_classes: classes without the null one; 0 for an unconditional network.
+
+  Source: Ho et al. (2020), appendix B, for the noise; Ho & Salimans (2022) for the null class.
+  """
+
+  features: int
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, noise: Array, label: Array) -> Array:
+    """Embeds c_noise [B] and labels int [B] into [B, features]."""
+    hidden = nn.Dense(self.features)(fourier(noise, self.features // 4))
+    embedding = nn.Dense(self.features)(nn.silu(hidden))
+    if self.num_classes:
+      embedding += nn.Embed(self.num_classes + 1, self.features)(label)
+    return nn.silu(embedding)

@@ -1,0 +1,60 @@
+"""A model's table of parameters and its arithmetic."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def parameter_rows(params: Any, depth: int = 1) -> list[tuple[str, int, float]]:
+  """(module, number of parameters, their root mean square) for each module down to `depth` levels."""
+  totals: dict[str, list] = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    names = [str(getattr(entry, 'key', getattr(entry, 'name', entry))) for entry in path]
+    total = totals.setdefault('/'.join(names[:depth]), [0, 0.0])
+    total[0] += leaf.size
+    total[1] += float(np.square(np.asarray(leaf, np.float64)).sum())
+  return [(name, size, math.sqrt(square / size)) for name, (size, square) in totals.items()]
+
+
+def _dot(equation) -> int:
+  left, right = (variable.aval.shape for variable in equation.invars[:2])
+  (_, contracted), (_, batch) = equation.params['dimension_numbers']
+  free = math.prod(
+    size for axis, size in enumerate(right) if axis not in contracted and axis not in batch
+  )
+  return 2 * math.prod(left) * free
+
+
+def _convolution(equation) -> int:
+  kernel = equation.invars[1].aval.shape
+  out_features = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
+  return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
+
+
+def _count(jaxpr) -> int:
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'dot_general':
+      total += _dot(equation)
+    elif equation.primitive.name == 'conv_general_dilated':
+      total += _convolution(equation)
+    repeats = equation.params['length'] if equation.primitive.name == 'scan' else 1
+    for value in equation.params.values():
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        total += repeats * _count(inner)
+  return total
+
+
+def flops(function, *arguments) -> int:
+  """Floating-point operations of all matrix products and convolutions in one call (a multiply-add is two).
+
+  Counted on the traced program, since XLA's own count leaves some out. A `while` counts as one pass.
+
+  Args:
+    function: any traceable function.
+    *arguments: arrays or shapes.
+  """
+  return _count(jax.make_jaxpr(function)(*arguments).jaxpr)

@@ -1,0 +1,103 @@
+"""What the pictures share: figures without global state, their look, a canvas of whole pixels."""
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+Path = str | os.PathLike[str]
+
+DPI = 100
+MARGIN = 14
+INK = '#222222'
+FAINT = '#8a8a8a'
+ACCENT = '#c8372d'
+BLUE = '#2563a8'
+ORANGE = '#d97706'
+
+
+def new_figure(width: float, height: float) -> Any:
+  """A white figure of width x height inches that no global state knows of."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), dpi=DPI, facecolor='white', layout='constrained')
+  FigureCanvasAgg(figure)
+  figure.get_layout_engine().set(w_pad=0.09, h_pad=0.09)
+  return figure
+
+
+def style_axes(axes: Any) -> None:
+  """The look of every plot here: no box, a faint grid, small dark text."""
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.spines[['left', 'bottom']].set_color(FAINT)
+  axes.grid(True, which='major', color='#e6e6e6', linewidth=0.7)
+  axes.set_axisbelow(True)
+  axes.tick_params(colors=INK, labelsize=8.5, length=3, color=FAINT)
+  axes.tick_params(which='minor', length=1.5, color=FAINT)
+  for label in (axes.xaxis.label, axes.yaxis.label):
+    label.set(size=9.5, color=INK)
+
+
+def save_figure(figure: Any, path: Path, title: str = '') -> pathlib.Path:
+  """Writes a figure, its folder made where it is missing, and returns the path."""
+  path = pathlib.Path(path)
+  if title:
+    figure.suptitle(title, fontsize=12, color=INK)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=1.5 * DPI)
+  return path
+
+
+class Canvas:
+  """A figure addressed in whole pixels from the picture's upper left corner."""
+
+  def __init__(self, size: tuple[int, int], title: str, top: int = 0):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    width, height = size
+    title_size = 12
+    title_width = int(text_width(title, title_size))
+    header = (line_height(title_size) + 2 if title else 0) + top
+    self.width = max(width, title_width) + 2 * MARGIN
+    self.height = height + header + 2 * MARGIN
+    self.left = (self.width - width) // 2
+    self.top = MARGIN + header
+    inches = (self.width / DPI, self.height / DPI)
+    self.figure = Figure(figsize=inches, dpi=DPI, facecolor='white')
+    FigureCanvasAgg(self.figure)
+    if title:
+      self.figure.text(
+        0.5, 1 - MARGIN / self.height, title, size=title_size, ha='center', va='top', color=INK
+      )
+
+  def draw(self, x: int, y: int, tile: np.ndarray) -> None:
+    """Puts uint8 [h, w, 3], pixel on pixel, with its upper left corner at (x, y)."""
+    bottom = self.height - (self.top + y + tile.shape[0])
+    self.figure.figimage(tile, xo=self.left + x, yo=bottom, origin='upper')
+
+  def write(
+    self, x: float, y: float, text: str, *, size: float = 8.5, color: str = INK, align: str = 'left'
+  ) -> None:
+    """Writes text with its baseline at (x, y)."""
+    place = ((self.left + x) / self.width, 1 - (self.top + y) / self.height)
+    self.figure.text(*place, text, size=size, color=color, ha=align, va='baseline')
+
+  def save(self, path: Path) -> pathlib.Path:
+    """Writes the picture, its folder made where it is missing, and returns the path."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self.figure.savefig(path, dpi=DPI)
+    return path
+
+
+def text_width(text: str, size: float) -> float:
+  """Pixels of the text in the default font, on the generous side of 0.62 em a letter."""
+  return 0.62 * size * DPI / 72 * len(text)
+
+
+def line_height(size: float) -> int:
+  """Pixels from one line of text to the next."""
+  return round(1.5 * size * DPI / 72)

@@ -1,0 +1,105 @@
+"""Values as JSON text without loss, and files replaced whole or not at all.
+
+JSON has no non-finite numbers: they are written as the strings "nan", "inf", "-inf" and read back
+as numbers, so that text which reads as one of them is refused.
+"""
+
+import contextlib
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
+
+
+def plain(value: Any) -> Any:
+  """The value in Python's own types: arrays and their scalars become lists and numbers.
+
+  Args:
+    value: mappings with text keys, sequences, arrays, text, numbers, booleans, None.
+
+  Returns:
+    The same as dict, list, str, float, int, bool, None.
+
+  Raises:
+    TypeError: for anything else, quoting it.
+  """
+  if value is None or type(value) in (str, float, int, bool):
+    return value
+  if isinstance(value, Mapping):
+    for key in value:
+      if not isinstance(key, str):
+        raise TypeError(f'JSON keys must be text, got {key!r}')
+    return {key: plain(one) for key, one in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(one) for one in value]
+  if hasattr(value, 'tolist'):
+    return plain(value.tolist())
+  raise TypeError(f'JSON cannot hold {value!r} of type {type(value).__name__}')
+
+
+def encode(value: Any) -> Any:
+  """A `plain` value as JSON can hold it: non-finite numbers become text.
+
+  Args:
+    value: what `plain` returns.
+
+  Returns:
+    The value for `json.dumps(..., allow_nan=False)`.
+
+  Raises:
+    ValueError: for text that `decode` would take for a non-finite number.
+  """
+  if isinstance(value, dict):
+    return {key: encode(one) for key, one in value.items()}
+  if isinstance(value, list):
+    return [encode(one) for one in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return f'{value:g}'
+  if isinstance(value, str) and value in NON_FINITE:
+    raise ValueError(f'the text {value!r} is kept for a number that is not finite')
+  return value
+
+
+def decode(value: Any) -> Any:
+  """The inverse of `encode`."""
+  if isinstance(value, dict):
+    return {key: decode(one) for key, one in value.items()}
+  if isinstance(value, list):
+    return [decode(one) for one in value]
+  if isinstance(value, str) and value in NON_FINITE:
+    return NON_FINITE[value]
+  return value
+
+
+def replace(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file whole or not at all: temporary file beside it, fsync, `os.replace`.
+
+  Args:
+    path: the file, in an existing folder.
+    content: its new bytes.
+
+  Raises:
+    OSError: where it cannot be written; the old file is then as it was.
+  """
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    with temporary.open('wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+  """Within the block, an `OSError` names `path`, whatever helper file or call it came from."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(error.errno, f'cannot write: {error.strerror}', str(path)) from error

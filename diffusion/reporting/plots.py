@@ -1,0 +1,202 @@
+"""Pictures of a run: grids of samples, strips of nearest neighbors, scatter plots, curves.
+
+Images are drawn pixel by pixel, enlarged by a whole factor and never resampled, so that an 8x8
+digit is as sharp as it is.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffusion.reporting.drawing import (
+  ACCENT,
+  BLUE,
+  FAINT,
+  INK,
+  Canvas,
+  Path,
+  line_height,
+  new_figure,
+  save_figure,
+  style_axes,
+  text_width,
+)
+from diffusion.reporting.history import curves
+
+__all__ = ['curves', 'image_grid', 'memorization_strip', 'vector_scatter']
+
+TILE_WIDTH = 72  # pixels an image is enlarged to, at least
+
+
+def image_grid(
+  images: np.ndarray, titles: Sequence[str], path: Path, *, title: str = '', gap: int = 4
+) -> pathlib.Path:
+  """A grid of images, one class a column, its name above.
+
+  Args:
+    images: uint8 [rows, columns, H, W, C], C in {1, 3}.
+    titles: the columns' names, as many as columns.
+    path: the picture's file, as a rule a .png; its folder is created.
+    title: title of the whole.
+    gap: pixels between two images, >= 0.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: for images of another shape or type, or a wrong number of titles.
+    OSError: where the file cannot be written.
+  """
+  images = _checked_images('images', images, ndim=5)
+  if len(titles) != images.shape[1]:
+    raise ValueError(f'titles must name {images.shape[1]} columns, got {list(titles)!r}')
+  tiles = _enlarged(images)
+  height, width = tiles.shape[2:4]
+  text_size = _fitting_size(titles, width + gap)
+  canvas = Canvas(
+    (images.shape[1] * (width + gap) - gap, images.shape[0] * (height + gap) - gap),
+    title,
+    top=line_height(text_size) if any(titles) else 0,
+  )
+  for column, name in enumerate(titles):
+    left = column * (width + gap)
+    canvas.write(left + width / 2, -6, name, size=text_size, align='center')
+    for row in range(images.shape[0]):
+      canvas.draw(left, row * (height + gap), tiles[row, column])
+  return canvas.save(path)
+
+
+def memorization_strip(
+  samples: np.ndarray,
+  neighbors: np.ndarray,
+  ratios: np.ndarray,
+  path: Path,
+  *,
+  title: str = '',
+  threshold: float = 1 / 3,
+  columns: int = 12,
+) -> pathlib.Path:
+  """Each sample above its nearest training image, the likeliest copies first.
+
+  Args:
+    samples: uint8 [N, H, W, C], C in {1, 3}.
+    neighbors: uint8, of the samples' shape: the nearest training image of each.
+    ratios: [N], distance to the nearest over distance to the second nearest, in [0, 1].
+    path: the picture's file; its folder is created.
+    title: title of the whole.
+    threshold: ratios below it are set in the color of a copy.
+    columns: samples in a row, >= 1.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: for arrays of another shape or type, or a ratio that is not a number.
+    OSError: where the file cannot be written.
+
+  Source: the ratio and its threshold 1/3, Yoon et al. (2023) and Gu et al. (2023).
+  """
+  samples = _checked_images('samples', samples, ndim=4)
+  neighbors = _checked_images('neighbors', neighbors, ndim=4)
+  ratios = np.asarray(ratios, np.float64)
+  if samples.shape != neighbors.shape:
+    raise ValueError(f'neighbors must have shape {samples.shape}, got {neighbors.shape}')
+  if ratios.shape != samples.shape[:1] or np.any(np.isnan(ratios)):
+    raise ValueError(f'ratios must be {samples.shape[0]} numbers, got {ratios!r}')
+  if columns < 1:
+    raise ValueError(f'columns must be at least 1, got {columns!r}')
+  order = np.argsort(ratios, kind='stable')
+  pairs = _enlarged(np.stack([samples[order], neighbors[order]], axis=1))
+  height, width = pairs.shape[2:4]
+  gap, caption, left_text = 4, 22, 62
+  block = 2 * height + gap + caption + 8
+  columns = min(columns, len(order))
+  blocks = -(-len(order) // columns)
+  size = (left_text + columns * (width + gap) - gap, blocks * block - 8)
+  canvas = Canvas(size, title)
+  for place, (index, pair) in enumerate(zip(order, pairs, strict=True)):
+    row, column = divmod(place, columns)
+    left, top = left_text + column * (width + gap), row * block
+    canvas.draw(left, top, pair[0])
+    canvas.draw(left, top + height + gap, pair[1])
+    color = ACCENT if ratios[index] < threshold else INK
+    middle, bottom = left + width / 2, top + 2 * height + gap + caption - 5
+    canvas.write(middle, bottom, f'{ratios[index]:.2f}', color=color, align='center')
+    if column == 0:
+      for name, base in (('sample', height / 2), ('nearest', 1.5 * height + gap)):
+        canvas.write(left_text - 8, top + base + 4, name, align='right')
+      canvas.write(left_text - 8, bottom, 'ratio', color=FAINT, align='right')
+  return canvas.save(path)
+
+
+def vector_scatter(
+  samples: np.ndarray, reference: np.ndarray, path: Path, *, title: str = ''
+) -> pathlib.Path:
+  """The first two coordinates of samples over those of reference data.
+
+  Args:
+    samples: [M, d], d >= 2; points that are not finite are left out and counted in the legend.
+    reference: [N, d].
+    path: the picture's file; its folder is created.
+    title: title of the whole.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: for arrays of another shape.
+    OSError: where the file cannot be written.
+  """
+  samples, reference = np.asarray(samples), np.asarray(reference)
+  for name, points in (('samples', samples), ('reference', reference)):
+    if points.ndim != 2 or points.shape[1] < 2 or points.shape[1] != samples.shape[-1]:
+      raise ValueError(f'{name} must be [N, d] with one d >= 2 for both, got {points.shape}')
+  figure = new_figure(5.6, 5.2)
+  axes = figure.add_subplot()
+  looks = (('data', reference, '#8d969f', 0.45), ('samples', samples, BLUE, 0.8))
+  crowd = max(len(samples), len(reference), 1)
+  size = float(np.clip(16000 / crowd, 5, 30))
+  for name, points, color, alpha in looks:
+    finite = points[np.all(np.isfinite(points[:, :2]), axis=1)]
+    lost = len(points) - len(finite)
+    label = f'{name} ({len(points)})' + (f', {lost} not finite' if lost else '')
+    axes.scatter(
+      *finite[:, :2].T,
+      s=size,
+      color=color,
+      alpha=alpha,
+      linewidths=0,
+      label=label,
+    )
+  axes.set_aspect('equal', adjustable='datalim')
+  axes.set_xlabel('coordinate 1')
+  axes.set_ylabel('coordinate 2')
+  style_axes(axes)
+  for handle in axes.legend(frameon=False, loc='best', fontsize=9).legend_handles:
+    handle.set_alpha(1.0)
+    handle.set_sizes([24])
+  return save_figure(figure, path, title)
+
+
+def _checked_images(name: str, images: np.ndarray, ndim: int) -> np.ndarray:
+  images = np.asarray(images)
+  layout = '[rows, columns, H, W, C]' if ndim == 5 else '[N, H, W, C]'
+  if images.dtype != np.uint8:
+    raise ValueError(f'{name} must be uint8, got {images.dtype}')
+  if images.ndim != ndim or images.shape[-1] not in (1, 3) or 0 in images.shape:
+    raise ValueError(f'{name} must be {layout} with C of 1 or 3, got shape {images.shape}')
+  return images
+
+
+def _enlarged(images: np.ndarray) -> np.ndarray:
+  """RGB, each pixel a square: the least whole factor that makes an image TILE_WIDTH wide."""
+  factor = -(-TILE_WIDTH // images.shape[-2])
+  images = images.repeat(factor, axis=-3).repeat(factor, axis=-2)
+  return images if images.shape[-1] == 3 else images.repeat(3, axis=-1)
+
+
+def _fitting_size(texts: Sequence[str], width: float) -> float:
+  """Points at which every text is at most `width` pixels wide, in [6, 10]."""
+  widest = max((text_width(text, 1.0) for text in texts), default=0.0)
+  return float(np.clip(width / widest if widest else 10, 6, 10))

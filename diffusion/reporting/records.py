@@ -1,0 +1,295 @@
+"""A run's written record: rows of metrics as they come, and JSON documents.
+
+A `Sink` takes one row of metrics at a time. Sinks are independent of each other and `chain` makes
+one of several:
+
+    sink = chain(json_lines(path, step), tensorboard(folder, step), progress(total, step))
+    sink.write({'step': 100, 'loss': 0.21}, {'images_per_second': 812.0})
+    sink.close()
+
+A row holds what the seed determines; everything that depends on the clock goes to `timing`, apart,
+so that the records of two equal runs are equal. Non-finite numbers, which JSON does not have, are
+written as the strings "nan", "inf", "-inf" and read back as numbers.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TextIO
+
+from diffusion.reporting import encoding
+
+Scalar = float | int | str | None
+Path = str | os.PathLike[str]
+
+ROW_START = b'{"step": '
+SHOWN = ('loss', 'validation/eps')
+
+
+class Sink(NamedTuple):
+  """A receiver of rows of metrics: `write(row, timing)` for each, `close()` at the end."""
+
+  write: Callable[[Mapping[str, Scalar], Mapping[str, Scalar]], None]
+  close: Callable[[], None]
+
+
+def json_lines(path: Path, start_step: int = 0) -> Sink:
+  """A file with one JSON object per row: `step` first, the metrics by name, `timing` last.
+
+  Floats are written exactly (`repr`). Each row is handed to the operating system before `write`
+  returns. Opening an existing file resumes it: rows beyond `start_step` and a last row torn by a
+  kill are removed, atomically, and all others keep their bytes.
+
+  Args:
+    path: the file; its folder is created.
+    start_step: the step training starts from, >= 0; 0 for a fresh run.
+
+  Returns:
+    The sink. A row needs an integer `step`; its other values are numbers, text, or None.
+
+  Raises:
+    ValueError: for a negative start_step, or a file that holds something other than such rows.
+    OSError: where the file cannot be written, naming it.
+  """
+  path = pathlib.Path(path)
+  if start_step < 0:
+    raise ValueError(f'start_step must be at least 0, got {start_step!r}')
+  with encoding.naming(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+      _keep_until(path, start_step)
+    file = path.open('ab')
+
+  def write(row: Mapping[str, Scalar], timing: Mapping[str, Scalar]) -> None:
+    content = encoding.encode(_ordered(row, timing))
+    line = json.dumps(content, ensure_ascii=False, allow_nan=False) + '\n'
+    with encoding.naming(path):
+      file.write(line.encode())
+      file.flush()
+
+  return Sink(write, file.close)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+  """The rows of a `json_lines` file, a row torn by a kill (or being written) left out.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The rows in the file's order, non-finite numbers as floats.
+
+  Raises:
+    ValueError: for a line that is no row, naming file and line.
+    OSError: where the file cannot be read.
+  """
+  return [encoding.decode(row) for _, row in _parsed(pathlib.Path(path))]
+
+
+def tensorboard(directory: Path, start_step: int = 0) -> Sink:
+  """TensorBoard event files: every number of a row under its key, of timing under `timing/`.
+
+  Non-finite numbers are written as they are; text and None are left out. A resumed run hides the
+  events beyond `start_step`. Rows reach the disk within ten seconds: a kill can lose the last ones
+  here, not in `json_lines`.
+
+  Args:
+    directory: folder of the event files; it is created.
+    start_step: the step training starts from, >= 0.
+
+  Returns:
+    The sink.
+
+  Raises:
+    OSError: where the folder cannot be written, naming it.
+  """
+  import tensorboardX
+
+  directory = pathlib.Path(directory)
+  with encoding.naming(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+    writer = tensorboardX.SummaryWriter(
+      str(directory),
+      purge_step=start_step + 1,
+      flush_secs=10,
+      # Names go by the second: without more a quick restart would overwrite its own events.
+      filename_suffix=f'.{time.time_ns()}',
+    )
+
+  def write(row: Mapping[str, Scalar], timing: Mapping[str, Scalar]) -> None:
+    line = _ordered(row, timing)
+    step = line.pop('step')
+    clock = {f'timing/{key}': value for key, value in line.pop('timing').items()}
+    for key, value in (line | clock).items():
+      if isinstance(value, int | float):
+        writer.add_scalar(key, value, step)
+
+  return Sink(write, writer.close)
+
+
+def progress(
+  total_steps: int,
+  start_step: int = 0,
+  stream: TextIO | None = None,
+  batch_size: int | None = None,
+) -> Sink:
+  """Where the run stands: a live bar on a terminal, one line per row elsewhere.
+
+  Shown are the step, the latest of `loss` and `validation/eps`, images per second (the timing's
+  `images_per_second`, else counted from `batch_size`), and the time to go.
+
+  Args:
+    total_steps: the run's last step, >= 1.
+    start_step: the step training starts from, >= 0.
+    stream: where to write; standard error by default.
+    batch_size: images per step, for counting where the timing does not say.
+
+  Returns:
+    The sink.
+  """
+  import tqdm
+
+  stream = sys.stderr if stream is None else stream
+  live = stream.isatty()
+  bar = tqdm.tqdm(
+    total=total_steps,
+    initial=start_step,
+    file=stream,
+    unit=' steps',
+    dynamic_ncols=True,
+    disable=not live,
+  )
+  begin = time.monotonic()
+  shown: dict[str, str] = {}
+
+  def write(row: Mapping[str, Scalar], timing: Mapping[str, Scalar]) -> None:
+    step = int(row['step'])
+    rate = (step - start_step) / max(time.monotonic() - begin, 1e-9)
+    shown.update({key: _short(row[key]) for key in SHOWN if key in row})
+    if 'images_per_second' in timing:
+      shown['images/s'] = _short(timing['images_per_second'])
+    elif batch_size is not None and rate > 0:
+      shown['images/s'] = _short(rate * batch_size)
+    if live:
+      bar.set_postfix(shown, refresh=False)
+      bar.update(step - bar.n)
+      bar.refresh()
+    else:
+      left = tqdm.tqdm.format_interval((total_steps - step) / rate) if rate > 0 else '?'
+      fields = ''.join(f'  {key} {value}' for key, value in shown.items())
+      print(f'step {step}/{total_steps}{fields}  left {left}', file=stream, flush=True)
+
+  return Sink(write, bar.close)
+
+
+def chain(*sinks: Sink) -> Sink:
+  """One sink of several.
+
+  Args:
+    *sinks: each gets every row, in this order; all are closed even where closing one fails.
+
+  Returns:
+    The sink.
+  """
+
+  def write(row: Mapping[str, Scalar], timing: Mapping[str, Scalar]) -> None:
+    for sink in sinks:
+      sink.write(row, timing)
+
+  def close() -> None:
+    with contextlib.ExitStack() as stack:
+      for sink in sinks:
+        stack.callback(sink.close)
+
+  return Sink(write, close)
+
+
+def write_json(path: Path, data: Any) -> None:
+  """Writes a JSON document whole or not at all (temporary file, fsync, replace).
+
+  Args:
+    path: the file; its folder is created.
+    data: mappings with text keys, sequences, arrays, text, numbers, booleans, None.
+
+  Raises:
+    TypeError: for a value JSON cannot hold.
+    ValueError: for text that reads as a non-finite number ("nan", "inf", "-inf").
+    OSError: where the file cannot be written, naming it.
+  """
+  path = pathlib.Path(path)
+  content = encoding.encode(encoding.plain(data))
+  text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2)
+  with encoding.naming(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoding.replace(path, text.encode() + b'\n')
+
+
+def read_json(path: Path) -> Any:
+  """The document that `write_json` wrote.
+
+  Args:
+    path: the file.
+
+  Returns:
+    Its content, arrays and tuples as lists, non-finite numbers as floats.
+
+  Raises:
+    ValueError: for a file that is not JSON.
+    OSError: where the file cannot be read.
+  """
+  return encoding.decode(json.loads(pathlib.Path(path).read_text(encoding='utf-8')))
+
+
+def _ordered(row: Mapping[str, Scalar], timing: Mapping[str, Scalar]) -> dict[str, Any]:
+  """Step, metrics in natural order of their names, timing: one order for equal rows."""
+  row, timing = encoding.plain(row), encoding.plain(timing)
+  if 'step' not in row or type(row['step']) is not int:
+    raise ValueError(f'a row needs an integer step, got {row!r}')
+  if 'timing' in row:
+    raise ValueError(f'a row must leave the key "timing" to the second argument, got {row!r}')
+  for key, value in (row | timing).items():
+    if isinstance(value, list | dict):
+      raise TypeError(f'a row holds single values, got {key}={value!r}')
+  metrics = sorted((key for key in row if key != 'step'), key=_natural)
+  ordered = {key: row[key] for key in ('step', *metrics)}
+  return ordered | {'timing': {key: timing[key] for key in sorted(timing, key=_natural)}}
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+  """Sorts `bucket/2` before `bucket/10`."""
+  return [(int(part), '') if part.isdecimal() else (-1, part) for part in re.split(r'(\d+)', key)]
+
+
+def _keep_until(path: pathlib.Path, start_step: int) -> None:
+  """Removes the rows beyond `start_step` and a torn last one; the others keep their bytes."""
+  kept = b''.join(line for line, row in _parsed(path) if row['step'] <= start_step)
+  if kept != path.read_bytes():
+    encoding.replace(path, kept)
+
+
+def _parsed(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+  """Each row's bytes, newline included, and content; without a last row that was cut short."""
+  *lines, rest = path.read_bytes().split(b'\n')
+  for number, line in enumerate([*lines, rest] if rest else lines, start=1):
+    try:
+      row = json.loads(line)
+      if not (isinstance(row, dict) and 'step' in row and isinstance(row['step'], int)):
+        raise ValueError('no step')
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+      is_last = number > len(lines)
+      if is_last and (line.startswith(ROW_START) or ROW_START.startswith(line)):
+        return
+      raise ValueError(f'{path}, line {number}: not a row of metrics: {line[:80]!r}') from error
+    yield line + b'\n', row
+
+
+def _short(value: Any) -> str:
+  value = encoding.plain(value)
+  if not isinstance(value, int | float):
+    return str(value)
+  return f'{value:.0f}' if 1e3 <= abs(value) < 1e7 else f'{value:.4g}'

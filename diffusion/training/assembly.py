@@ -1,0 +1,282 @@
+"""An experiment, and its pieces put together: the functions that a run calls, compiled for all devices."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import checks, devices, streams
+from diffusion.data import augment, pipeline, sources, splits
+from diffusion.evaluation import gap
+from diffusion.evaluation.evaluate import Metric
+from diffusion.process import gaussian
+from diffusion.sampling import grids, guidance, samplers
+from diffusion.training import state as states
+from diffusion.training import step as steps
+from diffusion.training.callbacks import Callback
+from diffusion.training.loop import Cadence, check_cadence
+from diffusion.types import (
+  Array,
+  Augment,
+  Average,
+  Conditioning,
+  Denoiser,
+  Diffusion,
+  Model,
+  Optimizer,
+  Path,
+  Sampler,
+  Term,
+  Times,
+)
+
+
+class Sampling(NamedTuple):
+  """How pictures and evaluation samples are drawn.
+
+  Attributes:
+    sampler: path -> sampler, e.g. `samplers.ddim`.
+    steps: steps of the uniform grid in t, each one evaluation of the (guided) network.
+    guidance: classifier-free guidance scale; 1 is the conditional model alone.
+    clip: clip the predicted x0 to [-1, 1]; for images.
+    grid_rows: samples of each class in `samples.png`.
+    per_class: samples of each class that the metrics judge; unlabelled data counts as one class.
+  """
+
+  sampler: Callable[[Path], Sampler] = samplers.ddim
+  steps: int = 50
+  guidance: float = 1.0
+  clip: bool = True
+  grid_rows: int = 8
+  per_class: int = 100
+
+
+class Experiment(NamedTuple):
+  """Everything a run is, as values and pure functions; an experiment file builds one from its numbers.
+
+  Attributes:
+    seed: root of all random streams.
+    num_steps, batch_size: of training; the batch is the global one.
+    log_every, validate_every: steps; each a multiple of the one before.
+    data, split: where the data comes from and how much of it is held out.
+    diffusion, model, times, optimizer: one each.
+    terms: name -> (factor, term) of the loss.
+    averages: name -> average; `judged` names the one that is validated and sampled ('' for the weights themselves).
+    augment: transformation of training batches.
+    callbacks: in order.
+    bank: noise levels and draws of validation.
+    sampling: how samples are drawn.
+    metrics: what judges the samples of the finished run.
+  """
+
+  seed: int
+  num_steps: int
+  batch_size: int
+  log_every: int
+  validate_every: int
+  data: sources.Source
+  diffusion: Diffusion
+  model: Model
+  terms: Mapping[str, tuple[float, Term]]
+  times: Times
+  optimizer: Optimizer
+  averages: Mapping[str, Average]
+  judged: str
+  callbacks: Sequence[Callback]
+  augment: Augment = augment.chain()
+  split: splits.Fractions = splits.Fractions()
+  bank: gap.Bank = gap.bank()
+  sampling: Sampling = Sampling()
+  metrics: Sequence[Metric] = ()
+
+
+def check(experiment: Experiment, steps_per_dispatch: int) -> None:
+  """Raises ValueError for what no single factory can see: names, cadences and batches that do not fit together."""
+  checks.integer('num_steps', experiment.num_steps)
+  checks.integer('batch_size', experiment.batch_size)
+  checks.integer('seed', experiment.seed, 0)
+  checks.integer('log_every', experiment.log_every)
+  checks.integer('validate_every', experiment.validate_every)
+  checks.integer('sampling_steps', experiment.sampling.steps)
+  checks.at_least('guidance', experiment.sampling.guidance, 0)
+  devices.check_batch(experiment.batch_size)
+  check_cadence(cadence(experiment, steps_per_dispatch), experiment.callbacks)
+  if not experiment.terms:
+    raise ValueError('terms is empty: an experiment needs a loss')
+  if experiment.judged and experiment.judged not in experiment.averages:
+    raise ValueError(
+      f'judged names the average {experiment.judged!r}, there are {sorted(experiment.averages)}'
+    )
+  names = [callback.name for callback in experiment.callbacks]
+  if len(set(names)) < len(names):
+    raise ValueError(f'two callbacks of one name: {names}')
+
+
+def cadence(experiment: Experiment, steps_per_dispatch: int) -> Cadence:
+  """The experiment's periods as the loop wants them."""
+  return Cadence(
+    experiment.num_steps, experiment.log_every, experiment.validate_every, steps_per_dispatch
+  )
+
+
+class Loaded(NamedTuple):
+  """The data of an experiment, split; arrays as stored."""
+
+  dataset: sources.Dataset
+  split: splits.Split
+  train: tuple[np.ndarray, np.ndarray]
+  validation: tuple[np.ndarray, np.ndarray]
+  test: tuple[np.ndarray, np.ndarray]
+
+
+def load_data(experiment: Experiment) -> Loaded:
+  """Loads and splits the data; raises one readable ValueError when it cannot."""
+  data = experiment.data.load()
+  split = splits.make(data.x, data.label, experiment.split, data.test is not None)
+  pipeline.check_size(len(split.train), experiment.batch_size)
+  if len(split.validation) < 2:
+    raise ValueError(
+      f'validation needs at least 2 examples, got {len(split.validation)}: hold out more'
+    )
+  parts = [(data.x[i], data.label[i]) for i in (split.train, split.validation, split.test)]
+  if data.test is not None:
+    parts[2] = data.test
+  return Loaded(data, split, *parts)
+
+
+def init_state(experiment: Experiment, stored: np.ndarray, levels: int | None) -> states.TrainState:
+  """The state before the first step, on one device.
+
+  Args:
+    experiment: what is trained.
+    stored: one example as stored, with a batch axis; only its shape matters.
+    levels: of the stored data, None for floats.
+
+  Raises:
+    ValueError: a network that does not take such an example, or a validation bank outside the schedule.
+  """
+  example = pipeline.normalize(jnp.asarray(stored), levels)
+  terms = {name: term for name, (_, term) in experiment.terms.items()}
+  parameters, statistics = states.init_parameters(
+    experiment.seed, experiment.model, experiment.diffusion, terms, example
+  )
+  gap.check_bank(experiment.bank, experiment.diffusion, parameters.schedule)
+  return states.init_state(
+    experiment.seed, parameters, statistics, experiment.optimizer, experiment.averages,
+    experiment.times, steps.empty_window(experiment.terms),
+  )  # fmt: skip
+
+
+def pieces(experiment: Experiment, levels: int | None) -> steps.Pieces:
+  """The experiment's share of a training step."""
+  return steps.Pieces(
+    experiment.diffusion, experiment.model, experiment.terms, experiment.times, experiment.optimizer,
+    experiment.averages, experiment.augment, levels, experiment.num_steps, experiment.log_every,
+  )  # fmt: skip
+
+
+def make_dispatch(experiment: Experiment, loaded: Loaded, steps_per_dispatch: int) -> Callable:
+  """Replicated state -> (state, metrics): one dispatch, with the training split resident on every device."""
+  step = steps.make_step(pieces(experiment, loaded.dataset.levels))
+  compiled = devices.parallelize(step, experiment.batch_size, steps_per_dispatch)
+  resident = devices.replicate(pipeline.Resident(*loaded.train))
+  return lambda state: compiled(state, resident)
+
+
+def judged_parameters(experiment: Experiment, state: states.TrainState) -> states.Parameters:
+  """The parameters that are validated and sampled: the judged average, or the last ones."""
+  if not experiment.judged:
+    return state.params
+  return experiment.averages[experiment.judged].read(state.averages[experiment.judged])
+
+
+def shared(experiment: Experiment, state: states.TrainState) -> tuple:
+  """What validation and sampling need of a replicated state."""
+  return judged_parameters(experiment, state), state.statistics, state.seed
+
+
+def make_validate(experiment: Experiment, loaded: Loaded) -> Callable[[Any], dict[str, float]]:
+  """Replicated state -> validation row: the bank's losses of the validation split and of as many training examples.
+
+  Training examples are taken evenly over the split and keep the same positions in the bank, hence the same noise.
+  """
+  losses = gap.bank_losses(
+    experiment.diffusion, experiment.model, loaded.dataset.levels, experiment.bank
+  )
+  held_out = loaded.validation
+  count = min(len(held_out[0]), len(loaded.train[0]))
+  even = np.linspace(0, len(loaded.train[0]) - 1, count).round().astype(int)
+  seen = tuple(part[even] for part in loaded.train)
+
+  def validate(state: Any) -> dict[str, float]:
+    judged = shared(experiment, state)
+    both = [losses(judged, *part, np.arange(len(part[0]))) for part in (seen, held_out)]
+    return gap.summarize(*both)
+
+  return validate
+
+
+def make_denoiser(
+  experiment: Experiment, path: Path, parameters: Any, statistics: Any, label: Array
+) -> Denoiser:
+  """The network with given weights as a denoiser of examples with these labels; a key turns dropout on."""
+
+  def network(z: Array, noise: Array, key) -> Array:
+    conditioning = Conditioning(label, jnp.zeros((z.shape[0], 0), z.dtype))
+    variables = {'params': parameters.network, **statistics}
+    return experiment.model.apply(variables, z, noise, conditioning, keys=key)[0]
+
+  return gaussian.denoiser(path, experiment.diffusion.parameterization, network)
+
+
+def make_sample(
+  experiment: Experiment, shape: tuple[int, ...], num_classes: int, chunk: int = 128
+) -> Callable[..., np.ndarray]:
+  """Draws samples on all devices.
+
+  Args:
+    experiment: with its `sampling`.
+    shape: of one sample.
+    num_classes: of the data; guidance needs at least one.
+    chunk: samples a device draws at a time.
+
+  Returns:
+    (replicated (parameters, statistics, sampler seed), label [n], number [n]) -> samples [n, *shape] in network
+    units. Sample `number` is a function of (weights, seed, number, label) alone.
+
+  Raises:
+    ValueError: guidance of unlabelled data.
+  """
+  plan = experiment.sampling
+  if plan.guidance != 1 and not num_classes:
+    raise ValueError(
+      f'guidance {plan.guidance} needs labelled data; for unlabelled data it must be 1'
+    )
+  grid = grids.uniform_time(plan.steps)
+
+  def draw(weights, label: Array, number: Array) -> Array:
+    parameters, statistics, seed = weights
+    path = gaussian.bind(experiment.diffusion, parameters.schedule)
+    conditional, null = (
+      make_denoiser(experiment, path, parameters, statistics, label)
+      for label in (label, jnp.full_like(label, num_classes))
+    )
+    denoise = guidance.classifier_free(conditional, null, plan.guidance)
+    if plan.clip:
+      denoise = guidance.clip_x0(denoise, path)
+    keys = streams.row_keys(streams.stream(seed, 'sampler'), number)
+    return samplers.sample(denoise, path, plan.sampler(path), grid, keys, shape)
+
+  return devices.over_rows(draw, chunk)
+
+
+def class_labels(num_classes: int, per_class: int) -> np.ndarray:
+  """Labels 0, 1, ..., each `per_class` times in turn: [max(1, num_classes) * per_class], row by row of a grid."""
+  return np.tile(np.arange(max(1, num_classes), dtype=np.int32), per_class)
+
+
+def host_target(state: states.TrainState) -> Any:
+  """The state's shapes and types as NumPy arrays, to restore into."""
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: state))

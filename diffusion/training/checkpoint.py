@@ -1,0 +1,129 @@
+"""Checkpoints through Orbax: asynchronous, the latest and the best kept, a damaged one stepped over."""
+
+import json
+import logging
+import math
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+FORMAT_VERSION = 1
+_METRIC = 'metric'
+
+
+class Restored(NamedTuple):
+  """A restored checkpoint, and which newer ones could not be read."""
+
+  step: int
+  state: Any
+  record: dict[str, Any]
+  damaged: tuple[int, ...]
+
+
+class Checkpoints(NamedTuple):
+  """`save(step, host tree, record, metric)`, `restore(target, which, before)`, `steps()`, `wait()`, `close()`."""
+
+  save: Callable[[int, Any, dict[str, Any], float], None]
+  restore: Callable[[Any, str], Restored | None]
+  steps: Callable[[], list[tuple[int, float]]]
+  close: Callable[[], None]
+
+
+def _preservation():
+  policies = ocp.training.preservation_policies
+  # The best by metric may be old and the latest may be bad: each is kept for its own sake, and one spare of the latest
+  # in case the newest is damaged.
+  return policies.AnyPreservationPolicy(
+    [policies.LatestN(2), policies.BestN(get_metric_fn=lambda m: -m[_METRIC], n=1)]
+  )
+
+
+def open_checkpoints(directory: str | pathlib.Path) -> Checkpoints:
+  """Opens (and creates) a directory of checkpoints.
+
+  A save is asynchronous: it returns when the tree, which must be NumPy arrays, has been handed over. `record` is
+  JSON. A metric that is not finite counts as +inf, since NaN would make Orbax drop the true best.
+
+  Args:
+    directory: where; made absolute.
+
+  Returns:
+    Checkpoints. `restore(target, 'latest' | 'best')` returns None where there is nothing; it moves checkpoints it cannot
+    read into `damaged/` beside the directory, and goes on with the next. `close` waits for the save in flight.
+  """
+  root = pathlib.Path(directory).absolute()
+  root.mkdir(parents=True, exist_ok=True)
+  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax tells of every file it touches
+  keeper = ocp.training.Checkpointer(
+    root, preservation_policy=_preservation(), cleanup_tmp_directories=True
+  )
+
+  def save(step: int, tree: Any, record: dict[str, Any], metric: float) -> None:
+    value = float(metric) if math.isfinite(metric) else math.inf
+    keeper.save_async(
+      step,
+      tree,
+      force=True,
+      metrics={_METRIC: value},
+      custom_metadata={'format_version': FORMAT_VERSION, 'record': json.dumps(record)},
+    )
+
+  def steps() -> list[tuple[int, float]]:
+    return [(c.step, (c.metrics or {}).get(_METRIC, math.inf)) for c in keeper.checkpoints]
+
+  def restore(target: Any, which: str) -> Restored | None:
+    damaged: list[int] = []
+    order = sorted(steps(), key=(lambda s: (s[1], s[0])) if which == 'best' else (lambda s: -s[0]))
+    for step, _ in order:
+      try:
+        state, record = _load(keeper, step, target)
+      except FormatError:
+        raise
+      except Exception as error:  # noqa: BLE001 - whatever a damaged file makes Orbax raise
+        _set_aside(root, step, error)
+        damaged.append(step)
+        continue
+      if damaged:
+        keeper.reload()
+      return Restored(step, state, record, tuple(damaged))
+    if damaged:
+      raise ValueError(
+        f'none of the checkpoints {sorted(damaged)} in {root} can be read; they were moved to {root.parent / "damaged"}'
+      )
+    return None
+
+  return Checkpoints(save, restore, steps, keeper.close)
+
+
+class FormatError(ValueError):
+  """A checkpoint of another format, or of another network: not damage."""
+
+
+def _load(keeper, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
+  metadata = keeper.metadata(step).custom_metadata
+  if metadata['format_version'] != FORMAT_VERSION:
+    raise FormatError(
+      f'checkpoint {step} has format {metadata["format_version"]}, this version reads {FORMAT_VERSION}'
+    )
+  state = keeper.load(step, target)
+  for want, got in zip(jax.tree.leaves(target), jax.tree.leaves(state), strict=True):
+    if want.shape != got.shape:
+      raise FormatError(
+        f'checkpoint {step} holds an array of shape {got.shape} where the experiment has {want.shape}: '
+        'it is of another network'
+      )
+  return jax.tree.map(np.asarray, state), json.loads(metadata['record'])
+
+
+def _set_aside(root: pathlib.Path, step: int, error: Exception) -> None:
+  reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+  print(f'checkpoint {step} is damaged and set aside ({reason})', flush=True)
+  grave = root.parent / 'damaged' / str(step)
+  shutil.rmtree(grave, ignore_errors=True)
+  grave.parent.mkdir(exist_ok=True)
+  shutil.move(root / str(step), grave)

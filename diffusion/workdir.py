@@ -1,0 +1,144 @@
+"""The folder of a run: its record, its claim on the folder, and its report.
+
+run.json        what ran: configuration, code, versions, data, every start, how it ended, results
+experiment.py   the experiment file as it was
+metrics.jsonl   one row a logged step; events/ has the same for TensorBoard
+checkpoints/    the latest and the best; damaged/ what could not be read
+samples.png, curves.png, nearest.png, report.md, references.bib, samples.npz
+"""
+
+import datetime
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from diffusion import citations, provenance
+from diffusion.evaluation.evaluate import Finding
+from diffusion.reporting import bibliography, records, report
+from diffusion.statistics import Interval
+
+RECORD_FORMAT = 1
+
+
+def now() -> str:
+  """The time in UTC, to the second."""
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
+def read_record(workdir: pathlib.Path) -> dict[str, Any]:
+  """run.json of a folder.
+
+  Raises:
+    ValueError: no run in the folder, or one of another format.
+  """
+  path = workdir / 'run.json'
+  if not path.is_file():
+    raise ValueError(f'no run in {workdir}: there is no run.json')
+  record = records.read_json(path)
+  if record['format'] != RECORD_FORMAT:
+    raise ValueError(f'{path} has format {record["format"]}, this version reads {RECORD_FORMAT}')
+  return record
+
+
+def write_record(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
+  """Writes run.json in one piece."""
+  records.write_json(workdir / 'run.json', record)
+
+
+def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path) -> dict[str, Any]:
+  """Takes a folder for a run, or finds that it is this run's already.
+
+  Args:
+    workdir: the folder; created if need be.
+    fresh: the record of a run that starts now.
+    source: the experiment file, copied into a new folder.
+
+  Returns:
+    The record on disk, with this start added to its `starts`.
+
+  Raises:
+    ValueError: the folder holds a run of another configuration, of other data, or something that is no run.
+    OSError: the folder cannot be written.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  if (workdir / 'run.json').exists():
+    record = read_record(workdir)
+    for part in ('config', 'data'):
+      changed = provenance.differences(record[part], fresh[part])
+      if changed:
+        raise ValueError(
+          f'{workdir} holds a run of another {part} ({"; ".join(changed)}): choose another --workdir, or take these back'
+        )
+    record['starts'].append(fresh['starts'][0])
+  else:
+    others = [path.name for path in workdir.iterdir()]
+    if others:
+      raise ValueError(
+        f'{workdir} is not empty and holds no run ({others[0]}): choose another --workdir'
+      )
+    record = fresh
+    shutil.copyfile(source, workdir / 'experiment.py')
+  write_record(workdir, record)
+  return record
+
+
+def findings_to_json(findings: Sequence[Finding]) -> dict[str, Any]:
+  """name -> value, an interval as {estimate, low, high}."""
+  return {
+    finding.name: finding.value._asdict() if isinstance(finding.value, Interval) else finding.value
+    for finding in findings
+  }
+
+
+def write_report(
+  workdir: pathlib.Path,
+  record: Mapping[str, Any],
+  findings: Sequence[Finding],
+  levels: Sequence[Sequence[float]],
+  techniques: Sequence[citations.Technique],
+) -> pathlib.Path:
+  """Writes report.md and references.bib, and returns the report's path.
+
+  Args:
+    workdir: the run's folder; pictures that are there are shown.
+    record: run.json.
+    findings: the results, most important first.
+    levels: rows (log-SNR, train, validation, gap).
+    techniques: what `build` used.
+  """
+  bibtex = bibliography.entries(citations.all_keys(techniques))
+  (workdir / 'references.bib').write_text(bibtex)
+  captions = {
+    'samples.png': 'Samples from the best checkpoint.',
+    'curves.png': 'Training and held-out loss, their gap, and the optimizer.',
+    'nearest.png': 'Samples above their nearest training examples, the smallest distance ratio first.',
+  }
+  pictures = [(text, name) for name, text in captions.items() if (workdir / name).exists()]
+  start = record['starts'][-1]
+  kept = ('experiment', 'status', 'reason', 'step', 'wall_seconds')
+  text = report.markdown_report(
+    f'{record["experiment"]}: {record["data"]["name"]}' + (f' ({record["data"]["note"]})' if record['data']['note'] else ''),
+    summary_rows=[('how it ended', record['reason']), *((f.name, f.value) for f in findings)],
+    pictures=pictures,
+    tables=[
+      ('What the numbers mean', ['quantity', 'meaning'], [(f.name, f.meaning) for f in findings]),
+      ('Loss per noise level', ['log-SNR (nats)', 'train', 'validation', 'gap'], levels),
+    ],
+    provenance={name: record[name] for name in kept}
+    | {name: record[name] for name in ('config', 'data', 'versions')}
+    | {'code': {'commit': start['code']['commit'], 'uncommitted changes': bool(start['code']['diff'])}}
+    | {'devices': start['devices'], 'command': ' '.join(start['command']), 'starts': len(record['starts'])},
+    techniques=techniques,
+    bibtex=bibtex,
+  )  # fmt: skip
+  path = workdir / 'report.md'
+  path.write_text(text)
+  return path
+
+
+def save_samples(path: pathlib.Path, samples: np.ndarray, labels: np.ndarray) -> None:
+  """Samples as stored and their labels, as an .npz."""
+  np.savez_compressed(path, samples=samples, labels=labels)

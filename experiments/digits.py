@@ -1,0 +1,92 @@
+"""Handwritten digits, 8x8: a class-conditional DDPM with dropout, stopped early. The main job, and the file to copy.
+
+Run     python -m experiments.digits --workdir=runs/digits
+Smoke   python -m experiments.digits --workdir=runs/smoke --smoke
+"""
+
+import dataclasses
+
+from diffusion import launch
+from diffusion.data import augment, sources, splits
+from diffusion.evaluation import gap, memorization, recognition
+from diffusion.models import unet
+from diffusion.objectives import losses, times, weights
+from diffusion.optimizers import averaging, chains, schedules
+from diffusion.process import gaussian, marginals, parameterizations
+from diffusion.process import schedules as noise
+from diffusion.sampling import samplers
+from diffusion.training import callbacks
+
+
+@dataclasses.dataclass
+class Config:
+  """The numbers of the experiment; every one is a flag, e.g. --config.dropout=0.2."""
+
+  seed: int = 0
+  num_steps: int = 1200
+  batch_size: int = 128
+  log_every: int = 20
+  validate_every: int = 100
+  patience: int = 300
+  width: int = 32
+  dropout: float = 0.1
+  label_dropout: float = 0.1
+  learning_rate: float = 2e-3
+  warmup_steps: int = 60
+  final_learning_rate: float = 1e-4
+  weight_decay: float = 1e-2
+  clip_norm: float = 1.0
+  ema_decay: float = 0.99
+  guidance: float = 1.5
+  sampling_steps: int = 25
+  samples_per_class: int = 100
+  validation_fraction: float = 0.1
+  test_fraction: float = 0.1
+  train_limit: int = 0
+  synthetic: bool = False
+
+
+SMOKE = Config(
+  num_steps=20, batch_size=16, log_every=5, validate_every=10, width=8, warmup_steps=2,
+  sampling_steps=4, samples_per_class=2, synthetic=True,
+)  # fmt: skip
+
+
+def build(c: Config) -> launch.Experiment:
+  """The experiment of these numbers."""
+  rate = schedules.warmup_cosine(
+    c.learning_rate, c.num_steps, c.warmup_steps, c.final_learning_rate
+  )
+  return launch.Experiment(
+    seed=c.seed,
+    num_steps=c.num_steps,
+    batch_size=c.batch_size,
+    log_every=c.log_every,
+    validate_every=c.validate_every,
+    data=sources.synthetic_images((8, 8, 1)) if c.synthetic else sources.digits(),
+    split=splits.Fractions(c.validation_fraction, c.test_fraction, c.train_limit),
+    augment=augment.chain(augment.label_dropout(c.label_dropout, 10)),
+    diffusion=gaussian.Diffusion(
+      noise.cosine(), marginals.variance_preserving, parameterizations.v()
+    ),
+    model=unet.unet(c.width, (1, 2), attention=(4,), dropout=c.dropout, num_classes=10),
+    terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))},
+    times=times.stratified(),
+    optimizer=chains.adamw(rate, c.weight_decay, c.clip_norm),
+    averages={'ema': averaging.ema(c.ema_decay)},
+    judged='ema',
+    callbacks=[
+      callbacks.checkpoint('validation/eps'),
+      callbacks.early_stopping('validation/eps', c.patience),
+      callbacks.divergence_guard(c.log_every),
+    ],
+    bank=gap.bank(draws=4),
+    sampling=launch.Sampling(
+      samplers.ddim, c.sampling_steps, c.guidance, grid_rows=8, per_class=c.samples_per_class
+    ),
+    metrics=[recognition.support_vectors(), memorization.nearest_neighbor_ratio()],
+  )
+
+
+if __name__ == '__main__':
+  launch.run(build, Config(), SMOKE)

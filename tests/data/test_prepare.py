@@ -1,0 +1,354 @@
+"""Raw files in the official formats -> `tfds.data_source`, equal to the pixel; damage; kills."""
+
+import fcntl
+import gzip
+import io
+import os
+import pathlib
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from diffusion.data import prepare
+
+tfds = pytest.importorskip('tensorflow_datasets')
+
+ROOT = pathlib.Path(prepare.__file__).parents[2]
+CIFAR_LABELS = [
+  *('airplane', 'automobile', 'bird', 'cat', 'deer'),
+  *('dog', 'frog', 'horse', 'ship', 'truck'),
+]
+
+
+def random_set(seed, n, shape):
+  rng = np.random.default_rng(seed)
+  images = rng.integers(0, 256, (n, *shape), dtype=np.uint8)
+  return images, rng.integers(0, 10, n, dtype=np.uint8)
+
+
+def idx(magic, array):
+  return struct.pack(f'>I{array.ndim}I', magic, *array.shape) + array.tobytes()
+
+
+def write_mnist(folder, seed=0, train=30, test=12, zipped=True):
+  """The four files; returns split -> (images, labels)."""
+  folder.mkdir(exist_ok=True)
+  sets = {'train': random_set(seed, train, (28, 28)), 'test': random_set(seed + 1, test, (28, 28))}
+  for split, stem in (('train', 'train'), ('test', 't10k')):
+    images, labels = sets[split]
+    contents = {'images-idx3': idx(0x803, images), 'labels-idx1': idx(0x801, labels)}
+    for kind, content in contents.items():
+      if zipped:
+        (folder / f'{stem}-{kind}-ubyte.gz').write_bytes(gzip.compress(content, 1))
+      else:
+        (folder / f'{stem}-{kind}-ubyte').write_bytes(content)
+  return sets
+
+
+def cifar_files(seed=0, per_batch=4, test=5):
+  """Name -> content as in the official archive, and split -> (images, labels)."""
+  sets = {
+    'train': random_set(seed, 5 * per_batch, (32, 32, 3)),
+    'test': random_set(seed + 1, test, (32, 32, 3)),
+  }
+  records = {
+    split: [bytes([y]) + x.transpose(2, 0, 1).tobytes() for x, y in zip(*both, strict=True)]
+    for split, both in sets.items()
+  }
+  files = {
+    f'data_batch_{i + 1}.bin': b''.join(records['train'][i * per_batch : (i + 1) * per_batch])
+    for i in range(5)
+  }
+  files['test_batch.bin'] = b''.join(records['test'])
+  files['batches.meta.txt'] = ('\n'.join(CIFAR_LABELS) + '\n\n').encode()
+  return files, sets
+
+
+def write_tar(path, files):
+  with tarfile.open(path, 'w:gz') as tar:
+    for name, content in files.items():
+      member = tarfile.TarInfo(f'cifar-10-batches-bin/{name}')
+      member.size = len(content)
+      tar.addfile(member, io.BytesIO(content))
+
+
+def read_back(name, split, data_dir):
+  return list(tfds.data_source(name, split=split, data_dir=data_dir, download=False))
+
+
+def assert_mnist_equal(name, sets, data_dir):
+  """As multisets: on disk the order is TFDS's, and these sets have no ids."""
+  for split, (images, labels) in sets.items():
+    examples = read_back(name, split, data_dir)
+    assert all(e['image'].shape == (28, 28, 1) for e in examples)
+    found = Counter((e['image'].tobytes(), int(e['label'])) for e in examples)
+    assert found == Counter((x.tobytes(), int(y)) for x, y in zip(images, labels, strict=True))
+
+
+def command(*arguments):
+  return [sys.executable, '-m', 'diffusion.data.prepare', *arguments]
+
+
+def run(*arguments):
+  return subprocess.run(
+    command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+  )
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('name', ['mnist', 'fashion_mnist'])
+def test_mnist_round_trip(tmp_path, name, zipped, capsys):
+  sets = write_mnist(tmp_path / 'raw', zipped=zipped)
+  target = prepare.prepare(name, tmp_path / 'out', tmp_path / 'raw', allow_partial=True)
+  builder = tfds.builder(name, data_dir=tmp_path / 'out')
+  assert target == pathlib.Path(builder.data_dir)
+  assert {k: v.num_examples for k, v in builder.info.splits.items()} == {'train': 30, 'test': 12}
+  assert_mnist_equal(name, sets, tmp_path / 'out')
+  assert 'PARTIAL SET' in capsys.readouterr().err
+  assert os.listdir(tmp_path / 'out') == [name]
+
+
+@pytest.mark.parametrize('form', ['archive in folder', 'archive', 'bins', 'official folder'])
+def test_cifar10_round_trip(tmp_path, form):
+  files, sets = cifar_files()
+  raw = source = tmp_path / 'raw'
+  raw.mkdir()
+  if form.startswith('archive'):
+    write_tar(raw / 'cifar-10-binary.tar.gz', files)
+    source = raw / 'cifar-10-binary.tar.gz' if form == 'archive' else raw
+  else:
+    folder = raw / 'cifar-10-batches-bin' if form == 'official folder' else raw
+    folder.mkdir(exist_ok=True)
+    if form == 'bins':
+      del files['batches.meta.txt']  # the names are known without it
+    for name, content in files.items():
+      (folder / name).write_bytes(content)
+  prepare.prepare('cifar10', tmp_path, source, allow_partial=True)
+  assert tfds.builder('cifar10', data_dir=tmp_path).info.features['label'].names == CIFAR_LABELS
+  for split, (images, labels) in sets.items():
+    examples = {e['id'].decode(): e for e in read_back('cifar10', split, tmp_path)}
+    assert sorted(examples) == [f'{split}_{i:05d}' for i in range(len(labels))]
+    for i, example in enumerate(examples[key] for key in sorted(examples)):
+      np.testing.assert_array_equal(example['image'], images[i])
+      assert example['label'] == labels[i]
+
+
+def test_info_is_the_official_builders(tmp_path):
+  files, _ = cifar_files()
+  write_tar(tmp_path / 'cifar-10-binary.tar.gz', files)
+  prepare.prepare('cifar10', tmp_path, tmp_path, allow_partial=True)
+  prepared = tfds.builder_from_directory(tmp_path / 'cifar10' / '3.0.2').info
+  official = tfds.builder_cls('cifar10')(data_dir=tmp_path / 'nothing').info
+  assert repr(prepared.features) == repr(official.features)
+  assert prepared.module_name == official.module_name
+  assert prepared.citation == official.citation
+
+
+@pytest.mark.parametrize('name', ['mnist', 'fashion_mnist', 'cifar10'])
+def test_urls_are_those_with_registered_checksums(name):
+  spec = prepare._SPECS[name]
+  assert {spec.url + file for file in spec.downloads} == set(tfds.builder_cls(name).url_infos)
+
+
+@pytest.mark.parametrize(
+  ('code', 'dtype'),
+  [(0x08, '>u1'), (0x09, '>i1'), (0x0B, '>i2'), (0x0C, '>i4'), (0x0D, '>f4'), (0x0E, '>f8')],
+)
+def test_read_idx_dtypes(tmp_path, code, dtype):
+  values = np.arange(-6, 6).reshape(2, 3, 2).astype(dtype)
+  (tmp_path / 'x').write_bytes(idx(code << 8 | 3, values))
+  read = prepare.read_idx(tmp_path / 'x')
+  assert read.dtype == np.dtype(dtype).newbyteorder('=')
+  np.testing.assert_array_equal(read, values)
+
+
+def test_read_cifar10_binary_planes(tmp_path):
+  red, green, blue = bytes(range(256)) * 4, b'\x01' * 1024, b'\x02' * 1024
+  (tmp_path / 'x.bin').write_bytes(b'\x07' + red + green + blue)
+  images, labels = prepare.read_cifar10_binary(tmp_path / 'x.bin')
+  assert images.shape == (1, 32, 32, 3)
+  assert labels.tolist() == [7]
+  assert images[0, 0, 5].tolist() == [5, 1, 2]  # row 0, column 5
+  assert images[0, 1, 0].tolist() == [32, 1, 2]  # row 1, column 0
+
+
+def damage(path, edit):
+  path.write_bytes(edit(path.read_bytes()))
+
+
+IMAGES, LABELS = 'train-images-idx3-ubyte', 'train-labels-idx1-ubyte'
+MNIST_DAMAGE = {
+  'magic': (IMAGES, lambda b: b'\x00\x01' + b[2:], 'magic number 0x00010803'),
+  'dtype code': (IMAGES, lambda b: b'\x00\x00\x0a' + b[3:], 'magic number 0x00000a03'),
+  'empty': (IMAGES, lambda _: b'', 'magic number 0x '),
+  'header': (IMAGES, lambda b: b[:9], 'truncated in its header, 9 of 16'),
+  'truncated': (IMAGES, lambda b: b[:-1], '23535 of 23536 bytes'),
+  'too long': (LABELS, lambda b: b + b'\0', '39 of 38 bytes'),
+  'gzip cut': (IMAGES, lambda b: gzip.compress(b)[:-20], 'damaged gzip'),
+  'label 10': (LABELS, lambda b: b[:11] + b'\x0a' + b[12:], 'label 10 of example 3 '),
+  'count': (LABELS, lambda _: idx(0x801, np.zeros(29, np.uint8)), '30 images but 29 labels'),
+  'shape': (IMAGES, lambda _: idx(0x803, np.zeros((30, 32, 32), np.uint8)), '(32, 32, 1)'),
+  'dtype': (IMAGES, lambda _: idx(0xB03, np.zeros((30, 28, 28), '>i2')), 'int16'),
+  'labels as images': (IMAGES, lambda _: idx(0x801, np.zeros(30, np.uint8)), '(28, 28, 1)'),
+}
+
+
+@pytest.mark.parametrize('case', MNIST_DAMAGE)
+def test_mnist_damage_is_named_and_leaves_nothing(tmp_path, case):
+  file, edit, message = MNIST_DAMAGE[case]
+  write_mnist(tmp_path / 'raw', zipped=False)
+  damage(tmp_path / 'raw' / file, edit)
+  with pytest.raises(prepare.PrepareError) as caught:
+    prepare.prepare('mnist', tmp_path / 'out', tmp_path / 'raw', allow_partial=True)
+  assert message in str(caught.value)
+  assert file in str(caught.value)
+  assert '\n' not in str(caught.value)
+  assert os.listdir(tmp_path / 'out') == []
+
+
+CIFAR_DAMAGE = {
+  'truncated': ('data_batch_2.bin', lambda b: b[:-1], '12291 bytes are no whole number'),
+  'label': ('test_batch.bin', lambda b: b'\x0b' + b[1:], 'label 11 of example 0 '),
+  'names': ('batches.meta.txt', lambda b: b.replace(b'cat', b'apple'), 'apple'),
+}
+
+
+@pytest.mark.parametrize('case', CIFAR_DAMAGE)
+@pytest.mark.parametrize('packed', [True, False])
+def test_cifar10_damage_is_named(tmp_path, case, packed):
+  file, edit, message = CIFAR_DAMAGE[case]
+  files, _ = cifar_files()
+  files[file] = edit(files[file])
+  if packed:
+    write_tar(tmp_path / 'cifar-10-binary.tar.gz', files)
+  else:
+    for name, content in files.items():
+      (tmp_path / name).write_bytes(content)
+  with pytest.raises(prepare.PrepareError) as caught:
+    prepare.prepare('cifar10', tmp_path, tmp_path, allow_partial=True)
+  assert message in str(caught.value)
+  assert file in str(caught.value)
+
+
+def test_cut_archive(tmp_path):
+  write_tar(tmp_path / 'cifar-10-binary.tar.gz', cifar_files()[0])
+  damage(tmp_path / 'cifar-10-binary.tar.gz', lambda b: b[: len(b) // 2])
+  with pytest.raises(prepare.PrepareError, match=r'cifar-10-binary.tar.gz: truncated or damaged'):
+    prepare.prepare('cifar10', tmp_path, tmp_path, allow_partial=True)
+
+
+def test_missing_raw_file_names_the_official_ones(tmp_path):
+  write_mnist(tmp_path / 'raw')
+  (tmp_path / 'raw' / 't10k-labels-idx1-ubyte.gz').unlink()
+  with pytest.raises(prepare.PrepareError, match=r't10k-labels-idx1-ubyte.*https://storage'):
+    prepare.prepare('mnist', tmp_path / 'out', tmp_path / 'raw', allow_partial=True)
+  with pytest.raises(prepare.PrepareError, match=r'data_batch_1.bin.*cifar-10-binary.tar.gz'):
+    prepare.prepare('cifar10', tmp_path / 'out', tmp_path / 'nowhere')
+
+
+def test_official_counts_unless_partial(tmp_path):
+  write_mnist(tmp_path / 'raw')
+  with pytest.raises(prepare.PrepareError, match=r'30 train examples, officially 60000'):
+    prepare.prepare('mnist', tmp_path / 'out', tmp_path / 'raw')
+  write_mnist(tmp_path / 'empty', test=0)
+  with pytest.raises(prepare.PrepareError, match=r'0 test examples, officially 10000'):
+    prepare.prepare('mnist', tmp_path / 'out', tmp_path / 'empty', allow_partial=True)
+
+
+def test_existing_directory(tmp_path, capsys):
+  write_mnist(tmp_path / 'raw')
+  target = prepare.prepare('mnist', tmp_path, tmp_path / 'raw', allow_partial=True)
+  before = {path: path.stat().st_mtime_ns for path in target.iterdir()}
+  # Complete: nothing is done, the raw files are not even looked for.
+  assert prepare.prepare('mnist', tmp_path, tmp_path / 'nowhere', allow_partial=True) == target
+  assert {path: path.stat().st_mtime_ns for path in target.iterdir()} == before
+  assert 'already prepared' in capsys.readouterr().out
+  # A trial's set must not pass for the real one later.
+  with pytest.raises(prepare.PrepareError, match=r'partial set.*remove it'):
+    prepare.prepare('mnist', tmp_path, tmp_path / 'raw')
+  next(target.glob('*test.array_record*')).unlink()
+  with pytest.raises(prepare.PrepareError, match=r'no complete TFDS directory; remove it'):
+    prepare.prepare('mnist', tmp_path, tmp_path / 'raw', allow_partial=True)
+
+
+def test_two_at_once_are_refused(tmp_path):
+  write_mnist(tmp_path / 'raw')
+  (tmp_path / '.preparing_mnist').mkdir()
+  other = os.open(tmp_path / '.preparing_mnist', os.O_RDONLY)
+  fcntl.flock(other, fcntl.LOCK_SH)  # shared: only an exclusive lock is refused beside it
+  try:
+    with pytest.raises(prepare.PrepareError, match=r'another preparation'):
+      prepare.prepare('mnist', tmp_path, tmp_path / 'raw', allow_partial=True)
+  finally:
+    os.close(other)
+  prepare.prepare('mnist', tmp_path, tmp_path / 'raw', allow_partial=True)
+
+
+def test_leftover_of_a_killed_attempt_is_not_reused(tmp_path):
+  """Killed between the last byte and the renaming, it leaves a complete set of other raw files."""
+  write_mnist(tmp_path / 'old', seed=5)
+  prepare.prepare('mnist', tmp_path / '.preparing_mnist', tmp_path / 'old', allow_partial=True)
+  sets = write_mnist(tmp_path / 'new', seed=7)
+  prepare.prepare('mnist', tmp_path, tmp_path / 'new', allow_partial=True)
+  assert_mnist_equal('mnist', sets, tmp_path)
+  assert sorted(os.listdir(tmp_path)) == ['mnist', 'new', 'old']
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_interruption(tmp_path, number):
+  raw, out = tmp_path / 'raw', tmp_path / 'out'
+  sets = write_mnist(raw, train=20_000, zipped=False)
+  arguments = ('mnist', f'--data_dir={out}', f'--source={raw}', '--allow_partial')
+  process = subprocess.Popen(
+    command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+  workspace = out / '.preparing_mnist'
+  while process.poll() is None and not list(workspace.glob('mnist/*')):
+    time.sleep(0.002)  # until TFDS has begun to write
+  time.sleep(0.2)  # well into the images
+  process.send_signal(number)
+  output = process.communicate(timeout=30)[0]
+  killed = number == signal.SIGKILL
+  assert process.returncode == (-number if killed else 128 + number), output
+  assert 'Traceback' not in output
+  assert not tfds.builder('mnist', data_dir=out).info.splits
+  assert os.listdir(out) == (['.preparing_mnist'] if killed else [])
+  if killed:
+    prepare.prepare('mnist', out, raw, allow_partial=True)
+    assert os.listdir(out) == ['mnist']
+    assert os.listdir(out / 'mnist') == ['3.0.1']
+    assert_mnist_equal('mnist', sets, out)
+
+
+def test_command_line(tmp_path):
+  write_mnist(tmp_path / 'raw')
+  for arguments, message in (
+    (('fashion_mnits', f'--data_dir={tmp_path}'), "did you mean 'fashion_mnist'?"),
+    (('mnist',), '--data_dir=DIR'),
+    (('mnist', f'--data_dir={tmp_path}', f'--source={tmp_path / "raw"}'), 'officially 60000'),
+  ):
+    failed = run(*arguments)
+    assert failed.returncode == 1
+    assert message in failed.stderr
+    assert failed.stderr.startswith('error: ')
+    assert failed.stderr.count('\n') == 1
+  arguments = (f'--data_dir={tmp_path}', f'--source={tmp_path / "raw"}', '--allow_partial', 'mnist')
+  done = run(*arguments)
+  assert done.returncode == 0, done.stderr
+  assert 'Writing train: 100%' in done.stderr
+  assert 'prepared' in done.stdout
+
+
+def test_import_has_no_side_effects():
+  code = (
+    'import sys; from absl import flags; from diffusion.data import prepare; '
+    "assert 'data_dir' not in flags.FLAGS; assert 'tensorflow_datasets' not in sys.modules"
+  )
+  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, timeout=60)

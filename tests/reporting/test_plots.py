@@ -1,0 +1,231 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from diffusion.reporting import plots
+
+
+def find(picture, image, width):
+  """Upper left corners at which the picture holds the image, enlarged to at least `width`."""
+  factor = math.ceil(width / image.shape[1])
+  image = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).convert('RGB')
+  size = (image.width * factor, image.height * factor)
+  tile = np.asarray(image.resize(size, Image.Resampling.NEAREST))
+  height, width = tile.shape[:2]
+  firsts = np.argwhere(np.all(picture == tile[0, 0], axis=-1))
+  return [
+    (int(y), int(x))
+    for y, x in firsts
+    if np.array_equal(picture[y : y + height, x : x + width], tile)
+  ]
+
+
+def noise(*shape):
+  return np.random.default_rng(0).integers(0, 250, shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+  """The figures saved while the test runs."""
+  saved = []
+  savefig = Figure.savefig
+
+  def keep(self, *args, **kwargs):
+    saved.append(self)
+    return savefig(self, *args, **kwargs)
+
+  monkeypatch.setattr(Figure, 'savefig', keep)
+  return saved
+
+
+@pytest.mark.parametrize('shape', [(3, 4, 8, 8, 1), (2, 3, 5, 7, 3), (1, 1, 32, 32, 3)])
+def test_a_grid_holds_every_image_sharp_in_its_place(tmp_path, shape):
+  images = noise(*shape)
+  titles = [f'class {column}' for column in range(shape[1])]
+  path = plots.image_grid(images, titles, tmp_path / 'new' / 'grid.png', title='Samples')
+  picture = np.asarray(Image.open(path).convert('RGB'))
+  corners = np.array(
+    [[find(picture, images[r, c], 72) for c in range(shape[1])] for r in range(shape[0])]
+  )
+  assert corners.shape == (*shape[:2], 1, 2)  # each exactly once
+  y, x = corners[:, :, 0, 0], corners[:, :, 0, 1]
+  assert np.all(y == y[:, :1]) and np.all(x == x[:1])
+  tile_height = shape[2] * math.ceil(72 / shape[3])
+  tile_width = shape[3] * math.ceil(72 / shape[3])
+  assert tile_width >= 48
+  assert np.all(np.diff(y, axis=0) > tile_height)  # a gap between rows
+  assert np.all(np.diff(x, axis=1) > tile_width)
+  assert np.all(picture[0] == 255) and np.all(picture[:, 0] == 255)  # nothing cut at the border
+
+
+def test_column_titles_stand_above_their_columns(tmp_path, figures):
+  titles = ['zero', 'one', 'two']
+  plots.image_grid(noise(2, 3, 8, 8, 1), titles, tmp_path / 'grid.png', title='All')
+  (figure,) = figures
+  texts = {text.get_text(): text.get_window_extent() for text in figure.texts}
+  assert set(texts) == {'All', *titles}
+  columns = sorted({int(image.ox) for image in figure.images})
+  top = max(image.oy + 72 for image in figure.images)
+  for name, left in zip(titles, columns, strict=True):
+    box = texts[name]
+    assert abs((box.x0 + box.x1) / 2 - (left + 36)) < 2
+    assert top <= box.y0 + 4
+    assert box.y1 <= texts['All'].y0
+  assert texts['All'].x0 >= 0 and texts['All'].x1 <= figure.bbox.width
+
+
+@pytest.mark.parametrize(
+  'images, titles, value',
+  [
+    (np.zeros((1, 2, 8, 8, 1), np.float32), ['a', 'b'], 'float32'),
+    (np.zeros((2, 8, 8, 1), np.uint8), ['a', 'b'], r'\(2, 8, 8, 1\)'),
+    (np.zeros((1, 2, 8, 8, 2), np.uint8), ['a', 'b'], r'\(1, 2, 8, 8, 2\)'),
+    (np.zeros((0, 2, 8, 8, 1), np.uint8), ['a', 'b'], r'\(0, 2, 8, 8, 1\)'),
+    (np.zeros((1, 2, 8, 8, 1), np.uint8), ['a'], "'a'"),
+  ],
+)
+def test_a_grid_refuses_other_shapes_and_types(tmp_path, images, titles, value):
+  with pytest.raises(ValueError, match=value):
+    plots.image_grid(images, titles, tmp_path / 'grid.png')
+  assert not (tmp_path / 'grid.png').exists()
+
+
+def test_a_strip_shows_each_sample_above_its_neighbor_by_ratio(tmp_path, figures):
+  samples, neighbors = noise(2, 5, 8, 8, 1)
+  ratios = np.array([0.9, 0.1, 0.5, 0.34, 0.33])
+  path = plots.memorization_strip(samples, neighbors, ratios, tmp_path / 's.png', columns=3)
+  picture = np.asarray(Image.open(path).convert('RGB'))
+  above = [find(picture, one, 72) for one in samples]
+  below = [find(picture, one, 72) for one in neighbors]
+  assert all(len(places) == 1 for places in above + below)
+  for (top,), (bottom,) in zip(above, below, strict=True):
+    assert top[1] == bottom[1]
+    assert 72 <= bottom[0] - top[0] < 100
+  reading_order = sorted(range(5), key=lambda one: above[one][0])
+  assert list(ratios[reading_order]) == sorted(ratios)
+  colors = {text.get_text(): text.get_color() for text in figures[0].texts}
+  assert colors['0.10'] == colors['0.33'] != colors['0.34'] == colors['0.90']
+
+
+def test_a_strip_refuses_what_does_not_fit(tmp_path):
+  images = noise(3, 8, 8, 1)
+  for neighbors, ratios, value in (
+    (images[:2], np.ones(3), r'\(2, 8, 8, 1\)'),
+    (images, np.ones(2), 'ratios'),
+    (images, np.array([0.1, math.nan, 0.2]), 'nan'),
+  ):
+    with pytest.raises(ValueError, match=value):
+      plots.memorization_strip(images, neighbors, ratios, tmp_path / 's.png')
+
+
+def test_a_scatter_draws_the_first_two_coordinates_of_both(tmp_path, figures):
+  rng = np.random.default_rng(0)
+  samples, reference = rng.normal(size=(40, 5)), rng.normal(size=(60, 5))
+  samples[3, 1] = math.nan
+  plots.vector_scatter(samples, reference, tmp_path / 'v.png', title='Vectors')
+  (axes,) = figures[0].axes
+  drawn = [np.asarray(one.get_offsets()) for one in axes.collections]
+  np.testing.assert_array_equal(drawn[0], reference[:, :2])
+  np.testing.assert_array_equal(drawn[1], np.delete(samples, 3, axis=0)[:, :2])
+  labels = [text.get_text() for text in axes.get_legend().get_texts()]
+  assert labels == ['data (60)', 'samples (40), 1 not finite']
+  with pytest.raises(ValueError, match=r'\(40, 1\)'):
+    plots.vector_scatter(samples[:, :1], reference, tmp_path / 'v.png')
+
+
+def history(steps):
+  rows = []
+  for step in range(1, steps + 1):
+    row = {'step': step, 'loss': 1 / step, 'learning_rate': 1e-3, 'gradient_norm': 2.0}
+    row |= {f'loss_bucket/{one}': float(one + 1) for one in range(12)}
+    if step % 5 == 0:
+      row |= {'train/eps': 0.5, 'validation/eps': 0.6, 'validation/gap': 0.1}
+    rows.append(row)
+  return rows
+
+
+def panels(figure):
+  return {axes.get_title(loc='left'): axes for axes in figure.axes if axes.get_title(loc='left')}
+
+
+def test_curves_draw_the_values_of_the_rows(tmp_path, figures):
+  path = plots.curves(history(20), tmp_path / 'c.png', title='Run', best_step=15)
+  assert path.exists()
+  axes = panels(figures[0])
+  assert set(axes) == {
+    'Loss', 'Generalization gap', 'Learning rate', 'Gradient norm', 'Loss by noise level'
+  }  # fmt: skip
+  lines = {line.get_label(): line for line in axes['Loss'].lines}
+  np.testing.assert_array_equal(lines['training batches'].get_ydata(), 1 / np.arange(1, 21))
+  np.testing.assert_array_equal(lines['held out (eps)'].get_xdata(), [5, 10, 15, 20])
+  assert axes['Loss'].get_yscale() == axes['Gradient norm'].get_yscale() == 'log'
+  assert axes['Learning rate'].get_yscale() == axes['Generalization gap'].get_yscale() == 'linear'
+  for panel in axes.values():
+    assert any(list(line.get_xdata()) == [15, 15] for line in panel.lines)
+    assert panel.get_ylabel()
+  assert any(list(line.get_ydata()) == [0, 0] for line in axes['Generalization gap'].lines)
+  levels = [line.get_ydata()[0] for line in axes['Loss by noise level'].lines[:12]]
+  assert levels == list(range(1, 13))  # bucket 10 after 9, not after 1
+  colors = {line.get_color() for line in axes['Loss by noise level'].lines[:12]}
+  assert len(colors) == 12
+
+
+def test_panels_without_values_are_left_out(tmp_path, figures):
+  rows = [{'step': 1, 'loss': 1.0, 'validation/gap': None}, {'step': 2, 'loss': 0.5}]
+  plots.curves(rows, tmp_path / 'c.png')
+  assert set(panels(figures[0])) == {'Loss'}
+  for empty in ([], [{'step': 1}]):
+    with pytest.raises(ValueError, match=f'{len(empty)} rows'):
+      plots.curves(empty, tmp_path / 'none.png')
+
+
+def test_a_single_row_and_rows_of_nothing_finite_can_be_drawn(tmp_path):
+  assert plots.curves(history(5)[4:], tmp_path / 'one.png').exists()
+  rows = [{'step': 1, 'loss': math.nan, 'gradient_norm': math.inf, 'loss_bucket/0': math.nan}]
+  assert plots.curves(rows, tmp_path / 'nan.png', best_step=1).exists()
+
+
+def test_values_that_are_not_finite_are_marked_where_they_happened(tmp_path, figures):
+  rows = history(20)
+  rows[6]['loss'], rows[11]['loss'] = math.nan, math.inf
+  plots.curves(rows, tmp_path / 'c.png')
+  lines = {line.get_label(): line for line in panels(figures[0])['Loss'].lines}
+  assert list(lines['not finite'].get_xdata()) == [7, 12]
+
+
+def test_a_long_noisy_line_gets_a_mean_that_bridges_no_gap(tmp_path, figures):
+  rng = np.random.default_rng(0)
+  values = 1 + rng.normal(size=5000)
+  values[1000] = math.nan
+  rows = [{'step': step, 'loss': value} for step, value in enumerate(values)]
+  plots.curves(rows, tmp_path / 'c.png')
+  lines = {line.get_label(): line for line in panels(figures[0])['Loss'].lines}
+  mean = np.asarray(lines['training batches'].get_ydata())
+  assert np.array_equal(np.isnan(mean), np.isnan(values))
+  # Each value is the mean of those within 50 steps: against a direct sum at three places.
+  for place in (1020, 2500, 4999):
+    expected = np.nanmean(values[place - 50 : place + 51])
+    assert mean[place] == pytest.approx(expected)
+  assert mean[0] == values[0]
+
+
+def test_no_global_figure_state_and_no_jax():
+  code = """
+import sys, tempfile, pathlib
+import diffusion.reporting.records, diffusion.reporting.bibliography, diffusion.reporting.report
+from diffusion.reporting import plots
+assert 'matplotlib' not in sys.modules
+folder = pathlib.Path(tempfile.mkdtemp())
+plots.curves([{'step': 1, 'loss': 1.0}], folder / 'c.png')
+sink = diffusion.reporting.records.tensorboard(folder, 0)
+sink.write({'step': 1, 'loss': 1.0}, {})
+sink.close()
+assert 'matplotlib.pyplot' not in sys.modules
+assert 'jax' not in sys.modules
+"""
+  subprocess.run([sys.executable, '-c', code], check=True)

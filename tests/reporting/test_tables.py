@@ -1,0 +1,79 @@
+import math
+import re
+
+import numpy as np
+import pytest
+
+from diffusion.reporting import tables
+from diffusion.statistics import Interval
+
+
+def cells(line):
+  """A Markdown reader's view of one line of a table."""
+  parts = re.split(r'(?<!\\)\|', line)
+  assert parts[0] == parts[-1] == ''
+  return [part.strip().replace('\\|', '|') for part in parts[1:-1]]
+
+
+@pytest.mark.parametrize('digits', [1, 3, 5])
+def test_a_number_is_within_half_a_unit_of_its_last_digit(digits):
+  rng = np.random.default_rng(0)
+  for value in rng.normal(size=200) * 10 ** rng.uniform(-8, 8, size=200):
+    written = float(tables.number(value, digits))
+    unit = 10.0 ** (math.floor(math.log10(abs(value))) - digits + 1)
+    assert abs(written - value) <= 0.5 * unit * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+  'value, text',
+  [
+    (0.25, '0.250'),
+    (0.9996, '1.00'),
+    (12.0, '12.0'),
+    (20_000, '20000'),
+    (np.int64(7), '7'),
+    (np.float32(0.5), '0.500'),
+    (1234.6, '1235'),
+    (1.5e-7, '1.50e-07'),
+    (2.5e9, '2.50e+09'),
+    (0.0, '0'),
+    (math.nan, 'nan'),
+    (-math.inf, '-inf'),
+    (None, '–'),
+  ],
+)
+def test_numbers_are_written_plainly(value, text):
+  assert tables.number(value) == text
+
+
+def test_a_table_reads_back_as_what_was_put_in():
+  headers = ('arm', 'f')
+  rows = [('a|b', 0.5), ('two\nlines', None), ('c', Interval(0.34212, 0.25018, 0.42941))]
+  lines = tables.markdown(headers, rows).split('\n')
+  assert cells(lines[0]) == ['arm', 'f']
+  assert cells(lines[1]) == ['---', '---:']  # numbers to the right
+  assert [cells(line) for line in lines[2:]] == [
+    ['a|b', '0.500'],
+    ['two<br>lines', '–'],
+    ['c', '0.34 [0.25, 0.43]'],
+  ]
+
+
+def test_a_table_without_rows_keeps_its_headers():
+  lines = tables.markdown(('a', 'b'), []).split('\n')
+  assert [cells(line) for line in lines] == [['a', 'b'], ['---', '---']]
+
+
+@pytest.mark.parametrize(
+  'call, error, value',
+  [
+    (lambda: tables.markdown(('a', 'b'), [(1,)]), ValueError, r'\(1,\)'),
+    (lambda: tables.markdown((), []), ValueError, r'\(\)'),
+    (lambda: tables.number(1.0, 0), ValueError, '0'),
+    (lambda: tables.number('x'), TypeError, 'x'),
+    (lambda: tables.number(True), TypeError, 'True'),
+  ],
+)
+def test_bad_input_is_refused(call, error, value):
+  with pytest.raises(error, match=value):
+    call()
