@@ -122,13 +122,10 @@ def parallelize(step: Step, batch_size: int, steps_per_dispatch: int = 1) -> Cal
     rows = Rows(jax.lax.axis_index(_AXIS) * local + jnp.arange(local), batch_size)
     if steps_per_dispatch == 1:
       return step(state, data, rows, cross_mean)
-    shapes = jax.eval_shape(lambda s: step(s, data, rows, cross_mean)[1], state)
-    start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-
-    def body(_, carry):
-      return step(carry[0], data, rows, cross_mean)
-
-    return jax.lax.fori_loop(0, steps_per_dispatch, body, (state, start))
+    state, metrics = jax.lax.scan(
+      lambda s, _: step(s, data, rows, cross_mean), state, length=steps_per_dispatch
+    )
+    return state, jax.tree.map(lambda m: m[-1], metrics)
 
   return jax.pmap(run, axis_name=_AXIS, donate_argnums=(0,))
 
@@ -138,7 +135,7 @@ def over_rows(function: Callable, chunk: int) -> Callable:
 
   Args:
     function: (shared, *arrays [b, ...]) -> tree of arrays [b, ...], row i from row i alone.
-    chunk: rows a device takes at a time; the last chunk is padded with copies of the first row.
+    chunk: rows a device takes at a time, at most; what is missing is filled with copies of the first row.
 
   Returns:
     (replicated shared, *arrays [n, ...]) -> tree of NumPy arrays [n, ...].
@@ -149,7 +146,8 @@ def over_rows(function: Callable, chunk: int) -> Callable:
 
   def call(shared, *arrays):
     n = len(arrays[0])
-    size = min(chunk, -(-n // count))
+    # Rounded up to a multiple of 32, so that splits of nearly one size share one program.
+    size = min(chunk, -(-n // (32 * count)) * 32)
     whole = -(-n // (size * count)) * size * count
     index = np.concatenate([np.arange(n), np.zeros(whole - n, np.int64)]).reshape(-1, count, size)
     parts = [jax.device_get(mapped(shared, *(a[rows] for a in arrays))) for rows in index]

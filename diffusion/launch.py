@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion import devices, provenance, runs
@@ -36,7 +36,6 @@ def _define_flags() -> None:
     'dry_run', False, 'Print the configuration, model, arithmetic and splits, and leave.'
   )
   flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on CPU; 0 chooses.')
-  flags.DEFINE_integer('steps_per_dispatch', 1, 'Training steps in one call of the device.')
   flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error.')
 
 
@@ -113,6 +112,9 @@ def _main(
   build: Callable[[Any], Experiment], config: Any, base: Any, overrides: dict[str, Any], small: bool
 ) -> int:
   f = flags.FLAGS
+  logging.set_verbosity(
+    logging.ERROR
+  )  # JAX and Orbax tell of every backend tried and every file touched
   if not f.workdir and not f.dry_run:
     raise ValueError('--workdir is missing: name a folder for the run, e.g. --workdir=runs/first')
   workdir = pathlib.Path(f.workdir).absolute() if f.workdir else None
@@ -131,7 +133,6 @@ def _main(
     build=build,
     config=config,
     workdir=workdir,
-    steps_per_dispatch=f.steps_per_dispatch,
     extend=f.extend,
     smoke=small,
     source=pathlib.Path(sys.modules['__main__'].__file__),

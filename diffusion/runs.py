@@ -7,7 +7,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from diffusion.evaluation import gap, memorization
 from diffusion.evaluation.evaluate import Finding, Judged
 from diffusion.models import summary
 from diffusion.process import gaussian
-from diffusion.reporting import history, plots, records, tables
+from diffusion.reporting import plots, records, tables
 from diffusion.training import assembly, loop
 from diffusion.training.assembly import Experiment, Loaded
 from diffusion.training.checkpoint import Restored, open_checkpoints
@@ -36,7 +36,6 @@ class Setting(NamedTuple):
   build: Callable[[Any], Experiment]
   config: Any
   workdir: pathlib.Path | None
-  steps_per_dispatch: int
   extend: int
   smoke: bool
   source: pathlib.Path
@@ -116,71 +115,91 @@ def _restore(keeper, target: Any, which: str) -> Restored | None:
   return restored
 
 
+class _Session(NamedTuple):
+  """One start of a run: what was decided, built, loaded and compiled, and the record on disk."""
+
+  setting: Setting
+  experiment: Experiment
+  loaded: Loaded
+  programs: assembly.Programs
+  used: list[citations.Technique]
+  record: dict[str, Any]
+
+  @property
+  def folder(self) -> pathlib.Path:
+    return self.setting.workdir
+
+  def note(self, **changes) -> None:
+    """Changes run.json."""
+    self.record.update(changes)
+    workdir.write_record(self.folder, self.record)
+
+
+def _open(setting: Setting) -> tuple[_Session, Any]:
+  """Builds, checks, loads and initializes; nothing is written. Returns the session and the first state."""
+  with citations.collect() as used:
+    experiment = setting.build(setting.config)
+  assembly.check(experiment)
+  loaded = assembly.load_data(experiment)
+  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
+  record = _fresh_record(setting, loaded, used, experiment)
+  return _Session(
+    setting, experiment, loaded, assembly.programs(experiment, loaded), used, record
+  ), state
+
+
 def train(setting: Setting) -> int:
   """Trains, or goes on training, and judges the best checkpoint; returns the program's exit status."""
   begin = time.perf_counter()
-  with citations.collect() as used:
-    experiment = setting.build(setting.config)
-  assembly.check(experiment, setting.steps_per_dispatch)
-  loaded = assembly.load_data(experiment)
-  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
-  fresh = _fresh_record(setting, loaded, used, experiment)
-  record = workdir.claim(setting.workdir, fresh, setting.source)
-  keeper = open_checkpoints(setting.workdir / 'checkpoints')
+  session, state = _open(setting)
+  session = session._replace(record=workdir.claim(setting.workdir, session.record, setting.source))
+  target = assembly.host_target(state)
+  keeper = open_checkpoints(session.folder / 'checkpoints')
   try:
-    restored = _restore(keeper, assembly.host_target(state), 'latest')
-    step = restored.step if restored else 0
-    reason = restored.record['reason'] if restored else None
+    restored = _restore(keeper, target, 'latest')
+    step, reason = (restored.step, restored.record['reason']) if restored else (0, None)
     if setting.extend:
-      record['num_steps'] = max(record['num_steps'], step) + setting.extend
-      workdir.write_record(setting.workdir, record)
-    done = not setting.extend and (reason is not None or step >= record['num_steps'])
-    if done and record['results'] is not None:
+      session.note(num_steps=max(session.record['num_steps'], step) + setting.extend, results=None)
+    done = not setting.extend and (reason is not None or step >= session.record['num_steps'])
+    if done and session.record['results'] is not None:
       print(
-        f'{setting.workdir} is finished at step {step} ({record["reason"]}); --extend=N trains N steps more'
+        f'{session.folder} is finished at step {step} ({session.record["reason"]}); --extend=N goes on'
       )
       return 0
     if not done:
-      outcome = _train_on(setting, experiment, loaded, record, keeper, restored, state)
-      step, reason = outcome.step, outcome.reason
-      record |= {
-        'status': 'finished' if outcome.finished else 'interrupted',
-        'reason': reason,
-        'step': step,
-      }
-      record['wall_seconds'] += time.perf_counter() - begin
-      workdir.write_record(setting.workdir, record)
+      outcome = _train_on(session, keeper, restored, state)
+      seconds = session.record['wall_seconds'] + time.perf_counter() - begin
+      status = 'finished' if outcome.finished else 'interrupted'
+      session.note(status=status, reason=outcome.reason, step=outcome.step, wall_seconds=seconds)
       if not outcome.finished:
         print(
-          f'interrupted ({reason}), saved at step {step}; the same command goes on from there',
+          f'{outcome.reason}: saved at step {outcome.step}; the same command goes on from there',
           flush=True,
         )
-        return 128 + signal.Signals[reason]
-      print(reason, flush=True)
+        return 128 + signal.Signals[outcome.reason]
+      print(outcome.reason, flush=True)
   finally:
     keeper.close()
-  _judge(setting, experiment, loaded, record, used, sampler_seed=0)
-  record['wall_seconds_with_evaluation'] = round(time.perf_counter() - begin, 1)
-  workdir.write_record(setting.workdir, record)
+  _judge(session, target, sampler_seed=0)
   return 0
 
 
-def _train_on(setting, experiment, loaded, record, keeper, restored, state) -> loop.Outcome:
+def _train_on(session: _Session, keeper, restored: Restored | None, state: Any) -> loop.Outcome:
   """The loop between the restored state (or the first) and the end, with everything it writes."""
-  step = restored.step if restored else 0
+  experiment, programs = session.experiment, session.programs
+  step, num_steps = restored.step if restored else 0, session.record['num_steps']
   callback_states = {c.name: c.init() for c in experiment.callbacks}
   if restored:
-    state = restored.state
     print(f'resuming from step {step}', flush=True)
-    callback_states |= restored.record['callbacks']
-  if setting.extend:
+    state, callback_states = restored.state, callback_states | restored.record['callbacks']
+  if session.setting.extend:
     callback_states = {
       c.name: c.extend(callback_states[c.name], step) for c in experiment.callbacks
     }
-  sinks = records.chain(
-    records.json_lines(setting.workdir / 'metrics.jsonl', step),
-    records.tensorboard(setting.workdir / 'events', step),
-    records.progress(record['num_steps'], step, batch_size=experiment.batch_size),
+  sinks = records.chain(  # the file first: it alone is flushed row by row, and its error names it
+    records.json_lines(session.folder / 'metrics.jsonl', step),
+    records.tensorboard(session.folder / 'events', step),
+    records.progress(num_steps, step, batch_size=experiment.batch_size),
   )
 
   def write(row, timing) -> None:
@@ -188,23 +207,29 @@ def _train_on(setting, experiment, loaded, record, keeper, restored, state) -> l
     sinks.write(row, timing | images)
 
   def save(step, state, callback_states, metric, reason) -> None:
-    keeper.save(
-      step, devices.to_host(state), {'callbacks': callback_states, 'reason': reason}, metric
-    )
+    record = {'callbacks': callback_states, 'reason': reason}
+    keeper.save(step, devices.to_host(state), record, metric)
 
   def draw(step, state) -> None:
-    path = setting.workdir / 'samples' / f'step_{step:08d}.png'
-    _draw_grid(experiment, loaded, sample, assembly.shared(experiment, state), path, f'step {step}')
+    path = session.folder / 'samples' / f'step_{step:08d}.png'
+    weights = assembly.weights(experiment, state)
+    data = session.loaded.dataset
+    labels = assembly.picture_labels(experiment, data.levels, data.num_classes)
+    samples = _sample(programs.sample, weights, labels, data.levels)
+    _draw(data, session.loaded.validation[0], samples, path, f'step {step}')
 
-  sample = _sampler(experiment, loaded)
-  plan = assembly.cadence(experiment, setting.steps_per_dispatch)._replace(
-    num_steps=record['num_steps']
+  plan = assembly.cadence(experiment)._replace(num_steps=num_steps)
+  tools = loop.Tools(
+    dispatch=programs.dispatch,
+    validate=lambda state: programs.validate(assembly.weights(experiment, state)),
+    save=save,
+    draw=draw,
+    write=write,
+    interrupted=lambda: None,
   )
-  dispatch = assembly.make_dispatch(experiment, loaded, setting.steps_per_dispatch)
-  validate = assembly.make_validate(experiment, loaded)
   try:
     with _watching() as interrupted:
-      tools = loop.Tools(dispatch, validate, save, draw, write, interrupted)
+      tools = tools._replace(interrupted=interrupted)
       return loop.train(
         devices.replicate(state), step, plan, experiment.callbacks, callback_states, tools
       )
@@ -212,142 +237,128 @@ def _train_on(setting, experiment, loaded, record, keeper, restored, state) -> l
     sinks.close()
 
 
-def _sampler(experiment: Experiment, loaded: Loaded) -> Callable:
-  return assembly.make_sample(experiment, loaded.dataset.x.shape[1:], loaded.dataset.num_classes)
+def _sample(sample: Callable, weights: Any, labels: np.ndarray, levels: int | None) -> np.ndarray:
+  """Samples 0, 1, ... with these labels, as the data is stored."""
+  return pipeline.denormalize(sample(weights, labels, np.arange(len(labels))), levels)
 
 
-def _draw_grid(experiment, loaded, sample, weights, path: pathlib.Path, title: str) -> None:
-  """One class a column; for vectors a scatter plot over held-out data."""
-  data = loaded.dataset
-  rows = experiment.sampling.grid_rows
-  columns = max(1, data.num_classes)
+def _draw(data, reference: np.ndarray, samples: np.ndarray, path: pathlib.Path, title: str) -> None:
+  """Images: one class a column, as `assembly.class_labels` orders them. Vectors: a scatter plot over the reference."""
   if data.levels is None:
-    labels = assembly.class_labels(columns, max(1, 512 // columns))
-    samples = sample(weights, labels, np.arange(len(labels)))
-    plots.vector_scatter(samples, loaded.validation[0], path, title=title)
+    plots.vector_scatter(samples, reference, path, title=title)
     return
-  labels = assembly.class_labels(columns, rows)
-  samples = pipeline.denormalize(sample(weights, labels, np.arange(len(labels))), data.levels)
-  images = pipeline.to_uint8(samples, data.levels).reshape(rows, columns, *samples.shape[1:])
+  columns = max(1, data.num_classes)
+  images = pipeline.to_uint8(samples, data.levels).reshape(-1, columns, *samples.shape[1:])
   plots.image_grid(images, data.class_names or ['samples'], path, title=title)
 
 
-def _judge(setting, experiment, loaded, record, used, sampler_seed: int) -> list[Finding]:
+def _judge(session: _Session, target: Any, sampler_seed: int) -> None:
   """Restores the best checkpoint, samples from it, applies the metrics, and writes pictures and report."""
-  keeper = open_checkpoints(setting.workdir / 'checkpoints')
-  target = assembly.host_target(
-    assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
-  )
+  experiment, loaded = session.experiment, session.loaded
+  keeper = open_checkpoints(session.folder / 'checkpoints')
   best = _restore(keeper, target, 'best')
   keeper.close()
   if best is None:
-    raise ValueError(f'no checkpoint in {setting.workdir}: train first')
-  state = devices.replicate(best.state)
-  weights = assembly.shared(experiment, state)
-  row = assembly.make_validate(experiment, loaded)(state)
+    raise ValueError(f'no checkpoint in {session.folder}: train first')
+  begin = time.perf_counter()
+  weights = assembly.weights(experiment, devices.replicate(best.state))
+  row = session.programs.validate(weights)
   findings = [
     Finding(
-      'best step', best.step, 'the step with the lowest held-out loss, which everything here is of'
+      'best step', best.step, 'of the lowest held-out loss; all below is of its averaged weights'
     )
   ]
-  findings += _loss_findings(experiment, loaded, weights, row)
+  findings += _loss_findings(session, weights, row)
   data = loaded.dataset
-  sample = _sampler(experiment, loaded)
-  weights = (*weights[:2], devices.replicate(jnp.asarray(sampler_seed, jnp.uint32)))
   labels = assembly.class_labels(data.num_classes, experiment.sampling.per_class)
   print(f'sampling {len(labels)} from the best checkpoint, step {best.step}', flush=True)
-  begin = time.perf_counter()
-  samples = pipeline.denormalize(sample(weights, labels, np.arange(len(labels))), data.levels)
-  seconds = time.perf_counter() - begin
-  workdir.save_samples(setting.workdir / 'samples.npz', samples, labels)
+  sampler_weights = (*weights[:2], devices.replicate(jnp.asarray(sampler_seed, jnp.uint32)))
+  samples = _sample(session.programs.sample, sampler_weights, labels, data.levels)
+  workdir.save_samples(session.folder / 'samples.npz', samples, labels)
   held_out = tuple(
     np.concatenate(pair) for pair in zip(loaded.validation, loaded.test, strict=True)
   )
   judged = Judged(samples, labels, loaded.train, held_out, data.class_names)
   for metric in experiment.metrics:
     findings += metric(judged)
+  skipped = int(best.state.skipped)
   findings.append(
-    Finding(
-      'skipped steps', int(best.state.skipped), 'steps left out because something was not finite'
-    )
+    Finding('skipped steps', skipped, 'steps left out because something was not finite')
   )
-  findings.append(
-    Finding('seconds to sample', seconds, f'{len(labels)} samples, compilation included')
+  _pictures(session, judged, best.step)
+  session.note(
+    results=workdir.findings_to_json(findings), evaluation_seconds=time.perf_counter() - begin
   )
-  _pictures(setting.workdir, experiment, loaded, sample, weights, judged, best.step)
-  record['results'] = workdir.findings_to_json(findings)
-  workdir.write_record(setting.workdir, record)
   levels = gap.per_level(row, experiment.bank)
-  path = workdir.write_report(setting.workdir, record, findings, levels, used)
+  path = workdir.write_report(session.folder, session.record, findings, levels, session.used)
   print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
   print(f'report: {path}', flush=True)
-  return findings
 
 
-def _loss_findings(experiment: Experiment, loaded: Loaded, weights, row) -> list[Finding]:
-  """Held-out losses of the best checkpoint; the only place where the test split is looked at."""
-  gap_interval = statistics.Interval(
-    row['validation/gap'], row['validation/gap_low'], row['validation/gap_high']
-  )
+def _loss_findings(session: _Session, weights: Any, row: Mapping[str, float]) -> list[Finding]:
+  """Held-out losses of the best checkpoint; the only place where the test split's loss is looked at."""
+  bounds = [row[f'validation/{name}'] for name in ('gap', 'gap_low', 'gap_high')]
   found = [
-    Finding('validation/eps', row['validation/eps'], 'unweighted eps-loss on the fixed noise bank, averaged weights'),
-    Finding('validation gap', gap_interval, 'held-out minus training loss on the same noise, 95 % interval over examples'),
-  ]  # fmt: skip
-  if len(loaded.test[0]):
-    losses = gap.bank_losses(
-      experiment.diffusion, experiment.model, loaded.dataset.levels, experiment.bank
-    )
-    values = losses(weights, *loaded.test, np.arange(len(loaded.test[0])))
-    found.insert(
-      1, Finding('test/eps', statistics.mean_t(values.mean(1)), 'the same on the test split')
-    )
+    Finding('validation/eps', row['validation/eps'], 'unweighted eps-loss on the fixed noise bank'),
+    Finding(
+      'validation gap',
+      statistics.Interval(*bounds),
+      'held-out minus training loss on the same noise',
+    ),
+  ]
+  test = session.loaded.test
+  if len(test[0]) > 1:
+    values = session.programs.losses(weights, *test, np.arange(len(test[0]))).mean(1)
+    found.insert(1, Finding('test/eps', statistics.mean_t(values), 'the same on the test split'))
   return found
 
 
-def _pictures(folder, experiment, loaded, sample, weights, judged: Judged, step: int) -> None:
-  note = f' — {loaded.dataset.note}' if loaded.dataset.note else ''
-  title = f'{loaded.dataset.name}: samples of step {step}{note}'
-  _draw_grid(experiment, loaded, sample, weights, folder / 'samples.png', title)
+def _pictures(session: _Session, judged: Judged, step: int) -> None:
+  data, folder = session.loaded.dataset, session.folder
+  note = f' ({data.note})' if data.note else ''
+  # The picture's labels are the first of the metrics' labels, so its samples are too.
+  shown = judged.samples[
+    : len(assembly.picture_labels(session.experiment, data.levels, data.num_classes))
+  ]
+  title = f'{data.name}: samples from step {step}{note}'
+  _draw(data, session.loaded.validation[0], shown, folder / 'samples.png', title)
   rows = records.read_json_lines(folder / 'metrics.jsonl')
-  history.curves(rows, folder / 'curves.png', title=f'{loaded.dataset.name}{note}', best_step=step)
-  if loaded.dataset.levels is not None:
+  plots.curves(rows, folder / 'curves.png', title=f'{data.name}{note}', best_step=step)
+  if data.levels is not None:
     index, ratio = memorization.ratios(judged.samples, judged.train[0])
     closest = np.argsort(ratio)[:24]
-    levels = loaded.dataset.levels
+    pairs = (judged.samples[closest], judged.train[0][index[closest]])
     plots.memorization_strip(
-      pipeline.to_uint8(judged.samples[closest], levels),
-      pipeline.to_uint8(judged.train[0][index[closest]], levels),
-      ratio[closest], folder / 'nearest.png', title='samples (above) and their nearest training images',
+      *(pipeline.to_uint8(x, data.levels) for x in pairs), ratio[closest], folder / 'nearest.png',
+      title='samples above their nearest training images',
     )  # fmt: skip
 
 
 def judge(setting: Setting, mode: str, sampler_seed: int) -> int:
   """--mode=sample: a new grid with another seed. --mode=evaluate: metrics and report anew."""
-  with citations.collect() as used:
-    experiment = setting.build(setting.config)
-  assembly.check(experiment, setting.steps_per_dispatch)
-  record = read_record(setting.workdir)
-  if mode == 'sample':
-    run = load(setting.workdir, experiment)
-    loaded = assembly.load_data(experiment) if run.levels is None else None
-    path = setting.workdir / f'samples_seed{sampler_seed}.png'
-    _draw_run(run, loaded, path, sampler_seed)
-    print(path)
-    return 0
-  loaded = assembly.load_data(experiment)
-  changed = provenance.differences(record['data'], _data_record(loaded))
+  session, state = _open(setting)
+  record = read_record(session.folder)
+  changed = provenance.differences(record['data'], session.record['data'])
   if changed:
-    raise ValueError(f'the data is not what {setting.workdir} was trained on: {"; ".join(changed)}')
-  _judge(setting, experiment, loaded, record, used, sampler_seed)
+    raise ValueError(f'the data is not what {session.folder} was trained on: {"; ".join(changed)}')
+  session = session._replace(record=record)
+  if mode == 'evaluate':
+    _judge(session, assembly.host_target(state), sampler_seed)
+    return 0
+  run = load(session.folder, session.experiment)
+  data = session.loaded.dataset
+  labels = assembly.picture_labels(session.experiment, data.levels, data.num_classes)
+  samples = run.sample(labels, sampler_seed)
+  path = session.folder / f'samples_seed{sampler_seed}.png'
+  _draw(data, session.loaded.validation[0], samples, path, f'step {run.step}, seed {sampler_seed}')
+  print(path)
   return 0
 
 
 def describe(setting: Setting) -> str:
   """What a run would be: configuration, splits, parameters and arithmetic."""
-  experiment = setting.build(setting.config)
-  assembly.check(experiment, setting.steps_per_dispatch)
-  loaded = assembly.load_data(experiment)
-  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
+  session, state = _open(setting)
+  experiment, loaded = session.experiment, session.loaded
   x = pipeline.normalize(jnp.asarray(loaded.train[0][:1]), loaded.dataset.levels)
   conditioning = Conditioning(jnp.zeros(1, jnp.int32), jnp.zeros((1, 0)))
 
@@ -362,11 +373,13 @@ def describe(setting: Setting) -> str:
   rows = summary.parameter_rows(network)
   total = sum(row[1] for row in rows)
   data = _data_record(loaded)
-  parts = [[name, size, data['split_hashes'][name] if name in data['split_hashes'] else ''] for name, size in data['examples'].items()]  # fmt: skip
+  hashes = data['split_hashes']
+  splits = [(name, size, hashes.get(name, '')) for name, size in data['examples'].items()]
+  shape = f'{data["shape"]}, {data["levels"]} levels, {len(data["class_names"])} classes'
   return '\n\n'.join([
     json.dumps(provenance.config_to_json(setting.config), indent=2),
-    f'data: {data["name"]}, {data["shape"]}, {data["levels"]} levels, {len(data["class_names"])} classes. {data["note"]}',
-    tables.markdown(['split', 'examples', 'hash'], parts),
+    f'data: {data["name"]}, {shape}. {data["note"]}',
+    tables.markdown(['split', 'examples', 'hash'], splits),
     tables.markdown(['module', 'parameters', 'rms'], [*rows, ('total', total, '')]),
     f'arithmetic per image: {forward / 1e6:.1f} MFLOP forward, {both / 1e6:.1f} MFLOP forward and backward',
     f'devices: {devices.describe()}',
@@ -446,16 +459,3 @@ def _recorded_experiment(folder: pathlib.Path, record: dict[str, Any]) -> Experi
   sys.modules[spec.name] = module  # dataclasses look their module up by name
   spec.loader.exec_module(module)
   return module.build(provenance.config_from_json(module.Config(), record['config']))
-
-
-def _draw_run(run: Run, loaded: Loaded | None, path: pathlib.Path, seed: int) -> None:
-  columns, rows = max(1, run.num_classes), run.experiment.sampling.grid_rows
-  if loaded is not None:
-    samples = run.sample(assembly.class_labels(columns, max(1, 512 // columns)), seed)
-    plots.vector_scatter(samples, loaded.validation[0], path, title=f'seed {seed}')
-    return
-  images = pipeline.to_uint8(run.sample(assembly.class_labels(columns, rows), seed), run.levels)
-  names = [str(k) for k in range(columns)] if run.num_classes else ['samples']
-  plots.image_grid(
-    images.reshape(rows, columns, *run.shape), names, path, title=f'step {run.step}, seed {seed}'
-  )

@@ -70,7 +70,7 @@ def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path) ->
       changed = provenance.differences(record[part], fresh[part])
       if changed:
         raise ValueError(
-          f'{workdir} holds a run of another {part} ({"; ".join(changed)}): choose another --workdir, or take these back'
+          f'{workdir} holds a run of another {part} ({"; ".join(changed)}): choose another --workdir, or undo this'
         )
     record['starts'].append(fresh['starts'][0])
   else:
@@ -118,9 +118,10 @@ def write_report(
   }
   pictures = [(text, name) for name, text in captions.items() if (workdir / name).exists()]
   start = record['starts'][-1]
+  note = f' ({record["data"]["note"]})' if record['data']['note'] else ''
   kept = ('experiment', 'status', 'reason', 'step', 'wall_seconds')
   text = report.markdown_report(
-    f'{record["experiment"]}: {record["data"]["name"]}' + (f' ({record["data"]["note"]})' if record['data']['note'] else ''),
+    f'{record["experiment"]}: {record["data"]["name"]}{note}',
     summary_rows=[('how it ended', record['reason']), *((f.name, f.value) for f in findings)],
     pictures=pictures,
     tables=[

@@ -23,16 +23,18 @@ class Config:
   """The numbers of the experiment; every one is a flag, e.g. --config.dropout=0.2."""
 
   seed: int = 0
-  num_steps: int = 1200
+  num_steps: int = 600
   batch_size: int = 128
+  steps_per_dispatch: int = 5
   log_every: int = 20
-  validate_every: int = 100
-  patience: int = 300
+  validate_every: int = 60
+  patience: int = 180
   width: int = 32
+  blocks: int = 2
   dropout: float = 0.1
   label_dropout: float = 0.1
   learning_rate: float = 2e-3
-  warmup_steps: int = 60
+  warmup_steps: int = 30
   final_learning_rate: float = 1e-4
   weight_decay: float = 1e-2
   clip_norm: float = 1.0
@@ -47,7 +49,7 @@ class Config:
 
 
 SMOKE = Config(
-  num_steps=20, batch_size=16, log_every=5, validate_every=10, width=8, warmup_steps=2,
+  num_steps=20, batch_size=16, log_every=5, validate_every=10, width=8, blocks=1, warmup_steps=2,
   sampling_steps=4, samples_per_class=2, synthetic=True,
 )  # fmt: skip
 
@@ -62,6 +64,7 @@ def build(c: Config) -> launch.Experiment:
     num_steps=c.num_steps,
     batch_size=c.batch_size,
     log_every=c.log_every,
+    steps_per_dispatch=c.steps_per_dispatch,
     validate_every=c.validate_every,
     data=sources.synthetic_images((8, 8, 1)) if c.synthetic else sources.digits(),
     split=splits.Fractions(c.validation_fraction, c.test_fraction, c.train_limit),
@@ -69,7 +72,7 @@ def build(c: Config) -> launch.Experiment:
     diffusion=gaussian.Diffusion(
       noise.cosine(), marginals.variance_preserving, parameterizations.v()
     ),
-    model=unet.unet(c.width, (1, 2), attention=(4,), dropout=c.dropout, num_classes=10),
+    model=unet.unet(c.width, (1, 2), c.blocks, (), c.dropout, num_classes=10),
     terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))},
     times=times.stratified(),
     optimizer=chains.adamw(rate, c.weight_decay, c.clip_norm),
@@ -80,7 +83,7 @@ def build(c: Config) -> launch.Experiment:
       callbacks.early_stopping('validation/eps', c.patience),
       callbacks.divergence_guard(c.log_every),
     ],
-    bank=gap.bank(draws=4),
+    bank=gap.bank(draws=2),
     sampling=launch.Sampling(
       samplers.ddim, c.sampling_steps, c.guidance, grid_rows=8, per_class=c.samples_per_class
     ),

@@ -199,13 +199,14 @@ def _read_image(path: pathlib.Path, size: int | None) -> np.ndarray:
   from PIL import Image, UnidentifiedImageError
 
   try:
-    with Image.open(path) as image:
-      image = image.convert('L' if image.mode in ('1', 'L', 'I;16', 'I') else 'RGB')
-      if size is not None:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.LANCZOS)
-      pixels = np.asarray(image, np.uint8)
+    with Image.open(path) as opened:
+      image = opened.convert('L' if opened.mode in ('1', 'L', 'I;16', 'I') else 'RGB')
+    if size is not None:
+      side = min(image.size)
+      left, top = (image.width - side) // 2, (image.height - side) // 2
+      box = (left, top, left + side, top + side)
+      image = image.resize((size, size), Image.LANCZOS, box)
+    pixels = np.asarray(image, np.uint8)
   except (UnidentifiedImageError, OSError) as error:
     raise ValueError(f'cannot read image {path}: {error}') from None
   return pixels[..., None] if pixels.ndim == 2 else pixels

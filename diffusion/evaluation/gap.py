@@ -108,7 +108,7 @@ def check_bank(bank: Bank, diffusion: Diffusion, schedule_params: Any) -> None:
   for level in bank.log_snr:
     if not low <= level <= high:
       raise ValueError(
-        f"the validation bank has log-SNR {level:g}, outside the schedule's [{low:.3g}, {high:.3g}]: use a narrower bank"
+        f'the validation bank has log-SNR {level:g}, the schedule spans [{low:.3g}, {high:.3g}]: use a narrower bank'
       )
 
 

@@ -56,7 +56,7 @@ def ratios(queries: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.n
 
 @technique('nearest-neighbor ratio', 'core', 'yoon2023memorize', 'gu2023memorization')
 def nearest_neighbor_ratio(threshold: float = 1 / 3) -> Metric:
-  """The memorized fraction f = share of samples with |x - NN1| < threshold |x - NN2|, and f0, the same of held-out data.
+  """The memorized fraction f: the share of samples with |x - NN1| < threshold |x - NN2|; and f0, that of held-out data.
 
   Args:
     threshold: in (0, 1); 1/3 in both papers.
@@ -74,7 +74,7 @@ def nearest_neighbor_ratio(threshold: float = 1 / 3) -> Metric:
       _, r = ratios(queries, judged.train[0])
       fractions.append(statistics.wilson(int((r < threshold).sum()), len(r)))
     return [
-      Finding('memorized fraction', fractions[0], f'samples with nearest-neighbor ratio < {threshold:.3g} to the training set'),
+      Finding('memorized fraction', fractions[0], f'samples with a nearest-neighbor ratio below {threshold:.3g}'),
       Finding('its held-out null', fractions[1], 'the same of real held-out examples: what no copying looks like'),
     ]  # fmt: skip
 

@@ -11,8 +11,8 @@ from diffusion.evaluation.evaluate import Finding, Judged, Metric
 def support_vectors(c: float = 10.0) -> Metric:
   """The share of samples that a support-vector classifier of the real training data calls by their label.
 
-  A radial kernel on pixels scaled to unit variance overall; scikit-learn's own. Beside the share stands the classifier's
-  accuracy on held-out data, the most that could be asked of perfect samples.
+  A radial kernel on pixels, its width from their variance (scikit-learn's 'scale'). Beside the share stands the
+  classifier's accuracy on held-out data, the most that could be asked of perfect samples.
 
   Args:
     c: the classifier's penalty, > 0.
@@ -32,13 +32,19 @@ def support_vectors(c: float = 10.0) -> Metric:
     correct = classifier.predict(flat(x)) == label
     shares = {k: right[judged.labels == k] for k in np.unique(judged.labels)}
     worst = min(shares, key=lambda k: shares[k].mean())
+    overall = statistics.wilson(int(right.sum()), right.size)
+    lowest = statistics.wilson(int(shares[worst].sum()), shares[worst].size)
+    real = statistics.wilson(int(correct.sum()), correct.size)
     return [
-      Finding('recognized as their label', statistics.wilson(int(right.sum()), right.size), f'of {right.size} samples'),
       Finding(
-        'worst class', statistics.wilson(int(shares[worst].sum()), shares[worst].size),
-        f'class {judged.class_names[worst]}, {shares[worst].size} samples',
+        'recognized as their label',
+        overall,
+        f'of {right.size} samples, by a support-vector classifier',
       ),
-      Finding("classifier's held-out accuracy", statistics.wilson(int(correct.sum()), correct.size), f'on {correct.size} real examples'),
-    ]  # fmt: skip
+      Finding(
+        'worst class', lowest, f'class {judged.class_names[worst]}, {shares[worst].size} samples'
+      ),
+      Finding('held-out accuracy', real, f'of that classifier, on {correct.size} real examples'),
+    ]
 
   return judge

@@ -1,5 +1,6 @@
 """An experiment, and its pieces put together: the functions that a run calls, compiled for all devices."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ class Experiment(NamedTuple):
   Attributes:
     seed: root of all random streams.
     num_steps, batch_size: of training; the batch is the global one.
-    log_every, validate_every: steps; each a multiple of the one before.
+    log_every, validate_every: steps; each a multiple of the one before, the first of `steps_per_dispatch`.
     data, split: where the data comes from and how much of it is held out.
     diffusion, model, times, optimizer: one each.
     terms: name -> (factor, term) of the loss.
@@ -69,6 +70,7 @@ class Experiment(NamedTuple):
     bank: noise levels and draws of validation.
     sampling: how samples are drawn.
     metrics: what judges the samples of the finished run.
+    steps_per_dispatch: training steps in one call of the devices; more costs nothing but a slower reaction to signals.
   """
 
   seed: int
@@ -90,19 +92,21 @@ class Experiment(NamedTuple):
   bank: gap.Bank = gap.bank()
   sampling: Sampling = Sampling()
   metrics: Sequence[Metric] = ()
+  steps_per_dispatch: int = 1
 
 
-def check(experiment: Experiment, steps_per_dispatch: int) -> None:
+def check(experiment: Experiment) -> None:
   """Raises ValueError for what no single factory can see: names, cadences and batches that do not fit together."""
   checks.integer('num_steps', experiment.num_steps)
   checks.integer('batch_size', experiment.batch_size)
   checks.integer('seed', experiment.seed, 0)
   checks.integer('log_every', experiment.log_every)
   checks.integer('validate_every', experiment.validate_every)
+  checks.integer('steps_per_dispatch', experiment.steps_per_dispatch)
   checks.integer('sampling_steps', experiment.sampling.steps)
   checks.at_least('guidance', experiment.sampling.guidance, 0)
   devices.check_batch(experiment.batch_size)
-  check_cadence(cadence(experiment, steps_per_dispatch), experiment.callbacks)
+  check_cadence(cadence(experiment), experiment.callbacks)
   if not experiment.terms:
     raise ValueError('terms is empty: an experiment needs a loss')
   if experiment.judged and experiment.judged not in experiment.averages:
@@ -114,10 +118,13 @@ def check(experiment: Experiment, steps_per_dispatch: int) -> None:
     raise ValueError(f'two callbacks of one name: {names}')
 
 
-def cadence(experiment: Experiment, steps_per_dispatch: int) -> Cadence:
+def cadence(experiment: Experiment) -> Cadence:
   """The experiment's periods as the loop wants them."""
   return Cadence(
-    experiment.num_steps, experiment.log_every, experiment.validate_every, steps_per_dispatch
+    experiment.num_steps,
+    experiment.log_every,
+    experiment.validate_every,
+    experiment.steps_per_dispatch,
   )
 
 
@@ -157,16 +164,21 @@ def init_state(experiment: Experiment, stored: np.ndarray, levels: int | None) -
   Raises:
     ValueError: a network that does not take such an example, or a validation bank outside the schedule.
   """
-  example = pipeline.normalize(jnp.asarray(stored), levels)
   terms = {name: term for name, (_, term) in experiment.terms.items()}
-  parameters, statistics = states.init_parameters(
-    experiment.seed, experiment.model, experiment.diffusion, terms, example
-  )
-  gap.check_bank(experiment.bank, experiment.diffusion, parameters.schedule)
-  return states.init_state(
-    experiment.seed, parameters, statistics, experiment.optimizer, experiment.averages,
-    experiment.times, steps.empty_window(experiment.terms),
-  )  # fmt: skip
+
+  @jax.jit  # as one program: leaf by leaf it takes seconds
+  def init(seed: Array, stored: Array) -> states.TrainState:
+    parameters, statistics = states.init_parameters(
+      seed, experiment.model, experiment.diffusion, terms, pipeline.normalize(stored, levels)
+    )
+    return states.init_state(
+      seed, parameters, statistics, experiment.optimizer, experiment.averages,
+      experiment.times, steps.empty_window(experiment.terms),
+    )  # fmt: skip
+
+  state = init(jnp.uint32(experiment.seed), stored)
+  gap.check_bank(experiment.bank, experiment.diffusion, state.params.schedule)
+  return state
 
 
 def pieces(experiment: Experiment, levels: int | None) -> steps.Pieces:
@@ -177,14 +189,6 @@ def pieces(experiment: Experiment, levels: int | None) -> steps.Pieces:
   )  # fmt: skip
 
 
-def make_dispatch(experiment: Experiment, loaded: Loaded, steps_per_dispatch: int) -> Callable:
-  """Replicated state -> (state, metrics): one dispatch, with the training split resident on every device."""
-  step = steps.make_step(pieces(experiment, loaded.dataset.levels))
-  compiled = devices.parallelize(step, experiment.batch_size, steps_per_dispatch)
-  resident = devices.replicate(pipeline.Resident(*loaded.train))
-  return lambda state: compiled(state, resident)
-
-
 def judged_parameters(experiment: Experiment, state: states.TrainState) -> states.Parameters:
   """The parameters that are validated and sampled: the judged average, or the last ones."""
   if not experiment.judged:
@@ -192,28 +196,57 @@ def judged_parameters(experiment: Experiment, state: states.TrainState) -> state
   return experiment.averages[experiment.judged].read(state.averages[experiment.judged])
 
 
-def shared(experiment: Experiment, state: states.TrainState) -> tuple:
-  """What validation and sampling need of a replicated state."""
+def weights(experiment: Experiment, state: states.TrainState) -> tuple:
+  """What validation and sampling need of a replicated state: (judged parameters, statistics, seed)."""
   return judged_parameters(experiment, state), state.statistics, state.seed
 
 
-def make_validate(experiment: Experiment, loaded: Loaded) -> Callable[[Any], dict[str, float]]:
-  """Replicated state -> validation row: the bank's losses of the validation split and of as many training examples.
+class Programs(NamedTuple):
+  """The compiled functions of a run, made once; all take replicated trees.
+
+  Attributes:
+    dispatch: state -> (state, metrics); donates the state.
+    losses: (weights, x as stored [n, ...], label [n], position [n]) -> bank losses [n, L].
+    validate: weights -> validation row.
+    sample: ((parameters, statistics, sampler seed), label [n], number [n]) -> samples [n, ...] in network units.
+  """
+
+  dispatch: Callable[[Any], tuple[Any, Any]]
+  losses: Callable[..., np.ndarray]
+  validate: Callable[[Any], dict[str, float]]
+  sample: Callable[..., np.ndarray]
+
+
+def programs(experiment: Experiment, loaded: Loaded) -> Programs:
+  """The run's functions on all devices. The training split is sent to every device when first needed, once."""
+  data = loaded.dataset
+  step = devices.parallelize(
+    steps.make_step(pieces(experiment, data.levels)),
+    experiment.batch_size,
+    experiment.steps_per_dispatch,
+  )
+  resident = functools.cache(lambda: devices.replicate(pipeline.Resident(*loaded.train)))
+  losses = gap.bank_losses(experiment.diffusion, experiment.model, data.levels, experiment.bank)
+  return Programs(
+    dispatch=lambda state: step(state, resident()),
+    losses=losses,
+    validate=_make_validate(losses, loaded),
+    sample=make_sample(experiment, data.x.shape[1:], data.num_classes),
+  )
+
+
+def _make_validate(losses: Callable, loaded: Loaded) -> Callable[[Any], dict[str, float]]:
+  """Weights -> validation row: the bank's losses of the validation split and of as many training examples.
 
   Training examples are taken evenly over the split and keep the same positions in the bank, hence the same noise.
   """
-  losses = gap.bank_losses(
-    experiment.diffusion, experiment.model, loaded.dataset.levels, experiment.bank
-  )
   held_out = loaded.validation
   count = min(len(held_out[0]), len(loaded.train[0]))
   even = np.linspace(0, len(loaded.train[0]) - 1, count).round().astype(int)
   seen = tuple(part[even] for part in loaded.train)
 
-  def validate(state: Any) -> dict[str, float]:
-    judged = shared(experiment, state)
-    both = [losses(judged, *part, np.arange(len(part[0]))) for part in (seen, held_out)]
-    return gap.summarize(*both)
+  def validate(weights: Any) -> dict[str, float]:
+    return gap.summarize(*(losses(weights, *p, np.arange(len(p[0]))) for p in (seen, held_out)))
 
   return validate
 
@@ -275,6 +308,14 @@ def make_sample(
 def class_labels(num_classes: int, per_class: int) -> np.ndarray:
   """Labels 0, 1, ..., each `per_class` times in turn: [max(1, num_classes) * per_class], row by row of a grid."""
   return np.tile(np.arange(max(1, num_classes), dtype=np.int32), per_class)
+
+
+def picture_labels(experiment: Experiment, levels: int | None, num_classes: int) -> np.ndarray:
+  """Labels of the samples in a picture: `grid_rows` of each class for images, `per_class` for points of vectors."""
+  plan = experiment.sampling
+  return class_labels(
+    num_classes, plan.per_class if levels is None else min(plan.grid_rows, plan.per_class)
+  )
 
 
 def host_target(state: states.TrainState) -> Any:

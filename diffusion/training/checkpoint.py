@@ -1,7 +1,6 @@
 """Checkpoints through Orbax: asynchronous, the latest and the best kept, a damaged one stepped over."""
 
 import json
-import logging
 import math
 import pathlib
 import shutil
@@ -53,12 +52,11 @@ def open_checkpoints(directory: str | pathlib.Path) -> Checkpoints:
     directory: where; made absolute.
 
   Returns:
-    Checkpoints. `restore(target, 'latest' | 'best')` returns None where there is nothing; it moves checkpoints it cannot
-    read into `damaged/` beside the directory, and goes on with the next. `close` waits for the save in flight.
+    Checkpoints. `restore(target, 'latest' | 'best')` returns None where there is nothing; it moves what it cannot read
+    into `damaged/` beside the directory, and goes on with the next. `close` waits for the save in flight.
   """
   root = pathlib.Path(directory).absolute()
   root.mkdir(parents=True, exist_ok=True)
-  logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax tells of every file it touches
   keeper = ocp.training.Checkpointer(
     root, preservation_policy=_preservation(), cleanup_tmp_directories=True
   )
