@@ -23,12 +23,12 @@ class Config:
   """The numbers of the experiment; every one is a flag, e.g. --config.dropout=0.2."""
 
   seed: int = 0
-  num_steps: int = 600
+  num_steps: int = 500
   batch_size: int = 128
   steps_per_dispatch: int = 5
-  log_every: int = 20
-  validate_every: int = 60
-  patience: int = 180
+  log_every: int = 10
+  validate_every: int = 50
+  patience: int = 150
   width: int = 32
   blocks: int = 2
   dropout: float = 0.1
