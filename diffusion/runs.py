@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import math
 import pathlib
 import signal
 import sys
@@ -247,9 +248,11 @@ def _draw(data, reference: np.ndarray, samples: np.ndarray, path: pathlib.Path, 
   if data.levels is None:
     plots.vector_scatter(samples, reference, path, title=title)
     return
-  columns = max(1, data.num_classes)
+  # Unlabelled samples in rows of the largest divisor of their number up to its root: a square if it is one.
+  root = math.isqrt(len(samples))
+  columns = data.num_classes or max(n for n in range(1, root + 1) if len(samples) % n == 0)
   images = pipeline.to_uint8(samples, data.levels).reshape(-1, columns, *samples.shape[1:])
-  plots.image_grid(images, data.class_names or ['samples'], path, title=title)
+  plots.image_grid(images, data.class_names or [''] * columns, path, title=title)
 
 
 def _judge(session: _Session, target: Any, sampler_seed: int) -> None:

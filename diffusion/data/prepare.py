@@ -10,106 +10,29 @@ manager and its writer are used.
 
 import contextlib
 import difflib
-import gzip
 import io
 import json
-import math
 import os
 import pathlib
 import queue
 import shutil
 import signal
 import sys
-import tarfile
 import threading
-import zlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
+from diffusion.data import raw
+from diffusion.data.raw import PrepareError, read_cifar10_binary, read_idx
 
-_Path = str | os.PathLike[str]
-_IDX_DTYPES = {0x08: '>u1', 0x09: '>i1', 0x0B: '>i2', 0x0C: '>i4', 0x0D: '>f4', 0x0E: '>f8'}
-_NUM_CLASSES = 10
-_CIFAR_RECORD = 1 + 3 * 32 * 32
-_CIFAR_FOLDER = 'cifar-10-batches-bin'
-_CIFAR_LABEL_FILE = 'batches.meta.txt'
+__all__ = ['PrepareError', 'main', 'prepare', 'read_cifar10_binary', 'read_idx']
+
 _CONNECTION_PATIENCE = 5  # seconds to connect, and again for the first bytes
 _PREFLIGHT_PATIENCE = 12  # seconds in all, as name resolution has no timeout of its own
 
 
-class PrepareError(ValueError):
-  """Arguments, raw files or network do not allow a preparation; one line with the remedy."""
-
-
-class _Raw(NamedTuple):
-  where: str  # for messages
-  data: bytes
-
-
-class _Split(NamedTuple):
-  images: np.ndarray  # [N, height, width, channels]
-  labels: np.ndarray  # [N]
-  where: str
-
-
-class _Spec(NamedTuple):
-  url: str  # where the official builder downloads
-  downloads: tuple[str, ...]
-  parts: dict[str, tuple[str, ...]]  # split -> raw files once unpacked
-  parse: Callable[[list[_Raw]], _Split]
-  shape: tuple[int, int, int]
-  counts: dict[str, int]
-  label_names: tuple[str, ...]  # () where the official builder declares them itself
-
-  @property
-  def official(self) -> str:
-    """The official files in words."""
-    return f'{", ".join(self.downloads)} from {self.url}'
-
-
-def read_idx(path: _Path) -> np.ndarray:
-  """Reads one IDX file, the format of MNIST, gzipped or not.
-
-  Two zero bytes, one for the dtype, one for the number of dimensions, each dimension as big-endian
-  uint32, then the values, big-endian, last index fastest.
-
-  Args:
-    path: the file; gzip is told by its first bytes, not by its name.
-
-  Returns:
-    The array in one of the format's six dtypes (MNIST: uint8), native byte order.
-
-  Raises:
-    PrepareError: wrong magic number, dtype or length.
-
-  Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", "File formats".
-  """
-  return _parse_idx(_open(pathlib.Path(path)))
-
-
-def read_cifar10_binary(path: _Path) -> tuple[np.ndarray, np.ndarray]:
-  """Reads one batch of the binary version of CIFAR-10.
-
-  Records of 1 + 3072 bytes: the label, then the red, the green and the blue plane, by rows.
-
-  Args:
-    path: a file such as `data_batch_1.bin` (official: 10,000 records), gzipped or not.
-
-  Returns:
-    Images [N, 32, 32, 3] and labels [N] in 0..9, both uint8.
-
-  Raises:
-    PrepareError: the length is not a whole number of records, or a label is outside 0..9.
-
-  Source: Krizhevsky 2009, "Learning multiple layers of features from tiny images";
-    https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version".
-  """
-  return _parse_cifar_batch(_open(pathlib.Path(path)))
-
-
 def prepare(
-  name: str, data_dir: _Path, source: _Path | None = None, allow_partial: bool = False
+  name: str, data_dir: raw.FilePath, source: raw.FilePath | None = None, allow_partial: bool = False
 ) -> pathlib.Path:
   """Writes the TFDS `array_record` directory of a data set from its official raw files.
 
@@ -129,13 +52,13 @@ def prepare(
     PrepareError: unknown name, raw files absent or wrong, no network, or something incomplete
       has the final name.
   """
-  if name not in _SPECS:
-    near = difflib.get_close_matches(name, _SPECS, n=1, cutoff=0.4)
+  if name not in raw.SPECS:
+    near = difflib.get_close_matches(name, raw.SPECS, n=1, cutoff=0.4)
     hint = f'did you mean {near[0]!r}? ' if near else ''
-    raise PrepareError(f'unknown data set {name!r}; {hint}Known: {", ".join(sorted(_SPECS))}')
+    raise PrepareError(f'unknown data set {name!r}; {hint}Known: {", ".join(sorted(raw.SPECS))}')
   import tensorflow_datasets as tfds
 
-  spec, official = _SPECS[name], tfds.builder_cls(name)
+  spec, official = raw.SPECS[name], tfds.builder_cls(name)
   data_dir = pathlib.Path(data_dir).expanduser().absolute()
   target = data_dir / name / str(official.VERSION)
   if _is_prepared(target, official(data_dir=data_dir).info, spec.counts, allow_partial):
@@ -144,10 +67,10 @@ def prepare(
     if source is None:
       files = _download(name, spec, data_dir / 'downloads')
     else:
-      files = _find(pathlib.Path(source).expanduser(), spec)
-    splits = _read(files, source or data_dir, spec)
+      files = raw.find(pathlib.Path(source).expanduser(), spec)
+    splits = raw.read(files, source or data_dir, spec)
     for split, content in splits.items():
-      _validate(split, content, spec, allow_partial)
+      raw.validate(split, content, spec, allow_partial)
     written = _write(official, splits, spec.label_names, workspace)
     target.parent.mkdir(exist_ok=True)
     os.replace(written, target)
@@ -179,7 +102,7 @@ def _run(argv: list[str]) -> None:
   values = flags.FLAGS
   try:
     if len(argv) != 2 or not values.data_dir:
-      known = '|'.join(sorted(_SPECS))
+      known = '|'.join(sorted(raw.SPECS))
       raise PrepareError(f'usage: python -m diffusion.data.prepare {known} --data_dir=DIR')
     prepare(argv[1], values.data_dir, values.source, values.allow_partial)
   except (PrepareError, OSError, ImportError) as error:
@@ -188,125 +111,6 @@ def _run(argv: list[str]) -> None:
     print('\nstopped; nothing half-made is left', file=sys.stderr, flush=True)
     # TFDS's download threads are not daemons: a plain exit would wait for them to end.
     os._exit(stop.code)
-
-
-def _damaged(where: str, problem: str) -> PrepareError:
-  return PrepareError(f'{where}: {problem}; get the official file again')
-
-
-def _open(path: pathlib.Path) -> _Raw:
-  data = path.read_bytes()
-  if data.startswith(b'\x1f\x8b'):
-    try:
-      data = gzip.decompress(data)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-      raise _damaged(str(path), f'truncated or damaged gzip data ({error})') from error
-  return _Raw(str(path), data)
-
-
-def _unpack(path: pathlib.Path) -> dict[str, _Raw]:
-  try:
-    with tarfile.open(path) as tar:
-      # One pass in the archive's order: seeking back would decompress it again.
-      files = ((m.name, tar.extractfile(m)) for m in tar if m.isfile())
-      return {name.split('/')[-1]: _Raw(f'{path}:{name}', file.read()) for name, file in files}
-  except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise _damaged(str(path), f'truncated or damaged archive ({error})') from error
-
-
-def _parse_idx(raw: _Raw) -> np.ndarray:
-  where, data = raw
-  if len(data) < 4 or data[:2] != b'\0\0' or data[2] not in _IDX_DTYPES or not data[3]:
-    expected = '0x00000803 for MNIST images, 0x00000801 for labels'
-    raise _damaged(where, f'magic number 0x{data[:4].hex()} is not of an IDX file ({expected})')
-  dtype, start = np.dtype(_IDX_DTYPES[data[2]]), 4 + 4 * data[3]
-  if len(data) < start:
-    raise _damaged(where, f'truncated in its header, {len(data)} of {start} bytes')
-  shape = tuple(np.frombuffer(data, '>u4', count=data[3], offset=4).tolist())
-  size = start + dtype.itemsize * math.prod(shape)
-  if len(data) != size:
-    raise _damaged(where, f'truncated or too long, {len(data)} of {size} bytes for shape {shape}')
-  return np.frombuffer(data, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder('='))
-
-
-def _names(raws: list[_Raw]) -> str:
-  return ' + '.join([raws[0].where, *(pathlib.PurePath(raw.where).name for raw in raws[1:])])
-
-
-def _parse_mnist(raws: list[_Raw]) -> _Split:
-  images, labels = (_parse_idx(raw) for raw in raws)
-  _validate_labels(labels, raws[1].where)
-  return _Split(images[..., None], labels, _names(raws))
-
-
-def _parse_cifar_batch(raw: _Raw) -> tuple[np.ndarray, np.ndarray]:
-  where, data = raw
-  if len(data) % _CIFAR_RECORD or not data:
-    problem = f'{len(data)} bytes are no whole number of CIFAR-10 records of {_CIFAR_RECORD}'
-    raise _damaged(where, problem)
-  rows = np.frombuffer(data, np.uint8).reshape(-1, _CIFAR_RECORD)
-  _validate_labels(rows[:, 0], where)
-  planes = rows[:, 1:].reshape(-1, 3, 32, 32)
-  return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), rows[:, 0].copy()
-
-
-def _parse_cifar(raws: list[_Raw]) -> _Split:
-  images, labels = zip(*(_parse_cifar_batch(raw) for raw in raws), strict=True)
-  return _Split(np.concatenate(images), np.concatenate(labels), _names(raws))
-
-
-def _validate_labels(labels: np.ndarray, where: str) -> None:
-  wrong = np.flatnonzero((labels < 0) | (labels >= _NUM_CLASSES))
-  if wrong.size:
-    problem = (
-      f'label {labels.flat[wrong[0]]} of example {wrong[0]} is outside 0..{_NUM_CLASSES - 1}'
-    )
-    raise _damaged(where, problem)
-
-
-def _validate(split: str, content: _Split, spec: _Spec, allow_partial: bool) -> None:
-  images, labels, where = content
-  for array, shape in ((images, spec.shape), (labels, ())):
-    if array.shape[1:] != shape or array.dtype != np.uint8:
-      problem = f'{array.dtype} items of shape {array.shape[1:]}, expected are uint8 of {shape}'
-      raise _damaged(where, problem)
-  if len(images) != len(labels):
-    raise _damaged(where, f'{len(images)} images but {len(labels)} labels')
-  if len(images) == spec.counts[split]:
-    return
-  problem = f'{len(images)} {split} examples, officially {spec.counts[split]}'
-  if not allow_partial or not len(images):
-    raise _damaged(where, f'{problem} (--allow_partial accepts some, for trials)')
-  print(f'PARTIAL SET, NOT FOR RESULTS: {where}: {problem}', file=sys.stderr)
-
-
-def _find(source: pathlib.Path, spec: _Spec) -> dict[pathlib.Path, str]:
-  """The raw files under `source`, packed or not -> their official names."""
-  if source.is_file():
-    return {source: source.name}
-  parts = [part for names in spec.parts.values() for part in names]
-  names = (*spec.downloads, *parts, _CIFAR_LABEL_FILE)
-  paths = [folder / name for folder in (source, source / _CIFAR_FOLDER) for name in names]
-  return {path: path.name for path in paths if path.is_file()}
-
-
-def _read(files: dict[pathlib.Path, str], where: _Path, spec: _Spec) -> dict[str, _Split]:
-  raws = {}
-  for path, name in files.items():
-    raws |= (
-      _unpack(path)
-      if name.endswith(('.tar.gz', '.tar'))
-      else {name.removesuffix('.gz'): _open(path)}
-    )
-  for part in (part for names in spec.parts.values() for part in names):
-    if part not in raws:
-      raise PrepareError(f'{where}: no {part} there; needed: {spec.official}, packed or unpacked')
-  # The official builder takes its label names from this file; they are known, so it is a check.
-  if spec.label_names and (labels := raws.get(_CIFAR_LABEL_FILE)):
-    found = labels.data.decode(errors='replace').split()
-    if found != list(spec.label_names):
-      raise _damaged(labels.where, f'label names {found} are not {list(spec.label_names)}')
-  return {split: spec.parse([raws[n] for n in names]) for split, names in spec.parts.items()}
 
 
 def _preflight(url: str) -> str | None:
@@ -334,7 +138,7 @@ def _remove_partial_downloads(folder: pathlib.Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # TFDS's threads may still be writing
 
 
-def _download(name: str, spec: _Spec, folder: pathlib.Path) -> dict[pathlib.Path, str]:
+def _download(name: str, spec: raw.Spec, folder: pathlib.Path) -> dict[pathlib.Path, str]:
   import tensorflow_datasets as tfds
 
   _remove_partial_downloads(folder / name)  # of a killed attempt
@@ -401,7 +205,9 @@ def _workspace(path: pathlib.Path) -> Iterator[pathlib.Path]:
     os.close(lock)
 
 
-def _examples(split: str, content: _Split, with_id: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+def _examples(
+  split: str, content: raw.RawSplit, with_id: bool
+) -> Iterator[tuple[int, dict[str, Any]]]:
   """Keys (they fix the order on disk) and ids as the official builders'."""
   import tqdm
   from PIL import Image
@@ -417,7 +223,7 @@ def _examples(split: str, content: _Split, with_id: bool) -> Iterator[tuple[int,
 
 
 def _write(
-  official: Any, splits: dict[str, _Split], names: tuple[str, ...], workspace: pathlib.Path
+  official: Any, splits: dict[str, raw.RawSplit], names: tuple[str, ...], workspace: pathlib.Path
 ) -> pathlib.Path:
   import tensorflow_datasets as tfds
 
@@ -444,33 +250,6 @@ def _write(
     tfds.enable_progress_bar()
   return pathlib.Path(builder.data_dir)
 
-
-_IDX_PARTS = {
-  split: (f'{stem}-images-idx3-ubyte', f'{stem}-labels-idx1-ubyte')
-  for split, stem in (('train', 'train'), ('test', 't10k'))
-}
-_MNIST = _Spec(
-  url='https://storage.googleapis.com/cvdf-datasets/mnist/',
-  downloads=tuple(f'{part}.gz' for parts in _IDX_PARTS.values() for part in parts),
-  parts=_IDX_PARTS,
-  parse=_parse_mnist,
-  shape=(28, 28, 1),
-  counts={'train': 60_000, 'test': 10_000},
-  label_names=(),
-)
-_FASHION_URL = 'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/'
-_CIFAR_BATCHES = tuple(f'data_batch_{i}.bin' for i in range(1, 6))
-_CIFAR_LABELS = 'airplane automobile bird cat deer dog frog horse ship truck'
-_CIFAR = _Spec(
-  url='https://www.cs.toronto.edu/~kriz/',
-  downloads=('cifar-10-binary.tar.gz',),
-  parts={'train': _CIFAR_BATCHES, 'test': ('test_batch.bin',)},
-  parse=_parse_cifar,
-  shape=(32, 32, 3),
-  counts={'train': 50_000, 'test': 10_000},
-  label_names=tuple(_CIFAR_LABELS.split()),
-)
-_SPECS = {'mnist': _MNIST, 'fashion_mnist': _MNIST._replace(url=_FASHION_URL), 'cifar10': _CIFAR}
 
 if __name__ == '__main__':
   main()

@@ -128,6 +128,17 @@ def digits() -> Source:
   return Source('digits', load)
 
 
+def unlabelled(source: Source) -> Source:
+  """The same data without its labels, for an unconditional model."""
+
+  def load() -> Dataset:
+    data = source.load()
+    test = data.test and (data.test[0], np.zeros_like(data.test[1]))
+    return data._replace(label=np.zeros_like(data.label), class_names=(), test=test)
+
+  return Source(source.name, load)
+
+
 def synthetic_images(
   shape: tuple[int, int, int], num_classes: int = 10, examples: int = 512, seed: int = 0
 ) -> Source:

@@ -18,6 +18,13 @@ def constant(value: float) -> LearningRate:
   return lambda count: jnp.asarray(value, jnp.result_type(float))
 
 
+def warmup_constant(peak: float, warmup_steps: int) -> LearningRate:
+  """Linear from 0 to `peak` over `warmup_steps`, then constant. Source: Ho et al. (2020), appendix B."""
+  checks.at_least('learning_rate', peak, 0)
+  checks.integer('warmup_steps', warmup_steps, 1)
+  return optax.schedules.linear_schedule(0.0, peak, warmup_steps)
+
+
 @technique('warm-up and cosine learning rate', 'update', 'loshchilov2017sgdr')
 def warmup_cosine(
   peak: float, total_steps: int, warmup_steps: int = 0, final: float = 0.0

@@ -59,7 +59,8 @@ def linear_beta(
 ) -> Schedule:
   """The continuous limit of DDPM's schedule: log_snr = -log(expm1(B(u))).
 
-  B(u) = beta_min u + (beta_max - beta_min) u^2 / 2 and u = u0 + t (1 - u0) with log_snr(u0) = log_snr_max, because B(0) = 0 has infinite SNR.
+  B(u) = beta_min u + (beta_max - beta_min) u^2 / 2 and u = u0 + t (1 - u0), where log_snr(u0) = log_snr_max, because
+  B(0) = 0 has infinite SNR.
 
   Args:
     beta_min: beta at u = 0, > 0; DDPM's 1e-4 times 1,000 steps.

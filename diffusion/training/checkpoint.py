@@ -68,7 +68,11 @@ def open_checkpoints(directory: str | pathlib.Path) -> Checkpoints:
       tree,
       force=True,
       metrics={_METRIC: value},
-      custom_metadata={'format_version': FORMAT_VERSION, 'record': json.dumps(record)},
+      custom_metadata={
+        'format_version': FORMAT_VERSION,
+        'signature': _signature(tree),
+        'record': json.dumps(record),
+      },
     )
 
   def steps() -> list[tuple[int, float]]:
@@ -102,20 +106,25 @@ class FormatError(ValueError):
   """A checkpoint of another format, or of another network: not damage."""
 
 
+def _signature(tree: Any) -> dict[str, str]:
+  """path -> shape and type of each leaf."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path): f'{leaf.dtype}{list(leaf.shape)}' for path, leaf in flat}
+
+
 def _load(keeper, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
   metadata = keeper.metadata(step).custom_metadata
   if metadata['format_version'] != FORMAT_VERSION:
     raise FormatError(
       f'checkpoint {step} has format {metadata["format_version"]}, this version reads {FORMAT_VERSION}'
     )
-  state = keeper.load(step, target)
-  for want, got in zip(jax.tree.leaves(target), jax.tree.leaves(state), strict=True):
-    if want.shape != got.shape:
+  wanted, held = _signature(target), metadata['signature']
+  for path in sorted(wanted.keys() | held.keys()):
+    if wanted.get(path) != held.get(path):
       raise FormatError(
-        f'checkpoint {step} holds an array of shape {got.shape} where the experiment has {want.shape}: '
-        'it is of another network'
+        f'checkpoint {step} is of another network: {path} is {held.get(path)} there and {wanted.get(path)} here'
       )
-  return jax.tree.map(np.asarray, state), json.loads(metadata['record'])
+  return jax.tree.map(np.asarray, keeper.load(step, target)), json.loads(metadata['record'])
 
 
 def _set_aside(root: pathlib.Path, step: int, error: Exception) -> None:

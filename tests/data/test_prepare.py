@@ -16,7 +16,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from diffusion.data import prepare
+from diffusion.data import prepare, raw
 
 tfds = pytest.importorskip('tensorflow_datasets')
 
@@ -153,7 +153,7 @@ def test_info_is_the_official_builders(tmp_path):
 
 @pytest.mark.parametrize('name', ['mnist', 'fashion_mnist', 'cifar10'])
 def test_urls_are_those_with_registered_checksums(name):
-  spec = prepare._SPECS[name]
+  spec = raw.SPECS[name]
   assert {spec.url + file for file in spec.downloads} == set(tfds.builder_cls(name).url_infos)
 
 
@@ -164,7 +164,7 @@ def test_urls_are_those_with_registered_checksums(name):
 def test_read_idx_dtypes(tmp_path, code, dtype):
   values = np.arange(-6, 6).reshape(2, 3, 2).astype(dtype)
   (tmp_path / 'x').write_bytes(idx(code << 8 | 3, values))
-  read = prepare.read_idx(tmp_path / 'x')
+  read = raw.read_idx(tmp_path / 'x')
   assert read.dtype == np.dtype(dtype).newbyteorder('=')
   np.testing.assert_array_equal(read, values)
 
@@ -172,7 +172,7 @@ def test_read_idx_dtypes(tmp_path, code, dtype):
 def test_read_cifar10_binary_planes(tmp_path):
   red, green, blue = bytes(range(256)) * 4, b'\x01' * 1024, b'\x02' * 1024
   (tmp_path / 'x.bin').write_bytes(b'\x07' + red + green + blue)
-  images, labels = prepare.read_cifar10_binary(tmp_path / 'x.bin')
+  images, labels = raw.read_cifar10_binary(tmp_path / 'x.bin')
   assert images.shape == (1, 32, 32, 3)
   assert labels.tolist() == [7]
   assert images[0, 0, 5].tolist() == [5, 1, 2]  # row 0, column 5

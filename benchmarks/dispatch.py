@@ -1,0 +1,66 @@
+"""What a dispatch costs: K scanned training steps against K single ones, interleaved in one process.
+
+Run     python -m benchmarks.dispatch --scanned=5 --rounds=9
+
+Prints the time of one step of the digits experiment (real data, dropout, clipping, AdamW, EMA) both ways and their
+ratio round by round, with medians and spread. Nothing is gated: machines are noisy.
+"""
+
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from diffusion import devices, provenance
+from diffusion.reporting import tables
+from diffusion.training import assembly
+from experiments import digits
+
+SCANNED = flags.DEFINE_integer('scanned', 5, 'Steps in one dispatch.')
+ROUNDS = flags.DEFINE_integer('rounds', 9, 'Timed rounds of each.')
+CPU_DEVICES = flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on CPU; 0 chooses.')
+
+
+def seconds_per_step(dispatch, state, steps: int, per_dispatch: int):
+  """(state, seconds a step) over `steps` steps, waiting for each dispatch."""
+  begin = time.perf_counter()
+  for _ in range(steps // per_dispatch):
+    state, metrics = dispatch(state)
+    devices.wait(metrics)
+  return state, (time.perf_counter() - begin) / steps
+
+
+def main(_) -> None:
+  """Measures and prints."""
+  experiment = digits.build(digits.Config())
+  devices.configure(experiment.batch_size, CPU_DEVICES.value)
+  loaded = assembly.load_data(experiment)
+  counts = (1, SCANNED.value)
+  programs = {
+    k: assembly.programs(experiment._replace(steps_per_dispatch=k), loaded) for k in counts
+  }
+  first = assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
+  states = {k: devices.replicate(first) for k in counts}
+  times = {k: [] for k in counts}
+  for i in range(ROUNDS.value + 1):
+    for k in counts:
+      states[k], seconds = seconds_per_step(programs[k].dispatch, states[k], 2 * SCANNED.value, k)
+      if i:  # the first round compiles
+        times[k].append(seconds)
+  rows = [
+    (
+      f'{k} a dispatch',
+      *(1e3 * f(times[k]) for f in (np.median, min, max)),
+      experiment.batch_size / np.median(times[k]),
+    )
+    for k in counts
+  ]
+  ratio = np.array(times[counts[1]]) / np.array(times[1])
+  rows.append(('ratio', np.median(ratio), ratio.min(), ratio.max(), None))
+  print(tables.markdown(['steps', 'median ms/step', 'min', 'max', 'images/s'], rows))
+  print(f'{devices.describe()}, jax {jax.__version__}, commit {provenance.code()["commit"]}')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,154 @@
+"""Schedules: finite, strictly decreasing, with the stated end points, and the papers' own definitions."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, optimize
+
+from diffusion.process import marginals, schedules
+
+# What log-SNR must be at t = 1 and at t = 0, from each schedule's definition.
+LINEAR_BETA_END = -np.log(np.exp(0.1 + (20.0 - 0.1) / 2) - 1)
+ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+SCHEDULES = {
+  'cosine': (lambda: schedules.cosine(), -15.0, 15.0),
+  'cosine, skewed': (lambda: schedules.cosine(-20.0, 3.0), -20.0, 3.0),
+  'cosine, noisy half only': (lambda: schedules.cosine(-9.0, -1.0), -9.0, -1.0),
+  'cosine, widest': (lambda: schedules.cosine(-80.0, 80.0), -80.0, 80.0),
+  'linear beta': (lambda: schedules.linear_beta(), LINEAR_BETA_END, 9.21),
+  'linear beta, constant': (
+    lambda: schedules.linear_beta(2.0, 2.0, 6.0),
+    -np.log(np.exp(2.0) - 1),
+    6.0,
+  ),
+  'discrete': (
+    lambda: schedules.discrete(schedules.linear_betas()),
+    np.log(ABAR[-1] / (1 - ABAR[-1])),
+    np.log(ABAR[0] / (1 - ABAR[0])),
+  ),
+}
+
+
+@pytest.mark.parametrize('name', SCHEDULES)
+def test_log_snr_is_finite_strictly_decreasing_and_ends_where_it_says(name):
+  make, low, high = SCHEDULES[name]
+  schedule = make()
+  assert schedule.init(None) == ()
+  log_snr = np.asarray(schedule.log_snr((), jnp.linspace(0.0, 1.0, 5001)))
+  assert log_snr.dtype == np.float32
+  assert np.isfinite(log_snr).all()
+  assert (np.diff(log_snr) < 0).all()
+  np.testing.assert_allclose(log_snr[[0, -1]], [high, low], rtol=2e-6)
+
+
+@pytest.mark.parametrize('name', SCHEDULES)
+def test_ends_are_exact_in_float64(name, x64):
+  make, low, high = SCHEDULES[name]
+  np.testing.assert_allclose(make().log_snr((), jnp.array([1.0, 0.0])), [low, high], rtol=1e-11)
+
+
+@pytest.mark.parametrize('ends', [(-15.0, 15.0), (-20.0, 3.0), (-30.0, 30.0)])
+def test_cosine_is_a_quarter_circle_walked_at_constant_speed(ends, x64):
+  low, high = ends
+  # u at the ends from alpha^2 = SNR / (1 + SNR) and alpha = cos(pi u / 2); in between u is linear in t.
+  first, last = (2 / np.pi * np.arccos(1 / np.sqrt(1 + np.exp(-end))) for end in (high, low))
+  t = np.linspace(0.0, 1.0, 257)
+  u = (1 - t) * first + t * last
+  alpha, sigma = marginals.variance_preserving(schedules.cosine(low, high).log_snr((), t))
+  # arccos near 1 keeps half the digits: 1e-16 becomes 1e-8 in u, and no more than that in sigma.
+  np.testing.assert_allclose(alpha, np.cos(np.pi * u / 2), atol=1e-8)
+  np.testing.assert_allclose(sigma, np.sin(np.pi * u / 2), atol=1e-8)
+  # Constant speed, from the curve alone.
+  angle = np.arctan2(np.asarray(sigma), np.asarray(alpha))
+  np.testing.assert_allclose(np.diff(angle), (angle[-1] - angle[0]) / 256, rtol=1e-9)
+
+
+@pytest.mark.parametrize('betas', [(0.1, 20.0, 9.21), (0.5, 12.0, 7.0), (3.0, 3.0, 5.0)])
+def test_linear_beta_solves_the_stochastic_differential_equation(betas, x64):
+  """dx = -beta x du / 2 + sqrt(beta) dw: mean factor and variance by quadrature, nothing in closed form."""
+  beta_min, beta_max, log_snr_max = betas
+
+  def beta(u):
+    return beta_min + u * (beta_max - beta_min)
+
+  def area(u):
+    return integrate.quad(beta, 0, u, epsabs=1e-13)[0]
+
+  def log_snr(u):
+    alpha = np.exp(-area(u) / 2)
+    kept = integrate.quad(
+      lambda w: beta(w) * np.exp(area(w) - area(u)), 0, u, epsabs=1e-15, epsrel=1e-12
+    )[0]
+    return np.log(alpha**2 / kept)
+
+  start = optimize.brentq(lambda u: log_snr(u) - log_snr_max, 1e-9, 1, xtol=1e-14)
+  t = np.linspace(0, 1, 6)
+  expected = [log_snr(start + x * (1 - start)) for x in t]
+  found = schedules.linear_beta(*betas).log_snr((), jnp.asarray(t))
+  np.testing.assert_allclose(found, expected, atol=1e-8)
+
+
+def test_linear_betas_are_those_of_ddpm():
+  betas = schedules.linear_betas()
+  assert betas.dtype == np.float64
+  assert (betas.shape, betas[0], betas[-1]) == ((1000,), 1e-4, 0.02)
+  np.testing.assert_allclose(np.diff(betas), 0.0199 / 999, rtol=1e-10)
+
+
+def test_discrete_reproduces_the_table_of_ddpm(x64):
+  schedule = schedules.discrete(schedules.linear_betas())
+  alpha, sigma = marginals.variance_preserving(schedule.log_snr((), np.arange(1000) / 999))
+  np.testing.assert_allclose(alpha**2, ABAR, rtol=1e-9)
+  np.testing.assert_allclose(sigma**2, 1 - ABAR, rtol=1e-9)
+  # The known ends of the table: 1 - beta_1, and alpha-bar at step 1,000.
+  np.testing.assert_allclose(alpha[0] ** 2, 0.9999, rtol=1e-12)
+  np.testing.assert_allclose(alpha[-1] ** 2, 4.0358e-5, rtol=1e-5)
+
+
+def test_discrete_on_its_steps_in_float32():
+  schedule = schedules.discrete(schedules.linear_betas())
+  found = schedule.log_snr((), jnp.linspace(0.0, 1.0, 1000))
+  np.testing.assert_allclose(found, np.log(ABAR / (1 - ABAR)), atol=3e-4)
+
+
+def test_discrete_is_linear_in_log_snr_between_steps(x64):
+  betas = np.array([0.02, 0.3, 0.05, 0.6])
+  abar = np.cumprod(1 - betas)
+  log_snr = np.log(abar / (1 - abar))
+  t = np.array([0.5, 1.25, 2.75]) / 3
+  expected = [
+    0.5 * log_snr[0] + 0.5 * log_snr[1],
+    0.75 * log_snr[1] + 0.25 * log_snr[2],
+    0.25 * log_snr[2] + 0.75 * log_snr[3],
+  ]
+  np.testing.assert_allclose(schedules.discrete(betas).log_snr((), t), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (lambda: schedules.cosine(3.0, 3.0), 'log_snr_min=3.0'),
+    (lambda: schedules.cosine(5.0, -5.0), 'log_snr_min=5.0, log_snr_max=-5.0'),
+    (lambda: schedules.cosine(-80.5, 0.0), 'log_snr_min=-80.5'),
+    (lambda: schedules.cosine(-1.0, np.inf), 'log_snr_max=inf'),
+    (lambda: schedules.cosine(np.nan, 1.0), 'log_snr_min=nan'),
+    (lambda: schedules.linear_beta(beta_min=0.0), 'beta_min .* got 0.0'),
+    (lambda: schedules.linear_beta(beta_min=1.0, beta_max=0.5), 'beta_max .* got 0.5'),
+    (lambda: schedules.linear_beta(beta_max=np.inf), 'beta_max .* got inf'),
+    (lambda: schedules.linear_beta(log_snr_max=-11.0), 'log_snr_max=-11.0'),
+    # exp(1000) does not fit a float64: still this error, not an overflow.
+    (lambda: schedules.linear_beta(beta_max=2000.0), 'log_snr_min=-1000'),
+    (lambda: schedules.linear_betas(steps=1), 'steps .* got 1'),
+    (lambda: schedules.linear_betas(steps=10.0), 'steps .* got 10.0'),
+    (lambda: schedules.linear_betas(first=0.0), 'first .* got 0.0'),
+    (lambda: schedules.linear_betas(last=1.0), 'last .* got 1.0'),
+    (lambda: schedules.linear_betas(first=0.1, last=0.05), 'last .* got 0.05'),
+    (lambda: schedules.discrete(np.full((2, 2), 0.1)), r'shape \(2, 2\)'),
+    (lambda: schedules.discrete([0.1]), r'shape \(1,\)'),
+    (lambda: schedules.discrete([0.1, 0.2, 1.5]), r'betas\[2\] = .*1.5'),
+    (lambda: schedules.discrete([0.1, np.nan]), r'betas\[1\] = .*nan'),
+  ],
+)
+def test_bad_arguments_are_named_with_their_value(make, names):
+  with pytest.raises(ValueError, match=names):
+    make()

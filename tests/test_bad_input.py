@@ -1,0 +1,111 @@
+"""Every bad input: one readable line, a non-zero status, nothing written, before any training."""
+
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@dataclasses.dataclass
+class Case:
+  """Flags (with {tmp} for the test's folder), the experiment, and what the line must say."""
+
+  flags: tuple[str, ...]
+  says: tuple[str, ...]
+  experiment: str = 'mixture'
+  seconds: float = 60
+
+
+CASES = {
+  'unknown key': Case(
+    ('--workdir={tmp}/run', '--config.droput=0.1'), ('unknown configuration key --config.droput', '--config.dropout')
+  ),
+  'unknown flag': Case(('--workdir={tmp}/run', '--wrkdir=x'), ('wrkdir',)),
+  'wrong type': Case(('--workdir={tmp}/run', '--config.num_steps=many'), ('num_steps', 'many')),
+  'dropout': Case(('--workdir={tmp}/run', '--config.dropout=1.2'), ('dropout must be a number in [0, 1)', '1.2')),
+  'learning rate': Case(('--workdir={tmp}/run', '--config.learning_rate=-0.1'), ('learning_rate', '-0.1')),
+  'zero steps': Case(('--workdir={tmp}/run', '--config.num_steps=0'), ('num_steps must be an integer >= 1, got 0',)),
+  'batch and devices': Case(
+    ('--workdir={tmp}/run', '--config.batch_size=30', '--cpu_devices=4'), ('batch_size 30', 'cpu_devices 4')
+  ),
+  'cadence': Case(
+    ('--workdir={tmp}/run', '--config.log_every=30'), ('log_every must be a positive multiple of steps_per_dispatch',)
+  ),
+  'no workdir': Case((), ('--workdir is missing',)),
+  'workdir below a file': Case(('--workdir={tmp}/file/run',), ('NotADirectoryError', '/file/run')),
+  'workdir of something else': Case(('--workdir={tmp}',), ('is not empty and holds no run',)),
+  'stray argument': Case(('--workdir={tmp}/run', 'dropout=0.1'), ("unexpected argument 'dropout=0.1'",)),
+  'nothing to sample': Case(('--workdir={tmp}/run', '--mode=sample'), ('no run in', 'run.json')),
+  'negative extension': Case(('--workdir={tmp}/run', '--extend=-5'), ('--extend', '-5')),
+  'unprepared data': Case(
+    ('--workdir={tmp}/run', '--config.data_dir={tmp}/none'),
+    ("'mnist' is not prepared", '--config.data_dir', 'python -m diffusion.data.prepare mnist --data_dir='),
+    'mnist', 15,
+  ),
+}  # fmt: skip
+
+
+def attempt(case, tmp):
+  """(status, output, seconds) of the command."""
+  (tmp / 'file').write_text('in the way')
+  flags = [flag.format(tmp=tmp) for flag in case.flags]
+  begin = time.monotonic()
+  done = subprocess.run(
+    [sys.executable, '-m', f'experiments.{case.experiment}', *flags],
+    cwd=ROOT, env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
+  )  # fmt: skip
+  return done.returncode, done.stdout + done.stderr, time.monotonic() - begin
+
+
+@pytest.fixture(scope='module')
+def attempts(tmp_path_factory):
+  """All cases, two at a time."""
+  folders = {name: tmp_path_factory.mktemp('bad') for name in CASES}
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    results = pool.map(lambda name: attempt(CASES[name], folders[name]), CASES)
+  return {name: (*result, folders[name]) for name, result in zip(CASES, results, strict=True)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CASES)
+def test_bad_input_is_one_readable_line(attempts, name):
+  status, output, seconds, folder = attempts[name]
+  case = CASES[name]
+  print(f'{name} ({seconds:.1f} s, status {status}): {output.strip()}')
+  assert status != 0
+  assert 'Traceback' not in output
+  for words in case.says:
+    assert words in output
+  said = [line for line in output.strip().splitlines() if line.strip()]
+  assert len(said) <= 3, output  # absl adds two lines of its own to what it refuses itself
+  assert [path.name for path in folder.iterdir()] == ['file']  # nothing was written
+  assert seconds < 2 * case.seconds  # two at a time
+
+
+@pytest.mark.slow
+def test_a_workdir_of_another_configuration_is_refused_with_the_differing_keys(tmp_path):
+  def start(*flags):
+    return subprocess.run(
+      [sys.executable, '-m', 'experiments.mixture', f'--workdir={tmp_path}/run', '--smoke', *flags],
+      cwd=ROOT, env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+  assert start().returncode == 0
+  before = (
+    (tmp_path / 'run' / 'run.json').read_bytes(),
+    (tmp_path / 'run' / 'metrics.jsonl').read_bytes(),
+  )
+  refused = start('--config.dropout=0.3', '--seed=4')
+  assert refused.returncode == 2
+  assert 'dropout: 0.0 -> 0.3; seed: 0 -> 4' in refused.stderr
+  assert (
+    (tmp_path / 'run' / 'run.json').read_bytes(),
+    (tmp_path / 'run' / 'metrics.jsonl').read_bytes(),
+  ) == before

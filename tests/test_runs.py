@@ -1,0 +1,217 @@
+"""Whole runs as a user starts them: resume to the bit, signals, kill -9, smoke, modes, loading."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from diffusion import launch, provenance, runs
+from diffusion.reporting import records
+from diffusion.training import assembly, checkpoint
+from tests.training import tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Dropout on, several rows, validations and saves; long enough that a signal lands in the middle.
+NUMBERS = [
+  '--config.num_steps=1500', '--config.train_limit=64', '--config.examples=512', '--config.batch_size=32',
+  '--config.steps_per_dispatch=5', '--config.log_every=10', '--config.validate_every=100', '--config.width=16',
+  '--config.patience=1000', '--config.dropout=0.2', '--config.sampling_steps=5', '--config.samples=50',
+]  # fmt: skip
+
+
+def start(workdir, *flags, experiment='mixture', **options):
+  """The program, started."""
+  environment = os.environ | {'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
+  return subprocess.Popen(
+    [sys.executable, '-m', f'experiments.{experiment}', f'--workdir={workdir}', '--cpu_devices=2', *flags],
+    cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options,
+  )  # fmt: skip
+
+
+def finish(process):
+  """(exit status, output)."""
+  output, _ = process.communicate(timeout=300)
+  return process.returncode, output
+
+
+def wait_for_rows(workdir, process, rows):
+  """Returns once metrics.jsonl has so many rows."""
+  deadline = time.monotonic() + 120
+  path = workdir / 'metrics.jsonl'
+  while not path.exists() or path.read_bytes().count(b'\n') < rows:
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def last_state(workdir):
+  """Every leaf of the latest checkpoint, its callbacks' states, and the rows without their timing."""
+  record = runs.read_record(workdir)
+  module = __import__(f'experiments.{record["experiment"]}', fromlist=['build'])
+  experiment = module.build(provenance.config_from_json(module.Config(), record['config']))
+  loaded = assembly.load_data(experiment)
+  target = assembly.host_target(
+    assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
+  )
+  keeper = checkpoint.open_checkpoints(workdir / 'checkpoints')
+  restored = keeper.restore(target, 'latest')
+  steps = keeper.steps()
+  keeper.close()
+  rows = [
+    {k: v for k, v in row.items() if k != 'timing'}
+    for row in records.read_json_lines(workdir / 'metrics.jsonl')
+  ]
+  return tiny.leaves(restored.state), restored.record, rows, steps
+
+
+def assert_same_run(one, other):
+  leaves, record, rows, steps = last_state(one)
+  other_leaves, other_record, other_rows, other_steps = last_state(other)
+  assert leaves.keys() == other_leaves.keys()
+  for name, value in leaves.items():
+    assert value.tobytes() == other_leaves[name].tobytes(), name
+  assert record == other_record
+  assert json.dumps(rows) == json.dumps(other_rows)
+  assert [s for s in steps if np.isfinite(s[1])][:1] == [
+    s for s in other_steps if np.isfinite(s[1])
+  ][:1]
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  status, output = finish(start(workdir, *NUMBERS))
+  assert status == 0, output
+  return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_resumed_run_is_the_same_to_the_bit(tmp_path, uninterrupted, number):
+  workdir = tmp_path / 'run'
+  process = start(workdir, *NUMBERS)
+  wait_for_rows(workdir, process, random.randint(2, 80))
+  process.send_signal(number)
+  status, output = finish(process)
+  assert status == 128 + number, output
+  step = runs.read_record(workdir)['step']
+  assert 0 < step < 1500
+  assert f'saved at step {step}; the same command goes on from there' in output
+  status, output = finish(start(workdir, *NUMBERS))
+  assert status == 0, output
+  assert f'resuming from step {step}' in output
+  assert_same_run(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_loses_nothing_but_time(tmp_path, uninterrupted):
+  workdir = tmp_path / 'run'
+  for rows in sorted(random.sample(range(1, 120), 3)):
+    process = start(workdir, *NUMBERS)
+    wait_for_rows(workdir, process, rows)
+    process.kill()
+    finish(process)
+  status, output = finish(start(workdir, *NUMBERS))
+  assert status == 0, output
+  assert_same_run(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_finished_run_says_so_extends_and_loads(uninterrupted):
+  status, output = finish(start(uninterrupted, *NUMBERS))
+  assert status == 0
+  assert 'is finished at step 1500' in output
+  run = launch.load(uninterrupted)
+  record = runs.read_record(uninterrupted)
+  assert run.step == record['results']['best step']
+  samples = run.sample([0] * 7, seed=4)
+  np.testing.assert_array_equal(samples[:5], run.sample([0] * 5, seed=4))
+  assert not np.array_equal(samples, run.sample([0] * 7, seed=5))
+  prediction = run.denoiser([0])(np.zeros((1, 8), np.float32), np.full(1, 0.5, np.float32))
+  assert prediction.x0.shape == (1, 8)
+  before = runs.read_record(uninterrupted)['step']
+  copy = uninterrupted.parent / 'extended'
+  subprocess.run(['cp', '-r', uninterrupted, copy], check=True)
+  status, output = finish(start(copy, *NUMBERS, '--extend=100'))
+  assert status == 0, output
+  after = runs.read_record(copy)
+  assert after['step'] == before + 100
+  assert [row['step'] for row in records.read_json_lines(copy / 'metrics.jsonl')][-1] == 1600
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
+  tmp_path, uninterrupted
+):
+  workdir = tmp_path / 'run'
+  process = start(workdir, *NUMBERS)
+  wait_for_rows(workdir, process, 45)
+  process.send_signal(signal.SIGTERM)
+  assert finish(process)[0] == 128 + signal.SIGTERM
+  newest = max((workdir / 'checkpoints').glob('[0-9]*'), key=lambda p: int(p.name))
+  for file in (newest / 'state' / 'ocdbt.process_0' / 'd').iterdir():
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
+  for file in (newest / 'state' / 'd').iterdir():
+    file.write_bytes(b'')
+  status, output = finish(start(workdir, *NUMBERS))
+  assert status == 0, output
+  assert f'checkpoint {newest.name} is damaged and set aside' in output
+  assert 'going on from checkpoint' in output
+  assert_same_run(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'experiment', sorted(p.stem for p in (ROOT / 'experiments').glob('[a-z]*.py'))
+)
+def test_every_experiment_passes_its_smoke_run(tmp_path, experiment):
+  workdir = tmp_path / experiment
+  begin = time.monotonic()
+  status, output = finish(start(workdir, '--smoke', experiment=experiment))
+  assert status == 0, output
+  print(f'{experiment} --smoke: {time.monotonic() - begin:.0f} s')
+  for name in (
+    'run.json',
+    'experiment.py',
+    'metrics.jsonl',
+    'samples.png',
+    'curves.png',
+    'report.md',
+    'samples.npz',
+  ):
+    assert (workdir / name).stat().st_size > 0, name
+  record = runs.read_record(workdir)
+  assert record['status'] == 'finished'
+  assert record['smoke'] is True
+  if experiment != 'mixture':
+    assert 'SYNTHETIC' in record['data']['note']
+    assert 'SYNTHETIC' in (workdir / 'report.md').read_text()
+  assert any(path.name.startswith('events.out') for path in (workdir / 'events').iterdir())
+  cited = (workdir / 'references.bib').read_text()
+  assert 'ho2020denoising' in cited
+  for technique in record['techniques']:
+    assert technique['name'] in (workdir / 'report.md').read_text()
+
+
+@pytest.mark.slow
+def test_early_stopping_ends_an_overfitted_run_and_the_best_is_judged(tmp_path):
+  flags = [flag for flag in NUMBERS if 'patience' not in flag and 'dropout' not in flag]
+  status, output = finish(
+    start(tmp_path / 'run', *flags, '--config.patience=200', '--config.learning_rate=0.005')
+  )
+  assert status == 0, output
+  record = runs.read_record(tmp_path / 'run')
+  assert record['reason'].startswith('early stopping')
+  rows = [
+    r for r in records.read_json_lines(tmp_path / 'run' / 'metrics.jsonl') if 'validation/eps' in r
+  ]
+  best = min(rows, key=lambda row: row['validation/eps'])
+  assert record['results']['best step'] == best['step'] < record['step'] < 1500
+  np.testing.assert_allclose(record['results']['validation/eps'], best['validation/eps'], rtol=1e-6)

@@ -1,0 +1,134 @@
+"""Callbacks: decisions as pure functions of JSON state."""
+
+import json
+import math
+
+import pytest
+
+from diffusion.training import callbacks
+from diffusion.training.callbacks import Continue, DrawSamples, Event, Save, Stop
+
+
+def play(callback, values, metric='validation/eps', period=10, state=None):
+  """Feeds a metric's values at steps 10, 20, ... through JSON, as a checkpoint would; returns the actions."""
+  state = callback.init() if state is None else state
+  actions = []
+  for i, value in enumerate(values, 1):
+    state, action = callback.update(
+      json.loads(json.dumps(state)), Event(i * period, {metric: value})
+    )
+    actions.append(action)
+    if isinstance(action, Stop):
+      break
+  return actions, state
+
+
+def test_early_stopping_counts_patience_in_steps_from_the_best():
+  stop = callbacks.early_stopping(patience=30)
+  actions, state = play(stop, [5, 4, 3, 3.5, 3.2, 3.1, 3.3])
+  assert [isinstance(a, Stop) for a in actions] == [False] * 5 + [
+    True
+  ]  # step 60: 30 after the best at 30
+  assert state['best'] == 3
+  assert state['best_step'] == 30
+  assert '3 at step 30' in actions[-1].reason
+
+
+def test_early_stopping_with_patience_below_the_period_stops_at_the_first_rise():
+  actions, _ = play(callbacks.early_stopping(patience=1), [5, 4, 4])
+  assert len(actions) == 3
+  assert isinstance(actions[-1], Stop)
+
+
+def test_early_stopping_needs_more_than_min_delta():
+  falling = [1 - 0.01 * i for i in range(20)]
+  actions, _ = play(callbacks.early_stopping(patience=50), falling)
+  assert len(actions) == 20
+  actions, _ = play(callbacks.early_stopping(patience=50, min_delta=0.2), falling)
+  assert isinstance(actions[-1], Stop)
+
+
+def test_early_stopping_recovers_from_a_nan_first_metric():
+  actions, state = play(callbacks.early_stopping(patience=30), [math.nan, 2, 1, math.nan, 0.5])
+  assert all(isinstance(a, Continue) for a in actions)
+  assert state['best'] == 0.5
+
+
+def test_a_restart_in_the_middle_changes_nothing():
+  values = [5, 4, 3, 3.5, 3.2, 3.1, 3.3]
+  stop = callbacks.early_stopping(patience=30)
+  whole, _ = play(stop, values)
+  first, state = play(stop, values[:4])
+  rest = []
+  for i, value in enumerate(values[4:], 5):
+    state, action = stop.update(state, Event(i * 10, {'validation/eps': value}))
+    rest.append(action)
+  assert (first + rest)[: len(whole)] == whole
+
+
+def test_extending_gives_a_stopped_run_its_patience_again():
+  stop = callbacks.early_stopping(patience=20)
+  _, state = play(stop, [3, 4, 4])
+  state = stop.extend(state, 30)
+  state, action = stop.update(state, Event(40, {'validation/eps': 4}))
+  assert isinstance(action, Continue)
+  assert state['best'] == 3
+  _, action = stop.update(state, Event(50, {'validation/eps': 4}))
+  assert isinstance(action, Stop)
+
+
+def test_checkpoint_saves_improvements_and_in_between():
+  actions, state = play(callbacks.checkpoint(every=30), [5, 6, 6, 6, 4, 7])
+  assert actions == [Save(5), Continue(), Continue(), Save(6), Save(4), Continue()]
+  assert state['best'] == 4
+  always, _ = play(callbacks.checkpoint(), [5, 6, 7])
+  assert always == [Save(5), Save(6), Save(7)]
+
+
+def test_checkpoint_never_takes_nan_for_the_best():
+  actions, state = play(callbacks.checkpoint(every=1000), [5, math.nan, -math.inf, 4])
+  assert actions == [Save(5), Continue(), Continue(), Save(4)]
+  assert state['best'] == 4
+
+
+def test_divergence_guard_stops_on_skips_in_a_row_and_on_a_risen_loss():
+  guard = callbacks.divergence_guard(every=10, max_skipped=3, factor=2.0)
+
+  def answer(state, loss, in_a_row):
+    return guard.update(state, Event(10, {'loss': loss, 'skipped_in_a_row': in_a_row}))
+
+  state, action = answer(guard.init(), math.nan, 2)  # an all-skipped first window sets no mark
+  assert isinstance(action, Continue)
+  state, action = answer(state, 1.0, 0)
+  assert isinstance(action, Continue)
+  assert isinstance(answer(state, 1.9, 2)[1], Continue)
+  assert 'more than 2 times' in answer(state, 2.1, 0)[1].reason
+  assert '3 non-finite steps in a row' in answer(state, math.nan, 3)[1].reason
+
+
+def test_sample_grid_draws():
+  assert callbacks.sample_grid(20).every == 20
+  assert callbacks.sample_grid(20).update({}, Event(20, {})) == ({}, DrawSamples())
+
+
+@pytest.mark.parametrize(
+  ('factory', 'arguments', 'message'),
+  [
+    (callbacks.early_stopping, {'patience': 0}, 'patience must be an integer >= 1, got 0'),
+    (callbacks.early_stopping, {'min_delta': -1.0}, 'min_delta'),
+    (callbacks.sample_grid, {'every': 0}, 'every'),
+    (callbacks.divergence_guard, {'every': 1, 'factor': 1.0}, 'factor'),
+    (callbacks.checkpoint, {'every': -1}, 'every'),
+  ],
+)
+def test_bad_numbers_are_refused(factory, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    factory(**arguments)
+
+
+def test_an_unknown_metric_is_named_with_the_known_ones():
+  stop = callbacks.early_stopping('validation/loss')
+  with pytest.raises(
+    ValueError, match=r"no metric 'validation/loss' to follow: there are validation/eps"
+  ):
+    stop.update(stop.init(), Event(1, {'validation/eps': 1.0}))

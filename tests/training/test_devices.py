@@ -1,0 +1,114 @@
+"""The number of devices never changes a run."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import devices, streams
+
+PROGRAM = """
+import sys
+import jax
+count, kind, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.config.update('jax_enable_x64', kind == 'float64')
+from diffusion import devices
+devices.configure(16, count, cache=False)
+import numpy as np
+from diffusion.training import assembly
+from tests.training import tiny
+experiment = tiny.images()
+loaded, state, _ = tiny.start(experiment)
+state = jax.tree.map(lambda x: x.astype(kind) if x.dtype == np.float32 else x, state)
+programs = assembly.programs(experiment, loaded)
+state = devices.replicate(state)
+assert jax.device_count() == count
+for _ in range(20):
+  state, metrics = programs.dispatch(state)
+  devices.wait(metrics)
+np.savez(path, **tiny.leaves(devices.to_host(state.params)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('kind', 'tolerance'), [('float64', 1e-9), ('float32', 1e-4)])
+def test_one_two_and_four_devices_agree_after_twenty_steps(tmp_path, kind, tolerance):
+  """Dropout, shifts and label dropout on, a U-Net on real digits."""
+  environment = os.environ | {'PYTHONPATH': os.getcwd()}
+  found = {}
+  for count in (1, 2, 4):
+    path = tmp_path / f'{count}.npz'
+    command = [sys.executable, '-c', PROGRAM, str(count), kind, str(path)]
+    subprocess.run(command, check=True, env=environment, timeout=300)
+    found[count] = dict(np.load(path))
+  largest = {
+    count: max(np.abs(found[1][name] - value).max() for name, value in found[count].items())
+    for count in (2, 4)
+  }
+  print(f'{kind}: largest difference from one device {largest}')
+  moved = max(np.abs(value).max() for name, value in found[1].items() if "'output'" in name)
+  assert moved > 1e-3  # the output layer starts at zero, so training happened
+  assert max(largest.values()) <= tolerance
+
+
+def test_no_two_rows_of_the_global_batch_share_noise():
+  def step(state, data, rows, cross_mean):
+    keys = streams.row_keys(streams.batch_key(state['seed'], 'noise', 0, 7), rows.index)
+    drawn = streams.normal(keys, (3,))
+    return state | {'noise': drawn, 'rows': rows.index}, cross_mean(drawn.sum())
+
+  state = {'seed': jnp.uint32(5), 'noise': jnp.zeros((2, 3)), 'rows': jnp.zeros(2, jnp.int32)}
+  out, _ = devices.parallelize(step, 8)(devices.replicate(state), devices.replicate(jnp.zeros(1)))
+  rows, noise = np.asarray(out['rows']).ravel(), np.asarray(out['noise']).reshape(8, 3)
+  assert sorted(rows) == list(range(8))
+  assert len(np.unique(noise[:, 0])) == 8
+  whole = streams.normal(streams.row_keys(streams.batch_key(5, 'noise', 0, 7), jnp.arange(8)), (3,))
+  np.testing.assert_array_equal(noise[np.argsort(rows)], whole)
+
+
+def test_over_rows_pads_and_cuts_for_any_number_of_rows():
+  double = devices.over_rows(lambda shared, x, i: (x * shared, i), chunk=32)
+  shared = devices.replicate(jnp.float32(2))
+  for n in (1, 5, 127, 128, 300):
+    x = np.arange(n * 2, dtype=np.float32).reshape(n, 2)
+    y, index = double(shared, x, np.arange(n))
+    np.testing.assert_array_equal(y, 2 * x)
+    np.testing.assert_array_equal(index, np.arange(n))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [((16, 3), 'not divisible by cpu_devices 3'), ((0,), 'batch_size must be an integer >= 1')],
+)
+def test_configure_refuses_what_does_not_divide(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    devices.configure(*arguments)
+
+
+def test_parallelize_refuses_an_uneven_batch():
+  with pytest.raises(ValueError, match='batch_size 10 is not divisible by the 4 devices'):
+    devices.parallelize(lambda *a: a, 10)
+
+
+@pytest.mark.slow
+def test_a_thousand_dispatches_on_four_devices_do_not_deadlock():
+  """A loop that never waits for a result aborts virtual CPU devices; the loop's wait prevents it."""
+
+  def step(state, data, rows, cross_mean):
+    gradient = cross_mean(jnp.sin(state * rows.index.sum()) + data.sum())
+    return state + 1e-3 * gradient, {'loss': gradient.sum()}
+
+  dispatch = devices.parallelize(step, 8)
+  state, data = devices.replicate(jnp.ones((64, 64))), devices.replicate(jnp.ones(3))
+  previous = None
+  for _ in range(1000):
+    state, metrics = dispatch(state, data)
+    if previous is not None:
+      devices.wait(previous)
+    previous = metrics['loss']
+  assert np.isfinite(devices.to_host(state)).all()
+  assert jax.device_count() == 4

@@ -1,0 +1,240 @@
+"""The step: all or nothing, alive in every knob, the same in one call or in many."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import devices
+from diffusion.optimizers import averaging
+from diffusion.training import assembly
+from diffusion.training import step as steps
+from diffusion.types import Rows
+from tests.training import tiny
+
+COUNTERS = {'.step', '.cursor', '.skipped', '.skipped_in_a_row'}
+
+
+def one_device(experiment, levels=None):
+  """The step on one device, outside of pmap."""
+  step = steps.make_step(assembly.pieces(experiment, levels))
+  rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
+  return jax.jit(lambda state, data: step(state, data, rows, lambda tree: tree))
+
+
+def run(experiment, count):
+  _, state, data = tiny.start(experiment)
+  step = one_device(experiment)
+  for _ in range(count):
+    state, metrics = step(state, data)
+  return state, metrics
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_non_finite_batch_leaves_everything_but_the_counters(value):
+  experiment = tiny.experiment()
+  _, state, data = tiny.start(experiment)
+  step = one_device(experiment)
+  for _ in range(3):
+    state, _ = step(state, data)
+  before = tiny.leaves(state)
+  bad = data._replace(x=data.x.at[:].set(value))
+  state, _ = step(state, bad)
+  state, metrics = step(state, bad)
+  after = tiny.leaves(state)
+  changed = {name for name in before if not np.array_equal(before[name], after[name])}
+  assert changed == COUNTERS
+  assert after['.step'] == 5
+  assert after['.cursor'] == 5
+  assert metrics['skipped'] == 2
+  assert metrics['skipped_in_a_row'] == 2
+  state, metrics = step(state, data)  # and it recovers
+  assert metrics['skipped'] == 2
+  assert metrics['skipped_in_a_row'] == 0
+  assert int(state.averages['ema'].count) == 4
+
+
+def test_an_overflowing_update_is_skipped_too():
+  experiment = tiny.experiment(learning_rate=3e38, weight_decay=1e6)
+  _, before, _ = tiny.start(experiment)
+  state, metrics = run(experiment, 1)
+  assert metrics['skipped'] == 1
+  for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(state.params), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_window_means_leave_skipped_steps_out_and_restart():
+  experiment = tiny.experiment(log_every=4)
+  _, state, data = tiny.start(experiment)
+  step = one_device(experiment)
+  bad = data._replace(x=data.x * np.nan)
+  singles = []
+  for i, d in enumerate([data, bad, data, data, data]):
+    old = state
+    state, metrics = step(state, d)
+    fresh = one_device(experiment._replace(log_every=1))(old, d)[1]  # a window of this step alone
+    singles.append(float(fresh['loss']))
+    if i == 3:
+      good = [singles[0], singles[2], singles[3]]
+      np.testing.assert_allclose(metrics['loss'], np.mean(good), rtol=1e-5)
+  np.testing.assert_allclose(metrics['loss'], singles[4], rtol=1e-6)
+
+
+def difference(a, b):
+  return np.sqrt(
+    sum(
+      float(((x - y) ** 2).sum())
+      for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+  )
+
+
+def kernels(state):
+  return {n: v for n, v in tiny.leaves(state.params.network).items() if 'kernel' in n}
+
+
+def test_dropout_is_live_and_grows():
+  reference, _ = run(tiny.experiment(dropout=0.0), 3)
+  small, _ = run(tiny.experiment(dropout=0.02), 3)
+  large, _ = run(tiny.experiment(dropout=0.5), 3)
+  assert 0 < difference(reference.params, small.params) < difference(reference.params, large.params)
+
+
+def test_weight_decay_shrinks_kernels_in_proportion_and_nothing_else():
+  _, start, _ = tiny.start(tiny.experiment())
+  plain, _ = run(tiny.experiment(weight_decay=0.0), 1)
+  for decay in (0.1, 1.0):
+    decayed, _ = run(tiny.experiment(weight_decay=decay), 1)
+    before, a, b = (tiny.leaves(s.params.network) for s in (start, plain, decayed))
+    for name, weights in before.items():
+      shrink = 1e-2 * decay * weights if 'kernel' in name else 0 * weights
+      np.testing.assert_allclose(a[name] - b[name], shrink, atol=2e-7)
+
+
+def test_clipping_bounds_the_gradient_that_adam_sees():
+  norms = {}
+  for clip in (None, 1e-3, 1e-1):
+    state, metrics = run(tiny.experiment(clip_norm=clip), 1)
+    adam = state.optimizer[1]
+    moments = np.concatenate([np.ravel(x) for x in jax.tree.leaves(adam.mu)])
+    norms[clip] = float(np.linalg.norm(moments) / 0.1)  # mu = (1 - b1) g after one step
+    pre_clip = float(metrics['gradient_norm'])
+  assert pre_clip > 0.1
+  np.testing.assert_allclose(norms[None], pre_clip, rtol=1e-5)
+  np.testing.assert_allclose(norms[1e-3], 1e-3, rtol=1e-5)
+  np.testing.assert_allclose(norms[1e-1], 1e-1, rtol=1e-5)
+
+
+def test_ema_lags_more_with_a_larger_decay():
+  experiment = tiny.experiment()._replace(
+    averages={
+      'fast': averaging.ema(0.05),
+      'slow': averaging.ema(0.999),
+      'last': averaging.ema(0.0),
+    },
+    judged='slow',
+  )
+  state, _ = run(experiment, 30)
+  lag = {n: difference(a.params, state.params) for n, a in state.averages.items()}
+  assert lag['last'] == 0
+  assert 0 < lag['fast'] < lag['slow']
+
+
+def test_augmentation_and_label_dropout_reach_the_step():
+  plain, _ = run(tiny.experiment(augment=assembly.augment.chain()), 2)
+  dropped, _ = run(tiny.experiment(), 2)
+  assert difference(plain.params, dropped.params) > 0
+
+
+def test_loss_factor_scales_the_gradient():
+  term = tiny.experiment().terms['denoise'][1]
+  _, one = run(tiny.experiment(dropout=0.0), 1)
+  _, three = run(tiny.experiment(dropout=0.0, terms={'denoise': (3.0, term)}), 1)
+  np.testing.assert_allclose(three['gradient_norm'], 3 * one['gradient_norm'], rtol=1e-5)
+  np.testing.assert_allclose(three['loss/denoise'], one['loss/denoise'], rtol=1e-6)
+
+
+def test_loss_buckets_partition_the_batch():
+  experiment = tiny.experiment(batch_size=32)
+  state, metrics = run(experiment, 1)
+  np.testing.assert_allclose(
+    state.window['bucket_count'], 4
+  )  # stratified: 32 rows in 8 equal parts
+  np.testing.assert_allclose(np.mean(metrics['loss_bucket']), metrics['loss'], rtol=1e-5)
+
+
+def test_k_scanned_steps_equal_k_single_steps():
+  experiment = tiny.images()
+  loaded, state, _ = tiny.start(experiment)
+  end = {}
+  for k in (1, 4):
+    programs = assembly.programs(experiment._replace(steps_per_dispatch=k), loaded)
+    moving = devices.replicate(state)
+    for _ in range(8 // k):
+      moving, metrics = programs.dispatch(moving)
+    end[k] = tiny.leaves(devices.to_host(moving)), devices.to_host(metrics)
+  for name, value in end[1][0].items():
+    np.testing.assert_allclose(value, end[4][0][name], rtol=2e-4, atol=2e-6, err_msg=name)
+  np.testing.assert_allclose(end[1][1]['loss'], end[4][1]['loss'], rtol=1e-5)
+
+
+class Compilations:
+  """Counts what XLA compiles."""
+
+  def __enter__(self):
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self.listen)
+    return self
+
+  def listen(self, event, duration, **rest):
+    self.count += 'backend_compile' in event
+
+  def __exit__(self, *error):
+    jax.monitoring.unregister_event_duration_listener(self.listen)
+
+
+def test_nothing_is_compiled_after_the_first_dispatch():
+  experiment = tiny.experiment()
+  loaded, state, _ = tiny.start(experiment)
+  programs = assembly.programs(experiment, loaded)
+  state = devices.replicate(state)
+  with Compilations() as first:
+    state, _ = programs.dispatch(state)
+  with Compilations() as later:
+    for _ in range(5):
+      state, _ = programs.dispatch(state)
+  with Compilations() as planted:  # the counter does count
+    wider = state._replace(step=state.step.astype(jnp.float32))
+    programs.dispatch(wider)
+  assert first.count >= 1
+  assert later.count == 0
+  assert planted.count >= 1
+
+
+def lowered(experiment):
+  _, state, data = tiny.start(experiment)
+  step = steps.make_step(assembly.pieces(experiment, None))
+  program = devices.parallelize(step, experiment.batch_size)
+  return program.lower(devices.replicate(state), devices.replicate(data)).as_text()
+
+
+def test_no_callback_to_the_host_in_the_lowered_step():
+  assert 'callback' not in lowered(tiny.experiment())
+
+  def planted(keys, batch):
+    jax.debug.callback(lambda x: None, batch.x)
+    return batch
+
+  assert 'callback' in lowered(tiny.experiment(augment=planted))
+
+
+def test_what_is_off_leaves_no_trace_in_the_program():
+  def text(**off):
+    experiment = tiny.experiment(**off)
+    return lowered(experiment)
+
+  plain = text(dropout=0.0, weight_decay=0.0, clip_norm=None, augment=lambda keys, batch: batch)
+  off = text(dropout=0, weight_decay=0, clip_norm=0, augment=assembly.augment.chain())
+  on = text(dropout=0.1, weight_decay=0.0, clip_norm=None, augment=lambda keys, batch: batch)
+  assert plain == off
+  assert plain != on

@@ -1,0 +1,75 @@
+"""A small experiment of the real pieces, for tests that need a whole step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion.data import augment, pipeline, sources, splits
+from diffusion.evaluation import gap
+from diffusion.models import mlp, unet
+from diffusion.objectives import losses, times, weights
+from diffusion.optimizers import averaging, chains, schedules
+from diffusion.process import gaussian, marginals, parameterizations
+from diffusion.process import schedules as noise
+from diffusion.training import assembly
+
+
+def experiment(**changes) -> assembly.Experiment:
+  """A residual MLP on an 8-dimensional mixture; `changes` replace fields of the experiment or these knobs."""
+  knob = {
+    'dropout': 0.1,
+    'weight_decay': 0.01,
+    'clip_norm': 1.0,
+    'ema_decay': 0.9,
+    'learning_rate': 1e-2,
+  }
+  knob |= {name: changes.pop(name) for name in list(changes) if name in knob}
+  means = np.stack([np.ones(8), -np.ones(8)])
+  base = assembly.Experiment(
+    seed=3,
+    num_steps=40,
+    batch_size=32,
+    log_every=10,
+    validate_every=20,
+    data=sources.gaussian_mixture(means, np.ones(2), np.full(2, 0.5), 256),
+    diffusion=gaussian.Diffusion(
+      noise.cosine(), marginals.variance_preserving, parameterizations.v()
+    ),
+    model=mlp.mlp(16, 2, knob['dropout'], num_classes=2),
+    terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))},
+    times=times.stratified(),
+    optimizer=chains.adamw(
+      schedules.constant(knob['learning_rate']), knob['weight_decay'], knob['clip_norm']
+    ),
+    averages={'ema': averaging.ema(knob['ema_decay'])},
+    judged='ema',
+    callbacks=[],
+    augment=augment.chain(augment.label_dropout(0.2, 2)),
+    split=splits.Fractions(0.25, 0.25),
+    bank=gap.bank(levels=3, draws=1),
+  )
+  return base._replace(**changes)
+
+
+def images(**changes) -> assembly.Experiment:
+  """A narrow U-Net on the digits, with shifts, dropout and label dropout."""
+  base = experiment(
+    data=sources.digits(),
+    model=unet.unet(8, (1, 2), 1, (), dropout=0.2, num_classes=10),
+    augment=augment.chain(augment.shift(1), augment.label_dropout(0.2, 10)),
+    batch_size=16,
+  )
+  return base._replace(**changes)
+
+
+def start(experiment: assembly.Experiment):
+  """(loaded data, first state on one device, resident training split)."""
+  loaded = assembly.load_data(experiment)
+  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
+  return loaded, state, pipeline.Resident(*map(jnp.asarray, loaded.train))
+
+
+def leaves(tree) -> dict[str, np.ndarray]:
+  """path -> array, for comparisons that name the leaf."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
