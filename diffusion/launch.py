@@ -98,6 +98,12 @@ def run(build: Callable[[Any], Experiment], config: Any, smoke: Any) -> None:
       if flags.FLAGS.debug:
         raise
       _fail(_one_line(error))
+    except KeyboardInterrupt:
+      print(
+        'interrupted outside of training; the same command goes on from the last checkpoint',
+        file=sys.stderr,
+      )
+      raise SystemExit(130) from None
     raise SystemExit(status)
 
   app.run(main)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion import citations, devices, provenance, statistics, workdir
-from diffusion.data import pipeline
+from diffusion.data import pipeline, splits
 from diffusion.evaluation import gap, memorization
 from diffusion.evaluation.evaluate import Finding, Judged
 from diffusion.models import summary
@@ -76,6 +76,7 @@ def _data_record(loaded: Loaded) -> dict[str, Any]:
     'note': data.note,
     'shape': list(data.x.shape[1:]),
     'levels': data.levels,
+    'fingerprint': splits.dataset_fingerprint(data.x, data.label),
     'class_names': list(data.class_names),
     'examples': sizes,
     'split_hashes': loaded.split.hashes,
@@ -106,6 +107,7 @@ def _fresh_record(setting: Setting, loaded: Loaded, used, experiment: Experiment
     'step': 0,
     'wall_seconds': 0.0,
     'results': None,
+    'evaluations': [],
   }
 
 
@@ -255,14 +257,19 @@ def _draw(data, reference: np.ndarray, samples: np.ndarray, path: pathlib.Path, 
   plots.image_grid(images, data.class_names or [''] * columns, path, title=title)
 
 
-def _judge(session: _Session, target: Any, sampler_seed: int) -> None:
-  """Restores the best checkpoint, samples from it, applies the metrics, and writes pictures and report."""
+def _judge(session: _Session, target: Any, sampler_seed: int, again: bool = False) -> None:
+  """Restores the best checkpoint, samples from it, applies the metrics, and writes pictures and report.
+
+  A run's own judgment is its `results`; another one, with other numbers of sampling, stands beside it in `evaluations`
+  and in files of its own.
+  """
   experiment, loaded = session.experiment, session.loaded
   keeper = open_checkpoints(session.folder / 'checkpoints')
   best = _restore(keeper, target, 'best')
   keeper.close()
   if best is None:
     raise ValueError(f'no checkpoint in {session.folder}: train first')
+  suffix = f'_evaluation{len(session.record["evaluations"])}' if again else ''
   begin = time.perf_counter()
   weights = assembly.weights(experiment, devices.replicate(best.state))
   row = session.programs.validate(weights)
@@ -277,7 +284,7 @@ def _judge(session: _Session, target: Any, sampler_seed: int) -> None:
   print(f'sampling {len(labels)} from the best checkpoint, step {best.step}', flush=True)
   sampler_weights = (*weights[:2], devices.replicate(jnp.asarray(sampler_seed, jnp.uint32)))
   samples = _sample(session.programs.sample, sampler_weights, labels, data.levels)
-  workdir.save_samples(session.folder / 'samples.npz', samples, labels)
+  workdir.save_samples(session.folder / f'samples{suffix}.npz', samples, labels)
   held_out = tuple(
     np.concatenate(pair) for pair in zip(loaded.validation, loaded.test, strict=True)
   )
@@ -288,12 +295,22 @@ def _judge(session: _Session, target: Any, sampler_seed: int) -> None:
   findings.append(
     Finding('skipped steps', skipped, 'steps left out because something was not finite')
   )
-  _pictures(session, judged, best.step)
-  session.note(
-    results=workdir.findings_to_json(findings), evaluation_seconds=time.perf_counter() - begin
-  )
+  _pictures(session, judged, best.step, suffix)
+  config = provenance.config_to_json(session.setting.config)
+  evaluation = {
+    'time': workdir.now(),
+    'sampler_seed': sampler_seed,
+    'changed': provenance.differences(session.record['config'], config),
+    'seconds': time.perf_counter() - begin,
+    'results': workdir.findings_to_json(findings),
+  }
+  session.note(evaluations=[*session.record['evaluations'], evaluation])
+  if not again:
+    session.note(results=evaluation['results'])
   levels = gap.per_level(row, experiment.bank)
-  path = workdir.write_report(session.folder, session.record, findings, levels, session.used)
+  path = workdir.write_report(
+    session.folder, session.record | {'config': config}, findings, levels, session.used, suffix
+  )
   print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
   print(f'report: {path}', flush=True)
 
@@ -316,7 +333,7 @@ def _loss_findings(session: _Session, weights: Any, row: Mapping[str, float]) ->
   return found
 
 
-def _pictures(session: _Session, judged: Judged, step: int) -> None:
+def _pictures(session: _Session, judged: Judged, step: int, suffix: str) -> None:
   data, folder = session.loaded.dataset, session.folder
   note = f' ({data.note})' if data.note else ''
   # The picture's labels are the first of the metrics' labels, so its samples are too.
@@ -324,7 +341,7 @@ def _pictures(session: _Session, judged: Judged, step: int) -> None:
     : len(assembly.picture_labels(session.experiment, data.levels, data.num_classes))
   ]
   title = f'{data.name}: samples from step {step}{note}'
-  _draw(data, session.loaded.validation[0], shown, folder / 'samples.png', title)
+  _draw(data, session.loaded.validation[0], shown, folder / f'samples{suffix}.png', title)
   rows = records.read_json_lines(folder / 'metrics.jsonl')
   plots.curves(rows, folder / 'curves.png', title=f'{data.name}{note}', best_step=step)
   if data.levels is not None:
@@ -332,7 +349,7 @@ def _pictures(session: _Session, judged: Judged, step: int) -> None:
     closest = np.argsort(ratio)[:24]
     pairs = (judged.samples[closest], judged.train[0][index[closest]])
     plots.memorization_strip(
-      *(pipeline.to_uint8(x, data.levels) for x in pairs), ratio[closest], folder / 'nearest.png',
+      *(pipeline.to_uint8(x, data.levels) for x in pairs), ratio[closest], folder / f'nearest{suffix}.png',
       title='samples above their nearest training images',
     )  # fmt: skip
 
@@ -346,7 +363,7 @@ def judge(setting: Setting, mode: str, sampler_seed: int) -> int:
     raise ValueError(f'the data is not what {session.folder} was trained on: {"; ".join(changed)}')
   session = session._replace(record=record)
   if mode == 'evaluate':
-    _judge(session, assembly.host_target(state), sampler_seed)
+    _judge(session, assembly.host_target(state), sampler_seed, again=True)
     return 0
   run = load(session.folder, session.experiment)
   data = session.loaded.dataset
@@ -377,12 +394,12 @@ def describe(setting: Setting) -> str:
   total = sum(row[1] for row in rows)
   data = _data_record(loaded)
   hashes = data['split_hashes']
-  splits = [(name, size, hashes.get(name, '')) for name, size in data['examples'].items()]
+  sizes = [(name, size, hashes[name]) for name, size in data['examples'].items()]
   shape = f'{data["shape"]}, {data["levels"]} levels, {len(data["class_names"])} classes'
   return '\n\n'.join([
     json.dumps(provenance.config_to_json(setting.config), indent=2),
     f'data: {data["name"]}, {shape}. {data["note"]}',
-    tables.markdown(['split', 'examples', 'hash'], splits),
+    tables.markdown(['split', 'examples', 'hash'], sizes),
     tables.markdown(['module', 'parameters', 'rms'], [*rows, ('total', total, '')]),
     f'arithmetic per image: {forward / 1e6:.1f} MFLOP forward, {both / 1e6:.1f} MFLOP forward and backward',
     f'devices: {devices.describe()}',

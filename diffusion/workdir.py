@@ -4,7 +4,8 @@ run.json        what ran: configuration, code, versions, data, every start, how 
 experiment.py   the experiment file as it was
 metrics.jsonl   one row a logged step; events/ has the same for TensorBoard
 checkpoints/    the latest and the best; damaged/ what could not be read
-samples.png, curves.png, nearest.png, report.md, references.bib, samples.npz
+samples.png, curves.png, nearest.png, report.md, references.bib, samples.npz; later judgments add
+_evaluation1, _evaluation2, ... to these names
 """
 
 import datetime
@@ -99,6 +100,7 @@ def write_report(
   findings: Sequence[Finding],
   levels: Sequence[Sequence[float]],
   techniques: Sequence[citations.Technique],
+  suffix: str,
 ) -> pathlib.Path:
   """Writes report.md and references.bib, and returns the report's path.
 
@@ -108,13 +110,14 @@ def write_report(
     findings: the results, most important first.
     levels: rows (log-SNR, train, validation, gap).
     techniques: what `build` used.
+    suffix: of the report's and the pictures' names.
   """
   bibtex = bibliography.entries(citations.all_keys(techniques))
   (workdir / 'references.bib').write_text(bibtex)
   captions = {
-    'samples.png': 'Samples from the best checkpoint.',
+    f'samples{suffix}.png': 'Samples from the best checkpoint.',
     'curves.png': 'Training and held-out loss, their gap, and the optimizer.',
-    'nearest.png': 'Samples above their nearest training examples, the smallest distance ratio first.',
+    f'nearest{suffix}.png': 'Samples above their nearest training examples, the smallest distance ratio first.',
   }
   pictures = [(text, name) for name, text in captions.items() if (workdir / name).exists()]
   start = record['starts'][-1]
@@ -135,7 +138,7 @@ def write_report(
     techniques=techniques,
     bibtex=bibtex,
   )  # fmt: skip
-  path = workdir / 'report.md'
+  path = workdir / f'report{suffix}.md'
   path.write_text(text)
   return path
 

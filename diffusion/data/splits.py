@@ -50,6 +50,14 @@ def fingerprint(digests: np.ndarray) -> str:
   return hashlib.sha256(np.sort(digests).tobytes()).hexdigest()[:16]
 
 
+def dataset_fingerprint(x: np.ndarray, label: np.ndarray) -> str:
+  """A hash of a data set as it stands, order and labels included: 16 hexadecimal digits."""
+  digest = hashlib.sha256(f'{x.dtype.str}|{x.shape}|{label.dtype.str}'.encode())
+  digest.update(np.ascontiguousarray(x).data)
+  digest.update(np.ascontiguousarray(label).data)
+  return digest.hexdigest()[:16]
+
+
 def _rank(digests: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """For each example: the relative rank in [0, 1) and the number of its distinct content within its class."""
   unique, first, inverse = np.unique(digests, return_index=True, return_inverse=True)

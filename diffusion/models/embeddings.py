@@ -35,7 +35,8 @@ class ConditioningEmbedding(nn.Module):
     features: width of the result.
     num_classes: classes without the null one; 0 for an unconditional network.
 
-  Source: Ho et al. (2020), appendix B, for the noise; Ho & Salimans (2022) for the null class.
+  Source: Ho et al. (2020), appendix B, for the noise; Ho & Salimans (2022) for the null class; Karras et al. (2022), in
+  their released networks, for the initial scale of the class vectors.
   """
 
   features: int
@@ -47,5 +48,10 @@ class ConditioningEmbedding(nn.Module):
     hidden = nn.Dense(self.features)(fourier(noise, self.features // 4))
     embedding = nn.Dense(self.features)(nn.silu(hidden))
     if self.num_classes:
-      embedding += nn.Embed(self.num_classes + 1, self.features)(label)
+      # Unit variance, as loud as the noise level from the first step (EDM's initialization); Flax's default
+      # starts at 1 / sqrt(features), and the label is ignored for thousands of steps.
+      table = nn.Embed(
+        self.num_classes + 1, self.features, embedding_init=nn.initializers.normal(1.0)
+      )
+      embedding += table(label)
     return nn.silu(embedding)

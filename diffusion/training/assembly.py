@@ -150,6 +150,8 @@ def load_data(experiment: Experiment) -> Loaded:
   parts = [(data.x[i], data.label[i]) for i in (split.train, split.validation, split.test)]
   if data.test is not None:
     parts[2] = data.test
+    digests = splits.content_hashes(data.test[0], experiment.split.salt)
+    split.hashes['test'] = splits.fingerprint(digests)
   return Loaded(data, split, *parts)
 
 

@@ -48,7 +48,9 @@ def test_time_is_accurate_in_float32():
 @pytest.mark.parametrize('name', SCHEDULES)
 def test_slope_is_the_derivative_of_log_snr(name, x64):
   path = bound(SCHEDULES[name]())
-  t = (jnp.arange(0, 999, 37) + 0.5) / 999  # between the steps of the table, which has corners on them
+  t = (
+    jnp.arange(0, 999, 37) + 0.5
+  ) / 999  # between the steps of the table, which has corners on them
   step = 1e-6
   difference = (path.log_snr(t + step) - path.log_snr(t - step)) / (2 * step)
   np.testing.assert_allclose(path.slope(t), difference, rtol=1e-5)

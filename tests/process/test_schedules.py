@@ -11,11 +11,11 @@ from diffusion.process import marginals, schedules
 LINEAR_BETA_END = -np.log(np.exp(0.1 + (20.0 - 0.1) / 2) - 1)
 ABAR = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 SCHEDULES = {
-  'cosine': (lambda: schedules.cosine(), -15.0, 15.0),
+  'cosine': (schedules.cosine, -15.0, 15.0),
   'cosine, skewed': (lambda: schedules.cosine(-20.0, 3.0), -20.0, 3.0),
   'cosine, noisy half only': (lambda: schedules.cosine(-9.0, -1.0), -9.0, -1.0),
   'cosine, widest': (lambda: schedules.cosine(-80.0, 80.0), -80.0, 80.0),
-  'linear beta': (lambda: schedules.linear_beta(), LINEAR_BETA_END, 9.21),
+  'linear beta': (schedules.linear_beta, LINEAR_BETA_END, 9.21),
   'linear beta, constant': (
     lambda: schedules.linear_beta(2.0, 2.0, 6.0),
     -np.log(np.exp(2.0) - 1),

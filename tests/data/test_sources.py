@@ -1,0 +1,320 @@
+"""Sources: what they load, and that what they cannot load is named in one line."""
+
+import io
+import os
+import pathlib
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from diffusion.data import raw, sources
+
+PREPARED = pathlib.Path(__file__).parents[2].parent / 'shared/data/tensorflow_datasets'
+needs_mnist = pytest.mark.skipif(
+  not (PREPARED / 'mnist').is_dir(), reason=f'no prepared MNIST in {PREPARED}'
+)
+
+
+def test_nothing_is_read_before_load(tmp_path):
+  for source in (sources.folder(tmp_path / 'absent'), sources.tfds('mnist', str(tmp_path))):
+    with pytest.raises(ValueError, match=str(tmp_path)):
+      source.load()
+
+
+def test_digits():
+  data = sources.digits().load()
+  assert data.x.shape == (1797, 8, 8, 1)
+  assert data.x.dtype == np.uint8
+  assert sorted(np.unique(data.x)) == list(range(17))
+  assert data.levels == 17
+  assert data.label.dtype == np.int32
+  assert data.num_classes == 10
+  assert set(data.label.tolist()) == set(range(10))
+  assert data.class_names[3] == '3'
+  assert data.test is None
+  # The label is the image's: a class's mean image resembles its own members most.
+  means = np.stack([data.x[data.label == c].mean(0) for c in range(10)]).reshape(10, 64)
+  distance = ((data.x.reshape(-1, 1, 64) - means) ** 2).sum(-1)
+  assert (distance.argmin(1) == data.label).mean() > 0.85
+
+
+def test_arrays_round_trip():
+  x = np.arange(5 * 2 * 3, dtype=np.uint8).reshape(5, 2, 3, 1)
+  data = sources.arrays('mine', x, [0, 1, 2, 1, 0], class_names='abc', note='careful').load()
+  np.testing.assert_array_equal(data.x, x)
+  assert data.label.tolist() == [0, 1, 2, 1, 0]
+  assert (data.label.dtype, data.num_classes, data.note) == (np.int32, 3, 'careful')
+  floats = sources.arrays('points', np.ones((4, 3)), levels=None).load()
+  assert floats.x.dtype == np.float32
+  assert (floats.num_classes, floats.label.tolist()) == (0, [0] * 4)
+
+
+def bad_floats(value):
+  x = np.zeros((6, 2), np.float32)
+  x[4, 1] = value
+  return x
+
+
+IMAGES = np.zeros((3, 2, 2, 1), np.uint8)
+BAD_ARRAYS = {
+  'float images': ({'x': np.zeros((3, 2, 2, 1))}, 'must be uint8 .* got float64'),
+  'images without channels': ({'x': np.zeros((3, 2, 2), np.uint8)}, r'got uint8 \(3, 2, 2\)'),
+  'a level too many': ({'x': IMAGES + 17, 'levels': 17}, 'a value 17 where levels are 0 to 16'),
+  'NaN': ({'x': bad_floats(np.nan), 'levels': None}, '1 examples are not finite, the first is 4'),
+  'infinite': ({'x': bad_floats(np.inf), 'levels': None}, 'the first is 4'),
+  'beyond float32': ({'x': np.full((6, 2), 1e300), 'levels': None}, '6 examples are not finite'),
+  'label too large': ({'x': IMAGES, 'label': [0, 2, 1], 'class_names': 'ab'}, '0 to 2 for 2'),
+  'label negative': ({'x': IMAGES, 'label': [0, -1, 1], 'class_names': 'ab'}, '-1 to 1 for 2'),
+  'labels without classes': ({'x': IMAGES, 'label': [0, 0, 1]}, '0 to 1 for 0 classes'),
+  'fewer labels': ({'x': IMAGES, 'label': [0, 0]}, '3 examples and 2 labels'),
+  'nothing': ({'x': IMAGES[:0]}, '0 examples'),
+  'bad test set': (
+    {'x': IMAGES, 'test': (IMAGES, np.array([0, 0, 7], np.int32))},
+    r'\(test\): labels 0 to 7',
+  ),
+  'empty test set': ({'x': IMAGES, 'test': (IMAGES[:0], np.zeros(0, np.int32))}, r'\(test\): 0'),
+}
+
+
+@pytest.mark.filterwarnings('ignore:overflow')
+@pytest.mark.parametrize('case', BAD_ARRAYS)
+def test_arrays_refuse(case):
+  arguments, message = BAD_ARRAYS[case]
+  source = sources.arrays('mine', **arguments)
+  with pytest.raises(ValueError, match=message) as caught:
+    source.load()
+  assert str(caught.value).startswith('mine (')
+  assert '\n' not in str(caught.value)
+
+
+def test_arrays_refuse_labels_that_are_not_integers():
+  with pytest.raises(ValueError, match='label'):
+    sources.arrays('mine', IMAGES, np.array([0.0, 0.7, 0.2]), class_names='ab').load()
+
+
+def test_unlabelled():
+  x = np.random.default_rng(0).integers(0, 256, (6, 2, 2, 1), dtype=np.uint8)
+  label = np.array([0, 1, 1, 0, 1, 0])
+  test = (x[:2], np.array([1, 0], np.int32))
+  source = sources.arrays('mine', x, label, class_names='ab', test=test, note='n')
+  data = sources.unlabelled(source).load()
+  np.testing.assert_array_equal(data.x, x)
+  assert data.num_classes == 0
+  assert not data.label.any()
+  np.testing.assert_array_equal(data.test[0], x[:2])
+  assert not data.test[1].any()
+  assert data.note == 'n'
+  assert source.load().label.tolist() == label.tolist()
+  assert sources.unlabelled(sources.arrays('mine', x)).load().test is None
+
+
+def test_synthetic_images_are_declared_and_separable():
+  data = sources.synthetic_images((12, 8, 3), num_classes=4, examples=300, seed=1).load()
+  assert data.x.shape == (300, 12, 8, 3)
+  assert data.x.dtype == np.uint8
+  assert set(data.label.tolist()) == set(range(4))
+  assert 'SYNTHETIC' in data.note
+  flat = data.x.reshape(300, -1).astype(float)
+  means = np.stack([flat[data.label == c].mean(0) for c in range(4)])
+  assert (((flat[:, None] - means) ** 2).sum(-1).argmin(1) == data.label).all()
+  again = sources.synthetic_images((12, 8, 3), 4, 300, seed=1).load()
+  np.testing.assert_array_equal(data.x, again.x)
+  assert (data.x != sources.synthetic_images((12, 8, 3), 4, 300, seed=2).load().x).mean() > 0.9
+
+
+def test_gaussian_mixture_has_the_stated_moments():
+  means, scales = np.array([[3.0, 0.0, 0.0], [0.0, -3.0, 1.0]]), np.array([0.5, 2.0])
+  data = sources.gaussian_mixture(means, scales, np.array([0.3, 0.7]), 20_000, seed=4).load()
+  assert data.x.dtype == np.float32
+  assert data.levels is None
+  assert data.num_classes == 2
+  assert abs((data.label == 0).mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 20_000)
+  for k in range(2):
+    x = data.x[data.label == k]
+    standard = (x - means[k]) / scales[k]
+    assert (abs(standard.mean(0)) < 4 / np.sqrt(len(x))).all()
+    np.testing.assert_allclose(np.cov(standard.T), np.eye(3), atol=6 / np.sqrt(len(x)))
+    assert stats.kstest(standard.reshape(-1), 'norm').pvalue > 1e-4
+
+
+@pytest.mark.parametrize(
+  ('means', 'scales', 'weights', 'examples', 'message'),
+  [
+    (np.zeros((2, 3)), np.ones(3), np.full(2, 0.5), 5, r'\(2, 3\), \(3,\), \(2,\)'),
+    (np.zeros(2), np.ones(2), np.full(2, 0.5), 5, r'got \(2,\)'),
+    (np.zeros((2, 3)), np.ones(2), np.array([0.5, 0.4]), 5, r'weights .*0\.4'),
+    (np.zeros((2, 3)), np.ones(2), np.array([1.5, -0.5]), 5, r'weights .*-0\.5'),
+    (np.zeros((2, 3)), np.ones(2), np.array([0.5, np.nan]), 5, r'weights .*nan'),
+    (np.zeros((2, 3)), np.array([1.0, -1.0]), np.full(2, 0.5), 5, r'scales .*-1'),
+    (np.zeros((2, 3)), np.ones(2), np.full(2, 0.5), 0, 'examples .*0'),
+  ],
+)
+def test_gaussian_mixture_refuses(means, scales, weights, examples, message):
+  with pytest.raises(ValueError, match=message):
+    sources.gaussian_mixture(means, scales, weights, examples)
+
+
+def write_images(root, counts, shape=(5, 4), seed=0, form='png'):
+  """Subfolder -> its images, written without loss."""
+  random, written = np.random.default_rng(seed), {}
+  for name, count in counts.items():
+    (root / name).mkdir(parents=True, exist_ok=True)
+    written[name] = random.integers(0, 256, (count, *shape), dtype=np.uint8)
+    for i, image in enumerate(written[name]):
+      Image.fromarray(image).save(root / name / f'{i:03d}.{form}')
+  return written
+
+
+@pytest.mark.parametrize('form', ['png', 'PNG', 'bmp', 'tif'])
+@pytest.mark.parametrize('channels', [(), (3,)])
+def test_folder_of_classes(tmp_path, form, channels):
+  written = write_images(tmp_path, {'dog': 3, 'cat': 2, 'eel': 4}, (5, 4, *channels), form=form)
+  (tmp_path / 'dog' / 'notes.txt').write_text('no image')
+  data = sources.folder(str(tmp_path)).load()
+  assert data.class_names == ('cat', 'dog', 'eel')
+  assert np.bincount(data.label).tolist() == [2, 3, 4]
+  assert data.x.shape == (9, 5, 4, *(channels or (1,)))
+  assert data.levels == 256
+  for i, name in enumerate(data.class_names):
+    np.testing.assert_array_equal(
+      data.x[data.label == i].reshape(written[name].shape), written[name]
+    )
+
+
+def test_folder_without_classes(tmp_path):
+  written = write_images(tmp_path, {'': 4})
+  data = sources.folder(str(tmp_path)).load()
+  assert data.num_classes == 0
+  assert not data.label.any()
+  np.testing.assert_array_equal(data.x[..., 0], written[''])
+
+
+def test_folder_size_crops_the_middle_and_resizes(tmp_path):
+  wide = np.zeros((8, 24, 3), np.uint8)
+  wide[:, 8:16] = (0, 200, 0)  # the middle square is green; nothing of the black sides may come in
+  Image.fromarray(wide).save(tmp_path / 'wide.png')
+  Image.fromarray(np.full((20, 6, 3), (0, 200, 0), np.uint8)).save(tmp_path / 'tall.png')
+  data = sources.folder(str(tmp_path), size=4).load()
+  assert data.x.shape == (2, 4, 4, 3)
+  np.testing.assert_array_equal(data.x, np.broadcast_to(np.uint8([0, 200, 0]), (2, 4, 4, 3)))
+
+
+def test_folder_keeps_the_brightness_of_sixteen_bits(tmp_path):
+  deep = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+  Image.fromarray(deep).save(tmp_path / 'deep.png')
+  try:
+    x = sources.folder(str(tmp_path)).load().x[0, ..., 0]
+  except ValueError as refusal:
+    assert 'deep.png' in str(refusal)  # a refusal is as good; to clip it in silence is not
+  else:
+    np.testing.assert_allclose(x, deep / 257, atol=1)
+
+
+def test_folder_refuses(tmp_path):
+  with pytest.raises(ValueError, match=r'no folder of images at .*absent'):
+    sources.folder(str(tmp_path / 'absent')).load()
+  with pytest.raises(ValueError, match=r'no image \(.*\.png.*\) in'):
+    sources.folder(str(tmp_path)).load()
+  write_images(tmp_path, {'a': 2})
+  write_images(tmp_path, {'b': 1}, (6, 6))
+  with pytest.raises(ValueError, match=r'several shapes .*\(5, 4, 1\), \(6, 6, 1\).*size='):
+    sources.folder(str(tmp_path)).load()
+  Image.fromarray(np.zeros((5, 4), np.uint8)).save(tmp_path / 'stray.png')
+  with pytest.raises(ValueError, match=r'beside class folders, e\.g\. stray\.png'):
+    sources.folder(str(tmp_path)).load()
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+@pytest.mark.parametrize('form', ['PNG', 'JPEG'])
+def test_a_damaged_image_is_named_or_whole(tmp_path, form):
+  """Cut short or with a byte changed anywhere: no other error than the one that names the file."""
+  random = np.random.default_rng(0)
+  buffer = io.BytesIO()
+  Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(buffer, form)
+  whole, refused = buffer.getvalue(), 0
+  path = tmp_path / f'one.{form.lower()}'
+  cuts = [whole[:n] for n in np.linspace(0, len(whole) - 20, 20).astype(int)]
+  for place in random.integers(0, len(whole), 40):
+    damaged = bytearray(whole)
+    damaged[place] ^= 0xFF
+    cuts.append(bytes(damaged))
+  for content in cuts:
+    path.write_bytes(content)
+    try:
+      assert sources.folder(str(tmp_path)).load().x.ndim == 4
+    except ValueError as error:
+      assert f'cannot read image {path}' in str(error)
+      refused += 1
+  assert refused >= 20  # every truncated one at least
+
+
+@pytest.mark.parametrize('name', ['mnist', 'cifar10'])
+def test_unprepared_tfds_fails_at_once_and_says_what_to_do(tmp_path, name):
+  pytest.importorskip('tensorflow_datasets')
+  start = time.monotonic()
+  with pytest.raises(ValueError, match=r'--config\.data_dir') as caught:
+    sources.tfds(name, str(tmp_path)).load()
+  assert time.monotonic() - start < 15
+  assert f'python -m diffusion.data.prepare {name} --data_dir={tmp_path}' in str(caught.value)
+  assert os.listdir(tmp_path) == []  # no download was begun
+
+
+def test_unknown_tfds_name(tmp_path):
+  pytest.importorskip('tensorflow_datasets')
+  start = time.monotonic()
+  with pytest.raises(ValueError, match=r"no TFDS data set is called 'mnits'"):
+    sources.tfds('mnits', str(tmp_path)).load()
+  assert time.monotonic() - start < 15
+
+
+def test_what_can_be_prepared_is_what_prepare_knows():
+  assert set(sources.PREPARABLE) == set(raw.SPECS)
+
+
+@pytest.fixture(scope='module')
+def mnist():
+  return sources.tfds('mnist', str(PREPARED)).load()
+
+
+@needs_mnist
+def test_prepared_mnist(mnist):
+  assert mnist.x.shape == (60_000, 28, 28, 1)
+  assert mnist.test[0].shape == (10_000, 28, 28, 1)
+  assert mnist.x.dtype == np.uint8
+  assert (mnist.levels, mnist.num_classes) == (256, 10)
+  # Facts of the official files: class counts, and the mean and deviation that everybody standardizes with.
+  assert np.bincount(mnist.label).tolist() == [
+    5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
+  ]  # fmt: skip
+  assert np.bincount(mnist.test[1]).tolist() == [
+    980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
+  ]  # fmt: skip
+  assert abs(mnist.x.mean(dtype=np.float64) / 255 - 0.1307) < 5e-5
+  assert abs(mnist.x.std(dtype=np.float64) / 255 - 0.3081) < 5e-5
+
+
+@needs_mnist
+def test_prepared_mnist_in_a_home_directory(tmp_path, monkeypatch):
+  """`--config.data_dir=~/...` reaches Python as it is: no shell expands it there."""
+  (tmp_path / 'sets').symlink_to(PREPARED)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  builder = sources._prepared_builder('mnist', '~/sets')
+  assert builder.info.splits['test'].num_examples == 10_000
+
+
+@needs_mnist
+def test_size_averages_blocks(mnist):
+  small = sources.tfds('mnist', str(PREPARED), size=14).load()
+  assert small.x.shape == (60_000, 14, 14, 1)
+  assert '14x14' in small.note
+  np.testing.assert_array_equal(small.label, mnist.label)
+  for whole, reduced in ((mnist.x, small.x), (mnist.test[0], small.test[0])):
+    sample = slice(None, None, 97)
+    w = whole[sample].astype(int)
+    total = w[:, ::2, ::2] + w[:, 1::2, ::2] + w[:, ::2, 1::2] + w[:, 1::2, 1::2]
+    assert abs(reduced[sample] - total / 4).max() <= 0.5
+  with pytest.raises(ValueError, match='size must divide .*28x28, got 13'):
+    sources.tfds('mnist', str(PREPARED), size=13).load()

@@ -1,0 +1,162 @@
+"""Splits by hashed content: which split an example is in depends on the example, not on where it lies."""
+
+import math
+
+import numpy as np
+import pytest
+
+from diffusion.data import splits
+
+ROWS = 400
+
+
+def images(seed, n, classes=5):
+  """Distinct random images and labels of unequal classes."""
+  random = np.random.default_rng(seed)
+  x = random.integers(0, 256, (n, 4, 3, 1), dtype=np.uint8)
+  weights = np.arange(1, classes + 1) / np.arange(1, classes + 1).sum()
+  return x, random.choice(classes, n, p=weights).astype(np.int32)
+
+
+def member_of(x, split):
+  """Content -> the name of its split; fails if one content is in two."""
+  found = {}
+  for name in ('train', 'validation', 'test'):
+    for i in getattr(split, name):
+      assert found.setdefault(x[i].tobytes(), name) == name
+  return found
+
+
+@pytest.mark.parametrize('fractions', [(0.1, 0.1), (0.25, 0.0), (0.0, 0.3), (0.4, 0.5)])
+def test_parts_are_disjoint_and_cover(fractions):
+  x, label = images(0, ROWS)
+  split = splits.make(x, label, splits.Fractions(*fractions), official_test=False)
+  parts = [split.train, split.validation, split.test]
+  assert sorted(np.concatenate(parts)) == list(range(ROWS))
+  assert all((np.diff(part) > 0).all() for part in parts)
+
+
+@pytest.mark.parametrize(('validation', 'test'), [(0.1, 0.1), (0.02, 0.3), (0.5, 0.25)])
+def test_every_class_is_cut_in_proportion(validation, test):
+  x, label = images(1, ROWS)
+  split = splits.make(x, label, splits.Fractions(validation, test), official_test=False)
+  for c in range(5):
+    size = (label == c).sum()
+    for part, share in ((split.validation, validation), (split.test, test)):
+      assert abs((label[part] == c).sum() - share * size) <= 1
+
+
+def test_official_test_leaves_the_test_part_empty():
+  x, label = images(2, ROWS)
+  split = splits.make(x, label, splits.Fractions(0.1, 0.9), official_test=True)
+  assert split.test.size == 0
+  assert split.train.size + split.validation.size == ROWS
+  assert abs(split.validation.size - 0.1 * ROWS) <= 5  # one a class
+
+
+def test_copies_share_a_split_whatever_their_labels():
+  x, label = images(3, ROWS)
+  x = np.concatenate([x, x[:150], x[:80]])
+  label = np.concatenate([label, label[:150], (label[:80] + 1) % 5])
+  split = splits.make(x, label, splits.Fractions(0.2, 0.2), official_test=False)
+  assert sum(len(part) for part in split[:3]) == len(x)
+  assert len(member_of(x, split)) == ROWS
+  assert min(len(part) for part in split[:3]) > ROWS / 10
+
+
+@pytest.mark.parametrize('mislabelled', [0, 200])
+def test_the_order_of_the_data_does_not_matter(mislabelled):
+  """Also not where copies carry different labels."""
+  x, label = images(4, ROWS)
+  x = np.concatenate([x, x[:mislabelled]])
+  label = np.concatenate([label, (label[:mislabelled] + 2) % 5])
+  fractions = splits.Fractions(0.2, 0.2, limit=100)
+  first = splits.make(x, label, fractions, official_test=False)
+  for seed in range(3):
+    order = np.random.default_rng(seed).permutation(len(x))
+    second = splits.make(x[order], label[order], fractions, official_test=False)
+    assert first.hashes == second.hashes
+    assert member_of(x, first) == member_of(x[order], second)
+
+
+def test_a_salt_is_another_split():
+  x, label = images(5, ROWS)
+  one, other = (
+    splits.make(x, label, splits.Fractions(0.3, 0.2, salt=salt), official_test=False)
+    for salt in ('a', 'b')
+  )
+  for name, share in (('validation', 0.3), ('test', 0.2)):
+    a, b = set(getattr(one, name).tolist()), set(getattr(other, name).tolist())
+    expected = share**2 * ROWS  # what two independent draws have in common
+    assert abs(len(a & b) - expected) < 5 * math.sqrt(expected)
+    assert one.hashes[name] != other.hashes[name]
+
+
+def test_adding_examples_moves_few():
+  x, label = images(6, 3000)
+  fractions = splits.Fractions(0.2, 0.2)
+  before = member_of(x[:2700], splits.make(x[:2700], label[:2700], fractions, official_test=False))
+  after = member_of(x, splits.make(x, label, fractions, official_test=False))
+  moved = np.mean([after[content] != name for content, name in before.items()])
+  assert moved < 0.03  # an independent split would move 56 %
+
+
+def test_a_hash_is_of_the_contents_alone():
+  x, label = images(7, ROWS)
+  whole = splits.make(x, label, splits.Fractions(), official_test=False)
+  assert len(set(whole.hashes.values())) == 3
+  assert whole.hashes == splits.make(x.copy(), label, splits.Fractions(), False).hashes
+  x[whole.validation[0], 0, 0, 0] ^= 1  # one bit of one image
+  assert whole.hashes != splits.make(x, label, splits.Fractions(), False).hashes
+  turned = np.ascontiguousarray(x.reshape(ROWS, 3, 4, 1))  # the same bytes are other images
+  assert not set(splits.content_hashes(x)) & set(splits.content_hashes(turned))
+  assert len(set(splits.content_hashes(x))) == ROWS
+
+
+@pytest.mark.parametrize('limit', [5, 7, 20, 50, 101])
+def test_limit_keeps_the_classes_in_balance(limit):
+  x, label = images(8, 2000)  # the largest class is five times the smallest
+  split = splits.make(x, label, splits.Fractions(0.2, 0.2, limit), official_test=False)
+  assert len(split.train) == limit
+  counts = np.bincount(label[split.train], minlength=5)
+  assert counts.max() - counts.min() <= 1
+
+
+def test_limits_are_nested_and_leave_the_other_parts_alone():
+  x, label = images(9, ROWS)
+  whole = splits.make(x, label, splits.Fractions(0.2, 0.2), official_test=False)
+  last = set(whole.train.tolist())
+  for limit in (len(last), 200, 40, 1):
+    split = splits.make(x, label, splits.Fractions(0.2, 0.2, limit), official_test=False)
+    train = set(split.train.tolist())
+    assert len(train) == limit
+    assert train <= last
+    np.testing.assert_array_equal(split.validation, whole.validation)
+    np.testing.assert_array_equal(split.test, whole.test)
+    last = train
+
+
+@pytest.mark.parametrize(
+  ('fractions', 'official', 'message'),
+  [
+    ((-0.1,), False, r'validation_fraction .*-0\.1'),
+    ((1.0,), False, r'validation_fraction .*1\.0'),
+    ((float('nan'),), False, r'validation_fraction .*nan'),
+    (('0.1',), False, r"validation_fraction .*'0\.1'"),
+    ((0.1, 1.5), False, r'test_fraction .*1\.5'),
+    ((0.5, 0.5), False, r'0\.5.*0\.5 leave nothing'),
+    ((0.1, 0.1, -1), False, r'train_limit .*-1'),
+    ((0.1, 0.1, 2.5), False, r'train_limit .*2\.5'),
+    ((0.1, 0.1, 1000), True, r'train_limit must be at most \d+, got 1000'),
+  ],
+)
+def test_bad_fractions_name_the_value(fractions, official, message):
+  x, label = images(10, ROWS)
+  with pytest.raises(ValueError, match=message):
+    splits.make(x, label, splits.Fractions(*fractions), official)
+
+
+def test_a_part_that_would_be_empty_is_refused():
+  x = np.zeros((20, 2, 2, 1), np.uint8)  # twenty copies of one image: they cannot be parted
+  with pytest.raises(ValueError, match='of 20 examples is empty'):
+    splits.make(x, np.zeros(20, np.int32), splits.Fractions(0.1, 0.1), official_test=False)

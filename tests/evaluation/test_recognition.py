@@ -1,0 +1,58 @@
+"""Recognition: real digits are recognized, wrong labels are not, and the worst class is found."""
+
+import numpy as np
+import pytest
+
+from diffusion.data import sources
+from diffusion.evaluation import recognition
+from diffusion.evaluation.evaluate import Judged
+
+
+@pytest.fixture(scope='module')
+def digits():
+  data = sources.digits().load()
+  order = np.random.default_rng(0).permutation(len(data.x))
+  return data.x[order], data.label[order]
+
+
+def judge(digits, relabel):
+  """The real digits 900 ... 1,300 as samples, with labels changed by `relabel`."""
+  x, label = digits
+  samples = slice(900, 1300)
+  names = tuple(f'digit {k}' for k in range(10))
+  given = Judged(
+    x[samples], relabel(label[samples]), (x[:900], label[:900]), (x[1300:], label[1300:]), names
+  )
+  return {finding.name: finding for finding in recognition.support_vectors()(given)}
+
+
+def test_real_digits_are_recognized(digits):
+  found = judge(digits, lambda label: label)
+  share, real = found['recognized as their label'].value, found['held-out accuracy'].value
+  assert share.estimate > 0.96
+  assert real.estimate > 0.96
+  assert share.low < share.estimate < share.high
+  assert abs(share.estimate - real.estimate) < 0.03  # both are held out from the classifier
+  assert found['worst class'].value.estimate <= share.estimate
+
+
+def test_shuffled_labels_are_not(digits):
+  found = judge(digits, np.random.default_rng(1).permutation)
+  share = found['recognized as their label'].value
+  assert share.low < 0.1 < share.high
+  assert (
+    found['held-out accuracy'].value.estimate > 0.96
+  )  # the classifier knows nothing of the samples
+
+
+def test_the_worst_class_is_named(digits):
+  found = judge(digits, lambda label: np.where(label == 3, 5, label))  # samples of 5 that are 3s
+  assert 'digit 5' in found['worst class'].meaning
+  assert found['worst class'].value.estimate == pytest.approx(0.5, abs=0.15)
+  assert found['worst class'].value.estimate < found['recognized as their label'].value.estimate
+
+
+@pytest.mark.parametrize('penalty', [0.0, -1.0, float('nan')])
+def test_a_bad_penalty_is_named_in_the_factory(penalty):
+  with pytest.raises(ValueError, match=rf'c must .* got {penalty}'):
+    recognition.support_vectors(penalty)

@@ -1,0 +1,148 @@
+"""The canonical convolution is the plain one: values, both gradients, and the form the gradients promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from diffusion.models import convolution
+
+LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+SAME, DDPM, NONE = ((1, 1), (1, 1)), ((0, 1), (0, 1)), ((0, 0), (0, 0))
+CASES = [  # taps, stride, sides, padding
+  ((3, 3), 1, (8, 8), SAME),
+  ((3, 3), 1, (7, 5), ((0, 2), (1, 0))),
+  ((1, 1), 1, (4, 5), NONE),
+  ((1, 1), 1, (4, 4), SAME),  # its input gradient crops: a negative padding
+  ((2, 2), 1, (5, 6), DDPM),
+  ((5, 2), 1, (7, 7), ((2, 2), (0, 1))),
+  ((3, 3), 2, (8, 8), DDPM),
+  ((3, 3), 2, (8, 6), SAME),
+  ((3, 3), 2, (7, 5), SAME),
+  ((3, 3), 2, (7, 9), NONE),
+  ((2, 2), 2, (6, 7), NONE),
+  ((1, 1), 2, (6, 5), NONE),
+  ((4, 3), 2, (9, 8), ((1, 2), (0, 1))),
+]
+
+
+def convolve(x, kernel, stride, padding):
+  return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT)
+
+
+@pytest.mark.parametrize('taps, stride, sides, padding', CASES)
+def test_canonical_equals_lax_in_value_and_in_both_gradients(taps, stride, sides, padding, x64):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, *sides, 3)))
+  kernel = jnp.asarray(rng.normal(size=(*taps, 3, 4)))
+
+  @jax.jit
+  def both(x, kernel, g):
+    ours, pull = jax.vjp(lambda *a: convolution.canonical(*a, (stride, stride), padding), x, kernel)
+    theirs, pull_theirs = jax.vjp(lambda *a: convolve(*a, stride, padding), x, kernel)
+    return (ours, *pull(g)), (theirs, *pull_theirs(g))
+
+  shape = jax.eval_shape(lambda: convolve(x, kernel, stride, padding)).shape
+  ours, theirs = both(x, kernel, jnp.asarray(rng.normal(size=shape)))
+  for found, expected in zip(ours, theirs, strict=True):
+    assert found.shape == expected.shape
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+
+
+def test_convolution_is_a_sum_over_its_window(x64):
+  """Against the definition in NumPy, so that the library is not its own witness."""
+  rng = np.random.default_rng(1)
+  x, kernel = rng.normal(size=(1, 5, 6, 2)), rng.normal(size=(3, 3, 2, 3))
+  padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+  expected = np.zeros((1, 2, 3, 3))
+  for i in range(2):
+    for j in range(3):
+      window = padded[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+      expected[0, i, j] = np.einsum('hwc,hwco->o', window, kernel)
+  found = convolution.canonical(jnp.asarray(x), jnp.asarray(kernel), (2, 2), DDPM)
+  np.testing.assert_allclose(found[:, :2], expected, atol=1e-12)
+
+
+def equations(jaxpr):
+  """All equations of a jaxpr, inner ones included."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for value in equation.params.values():
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        yield from equations(inner)
+
+
+def convolutions(function, *arguments):
+  jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+  return [e.params for e in equations(jaxpr) if e.primitive.name == 'conv_general_dilated']
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_gradients_are_plain_stride_one_convolutions(stride):
+  """What makes them fast inside a loop on CPU. The library's own are not, which is what the file is for."""
+  x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+
+  def gradient(apply):
+    def total(x, kernel):
+      return (apply(x, kernel, (stride, stride), DDPM) ** 2).sum()
+
+    return convolutions(jax.grad(total, (0, 1)), x, kernel)
+
+  def is_plain(one):
+    ones = (one['window_strides'], one['lhs_dilation'], one['rhs_dilation'])
+    numbers = one['dimension_numbers']
+    return set(ones) == {(1, 1)} and numbers.lhs_spec == (0, 3, 1, 2) == numbers.out_spec
+
+  canonical = gradient(convolution.canonical)
+  assert len(canonical) == 3
+  assert all(is_plain(one) for one in canonical)
+  plain = gradient(lambda *a: convolution.plain(*a, dimension_numbers=LAYOUT))
+  assert not all(is_plain(one) for one in plain)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_forward_mode_is_the_same_layer_with_a_jvp(stride, x64):
+  rng = np.random.default_rng(2)
+  x, direction = (jnp.asarray(a) for a in rng.normal(size=(2, 2, 6, 6, 3)))
+  trained, forward = (
+    convolution.conv(4, stride=stride, forward_mode=mode) for mode in (False, True)
+  )
+  variables = trained.init(jax.random.key(0), x)
+  assert jax.tree.structure(variables) == jax.tree.structure(forward.init(jax.random.key(0), x))
+  y, pull = jax.vjp(lambda x: trained.apply(variables, x), x)
+  assert y.shape == (2, 6 // stride, 6 // stride, 4)
+  same, pushed = jax.jvp(lambda x: forward.apply(variables, x), (x,), (direction,))
+  np.testing.assert_allclose(same, y, atol=1e-12)
+  # <g, J d> = <J^T g, d>: the forward mode of one against the reverse mode of the other.
+  g = jnp.asarray(rng.normal(size=y.shape))
+  np.testing.assert_allclose((g * pushed).sum(), (pull(g)[0] * direction).sum(), rtol=1e-10)
+
+
+def test_a_zero_layer_starts_at_zero_and_an_ordinary_one_at_unit_gain():
+  x = jnp.asarray(np.random.default_rng(3).normal(size=(4, 16, 16, 32)), jnp.float32)
+  zero, ordinary = (
+    layer.init_with_output(jax.random.key(0), x)[0]
+    for layer in (convolution.conv(64, zero=True), convolution.conv(64))
+  )
+  assert (np.asarray(zero) == 0).all()
+  # LeCun: variance in = variance out; away from the border, where zeros are averaged in.
+  assert abs(np.asarray(ordinary)[:, 1:-1, 1:-1].var() - 1) < 0.1
+
+
+@pytest.mark.parametrize(
+  'arguments, names',
+  [
+    ({'window_strides': (3, 3)}, r'\(3, 3\)'),
+    ({'window_strides': (1, 2)}, r'\(1, 2\)'),
+    # What nn.Conv passes for dilated and for grouped layers must not be dropped in silence.
+    ({'window_strides': (1, 1), 'rhs_dilation': (2, 2)}, r'\(2, 2\)'),
+    ({'window_strides': (1, 1), 'lhs_dilation': (2, 2)}, r'\(2, 2\)'),
+    ({'window_strides': (1, 1), 'feature_group_count': 3}, '3'),
+  ],
+)
+def test_what_is_not_supported_is_an_error_with_its_value(arguments, names):
+  with pytest.raises(ValueError, match=names):
+    convolution.canonical(jnp.ones((1, 6, 6, 3)), jnp.ones((3, 3, 3, 3)), padding=SAME, **arguments)

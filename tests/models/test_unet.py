@@ -1,0 +1,318 @@
+"""The U-Net of DDPM: its size, its start, and that each of its parts is alive."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import streams
+from diffusion.models import unet
+from diffusion.models.dropout import Dropout
+from diffusion.types import Conditioning
+
+ROWS = 3
+SMALL = {'width': 8, 'multipliers': (1, 2), 'blocks': 1, 'attention': (4,), 'num_classes': 2}
+
+
+def conditioning(rows=ROWS, label=0):
+  return Conditioning(jnp.full(rows, label), jnp.zeros((rows, 0)))
+
+
+def inputs(rows=ROWS, dtype=jnp.float32):
+  rng = np.random.default_rng(0)
+  z, noise = rng.normal(size=(rows, 8, 8, 2)), rng.uniform(-1, 1, size=rows)
+  return jnp.asarray(z, dtype), jnp.asarray(noise, dtype)
+
+
+def perturbed(variables, scale=0.1, seed=0):
+  """Moves every parameter, the zero ones too, as training would."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda p: p + scale * jnp.asarray(rng.normal(size=p.shape), p.dtype), variables
+  )
+
+
+def filled(model, dtype=jnp.float32, scale=0.3):
+  """Variables of a model as if trained: random numbers in every shape, without running its initialization."""
+  z, noise = inputs()
+  shapes = jax.eval_shape(model.init, jax.random.key(0), z, noise, conditioning())
+  rng = np.random.default_rng(0)
+
+  def fill(path, p):
+    fan_in = max(1, p.size // p.shape[-1])
+    offset = 'scale' in jax.tree_util.keystr(path)  # of a normalization
+    values = offset + scale * rng.normal(size=p.shape) * (1 if p.ndim < 2 else 3 / fan_in**0.5)
+    return jnp.asarray(values, dtype)
+
+  return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+@functools.cache
+def evaluation():
+  """(variables, compiled evaluation) of the small network."""
+  model = unet.unet(**SMALL)
+  return filled(model), jax.jit(lambda *arguments: model.apply(*arguments)[0])
+
+
+@functools.cache
+def training():
+  """Compiled training pass of the small network: -> (output, path of each dropout layer -> what it made zero)."""
+
+  @jax.jit
+  def run(variables, z, noise, told, keys, rate):
+    seen = {}
+
+    def watch(call, arguments, kwargs, context):
+      y = call(*arguments, **kwargs)
+      if isinstance(context.module, Dropout) and context.method_name == '__call__':
+        seen['/'.join(context.module.path)] = y == 0
+      return y
+
+    with nn.intercept_methods(watch):
+      output, _ = unet.unet(**SMALL, dropout=rate).apply(variables, z, noise, told, keys=keys)
+    return output, seen
+
+  return run
+
+
+def parameters(model, side=32, channels=3):
+  arguments = (jnp.zeros((2, side, side, channels)), jnp.zeros(2), conditioning(2))
+  variables = jax.eval_shape(model.init, jax.random.key(0), *arguments)
+  assert set(variables) == {'params'}
+  return sum(p.size for p in jax.tree.leaves(variables))
+
+
+def test_defaults_are_the_cifar10_network_of_ddpm():
+  assert parameters(unet.unet()) == 35_746_307
+
+
+def test_classes_and_attention_add_what_they_should():
+  plain = parameters(unet.unet())
+  assert parameters(unet.unet(num_classes=10)) - plain == 11 * 512
+  # Attention at 16x16: two blocks down and three up of 256 channels, a norm and four projections each.
+  without = parameters(unet.unet(attention=()))
+  assert plain - without == 5 * (2 * 256 + 4 * (256 * 256 + 256))
+
+
+def test_output_is_zero_at_initialization():
+  model = unet.unet(**SMALL, rescale=True)
+  z, noise = inputs()
+  variables = model.init(jax.random.key(0), z, noise, conditioning())
+  assert any(np.any(np.asarray(p)) for p in jax.tree.leaves(variables))
+  output, statistics = jax.jit(model.apply)(variables, z, noise, conditioning())
+  assert statistics == {}
+  np.testing.assert_array_equal(output, np.zeros(z.shape))
+
+
+def test_everything_it_is_told_changes_the_output():
+  variables, apply = evaluation()
+  z, noise = inputs()
+  base = np.asarray(apply(variables, z, noise, conditioning()))
+  assert base.shape == z.shape
+  changed = {
+    'z': apply(variables, z + 0.5, noise, conditioning()),
+    'noise': apply(variables, z, noise + 0.25, conditioning()),
+    'label': apply(variables, z, noise, conditioning(label=1)),
+    'null label': apply(variables, z, noise, conditioning(label=2)),
+  }
+  for name, output in changed.items():
+    assert (np.abs(np.asarray(output) - base).max((1, 2, 3)) > 1e-3).all(), name
+
+
+def test_every_parameter_is_alive():
+  """No part is built and then left out: the gradient of the output reaches every single array."""
+  model = unet.unet(**SMALL)
+  variables = filled(model)
+  z, noise = inputs()
+  labels = Conditioning(jnp.arange(3), jnp.zeros((3, 0)))  # each class, the null one included
+
+  def total(variables):
+    return (model.apply(variables, z, noise, labels)[0] ** 2).sum()
+
+  gradient = jax.jit(jax.grad(total))(variables)
+  largest = jax.tree_util.tree_map_with_path(
+    lambda path, g: (jax.tree_util.keystr(path), float(jnp.abs(g).max())), gradient
+  )
+  pairs = jax.tree.leaves(largest, is_leaf=lambda x: isinstance(x, tuple))
+  dead = [name for name, size in pairs if not size > 1e-6]
+  assert len(pairs) > 50
+  assert dead == []
+
+
+def test_a_row_does_not_see_the_others():
+  variables, apply = evaluation()
+  z, noise = inputs()
+  whole = apply(variables, z, noise, conditioning())
+  others = apply(variables, z.at[:2].set(5.0), noise.at[:2].set(1.0), conditioning())
+  np.testing.assert_allclose(others[2], whole[2], atol=1e-5)
+
+
+def test_images_need_not_be_square():
+  model, z = unet.unet(**SMALL), jnp.ones((2, 8, 12, 2))
+  variables = filled(model)
+  output, _ = jax.eval_shape(model.apply, variables, z, jnp.zeros(2), conditioning(2))
+  assert output.shape == z.shape
+
+
+def test_forward_mode_is_the_same_function_with_a_jvp(x64):
+  model = unet.unet(**SMALL)
+  z, noise = inputs(2, jnp.float64)
+  told, variables = conditioning(2), filled(model, jnp.float64)
+  rng = np.random.default_rng(1)
+  direction, g = (jnp.asarray(a) for a in rng.normal(size=(2, *z.shape)))
+
+  @jax.jit
+  def both(z, direction, g):
+    y, pull = jax.vjp(lambda z: model.apply(variables, z, noise, told)[0], z)
+    same, pushed = jax.jvp(
+      lambda z: model.apply(variables, z, noise, told, forward_mode=True)[0], (z,), (direction,)
+    )
+    return y, same, (g * pushed).sum(), (pull(g)[0] * direction).sum()
+
+  y, same, forward, reverse = both(z, direction, g)
+  assert np.abs(y).max() > 0.1
+  np.testing.assert_allclose(same, y, atol=1e-10)
+  np.testing.assert_allclose(forward, reverse, rtol=1e-8)
+  with pytest.raises(TypeError):  # the trained form has no jvp: what `forward_mode` is for
+    jax.jvp(lambda z: model.apply(variables, z, noise, told)[0], (z,), (direction,))
+
+
+def row_keys(rows=ROWS, seed=0):
+  return streams.row_keys(jax.random.key(seed), jnp.arange(rows))
+
+
+def test_dropout_reaches_every_residual_block_at_its_rate():
+  variables, _ = evaluation()
+  z, noise = inputs(8)
+  for rate in (0.1, 0.5):
+    _, seen = training()(variables, z, noise, conditioning(8), row_keys(8), rate)
+    assert len(seen) == 2 * 1 + 2 + 2 * 2  # down, middle, up
+    for name, zeros in seen.items():
+      deviation = np.sqrt(rate * (1 - rate) / zeros.size)
+      assert abs(np.mean(zeros) - rate) < 4.5 * deviation, name
+    masks = [np.asarray(zeros) for zeros in seen.values() if zeros.shape == (8, 8, 8, 8)]
+    assert len(masks) >= 2
+    agree = rate**2 + (1 - rate) ** 2  # of two independent masks
+    for other in masks[1:]:
+      assert abs((masks[0] == other).mean() - agree) < 5 * 0.5 / np.sqrt(other.size)
+
+
+def test_dropout_of_a_row_follows_its_key_through_the_network():
+  variables, evaluate = evaluation()
+  z, noise = (jnp.repeat(a[:1], 8, axis=0) for a in inputs())  # eight times the same image
+  keys, told = row_keys(8), conditioning(8)
+  output = np.asarray(training()(variables, z, noise, told, keys, 0.3)[0])
+  assert np.abs(output[0] - output[1]).max() > 1e-3
+  order = np.array([2, 0, 1, 7, 6, 5, 3, 4])
+  again = training()(variables, z, noise, told, keys[order], 0.3)[0]
+  np.testing.assert_allclose(again, output[order], atol=1e-5)
+  # Turned up, it moves the output further from that of evaluation; at a (traced) zero it is evaluation.
+  expected = evaluate(variables, z[:ROWS], noise[:ROWS], conditioning())[0]
+  distance = [
+    float(jnp.abs(training()(variables, z, noise, told, keys, rate)[0] - expected).mean())
+    for rate in (0.0, 0.05, 0.2, 0.6)
+  ]
+  assert distance[0] < 1e-5 < distance[1] < distance[2] < distance[3]
+
+
+def test_without_dropout_the_program_has_no_random_operation():
+  dry, wet = unet.unet(**SMALL), unet.unet(**SMALL, dropout=0.1)
+  variables, _ = evaluation()
+  z, noise = inputs()
+
+  def program(model, keys):
+    def run(z, keys):
+      return model.apply(variables, z, noise, conditioning(), keys=keys)
+
+    return str(jax.make_jaxpr(run)(z, keys))
+
+  assert 'random' not in program(dry, row_keys())
+  assert 'random' not in program(wet, None)
+  assert 'random_bits' in program(wet, row_keys())
+
+
+@pytest.mark.parametrize('rescale', [False, True])
+def test_residual_block_starts_as_the_identity_over_root_two_if_rescaled(rescale):
+  block = unet.ResidualBlock(8, 0.0, rescale, False)
+  x = np.repeat(np.asarray(inputs()[0]), 4, axis=-1)
+  embedding = jnp.ones((ROWS, 16))
+  variables = jax.jit(lambda: block.init(jax.random.key(0), x, embedding, None))()
+  apply = jax.jit(lambda variables, embedding: block.apply(variables, x, embedding, None))
+  out = apply(variables, embedding)
+  np.testing.assert_allclose(out, np.asarray(x) / (2**0.5 if rescale else 1), rtol=1e-6)
+  moved = perturbed(variables)
+  first, second = (apply(moved, scale * embedding) for scale in (1.0, 2.0))
+  assert np.abs(first - second).max() > 1e-3  # the embedding arrives
+
+
+@pytest.mark.parametrize('rescale', [False, True])
+def test_attention_is_softmax_attention_over_pixels(rescale):
+  """Against NumPy: normalize by groups, project, softmax(q k^T / sqrt c) v, project, add."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, 4, 12))
+  attention = unet.Attention(rescale)
+  start = jax.jit(attention.init)(jax.random.key(0), x)
+  apply = jax.jit(attention.apply)
+  same = np.asarray(apply(start, x))
+  np.testing.assert_allclose(same, x / (2**0.5 if rescale else 1), rtol=1e-6)  # zero at the start
+  variables = perturbed(start, 0.5)
+  p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables['params'])
+  grouped = x.reshape(2, 12, 3, 4)  # three groups of four channels
+  center = grouped.mean((1, 3), keepdims=True)
+  normal = (grouped - center) / np.sqrt(grouped.var((1, 3), keepdims=True) + 1e-6)
+  normal = normal.reshape(2, 12, 12) * p['GroupNorm_0']['scale'] + p['GroupNorm_0']['bias']
+  q, k, v = np.split(normal @ p['qkv']['kernel'] + p['qkv']['bias'], 3, axis=-1)
+  logits = np.einsum('bic,bjc->bij', q, k) / np.sqrt(12)
+  share = np.exp(logits - logits.max(-1, keepdims=True))
+  share /= share.sum(-1, keepdims=True)
+  mixed = (share @ v) @ p['out']['kernel'] + p['out']['bias']
+  expected = (x + mixed.reshape(x.shape)) / (2**0.5 if rescale else 1)
+  assert np.abs(mixed).max() > 0.1
+  np.testing.assert_allclose(apply(variables, x), expected, atol=1e-5)  # softmax is in float32
+
+
+def test_group_sizes():
+  for channels in range(1, 600):
+    g = unet.groups(channels)
+    assert channels % g == 0
+    assert g <= 32
+    assert g == 1 or channels // g >= 4
+    better = [n for n in range(g + 1, 33) if channels % n == 0 and channels // n >= 4]
+    assert better == [], channels
+  # DDPM's 32 groups wherever its network has 128 channels or more.
+  assert [unet.groups(c) for c in (128, 256, 384, 512)] == [32] * 4
+
+
+@pytest.mark.parametrize(
+  'arguments, names',
+  [
+    ({'width': 12}, 'width .* got 12'),
+    ({'width': 0}, 'width .* got 0'),
+    ({'multipliers': ()}, r'multipliers .* got \(\)'),
+    ({'multipliers': (1, 0)}, 'multipliers .* got 0'),
+    ({'multipliers': (1, 1.5)}, 'multipliers .* got 1.5'),
+    ({'blocks': 0}, 'blocks .* got 0'),
+    ({'dropout': 1.0}, 'dropout .* got 1.0'),
+    ({'dropout': 1.2}, 'dropout .* got 1.2'),
+    ({'dropout': -0.1}, 'dropout .* got -0.1'),
+    ({'num_classes': -1}, 'num_classes .* got -1'),
+  ],
+)
+def test_bad_arguments_are_named_with_their_value(arguments, names):
+  with pytest.raises(ValueError, match=names):
+    unet.unet(**arguments)
+
+
+@pytest.mark.parametrize('shape', [(2, 6, 8, 2), (2, 8, 6, 2), (2, 8, 2), (2, 9, 9, 2)])
+def test_an_image_that_cannot_be_halved_is_an_error_with_its_shape(shape):
+  model = unet.unet(width=8, multipliers=(1, 1, 1), blocks=1, attention=())
+  message = str(shape).replace('(', r'\(').replace(')', r'\)')
+  with pytest.raises(ValueError, match=message):
+    model.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(2), conditioning(2))
+  whole = (jnp.zeros((2, 8, 8, 2)), jnp.zeros(2), conditioning(2))
+  variables = jax.eval_shape(model.init, jax.random.key(0), *whole)
+  with pytest.raises(ValueError, match=message):  # and when applied, as documented
+    jax.eval_shape(model.apply, variables, jnp.zeros(shape), jnp.zeros(2), conditioning(2))

@@ -1,0 +1,121 @@
+"""The denoising loss: one objective in every parameterization, with its digits at both ends."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.objectives import losses, weights
+from diffusion.process import marginals, parameterizations
+from diffusion.types import Batch, Context, Prediction
+
+ALL = {'eps': parameterizations.eps, 'x0': parameterizations.x0, 'v': parameterizations.v}
+
+
+def context(x0, eps, log_snr, marginal, z, prediction):
+  rows = x0.shape[0]
+  batch = Batch(x0, jnp.zeros(rows, int), jnp.zeros((rows, 0)), jnp.arange(rows))
+  return Context((), batch, eps, z, jnp.zeros(rows), log_snr, marginal, prediction)
+
+
+def draws(log_snr, shape, seed=0):
+  rng = np.random.default_rng(seed)
+  x0, eps, error = (jnp.asarray(a) for a in rng.normal(size=(3, log_snr.size, *shape)))
+  marginal = marginals.variance_preserving(jnp.asarray(log_snr))
+  alpha, sigma = (c.reshape((-1, *(1,) * len(shape))) for c in marginal)
+  return x0, eps, error, marginal, alpha, sigma
+
+
+@pytest.mark.parametrize('shape', [(7,), (4, 4, 3)])
+def test_eps_loss_is_the_mean_squared_error_of_the_noise(shape, x64):
+  log_snr = np.linspace(-15, 15, 31)
+  x0, eps, error, _, alpha, sigma = draws(log_snr, shape)
+  guess = eps + 0.3 * error
+  prediction = Prediction((alpha * x0 + sigma * eps - sigma * guess) / alpha, guess)
+  found = losses.eps_loss(x0, eps, prediction, jnp.asarray(log_snr))
+  assert found.shape == (31,)
+  expected = [np.mean((np.asarray(guess[i]) - np.asarray(eps[i])) ** 2) for i in range(31)]
+  np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize('weight', [weights.uniform(), weights.uniform('v'), weights.min_snr()])
+def test_objective_is_the_same_in_every_parameterization(weight, x64):
+  """One belief about x0 put into the words of an eps-, an x0- and a v-network."""
+  log_snr = np.linspace(-15, 15, 31)
+  x0, eps, error, marginal, alpha, sigma = draws(log_snr, (3, 2))
+  z = alpha * x0 + sigma * eps
+  # A belief that is off by `error` in v, so that neither end is absurd.
+  belief = Prediction(x0 - sigma * error, eps + alpha * error)
+  term = losses.denoising(weight)
+  assert term.init(jax.random.key(0)) == ()
+  found = {}
+  for name, make in ALL.items():
+    parameterization = make()
+    output = parameterization.target(*belief, marginal)
+    prediction = parameterization.decode(output, z, marginal)
+    arguments = context(x0, eps, jnp.asarray(log_snr), marginal, z, prediction)
+    found[name] = np.asarray(term.apply((), arguments))
+  # Independently: the eps error is alpha times the v error.
+  direct = np.asarray(weight(jnp.asarray(log_snr))) * np.mean(
+    (np.asarray(alpha) * np.asarray(error)) ** 2, axis=(1, 2)
+  )
+  for name, value in found.items():
+    np.testing.assert_allclose(value, direct, rtol=1e-10 * 1e2, atol=1e-10, err_msg=name)
+    np.testing.assert_allclose(value, found['v'], rtol=1e-8, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize('log_snr', [-15.0, -8.0, 8.0, 15.0])
+def test_loss_of_a_v_network_keeps_its_digits_in_float32(log_snr):
+  """A small v error must come out as alpha^2 its square; the difference of two noises would lose it at -15."""
+  rng = np.random.default_rng(1)
+  x0, eps, error = (a.astype(np.float32) for a in rng.normal(size=(3, 1, 4096)))
+  alpha, sigma = (1 / np.sqrt(1 + np.exp(sign * log_snr)) for sign in (-1, 1))
+  output = (alpha * eps.astype(np.float64) - sigma * x0 + 1e-3 * error).astype(np.float32)
+  off = output - (alpha * eps.astype(np.float64) - sigma * x0)  # the error as rounded, in float64
+  expected = np.mean((alpha * off) ** 2)
+
+  @jax.jit
+  def loss(output):
+    level = jnp.full(1, log_snr, jnp.float32)
+    marginal = marginals.variance_preserving(level)
+    z = marginal.alpha[:, None] * x0 + marginal.sigma[:, None] * eps
+    prediction = parameterizations.v().decode(output, z, marginal)
+    return losses.eps_loss(jnp.asarray(x0), jnp.asarray(eps), prediction, level)[0]
+
+  np.testing.assert_allclose(loss(output), expected, rtol=1e-3)
+  # And its gradient: d/d output of mean (alpha off)^2.
+  gradient = np.asarray(jax.jit(jax.grad(loss))(output), np.float64)
+  truth = 2 * alpha**2 * off / off.size
+  assert np.linalg.norm(gradient - truth) < 2e-3 * np.linalg.norm(truth)
+
+
+@pytest.mark.parametrize(
+  'name, log_snr', [('eps', 15.0), ('eps', -15.0), ('x0', -15.0), ('x0', 15.0)]
+)
+def test_loss_of_an_eps_or_x0_network_keeps_its_digits_in_float32(name, log_snr):
+  """At errors as large as a perfect network's own: about alpha in eps when noisy, about sigma in x0 when clean."""
+  rng = np.random.default_rng(2)
+  x0, eps, error = (a.astype(np.float32) for a in rng.normal(size=(3, 1, 4096)))
+  alpha, sigma = (1 / np.sqrt(1 + np.exp(sign * log_snr)) for sign in (-1, 1))
+  clean, size = {'eps': (eps, alpha), 'x0': (x0, sigma)}[name]
+  output = (clean + size * error).astype(np.float32)
+  off = output.astype(np.float64) - clean
+  expected = np.mean((off if name == 'eps' else alpha / sigma * off) ** 2)
+  level = jnp.full(1, log_snr, jnp.float32)
+  marginal = marginals.variance_preserving(level)
+  z = marginal.alpha[:, None] * x0 + marginal.sigma[:, None] * eps
+  prediction = ALL[name]().decode(output, z, marginal)
+  found = losses.eps_loss(jnp.asarray(x0), jnp.asarray(eps), prediction, level)[0]
+  np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_a_row_counts_for_itself_alone():
+  log_snr = np.array([-2.0, 0.5, 3.0])
+  x0, eps, error, *_ = draws(log_snr, (5,))
+  prediction = Prediction(x0 + error, eps + error)
+  whole = losses.eps_loss(x0, eps, prediction, jnp.asarray(log_snr))
+  for i in range(3):
+    one = slice(i, i + 1)
+    part = Prediction(prediction.x0[one], prediction.eps[one])
+    alone = losses.eps_loss(x0[one], eps[one], part, jnp.asarray(log_snr)[one])
+    np.testing.assert_allclose(alone, whole[one], rtol=1e-6)

@@ -1,0 +1,265 @@
+"""The Optax chains against the papers' algorithms written out in NumPy; every knob is live."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusion import citations
+from diffusion.models import mlp, unet
+from diffusion.optimizers import chains, schedules
+from diffusion.types import Conditioning
+
+
+def tree(seed, scale=1.0):
+  """Two kernels, a bias, a norm's scale and an embedding, as NumPy float64."""
+  random = np.random.default_rng(seed)
+  return {
+    'Dense_0': {
+      'kernel': scale * random.normal(size=(3, 4)),
+      'bias': scale * random.normal(size=4),
+    },
+    'GroupNorm_0': {'scale': scale * random.normal(size=4)},
+    'Embed_0': {'embedding': scale * random.normal(size=(5, 2))},
+    'conv': {'kernel': scale * random.normal(size=(3, 3, 2, 2))},
+  }
+
+
+def norm(values):
+  return math.sqrt(sum(np.square(v).sum() for v in jax.tree.leaves(values)))
+
+
+def assert_trees_close(found, expected, **tolerance):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), found, expected)
+
+
+def decayed(name):
+  return name in ('Dense_0/kernel', 'conv/kernel')
+
+
+def reference(params, gradients, rates, weight_decay, clip_norm, b1=0.9, b2=0.999, eps=1e-8):
+  """AdamW as in Loshchilov & Hutter, algorithm 2, and clipping as in Pascanu et al., algorithm 1: every update."""
+  names = {f'{a}/{b}': value.copy() for a, inner in params.items() for b, value in inner.items()}
+  first = dict.fromkeys(names, 0.0)
+  second = dict.fromkeys(names, 0.0)
+  updates = []
+  for n, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+    g = {f'{a}/{b}': value for a, inner in gradient.items() for b, value in inner.items()}
+    length = norm(g)
+    if clip_norm and length > clip_norm:
+      g = {k: v * clip_norm / length for k, v in g.items()}
+    update = {}
+    for k, w in names.items():
+      first[k] = b1 * first[k] + (1 - b1) * g[k]
+      second[k] = b2 * second[k] + (1 - b2) * g[k] ** 2
+      step = first[k] / (1 - b1**n) / (np.sqrt(second[k] / (1 - b2**n)) + eps)
+      update[k] = -rate * (step + (weight_decay * w if decayed(k) else 0))
+    updates.append(update)
+    names = {k: v + update[k] for k, v in names.items()}
+  return updates
+
+
+def run(optimizer, params, gradients):
+  """Every update, by the flat names of `reference`."""
+  state, updates = optimizer.init(params), []
+  for gradient in gradients:
+    update, state = optimizer.update(gradient, state, params)
+    params = optax.apply_updates(params, update)
+    updates.append({f'{a}/{b}': v for a, inner in update.items() for b, v in inner.items()})
+  return updates
+
+
+pytestmark = pytest.mark.filterwarnings('ignore:Explicitly requested dtype float64')
+
+
+@pytest.mark.usefixtures('x64')
+def test_the_first_step_in_closed_form():
+  """m_hat = g and v_hat = g^2, so the update is -lr (g / (|g| + eps) + decay w on kernels)."""
+  params, gradient = tree(0), tree(1)
+  optimizer = chains.adamw(schedules.constant(0.01), 0.3, None, eps=0.1)
+  update = run(optimizer, params, [gradient])[0]
+  for name, value in update.items():
+    a, b = name.split('/')
+    g, w = gradient[a][b], params[a][b]
+    expected = -0.01 * (g / (abs(g) + 0.1) + (0.3 * w if decayed(name) else 0))
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    assert value.dtype == np.float64
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('weight_decay', [0.0, 0.1])
+@pytest.mark.parametrize('clip_norm', [None, 0, 1.0, 100.0])
+def test_many_steps_against_the_papers(weight_decay, clip_norm):
+  rate = schedules.warmup_cosine(0.02, 8, 2, 0.001)
+  gradients = [tree(10 + n, 10.0 ** (n % 3 - 1)) for n in range(6)]  # norms from 0.8 to 80
+  rates = [float(rate(jnp.int32(n))) for n in range(6)]
+  optimizer = chains.adamw(rate, weight_decay, clip_norm, b1=0.8, b2=0.95, eps=1e-3)
+  expected = reference(tree(0), gradients, rates, weight_decay, clip_norm, 0.8, 0.95, 1e-3)
+  assert_trees_close(run(optimizer, tree(0), gradients), expected, rtol=1e-10, atol=1e-15)
+
+
+def variables(model, shape):
+  example = jnp.zeros((1, *shape))
+  conditioning = Conditioning(jnp.zeros(1, jnp.int32), jnp.zeros((1, 0)))
+  return jax.eval_shape(model.init, jax.random.key(0), example, jnp.zeros(1), conditioning)
+
+
+NETWORKS = {
+  'unet': (unet.unet(8, (1, 2), 1, (4,), 0.0, num_classes=3), (8, 8, 1)),
+  'mlp': (mlp.mlp(16, 2, num_classes=3), (5,)),
+}
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_decay_reaches_the_matrices_of_a_real_network_alone(network):
+  model, shape = NETWORKS[network]
+  shapes = variables(model, shape)['params']
+  params = jax.tree.map(lambda s: np.full(s.shape, 2.0, np.float32), shapes)
+  transform = chains.decay(0.25)
+  zeros = jax.tree.map(np.zeros_like, params)
+  update, _ = transform.update(zeros, transform.init(params), params)
+  kinds = {True: 0, False: 0}
+  for path, value in jax.tree_util.tree_leaves_with_path(update):
+    name = jax.tree_util.keystr(path)
+    matrix = value.ndim >= 2 and 'Embed_' not in name  # biases and norms are vectors
+    np.testing.assert_array_equal(value, 0.5 if matrix else 0, err_msg=name)
+    kinds[matrix] += 1
+  assert min(kinds.values()) >= 5
+  assert any(
+    'Embed_' in jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(update)
+  )
+
+
+def test_clip_leaves_a_short_gradient_and_scales_a_long_one():
+  gradient = tree(3)
+  length = norm(gradient)
+  for factor in (0.3, 0.99, 1.01, 20.0):
+    transform = chains.clip(length * factor)
+    clipped, _ = transform.update(gradient, transform.init(gradient))
+    if factor > 1:
+      assert_trees_close(clipped, gradient, rtol=1e-7)
+    else:
+      assert norm(clipped) == pytest.approx(length * factor, rel=1e-6)
+      assert_trees_close(clipped, jax.tree.map(lambda g: g * factor, gradient), rtol=1e-6)  # noqa: B023
+
+
+@pytest.mark.parametrize('off', [None, 0, 0.0])
+def test_clip_off(off):
+  gradient = tree(3, 1e6)
+  update, _ = chains.clip(off).update(gradient, chains.clip(off).init(gradient))
+  assert_trees_close(update, gradient, rtol=0)
+
+
+def last_update(gradients, params=None, **knobs):
+  knobs = {'learning_rate': schedules.constant(0.1), 'clip_norm': None} | knobs
+  return run(chains.adamw(**knobs), tree(0) if params is None else params, gradients)[-1]
+
+
+def test_raising_the_weight_decay_pulls_kernels_to_zero_in_proportion():
+  plain = last_update([tree(1)])
+  params = tree(0)
+  pulls = []
+  for rate in (0.1, 0.2, 0.4):
+    update = last_update([tree(1)], weight_decay=rate)
+    pull = {k: np.asarray(update[k] - plain[k]) for k in update}
+    assert all((pull[k] == 0).all() for k in pull if not decayed(k))
+    kernel = pull['conv/kernel']
+    assert (np.sign(kernel) == -np.sign(params['conv']['kernel'])).all()
+    pulls.append(norm(kernel))
+  np.testing.assert_allclose(pulls, np.array([1, 2, 4]) * pulls[0], rtol=1e-4)
+
+
+def test_raising_the_clip_norm_lets_a_spike_through():
+  """One gradient 1,000 times too long turns the next steps away from where the usual gradients point."""
+  usual = norm(tree(1))
+  gradients = [tree(1)] * 3 + [tree(2, 1000.0)] + [tree(1)] * 3
+  undisturbed = last_update([tree(1)] * 7)
+
+  def agreement(clip_norm):
+    update = last_update(gradients, clip_norm=clip_norm)
+    product = sum(np.sum(update[k] * undisturbed[k]) for k in update)
+    return float(product) / norm(update) / norm(undisturbed)
+
+  agreements = [agreement(usual * c) for c in (1.001, 3, 10, 2000)]
+  assert agreements == sorted(agreements, reverse=True)
+  assert agreements[0] > 0.9
+  assert agreements[-1] < 0.6
+  assert agreements[-1] == pytest.approx(agreement(None), rel=1e-5)  # beyond the spike: as if off
+
+
+def test_raising_the_learning_rate_scales_the_update():
+  base = last_update([tree(1), tree(2)], learning_rate=schedules.constant(1e-3), weight_decay=0.1)
+  # The same parameters at the second step, so that the decay is of the same weights:
+  one = run(chains.adamw(schedules.constant(1e-3), 0.1), tree(0), [tree(1)])[0]
+  three = run(chains.adamw(schedules.constant(3e-3), 0.1), tree(0), [tree(1)])[0]
+  assert_trees_close(three, jax.tree.map(lambda u: 3 * u, one), rtol=1e-5)
+  assert norm(base) > 0
+
+
+def test_moment_decays_are_live():
+  gradients = [tree(1), tree(2), tree(3)]
+  base = last_update(gradients)
+  for knob in ({'b1': 0.5}, {'b2': 0.9}, {'eps': 0.1}):
+    assert norm(jax.tree.map(lambda a, b: a - b, last_update(gradients, **knob), base)) > 1e-2
+
+
+def test_learning_rate_is_that_of_the_next_update():
+  rate = schedules.warmup_cosine(0.1, 6, 3, 0.01)
+  for knobs in (
+    (0.0, None),
+    (0.1, 1.0),
+  ):  # the chain's state has the same places when parts are off
+    optimizer = chains.adamw(rate, *knobs)
+    params = tree(0)
+    state = optimizer.init(params)
+    for n in range(8):
+      announced = float(optimizer.learning_rate(state))
+      assert announced == pytest.approx(float(rate(jnp.asarray(n))), rel=1e-6, abs=1e-12)
+      update, state = optimizer.update(tree(1), state, params)
+      bias = np.asarray(
+        update['Dense_0']['bias']
+      )  # equal gradients: Adam's step is their sign, undecayed
+      np.testing.assert_allclose(
+        bias, -announced * np.sign(tree(1)['Dense_0']['bias']), rtol=1e-4, atol=1e-9
+      )
+
+
+def test_numbers_may_be_traced():
+  @jax.jit
+  def update(weight_decay, clip_norm):
+    optimizer = chains.adamw(schedules.constant(0.1), weight_decay, clip_norm)
+    return optimizer.update(tree(1), optimizer.init(tree(0)), tree(0))[0]
+
+  plain = chains.adamw(schedules.constant(0.1), 0.2, 0.5)
+  expected, _ = plain.update(tree(1), plain.init(tree(0)), tree(0))
+  assert_trees_close(update(0.2, 0.5), expected, rtol=1e-5)
+
+
+def test_what_is_off_is_not_cited():
+  with citations.collect() as used:
+    chains.adamw(schedules.constant(0.1), 0.0, None)
+  assert {one.name for one in used} == {'Adam'}
+  with citations.collect() as used:
+    chains.adamw(schedules.constant(0.1), 0.1, 1.0)
+  assert {one.name for one in used} == {'Adam', 'decoupled weight decay', 'clipping by global norm'}
+
+
+@pytest.mark.parametrize(
+  ('knob', 'value'),
+  [
+    ('weight_decay', -0.1),
+    ('weight_decay', math.nan),
+    ('weight_decay', math.inf),
+    ('clip_norm', -1.0),
+    ('clip_norm', math.nan),
+    ('b1', 1.0),
+    ('b2', -0.1),
+    ('eps', 0.0),
+  ],
+)
+def test_bad_arguments_are_named(knob, value):
+  with pytest.raises(ValueError, match=rf'{knob} must .* got {value}'):
+    chains.adamw(schedules.constant(0.1), **{knob: value})

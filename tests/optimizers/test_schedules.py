@@ -1,0 +1,91 @@
+"""Learning rates in closed form, at the joints above all."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.optimizers import schedules
+
+
+def values(rate, counts):
+  return np.asarray(jax.jit(jax.vmap(rate))(jnp.asarray(counts, jnp.int32)), np.float64)
+
+
+@pytest.mark.parametrize('final', [0.0, 1e-4])
+def test_warmup_cosine_in_closed_form(final):
+  peak, warmup, total = 2e-3, 40, 240
+  rate = schedules.warmup_cosine(peak, total, warmup, final)
+  expected = {
+    0: 0.0,
+    1: peak / 40,
+    20: peak / 2,
+    39: peak * 39 / 40,
+    40: peak,
+    90: final + (peak - final) * (1 + math.sqrt(0.5)) / 2,  # a quarter of the way: cos(pi / 4)
+    140: (peak + final) / 2,
+    190: final + (peak - final) * (1 - math.sqrt(0.5)) / 2,
+    240: final,
+    241: final,
+    10**9: final,
+  }
+  np.testing.assert_allclose(
+    values(rate, list(expected)), list(expected.values()), rtol=1e-5, atol=1e-9
+  )
+
+
+def test_warmup_cosine_rises_then_falls_without_a_jump():
+  rate = schedules.warmup_cosine(1.0, 100, 10, 0.1)
+  curve = values(rate, np.arange(130))
+  assert curve.argmax() == 10
+  assert (np.diff(curve[:11]) > 0).all()
+  assert (np.diff(curve[10:101]) < 0).all()
+  assert abs(np.diff(curve)).max() < 0.1 + 1e-6  # the slope of the warm-up
+  assert curve.min() == 0
+  assert curve[10:].min() == pytest.approx(0.1, abs=1e-7)
+
+
+def test_warmup_cosine_without_warmup_starts_at_the_peak():
+  np.testing.assert_allclose(
+    values(schedules.warmup_cosine(0.5, 10), [0, 5, 10]), [0.5, 0.25, 0], atol=1e-7
+  )
+
+
+def test_warmup_constant():
+  rate = schedules.warmup_constant(3e-4, 5000)
+  counts = [0, 1, 2500, 4999, 5000, 5001, 2**31 - 1]
+  expected = [3e-4 * min(n / 5000, 1) for n in counts]
+  np.testing.assert_allclose(values(rate, counts), expected, rtol=1e-6, atol=1e-10)
+
+
+def test_constant():
+  np.testing.assert_allclose(values(schedules.constant(0.25), [0, 1, 10**9]), 0.25)
+
+
+def test_a_peak_may_be_traced():
+  traced = jax.jit(lambda peak, n: schedules.warmup_cosine(peak, 100, 10, 0.01)(n))
+  for n in (5, 10, 60, 200):
+    expected = float(schedules.warmup_cosine(0.3, 100, 10, 0.01)(jnp.asarray(n)))
+    assert float(traced(0.3, n)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('factory', 'arguments', 'message'),
+  [
+    (schedules.constant, (-1e-3,), r'learning_rate .*-0\.001'),
+    (schedules.constant, (math.inf,), 'learning_rate .*inf'),
+    (schedules.warmup_constant, (math.nan, 10), 'learning_rate .*nan'),
+    (schedules.warmup_constant, (0.1, 0), 'warmup_steps .*0'),
+    (schedules.warmup_cosine, (-0.1, 10), r'learning_rate .*-0\.1'),
+    (schedules.warmup_cosine, (0.1, 10, -1), 'warmup_steps .*-1'),
+    (schedules.warmup_cosine, (0.1, 10, 2.5), r'warmup_steps .*2\.5'),
+    (schedules.warmup_cosine, (0.1, 10, 10), 'total_steps .* 11, got 10.*must exceed warmup_steps'),
+    (schedules.warmup_cosine, (0.1, 10, 2, 0.2), r'final .*0\.1.* got 0\.2'),
+    (schedules.warmup_cosine, (0.1, 10, 2, -0.1), r'final .* got -0\.1'),
+  ],
+)
+def test_bad_arguments_are_named(factory, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    factory(*arguments)

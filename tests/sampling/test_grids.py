@@ -1,0 +1,73 @@
+"""Grids of times."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.process import gaussian, marginals, parameterizations, schedules
+from diffusion.sampling import grids
+
+
+def bound(schedule):
+  diffusion = gaussian.Diffusion(schedule, marginals.variance_preserving, parameterizations.v())
+  return gaussian.bind(diffusion, ())
+
+
+@pytest.mark.parametrize('steps', [1, 2, 7, 1000])
+def test_uniform_time_walks_down_in_equal_steps(steps):
+  grid = np.asarray(grids.uniform_time(steps), np.float64)
+  assert grid.shape == (steps + 1,)
+  assert (grid[0], grid[-1]) == (1, 0)
+  np.testing.assert_allclose(np.diff(grid), -1 / steps, atol=2e-7)
+
+
+def test_uniform_time_with_the_table_of_ddpm_visits_its_steps(x64):
+  """999 steps of t are the 1,000 rows of the table, last to first."""
+  betas = schedules.linear_betas()
+  path = bound(schedules.discrete(betas))
+  alpha = path.marginal(grids.uniform_time(999)).alpha
+  np.testing.assert_allclose(alpha**2, np.cumprod(1 - betas)[::-1], rtol=1e-9)
+
+
+@pytest.mark.parametrize('schedule', [schedules.cosine(), schedules.linear_beta()])
+@pytest.mark.parametrize('steps, low, high', [(1, -4.0, 4.0), (10, -10.0, 9.0), (33, -1.0, 2.0)])
+def test_uniform_log_snr_rises_in_equal_steps(schedule, steps, low, high, x64):
+  path = bound(schedule)
+  grid = grids.uniform_log_snr(path, steps, low, high)
+  assert grid.shape == (steps + 1,)
+  assert (np.diff(grid) < 0).all()
+  log_snr = np.asarray(path.log_snr(grid))
+  np.testing.assert_allclose(log_snr[[0, -1]], [low, high], atol=1e-9)
+  np.testing.assert_allclose(np.diff(log_snr), (high - low) / steps, atol=1e-9)
+
+
+def test_uniform_log_snr_may_use_the_whole_range():
+  grid = np.asarray(grids.uniform_log_snr(bound(schedules.cosine()), 8, -15.0, 15.0))
+  np.testing.assert_allclose(grid[[0, -1]], [1, 0], atol=3e-7)
+  assert (np.diff(grid) < 0).all()
+
+
+COSINE = schedules.cosine()
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (lambda: grids.uniform_time(0), 'sampling_steps .* got 0'),
+    (lambda: grids.uniform_time(2.0), 'sampling_steps .* got 2.0'),
+    (lambda: grids.uniform_time(True), 'sampling_steps .* got True'),
+    (lambda: grids.uniform_log_snr(bound(COSINE), -3, -1.0, 1.0), 'sampling_steps .* got -3'),
+    (lambda: grids.uniform_log_snr(bound(COSINE), 3, 1.0, 1.0), 'low=1.0, high=1.0'),
+    (lambda: grids.uniform_log_snr(bound(COSINE), 3, np.nan, 1.0), 'low=nan'),
+    # Outside of the schedule's -15 to 15 there is no such time: an error, not the nearest end.
+    (lambda: grids.uniform_log_snr(bound(COSINE), 3, -30.0, 1.0), 'low=-30.0'),
+    (lambda: grids.uniform_log_snr(bound(COSINE), 3, 0.0, 20.0), 'high=20.0'),
+  ],
+)
+def test_bad_arguments_are_named_with_their_value(make, names):
+  with pytest.raises(ValueError, match=names):
+    make()
+
+
+def test_grid_is_in_jax():
+  assert grids.uniform_time(3).dtype == jnp.float32

@@ -1,0 +1,148 @@
+"""Wrappers of denoisers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import streams
+from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
+from diffusion.sampling import guidance
+
+
+def cosine_path():
+  diffusion = gaussian.Diffusion(
+    schedules.cosine(), marginals.variance_preserving, parameterizations.v()
+  )
+  return gaussian.bind(diffusion, ())
+
+
+def pair(path):
+  """Two exact denoisers that disagree: one class, and all of them."""
+  conditional = analytic.gaussian_mixture(path, np.ones(1), np.full((1, 3), 1.0), np.full(1, 0.5))
+  everything = analytic.gaussian_mixture(
+    path, np.full(2, 0.5), np.array([[1.0] * 3, [-1.0] * 3]), np.full(2, 0.5)
+  )
+  return conditional, everything
+
+
+def points(seed=0):
+  z = np.random.default_rng(seed).normal(size=(6, 3))
+  return jnp.asarray(z), jnp.linspace(0.1, 0.95, 6)
+
+
+def test_scale_one_is_conditional_and_scale_zero_is_not(x64):
+  path = cosine_path()
+  conditional, unconditional = pair(path)
+  z, t = points()
+  for scale, alone in ((1.0, conditional), (1, conditional), (0.0, unconditional)):
+    guided = guidance.classifier_free(conditional, unconditional, scale)(z, t)
+    for found, expected in zip(guided, alone(z, t), strict=True):
+      np.testing.assert_allclose(found, expected, atol=1e-14)
+
+
+def test_scale_one_evaluates_one_network():
+  def never(z, t, key=None):
+    raise AssertionError('the unconditional network was called')
+
+  path = cosine_path()
+  guidance.classifier_free(pair(path)[0], never, 1.0)(*points())
+
+
+def test_guidance_is_linear_in_its_scale_and_keeps_z(x64):
+  path = cosine_path()
+  z, t = points()
+  at = {s: guidance.classifier_free(*pair(path), s)(z, t) for s in (0.0, 0.5, 1.0, 2.0, 7.0)}
+  alpha, sigma = (np.asarray(c)[:, None] for c in path.marginal(t))
+  for half in ('x0', 'eps'):
+    start, end = (np.asarray(getattr(at[s], half)) for s in (0.0, 1.0))
+    assert np.abs(end - start).max() > 0.1  # they disagree, so that the scale matters
+    for scale in (0.5, 2.0, 7.0):
+      found = np.asarray(getattr(at[scale], half))
+      np.testing.assert_allclose(found - start, scale * (end - start), atol=1e-10)
+  for prediction in at.values():
+    np.testing.assert_allclose(alpha * prediction.x0 + sigma * prediction.eps, z, atol=1e-10)
+
+
+def test_guidance_follows_the_product_of_densities(x64):
+  """For c = N(m, s^2) and u = N(0, s^2) the score u + w (c - u) is that of N(w m, s^2): guidance moves the mean."""
+  path = cosine_path()
+  one, spread = np.ones(1), np.full(1, 0.8)
+  conditional, unconditional, moved = (
+    analytic.gaussian_mixture(path, one, np.full((1, 3), mean), spread) for mean in (0.7, 0.0, 2.1)
+  )
+  z, t = points()
+  guided = guidance.classifier_free(conditional, unconditional, 3.0)(z, t)
+  for found, expected in zip(guided, moved(z, t), strict=True):
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+
+
+def test_a_traced_scale_is_the_same_number(x64):
+  path = cosine_path()
+  z, t = points()
+
+  def guided(scale):
+    return guidance.classifier_free(*pair(path), scale)(z, t).x0
+
+  scales = jnp.array([0.0, 1.0, 4.0])
+  together = jax.jit(jax.vmap(guided))(scales)
+  for row, scale in enumerate([0.0, 1.0, 4.0]):
+    np.testing.assert_allclose(together[row], guided(scale), atol=1e-12)
+
+
+def test_keys_reach_both_networks():
+  seen = []
+
+  def network(z, t, key=None):
+    seen.append(key)
+    return pair(path)[0](z, t)
+
+  path = cosine_path()
+  keys = streams.row_keys(jax.random.key(0), jnp.arange(6))
+  guidance.classifier_free(network, network, 2.0)(*points(), keys)
+  guidance.clip_x0(network, path)(*points(), keys)
+  assert len(seen) == 3
+  assert all(key is keys for key in seen)
+
+
+def test_clip_keeps_x0_in_range_and_both_halves_of_z(x64):
+  path = cosine_path()
+  z, t = points()
+  wide = analytic.gaussian_mixture(path, np.ones(1), np.zeros((1, 3)), np.full(1, 3.0))
+  free, clipped = wide(z, t), guidance.clip_x0(wide, path, -0.5, 0.75)(z, t)
+  outside = (np.asarray(free.x0) < -0.5) | (np.asarray(free.x0) > 0.75)
+  assert outside.any()
+  assert not outside.all()
+  assert clipped.x0.min() == -0.5
+  assert clipped.x0.max() == 0.75
+  np.testing.assert_allclose(clipped.x0[~outside], free.x0[~outside])
+  np.testing.assert_allclose(clipped.eps[~outside], free.eps[~outside], atol=1e-10)
+  assert (np.abs(clipped.eps - free.eps)[outside] > 1e-6).all()
+  alpha, sigma = (np.asarray(c)[:, None] for c in path.marginal(t))
+  np.testing.assert_allclose(alpha * clipped.x0 + sigma * clipped.eps, z, atol=1e-10)
+
+
+def test_clip_is_to_plus_minus_one_by_default(x64):
+  path = cosine_path()
+  far = analytic.gaussian_mixture(path, np.ones(1), np.array([[5.0, -5.0, 0.5]]), np.zeros(1))
+  z, t = points()
+  np.testing.assert_allclose(
+    guidance.clip_x0(far, path)(z, t).x0, np.tile([1.0, -1.0, 0.5], (6, 1))
+  )
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (lambda d, p: guidance.classifier_free(d, d, -0.5), 'guidance .* got -0.5'),
+    (lambda d, p: guidance.classifier_free(d, d, np.nan), 'guidance .* got nan'),
+    (lambda d, p: guidance.classifier_free(d, d, np.inf), 'guidance .* got inf'),
+    (lambda d, p: guidance.clip_x0(d, p, 1.0, -1.0), '1.0, -1.0'),
+    (lambda d, p: guidance.clip_x0(d, p, 0.5, 0.5), '0.5, 0.5'),
+    (lambda d, p: guidance.clip_x0(d, p, np.nan, 1.0), 'nan, 1.0'),
+  ],
+)
+def test_bad_arguments_are_named_with_their_value(make, names):
+  path = cosine_path()
+  with pytest.raises(ValueError, match=names):
+    make(pair(path)[0], path)

@@ -1,0 +1,98 @@
+"""Random streams: distinct where they should be, equal where they must be, by purpose and row alone."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffusion import streams
+
+PURPOSES = (
+  'init', 'order', 'time', 'noise', 'dropout', 'augmentation', 'sampler', 'validation',
+)  # fmt: skip
+
+
+def data(key):
+  return jax.random.key_data(key)
+
+
+def test_all_keys_differ():
+  seeds, salts, cursors = (0, 1, 2**31, 2**32 - 1), (0, 1, 2), (0, 1, 2, 1000, 2**31 - 1)
+  keys = [np.asarray(data(streams.stream(s, p))) for s in seeds for p in PURPOSES]
+  batches = jax.jit(
+    jax.vmap(lambda s, a, c: jnp.stack([data(streams.batch_key(s, p, a, c)) for p in PURPOSES]))
+  )
+  s, a, c = (np.array(v) for v in zip(*itertools.product(seeds, salts, cursors), strict=True))
+  keys = np.concatenate([keys, np.asarray(batches(s.astype(np.uint32), a, c)).reshape(-1, 2)])
+  assert len(keys) == len(seeds) * len(PURPOSES) * (1 + len(salts) * len(cursors))
+  assert len(np.unique(keys, axis=0)) == len(keys)
+
+
+def test_salt_and_cursor_are_not_exchangeable():
+  one, other = streams.batch_key(0, 'time', 1, 2), streams.batch_key(0, 'time', 2, 1)
+  assert (data(one) != data(other)).any()
+
+
+def test_a_traced_key_is_the_plain_one():
+  """What is computed inside the compiled step and what a test or a notebook computes outside are the same."""
+  traced = jax.jit(lambda s, a, c: data(streams.batch_key(s, 'noise', a, c)))
+  plain = data(streams.batch_key(7, 'noise', 1, 5))
+  np.testing.assert_array_equal(traced(jnp.uint32(7), jnp.int32(1), jnp.int32(5)), plain)
+
+
+def test_tags_are_stable():
+  """CRC-32 has a published check value; Python's own hash of a string would differ from process to process."""
+  assert streams.tag('123456789') == 0xCBF43926
+  assert len({streams.tag(p) for p in PURPOSES}) == len(PURPOSES)
+
+
+def draws(purposes):
+  """One uniform draw of each purpose, as a run that uses just these would make it."""
+  return {p: float(jax.random.uniform(streams.batch_key(3, p, 0, 10))) for p in purposes}
+
+
+@pytest.mark.parametrize('off', PURPOSES)
+def test_turning_one_purpose_off_leaves_the_others(off):
+  everything = draws(PURPOSES)
+  rest = draws([p for p in reversed(PURPOSES) if p != off])
+  assert rest == {p: v for p, v in everything.items() if p != off}
+  assert len(set(everything.values())) == len(PURPOSES)
+
+
+@pytest.mark.parametrize('shares', [2, 3, 4])
+def test_row_keys_do_not_depend_on_the_share(shares):
+  key = streams.stream(0, 'noise')
+  whole = data(streams.row_keys(key, jnp.arange(12)))
+  parts = [data(streams.row_keys(key, jnp.asarray(r))) for r in np.split(np.arange(12), shares)]
+  np.testing.assert_array_equal(whole, np.concatenate(parts))
+  assert len(np.unique(whole, axis=0)) == 12
+  order = np.array([5, 0, 11])
+  np.testing.assert_array_equal(data(streams.row_keys(key, jnp.asarray(order))), whole[order])
+
+
+def test_normal_draws_each_row_from_its_key():
+  keys = streams.row_keys(streams.stream(1, 'noise'), jnp.arange(6))
+  x = streams.normal(keys, (4, 3))
+  assert x.shape == (6, 4, 3)
+  for i in (0, 4):
+    np.testing.assert_array_equal(x[i], jax.random.normal(keys[i], (4, 3)))
+  np.testing.assert_array_equal(streams.normal(keys[2:4], (4, 3)), x[2:4])
+
+
+def test_rows_and_batches_are_standard_normal_and_uncorrelated():
+  draw = jax.jit(
+    jax.vmap(
+      lambda c: streams.normal(
+        streams.row_keys(streams.batch_key(0, 'noise', 0, c), jnp.arange(16)), (20,)
+      )
+    )
+  )
+  x = np.asarray(draw(jnp.arange(100)))  # [cursor, row, entry]
+  assert stats.kstest(x.reshape(-1), 'norm').pvalue > 1e-4
+  bound = 5 / np.sqrt(x.size)
+  for axis in range(3):  # neighbors along each axis
+    one, other = x.take(range(x.shape[axis] - 1), axis), x.take(range(1, x.shape[axis]), axis)
+    assert abs(np.corrcoef(one.reshape(-1), other.reshape(-1))[0, 1]) < bound
