@@ -31,7 +31,7 @@ def configure(batch_size: int, cpu_devices: int = 0, cache: bool = True) -> None
   Args:
     batch_size: rows of a global batch.
     cpu_devices: virtual CPU devices; 0 chooses the most, up to the cores and eight, that divide the batch.
-    cache: keep compiled programs in ~/.cache/diffusion, so that a second start skips compilation.
+    cache: keep compiled programs, so that a second start skips compilation.
 
   Raises:
     ValueError: `cpu_devices` that do not divide the batch.
@@ -45,11 +45,15 @@ def configure(batch_size: int, cpu_devices: int = 0, cache: bool = True) -> None
     cpu_devices = max(n for n in range(1, cores + 1) if batch_size % n == 0)
   jax.config.update('jax_num_cpu_devices', cpu_devices)
   if cache:
-    directory = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.expanduser(
-      '~/.cache/diffusion/compiled'
-    )
-    jax.config.update('jax_compilation_cache_dir', directory)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    use_cache()
+
+
+def use_cache() -> None:
+  """Keeps compiled programs in $JAX_COMPILATION_CACHE_DIR, or ~/.cache/diffusion/compiled."""
+  default = os.path.expanduser('~/.cache/diffusion/compiled')
+  directory = os.environ.get('JAX_COMPILATION_CACHE_DIR') or default
+  jax.config.update('jax_compilation_cache_dir', directory)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def check_batch(batch_size: int) -> None:

@@ -85,6 +85,10 @@ def run(build: Callable[[Any], Experiment], config: Any, smoke: Any) -> None:
     _fail(str(error))
   _define_flags()
   holder = config_flags.DEFINE_config_dataclass('config', base)
+  for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+    flags.FLAGS.register_key_flag_for_module(
+      argv[0], flag
+    )  # so that --help of the experiment lists them
 
   def main(arguments: Sequence[str]) -> None:
     if len(arguments) > 1:
@@ -123,7 +127,7 @@ def _main(
   )  # JAX and Orbax tell of every backend tried and every file touched
   if not f.workdir and not f.dry_run:
     raise ValueError('--workdir is missing: name a folder for the run, e.g. --workdir=runs/first')
-  workdir = pathlib.Path(f.workdir).absolute() if f.workdir else None
+  workdir = pathlib.Path(f.workdir).expanduser().absolute() if f.workdir else None
   if f.extend < 0:
     raise ValueError(f'--extend must be a number of steps >= 0, got {f.extend}')
   if f.mode == 'train':

@@ -426,7 +426,7 @@ class Run(NamedTuple):
   parameters: Any
 
   def denoiser(self, labels) -> Denoiser:
-    """(z [B, ...], t [B]) -> Prediction, for examples with these labels [B] (num_classes is the null label)."""
+    """(z [B, ...], t [B]) -> Prediction, for examples with these labels [B] (-1 is the null label)."""
     path = gaussian.bind(self.experiment.diffusion, self.parameters.schedule)
     labels = jnp.asarray(labels, jnp.int32)
     return assembly.make_denoiser(
@@ -435,7 +435,7 @@ class Run(NamedTuple):
 
   def sample(self, labels, seed: int = 0) -> np.ndarray:
     """Samples with these labels [n], as the data is stored (uint8 levels, or floats): [n, *shape]."""
-    draw = assembly.make_sample(self.experiment, self.shape, self.num_classes)
+    draw = assembly.make_sample(self.experiment, self.shape)
     weights = devices.replicate(
       (self.parameters, self.state.statistics, jnp.asarray(seed, jnp.uint32))
     )
@@ -453,7 +453,8 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Ru
   Raises:
     ValueError: no run in the folder, no checkpoint, or weights of another network.
   """
-  folder = pathlib.Path(folder).absolute()
+  devices.use_cache()
+  folder = pathlib.Path(folder).expanduser().absolute()
   record = read_record(folder)
   if experiment is None:
     experiment = _recorded_experiment(folder, record)

@@ -13,6 +13,7 @@ Array = jax.Array
 Key = jax.Array  # a typed key, or an array of them: one a row
 Params = Any
 Variables = Any
+NULL = -1  # the label that says nothing, whatever the number of classes
 CrossMean = Callable[
   [Any], Any
 ]  # the mean of a tree over the devices of a run; the identity on one
@@ -22,7 +23,7 @@ class Batch(NamedTuple):
   """A batch on one device: x[B, ...] in network units, and what is known of each row."""
 
   x: Array
-  label: Array  # int32 [B]; num_classes is the null label
+  label: Array  # int32 [B]; NULL is the null label
   augment_label: Array  # float [B, A]: what an augmentation did, zero at sampling; A may be 0
   index: Array  # int32 [B]: the example's row in its split
 
@@ -37,7 +38,7 @@ class Rows(NamedTuple):
 class Conditioning(NamedTuple):
   """What the network is told beside the noise level."""
 
-  label: Array  # int32 [B]; num_classes is the null label
+  label: Array  # int32 [B]; NULL is the null label
   augment: Array  # float [B, A]
 
 
@@ -104,11 +105,12 @@ class Model(NamedTuple):
   `init(key, z, noise, conditioning) -> variables`, a dict with 'params' and, for batch norm, 'batch_stats'.
   `apply(variables, z, noise, conditioning, *, keys=None, cross_mean=identity, update_statistics=False,
   forward_mode=False) -> (output, statistics)`. Row keys [B] turn dropout on; `forward_mode` uses operations
-  that have a jvp (the canonical convolution has only a vjp).
+  that have a jvp (the canonical convolution has only a vjp). `num_classes` is 0 for an unconditional network.
   """
 
   init: Callable[..., Variables]
   apply: Callable[..., tuple[Array, Variables]]
+  num_classes: int = 0
 
 
 class Context(NamedTuple):

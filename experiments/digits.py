@@ -68,7 +68,7 @@ def build(c: Config) -> launch.Experiment:
     validate_every=c.validate_every,
     data=sources.synthetic_images((8, 8, 1)) if c.synthetic else sources.digits(),
     split=splits.Fractions(c.validation_fraction, c.test_fraction, c.train_limit),
-    augment=augment.chain(augment.label_dropout(c.label_dropout, 10)),
+    augment=augment.chain(augment.label_dropout(c.label_dropout)),
     diffusion=gaussian.Diffusion(
       noise.cosine(), marginals.variance_preserving, parameterizations.v()
     ),

@@ -72,7 +72,7 @@ def build(c: Config) -> launch.Experiment:
     validate_every=c.validate_every,
     data=sources.synthetic_images((28, 28, 1), examples=128) if c.synthetic else real,
     split=splits.Fractions(c.validation_fraction),
-    augment=augment.chain(augment.shift(c.shift), augment.label_dropout(c.label_dropout, 10)),
+    augment=augment.chain(augment.shift(c.shift), augment.label_dropout(c.label_dropout)),
     diffusion=gaussian.Diffusion(
       noise.cosine(), marginals.variance_preserving, parameterizations.v()
     ),

@@ -50,15 +50,12 @@ def environment(folder):
   }
 
 
-@pytest.fixture(scope='module')
-def checkout(tmp_path_factory):
-  """A folder with a copy of `experiments/`, after every block of the page; and what the blocks printed."""
-  folder = tmp_path_factory.mktemp('checkout')
-  shutil.copytree(
-    ROOT / 'experiments', folder / 'experiments', ignore=shutil.ignore_patterns('__pycache__')
-  )
+def follow(page, folder):
+  """Runs the blocks in the folder, beside a copy of `experiments/`; returns what each printed."""
+  ignore = shutil.ignore_patterns('__pycache__')
+  shutil.copytree(ROOT / 'experiments', folder / 'experiments', ignore=ignore)
   env, printed = environment(folder), []
-  for language, content in blocks(PAGE.read_text()):
+  for language, content in page:
     program = PROGRAMS[language]  # a block of another language is one that nothing checks
     (folder / 'block').write_text(content)
     done = subprocess.run(
@@ -67,7 +64,7 @@ def checkout(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, f'```{language}\n{content}```\n{done.stdout}{done.stderr}'
     printed.append(done.stdout)
-  return folder, printed
+  return printed
 
 
 def module(path):
@@ -83,10 +80,32 @@ def test_the_page_has_all_kinds_of_blocks():
   assert count == {'bash': 4, 'python': 2, 'diff': 2}
 
 
+def test_the_weight_of_the_page_weighs_the_loss(tmp_path):
+  """The copy's loss over the original's (uniform on v) is the bell, at every noise level."""
+  page = blocks(PAGE.read_text())
+  last = max(i for i, (language, _) in enumerate(page) if language == 'diff')
+  follow(page[: last + 1], tmp_path)
+  log_snr = np.array([-9.0, -2.0, 0.0, 1.0, 7.0], np.float32)
+  random = np.random.default_rng(0)
+  x, eps, guess = (random.normal(size=(5, 8, 8, 1)).astype(np.float32) for _ in range(3))
+  context = Context(
+    params=None, batch=Batch(x, None, None, None), eps=jnp.asarray(eps), z=None, t=None,
+    log_snr=jnp.asarray(log_snr), marginal=None, prediction=Prediction(guess, guess),
+  )  # fmt: skip
+
+  def loss(name, **changes):
+    made = module(tmp_path / 'experiments' / f'{name}.py')
+    ((factor, term),) = made.build(made.Config(**changes)).terms.values()
+    return factor * np.asarray(term.apply((), context))
+
+  bell = np.exp(-((log_snr - 1.0) ** 2) / (2 * 3.0**2))
+  np.testing.assert_allclose(loss('mine', center=1.0, spread=3.0) / loss('digits'), bell, rtol=1e-5)
+
+
 @pytest.mark.slow
-def test_the_run_of_the_page_is_whole(checkout):
-  folder, printed = checkout
-  run = folder / 'runs' / 'mine'
+def test_the_run_of_the_page_is_whole(tmp_path):
+  printed = follow(blocks(PAGE.read_text()), tmp_path)
+  run = tmp_path / 'runs' / 'mine'
   record = json.loads((run / 'run.json').read_text())
   assert (record['status'], record['step'], len(record['starts'])) == ('finished', 30, 2)
   assert record['config']['spread'] == 2
@@ -103,24 +122,3 @@ def test_the_run_of_the_page_is_whole(checkout):
   assert (run / 'samples.png').read_bytes() != (run / 'samples_seed1.png').read_bytes()
   assert '| total |' in ''.join(printed)  # of the dry run
   assert re.search(r'^\d+ \(3, 8, 8, 1\) uint8$', printed[-1], re.M)
-
-
-@pytest.mark.slow
-def test_the_weight_of_the_page_weighs_the_loss(checkout):
-  """The copy's loss over the original's (uniform on v) is the bell, at every noise level."""
-  folder, _ = checkout
-  log_snr = np.array([-9.0, -2.0, 0.0, 1.0, 7.0], np.float32)
-  random = np.random.default_rng(0)
-  x, eps, guess = (random.normal(size=(5, 8, 8, 1)).astype(np.float32) for _ in range(3))
-  context = Context(
-    params=None, batch=Batch(x, None, None, None), eps=jnp.asarray(eps), z=None, t=None,
-    log_snr=jnp.asarray(log_snr), marginal=None, prediction=Prediction(guess, guess),
-  )  # fmt: skip
-
-  def loss(name, **changes):
-    made = module(folder / 'experiments' / f'{name}.py')
-    ((factor, term),) = made.build(made.Config(**changes)).terms.values()
-    return factor * np.asarray(term.apply((), context))
-
-  bell = np.exp(-((log_snr - 1.0) ** 2) / (2 * 3.0**2))
-  np.testing.assert_allclose(loss('mine', center=1.0, spread=3.0) / loss('digits'), bell, rtol=1e-5)

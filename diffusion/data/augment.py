@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.types import Array, Augment, Batch, Key
+from diffusion.types import NULL, Array, Augment, Batch, Key
 
 
 def chain(*augments: Augment) -> Augment:
@@ -63,25 +63,23 @@ def shift(pixels: int) -> Augment:
   'label dropout for classifier-free guidance', 'data', 'ho2022classifierfree',
   active=lambda rate: not checks.off(rate),
 )  # fmt: skip
-def label_dropout(rate: float, num_classes: int) -> Augment:
-  """Replaces a label by the null class `num_classes` with probability `rate`.
+def label_dropout(rate: float) -> Augment:
+  """Replaces a label by the null label with probability `rate`.
 
   Args:
     rate: in [0, 1]; 0.1 to 0.2 in the paper.
-    num_classes: >= 1.
 
   Raises:
-    ValueError: an argument out of its range.
+    ValueError: rate out of its range.
 
   Source: Ho & Salimans (2022), algorithm 1.
   """
   checks.in_range('label_dropout', rate, 0, 1)
-  checks.integer('num_classes', num_classes, 1)
 
   def apply(keys: Key, batch: Batch) -> Batch:
     if checks.off(rate):
       return batch
     null = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
-    return batch._replace(label=jnp.where(null, num_classes, batch.label))
+    return batch._replace(label=jnp.where(null, NULL, batch.label))
 
   return apply

@@ -234,9 +234,11 @@ def folder(directory: str, size: int | None = None) -> Source:
     ValueError: (on load) no folder, no image, an unreadable image, or images of several shapes.
   """
   suffixes = {'.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff'}
-  root = pathlib.Path(directory)
+  root = pathlib.Path(directory).expanduser()
 
   def load() -> Dataset:
+    if not directory:
+      raise ValueError("a folder of images needs a directory, got ''")
     if not root.is_dir():
       raise ValueError(f'no folder of images at {root}')
     paths = sorted(p for p in root.rglob('*') if p.suffix.lower() in suffixes)
@@ -273,7 +275,7 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
   """
 
   def load() -> Dataset:
-    builder = _prepared_builder(name, data_dir)
+    builder = _prepared_builder(name, data_dir and os.path.expanduser(data_dir))
     features = builder.info.features
     x, label = _decode(builder, 'train')
     test = _decode(builder, 'test') if 'test' in builder.info.splits else None

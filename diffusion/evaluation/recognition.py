@@ -23,6 +23,11 @@ def support_vectors(c: float = 10.0) -> Metric:
   def judge(judged: Judged) -> list[Finding]:
     from sklearn import svm
 
+    if len(judged.class_names) < 2:
+      raise ValueError(
+        'recognition needs at least two classes: leave it out of the metrics for unlabelled data'
+      )
+
     def flat(x: np.ndarray) -> np.ndarray:
       return x.reshape(len(x), -1).astype(np.float64)
 

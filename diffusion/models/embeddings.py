@@ -53,5 +53,5 @@ class ConditioningEmbedding(nn.Module):
       table = nn.Embed(
         self.num_classes + 1, self.features, embedding_init=nn.initializers.normal(1.0)
       )
-      embedding += table(label)
+      embedding += table(label % (self.num_classes + 1))  # NULL = -1 is the last row
     return nn.silu(embedding)

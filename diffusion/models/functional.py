@@ -13,12 +13,13 @@ def identity(tree):
   return tree
 
 
-def from_linen(make: Callable[[bool], nn.Module]) -> Model:
+def from_linen(make: Callable[[bool], nn.Module], num_classes: int = 0) -> Model:
   """A Model of a Linen module.
 
   Args:
     make: forward_mode -> module, called as `module(z, noise, conditioning, keys)`. Both modules have the same
       parameters.
+    num_classes: what the module was given.
   """
   trained, forward = make(False), make(True)
 
@@ -43,4 +44,4 @@ def from_linen(make: Callable[[bool], nn.Module]) -> Model:
     statistics = {name: value for name, value in variables.items() if name != 'params'}
     return module.apply(variables, z, noise, conditioning, keys), statistics
 
-  return Model(init, apply)
+  return Model(init, apply, num_classes)

@@ -39,7 +39,7 @@ def mlp(width: int = 128, depth: int = 3, dropout: float = 0.0, num_classes: int
     width: hidden units, a positive multiple of 8.
     depth: residual blocks.
     dropout: rate before the second dense layer of a block, in [0, 1).
-    num_classes: classes of a class-conditional network (label `num_classes` is the null class), or 0.
+    num_classes: classes of a class-conditional network, which has a null class beside them, or 0.
 
   Returns:
     A Model of vectors z[B, d]; its output is zero at initialization.
@@ -55,4 +55,6 @@ def mlp(width: int = 128, depth: int = 3, dropout: float = 0.0, num_classes: int
   checks.integer('depth', depth)
   checks.in_range('dropout', dropout, 0, 1, ends='[)')
   checks.integer('num_classes', num_classes, 0)
-  return from_linen(lambda forward_mode: ResidualMLP(width, depth, dropout, num_classes))
+  return from_linen(
+    lambda forward_mode: ResidualMLP(width, depth, dropout, num_classes), num_classes
+  )

@@ -56,8 +56,10 @@ class Attention(nn.Module):
   def __call__(self, x: Array) -> Array:
     """x[B, H, W, C] -> [B, H, W, C]."""
     b, height, width, c = x.shape
-    qkv = nn.Dense(3 * c, name='qkv')(_norm(x)).reshape(b, height * width, 3, 1, c)
-    h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+    qkv = nn.Dense(3 * c, name='qkv')(_norm(x)).reshape(b, height * width, 3, c)
+    # Written out because jax.nn.dot_product_attention takes its softmax in float32 whatever it is given.
+    logits = jnp.einsum('bic,bjc->bij', qkv[:, :, 0], qkv[:, :, 1]) / c**0.5
+    h = jnp.einsum('bij,bjc->bic', jax.nn.softmax(logits), qkv[:, :, 2])
     h = nn.Dense(c, kernel_init=nn.initializers.zeros, name='out')(h.reshape(x.shape))
     return (x + h) / jnp.sqrt(2.0).astype(x.dtype) if self.rescale else x + h
 
@@ -137,7 +139,7 @@ def unet(
     blocks: residual blocks a level on the way down (one more on the way up).
     attention: the heights (pixels) at which every block is followed by self-attention; the middle always is.
     dropout: rate before the second convolution of every residual block, in [0, 1).
-    num_classes: classes of a class-conditional network (label `num_classes` is the null class), or 0.
+    num_classes: classes of a class-conditional network, which has a null class beside them, or 0.
     rescale: divide every residual sum by sqrt(2).
 
   Returns:
@@ -178,4 +180,4 @@ def unet(
       )
     return model.init(key, z, noise, conditioning)
 
-  return Model(init, model.apply)
+  return Model(init, model.apply, num_classes)

@@ -19,6 +19,7 @@ from diffusion.training import step as steps
 from diffusion.training.callbacks import Callback
 from diffusion.training.loop import Cadence, check_cadence
 from diffusion.types import (
+  NULL,
   Array,
   Augment,
   Average,
@@ -141,6 +142,11 @@ class Loaded(NamedTuple):
 def load_data(experiment: Experiment) -> Loaded:
   """Loads and splits the data; raises one readable ValueError when it cannot."""
   data = experiment.data.load()
+  if experiment.model.num_classes not in (0, data.num_classes):
+    raise ValueError(
+      f'the network has num_classes={experiment.model.num_classes}, {data.name} has {data.num_classes} classes: make '
+      'them agree'
+    )
   split = splits.make(data.x, data.label, experiment.split, data.test is not None)
   pipeline.check_size(len(split.train), experiment.batch_size)
   if len(split.validation) < 2:
@@ -233,7 +239,7 @@ def programs(experiment: Experiment, loaded: Loaded) -> Programs:
     dispatch=lambda state: step(state, resident()),
     losses=losses,
     validate=_make_validate(losses, loaded),
-    sample=make_sample(experiment, data.x.shape[1:], data.num_classes),
+    sample=make_sample(experiment, data.x.shape[1:]),
   )
 
 
@@ -267,14 +273,13 @@ def make_denoiser(
 
 
 def make_sample(
-  experiment: Experiment, shape: tuple[int, ...], num_classes: int, chunk: int = 128
+  experiment: Experiment, shape: tuple[int, ...], chunk: int = 128
 ) -> Callable[..., np.ndarray]:
   """Draws samples on all devices.
 
   Args:
     experiment: with its `sampling`.
     shape: of one sample.
-    num_classes: of the data; guidance needs at least one.
     chunk: samples a device draws at a time.
 
   Returns:
@@ -282,13 +287,11 @@ def make_sample(
     units. Sample `number` is a function of (weights, seed, number, label) alone.
 
   Raises:
-    ValueError: guidance of unlabelled data.
+    ValueError: guidance of an unconditional network.
   """
   plan = experiment.sampling
-  if plan.guidance != 1 and not num_classes:
-    raise ValueError(
-      f'guidance {plan.guidance} needs labelled data; for unlabelled data it must be 1'
-    )
+  if plan.guidance != 1 and not experiment.model.num_classes:
+    raise ValueError(f'guidance of an unconditional network must be 1, got {plan.guidance}')
   grid = grids.uniform_time(plan.steps)
 
   def draw(weights, label: Array, number: Array) -> Array:
@@ -296,7 +299,7 @@ def make_sample(
     path = gaussian.bind(experiment.diffusion, parameters.schedule)
     conditional, null = (
       make_denoiser(experiment, path, parameters, statistics, label)
-      for label in (label, jnp.full_like(label, num_classes))
+      for label in (label, jnp.full_like(label, NULL))
     )
     denoise = guidance.classifier_free(conditional, null, plan.guidance)
     if plan.clip:

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion import streams
 from diffusion.data import augment
-from diffusion.types import Batch
+from diffusion.types import NULL, Batch
 
 ROWS = 256
 
@@ -111,32 +111,32 @@ def test_shift_of_zero_is_the_identity():
 def test_label_dropout_drops_at_its_rate(rate):
   rows = 4000
   before = batch(rows, (1,))
-  after = jax.jit(augment.label_dropout(rate, 10))(keys(rows), before)
-  dropped = np.asarray(after.label) == 10
+  after = jax.jit(augment.label_dropout(rate))(keys(rows), before)
+  dropped = np.asarray(after.label) == NULL
   assert abs(dropped.mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / rows)
   np.testing.assert_array_equal(after.label[~dropped], before.label[~dropped])
   np.testing.assert_array_equal(after.x, before.x)
   # A lower rate drops a part of the same rows: nothing else of the draw depends on the rate.
-  fewer = np.asarray(jax.jit(augment.label_dropout(rate / 2, 10))(keys(rows), before).label) == 10
+  fewer = np.asarray(jax.jit(augment.label_dropout(rate / 2))(keys(rows), before).label) == NULL
   assert (dropped | ~fewer).all()
   assert fewer.sum() < dropped.sum()
 
 
 def test_label_dropout_of_one_drops_all():
-  assert (np.asarray(apply(augment.label_dropout(1.0, 10)).label) == 10).all()
+  assert (np.asarray(apply(augment.label_dropout(1.0)).label) == NULL).all()
 
 
 def test_label_dropout_may_be_traced():
-  traced = jax.jit(lambda rate, k, b: augment.label_dropout(rate, 10)(k, b).label)
+  traced = jax.jit(lambda rate, k, b: augment.label_dropout(rate)(k, b).label)
   for rate in (0.0, 0.3):
-    expected = apply(augment.label_dropout(rate, 10)).label
+    expected = apply(augment.label_dropout(rate)).label
     np.testing.assert_array_equal(traced(rate, keys(), batch()), expected)
 
 
-@pytest.mark.parametrize('off', [augment.label_dropout(0.0, 10), augment.label_dropout(0, 10)])
+@pytest.mark.parametrize('off', [augment.label_dropout(0.0), augment.label_dropout(0)])
 def test_off_leaves_no_code(off):
   assert jax.make_jaxpr(off)(keys(), batch()).eqns == []
-  on = jax.make_jaxpr(augment.label_dropout(0.1, 10))(keys(), batch())
+  on = jax.make_jaxpr(augment.label_dropout(0.1))(keys(), batch())
   assert on.eqns != []
 
 
@@ -144,7 +144,7 @@ def test_an_empty_chain_is_the_identity():
   assert jax.make_jaxpr(augment.chain())(keys(), batch()).eqns == []
 
 
-CHAIN = (augment.flip(), augment.shift(2), augment.label_dropout(0.3, 10))
+CHAIN = (augment.flip(), augment.shift(2), augment.label_dropout(0.3))
 
 
 @pytest.mark.parametrize('transform', [*CHAIN, augment.chain(*CHAIN)])
@@ -197,10 +197,9 @@ def test_vectors_are_refused(make):
   [
     (augment.shift, (-1,), 'pixels .*-1'),
     (augment.shift, (1.5,), r'pixels .*1\.5'),
-    (augment.label_dropout, (1.1, 10), r'label_dropout .*1\.1'),
-    (augment.label_dropout, (-0.1, 10), r'label_dropout .*-0\.1'),
-    (augment.label_dropout, (float('nan'), 10), 'label_dropout .*nan'),
-    (augment.label_dropout, (0.1, 0), 'num_classes .*0'),
+    (augment.label_dropout, (1.1,), r'label_dropout .*1\.1'),
+    (augment.label_dropout, (-0.1,), r'label_dropout .*-0\.1'),
+    (augment.label_dropout, (float('nan'),), 'label_dropout .*nan'),
   ],
 )
 def test_bad_arguments_are_named(factory, arguments, message):

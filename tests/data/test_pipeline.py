@@ -222,7 +222,11 @@ def test_normalize_is_exactly_inverted_for_all_numbers_of_levels():
     x = np.asarray(pipeline.normalize(jnp.asarray(stored), levels))
     exact = [float(fractions.Fraction(2 * int(k), levels - 1) - 1) for k in stored]
     np.testing.assert_allclose(x, exact, rtol=0, atol=2.4e-7)
-    if levels in (2, 17, 256):  # those in use; for some others XLA's reciprocal misses 1 by one unit
+    if levels in (
+      2,
+      17,
+      256,
+    ):  # those in use; for some others XLA's reciprocal misses 1 by one unit
       assert (x.min(), x.max()) == (-1, 1)
     back = pipeline.denormalize(x, levels)
     assert back.dtype == np.uint8

@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import struct
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from diffusion.data import raw, sources
+from diffusion.data import prepare, raw, sources
 
 PREPARED = pathlib.Path(__file__).parents[2].parent / 'shared/data/tensorflow_datasets'
 needs_mnist = pytest.mark.skipif(
@@ -274,6 +275,59 @@ def test_what_can_be_prepared_is_what_prepare_knows():
   assert set(sources.PREPARABLE) == set(raw.SPECS)
 
 
+def prepared(tmp_path, train=9, test=4):
+  """MNIST's official files with a few random digits, prepared in tmp_path / 'sets'; split -> (images, labels)."""
+  pytest.importorskip('tensorflow_datasets')
+  random, written = np.random.default_rng(3), {}
+  (tmp_path / 'raw').mkdir()
+  for split, stem, n in (('train', 'train', train), ('test', 't10k', test)):
+    x = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+    label = random.integers(0, 10, n, dtype=np.uint8)
+    for name, array in (('images-idx3', x), ('labels-idx1', label)):
+      head = struct.pack(f'>I{array.ndim}I', 0x800 + array.ndim, *array.shape)
+      (tmp_path / 'raw' / f'{stem}-{name}-ubyte').write_bytes(head + array.tobytes())
+    written[split] = x, label
+  prepare.prepare('mnist', tmp_path / 'sets', tmp_path / 'raw', allow_partial=True)
+  return written
+
+
+def multiset(x, label):
+  """What is there, whatever the order: TFDS shuffles on disk."""
+  return sorted((image.tobytes(), int(y)) for image, y in zip(x, label, strict=True))
+
+
+def test_what_was_prepared_is_read_from_a_home_directory(tmp_path, monkeypatch):
+  """`--config.data_dir=~/...` reaches Python as it is: no shell expands it there."""
+  written = prepared(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  data = sources.tfds('mnist', '~/sets').load()
+  assert multiset(data.x, data.label) == multiset(*written['train'])
+  assert multiset(*data.test) == multiset(*written['test'])
+  assert (data.x.dtype, data.label.dtype, data.levels) == (np.uint8, np.int32, 256)
+  assert data.class_names == tuple('0123456789')
+
+
+def test_blocks_are_averaged_to_the_nearest_level(tmp_path):
+  written = prepared(tmp_path)
+  small = sources.tfds('mnist', str(tmp_path / 'sets'), size=7).load()
+  assert small.x.shape == (9, 7, 7, 1)
+  whole = {int(x.sum()): x for x, _ in zip(*written['train'], strict=True)}
+  matched = 0
+  for reduced in small.x[..., 0]:
+    for x in whole.values():
+      mean = sum(x[a::4, b::4].astype(int) for a in range(4) for b in range(4)) / 16
+      matched += abs(reduced - mean).max() <= 0.5
+  assert matched == 9
+
+
+def test_a_set_that_needs_tensorflow_is_refused(tmp_path):
+  prepared(tmp_path)
+  info = next((tmp_path / 'sets').rglob('dataset_info.json'))
+  info.write_text(info.read_text().replace('array_record', 'tfrecord'))
+  with pytest.raises(ValueError, match=r'stored as tfrecord.*--file_format=array_record'):
+    sources.tfds('mnist', str(tmp_path / 'sets')).load()
+
+
 @pytest.fixture(scope='module')
 def mnist():
   return sources.tfds('mnist', str(PREPARED)).load()
@@ -294,15 +348,6 @@ def test_prepared_mnist(mnist):
   ]  # fmt: skip
   assert abs(mnist.x.mean(dtype=np.float64) / 255 - 0.1307) < 5e-5
   assert abs(mnist.x.std(dtype=np.float64) / 255 - 0.3081) < 5e-5
-
-
-@needs_mnist
-def test_prepared_mnist_in_a_home_directory(tmp_path, monkeypatch):
-  """`--config.data_dir=~/...` reaches Python as it is: no shell expands it there."""
-  (tmp_path / 'sets').symlink_to(PREPARED)
-  monkeypatch.setenv('HOME', str(tmp_path))
-  builder = sources._prepared_builder('mnist', '~/sets')
-  assert builder.info.splits['test'].num_examples == 10_000
 
 
 @needs_mnist

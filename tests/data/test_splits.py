@@ -113,6 +113,22 @@ def test_a_hash_is_of_the_contents_alone():
   assert len(set(splits.content_hashes(x))) == ROWS
 
 
+def test_a_data_set_is_known_by_values_labels_order_and_shape():
+  x, label = images(12, 20)
+  swapped = np.r_[1, 0, 2:20]
+  others = [
+    (x, label),
+    (x[swapped], label[swapped]),
+    (x, np.where(np.arange(20) == 7, label + 1, label)),
+    (x ^ (np.arange(20) == 7).astype(np.uint8).reshape(-1, 1, 1, 1), label),
+    (x.reshape(20, 3, 4, 1), label),
+    (x[:19], label[:19]),
+  ]
+  assert len({splits.dataset_fingerprint(*other) for other in others}) == len(others)
+  strided = np.repeat(x, 2, axis=0)[::2]  # how the array lies in memory is no matter
+  assert splits.dataset_fingerprint(strided, label) == splits.dataset_fingerprint(x, label)
+
+
 @pytest.mark.parametrize('limit', [5, 7, 20, 50, 101])
 def test_limit_keeps_the_classes_in_balance(limit):
   x, label = images(8, 2000)  # the largest class is five times the smallest

@@ -110,15 +110,21 @@ def test_forward_mode_is_the_same_layer_with_a_jvp(stride, x64):
   trained, forward = (
     convolution.conv(4, stride=stride, forward_mode=mode) for mode in (False, True)
   )
-  variables = trained.init(jax.random.key(0), x)
-  assert jax.tree.structure(variables) == jax.tree.structure(forward.init(jax.random.key(0), x))
-  y, pull = jax.vjp(lambda x: trained.apply(variables, x), x)
-  assert y.shape == (2, 6 // stride, 6 // stride, 4)
-  same, pushed = jax.jvp(lambda x: forward.apply(variables, x), (x,), (direction,))
+  variables = jax.jit(trained.init)(jax.random.key(0), x)
+  shapes = jax.eval_shape(forward.init, jax.random.key(0), x)
+  assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes)
+  g = jnp.asarray(rng.normal(size=(2, 6 // stride, 6 // stride, 4)))
+
+  @jax.jit
+  def both(x, direction, g):
+    y, pull = jax.vjp(lambda x: trained.apply(variables, x), x)
+    same, pushed = jax.jvp(lambda x: forward.apply(variables, x), (x,), (direction,))
+    return y, same, pushed, pull(g)[0]
+
+  y, same, pushed, pulled = (np.asarray(a) for a in both(x, direction, g))
   np.testing.assert_allclose(same, y, atol=1e-12)
   # <g, J d> = <J^T g, d>: the forward mode of one against the reverse mode of the other.
-  g = jnp.asarray(rng.normal(size=y.shape))
-  np.testing.assert_allclose((g * pushed).sum(), (pull(g)[0] * direction).sum(), rtol=1e-10)
+  np.testing.assert_allclose((g * pushed).sum(), (pulled * direction).sum(), rtol=1e-10)
 
 
 def test_a_zero_layer_starts_at_zero_and_an_ordinary_one_at_unit_gain():

@@ -36,12 +36,12 @@ def test_an_odd_number_of_features_is_an_error():
 def test_every_label_has_a_vector_of_its_own_and_the_null_label_too():
   module = embeddings.ConditioningEmbedding(16, 3)
   noise, labels = jnp.zeros(4), jnp.arange(4)
-  variables = module.init(jax.random.key(0), noise, labels)
+  variables = jax.jit(module.init)(jax.random.key(0), noise, labels)
   out = np.asarray(module.apply(variables, noise, labels))
   assert out.shape == (4, 16)
   assert len(np.unique(out, axis=0)) == 4
   # Only the row of its own label moves an embedding.
-  gradient = jax.jacrev(lambda v: module.apply(v, noise, labels).sum(-1))(variables)
+  gradient = jax.jit(jax.jacrev(lambda v: module.apply(v, noise, labels).sum(-1)))(variables)
   table = np.abs(np.asarray(gradient['params']['Embed_0']['embedding'])).sum(-1)
   assert table.shape == (4, 4)
   np.testing.assert_array_equal(table > 0, np.eye(4, dtype=bool))
@@ -49,7 +49,7 @@ def test_every_label_has_a_vector_of_its_own_and_the_null_label_too():
 
 def test_without_classes_the_label_is_not_read():
   module = embeddings.ConditioningEmbedding(16, 0)
-  variables = module.init(jax.random.key(0), jnp.zeros(2), jnp.zeros(2, int))
+  variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros(2), jnp.zeros(2, int))
   assert 'Embed_0' not in variables['params']
   noise = jnp.array([0.3, -0.8])
   np.testing.assert_array_equal(

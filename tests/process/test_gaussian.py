@@ -26,11 +26,11 @@ def bound(schedule=None, params=()):
 @pytest.mark.parametrize('name', SCHEDULES)
 def test_time_is_the_inverse_of_log_snr(name, x64):
   path = bound(SCHEDULES[name]())
-  t = jnp.linspace(0.0, 1.0, 101).reshape(101, 1)
-  np.testing.assert_allclose(path.time(path.log_snr(t)), t, atol=1e-12)
+  time, t = jax.jit(path.time), jnp.linspace(0.0, 1.0, 101).reshape(101, 1)
+  np.testing.assert_allclose(time(path.log_snr(t)), t, atol=1e-12)
   low, high = path.log_snr(jnp.array([1.0, 0.0]))
   values = jnp.linspace(low + 1e-9, high - 1e-9, 50)
-  np.testing.assert_allclose(path.log_snr(path.time(values)), values, atol=1e-9)
+  np.testing.assert_allclose(path.log_snr(time(values)), values, atol=1e-9)
 
 
 @pytest.mark.parametrize('name', SCHEDULES)
@@ -102,12 +102,13 @@ def test_posterior_is_gaussian_conditioning(name, x64):
   pairs = np.sort(rng.uniform(size=(40, 2)), axis=1)
   s, t = jnp.asarray(pairs[:, 0]), jnp.asarray(pairs[:, 1])
   z, x0 = rng.normal(size=(2, 40, 2, 3))
-  mean, variance = gaussian.posterior(path, jnp.asarray(z), jnp.asarray(x0), t, s)
+  posterior = jax.jit(lambda *arguments: gaussian.posterior(path, *arguments))
+  mean, variance = posterior(z, x0, t, s)
+  levels_t, levels_s = np.asarray(path.log_snr(t)), np.asarray(path.log_snr(s))
   assert mean.shape == z.shape
   assert variance.shape == (40,)
   for row in range(40):
-    levels = (float(path.log_snr(t)[row]), float(path.log_snr(s)[row]))
-    expected = conditioned(*levels, x0[row], z[row])
+    expected = conditioned(levels_t[row], levels_s[row], x0[row], z[row])
     np.testing.assert_allclose(mean[row], expected[0], atol=1e-10)
     np.testing.assert_allclose(variance[row], expected[1], rtol=1e-7, atol=1e-13)
 
@@ -138,7 +139,7 @@ def test_posterior_of_nearby_times_keeps_its_digits():
 def test_prior_is_normal_with_the_deviation_of_the_last_time():
   path = bound(schedules.cosine(-1.0, 15.0))  # sigma_1^2 = e / (1 + e), well below 1
   keys = streams.row_keys(jax.random.key(0), jnp.arange(4096))
-  z = np.asarray(gaussian.prior(path, keys, (4, 4)), np.float64)
+  z = np.asarray(jax.jit(lambda keys: gaussian.prior(path, keys, (4, 4)))(keys), np.float64)
   assert z.shape == (4096, 4, 4)
   variance = np.e / (1 + np.e)
   n = z.size
@@ -152,10 +153,10 @@ def test_prior_is_normal_with_the_deviation_of_the_last_time():
 def test_a_row_of_the_prior_depends_on_its_key_alone():
   path = bound()
   keys = streams.row_keys(jax.random.key(1), jnp.arange(6))
-  z = gaussian.prior(path, keys, (5,))
-  order = jnp.array([4, 0, 5, 2, 1, 3])
-  np.testing.assert_array_equal(gaussian.prior(path, keys[order], (5,)), z[order])
-  np.testing.assert_array_equal(gaussian.prior(path, keys[2:3], (5,)), z[2:3])
+  prior = jax.jit(lambda keys: gaussian.prior(path, keys, (5,)))
+  z, order = prior(keys), jnp.array([4, 0, 5, 2, 1, 3])
+  np.testing.assert_array_equal(prior(keys[order]), z[order])
+  np.testing.assert_array_equal(prior(keys[2:3]), z[2:3])
   assert len(np.unique(np.asarray(z))) == 30
 
 

@@ -47,12 +47,14 @@ def test_ddim_is_exact_for_a_point_mass(steps):
   eps = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
   grid = jnp.linspace(1.0, 0.3, steps + 1)
   (alpha_1, sigma_1), (alpha, sigma) = path.marginal(grid[0]), path.marginal(grid[-1])
-  run = functools.partial(
-    samplers.sample, denoise, path, samplers.ddim(path), grid, row_keys(5), (3,)
+  run = jax.jit(
+    functools.partial(samplers.sample, denoise, path, samplers.ddim(path), grid, shape=(3,)),
+    static_argnames='denoise_last',
   )
-  z = run(z=alpha_1 * mu + sigma_1 * eps, denoise_last=False)
+  keys = row_keys(5)
+  z = run(keys, z=alpha_1 * mu + sigma_1 * eps, denoise_last=False)
   np.testing.assert_allclose(z, alpha * mu + sigma * eps, atol=1e-5)
-  np.testing.assert_allclose(run(), jnp.tile(mu, (5, 1)), atol=1e-6)
+  np.testing.assert_allclose(run(keys), np.tile(mu, (5, 1)), atol=1e-6)
 
 
 def ddim_factor(alpha_t, sigma_t, alpha_s, sigma_s):
@@ -194,8 +196,11 @@ def test_every_eta_keeps_the_marginals_of_a_point_mass(eta):
 
 
 def one_step(sampler, denoise, z, keys, t, s):
-  rows = jnp.ones(z.shape[0])
-  return np.asarray(sampler.step(denoise, keys, z, t * rows, s * rows))
+  def step(z, keys, t, s):
+    rows = jnp.ones(z.shape[0], z.dtype)
+    return sampler.step(denoise, keys, z, t * rows, s * rows)
+
+  return np.asarray(jax.jit(step)(z, keys, t, s))
 
 
 def test_ddim_with_eta_one_is_ancestral_given_the_same_noise(x64):
@@ -245,7 +250,7 @@ def test_a_traced_eta_is_the_same_number(x64):
 
   together = jax.jit(jax.vmap(step))(jnp.array([0.0, 0.5, 1.0]))
   for row, eta in enumerate([0.0, 0.5, 1.0]):
-    np.testing.assert_allclose(together[row], step(eta), atol=1e-12)
+    np.testing.assert_allclose(together[row], jax.jit(functools.partial(step, eta))(), atol=1e-12)
 
 
 def mixture_sampler(path, make=samplers.ancestral):
@@ -308,7 +313,8 @@ def test_a_step_evaluates_the_denoiser_once_at_t(make):
     asked.append((np.asarray(t), key))
     return Prediction(z, z)
 
-  one_step(make(path), denoise, jnp.ones((2, 3)), row_keys(2), 0.7, 0.4)
+  times = jnp.full(2, 0.7), jnp.full(2, 0.4)
+  make(path).step(denoise, row_keys(2), jnp.ones((2, 3)), *times)
   ((t, key),) = asked
   np.testing.assert_allclose(t, [0.7, 0.7], rtol=1e-6)
   assert key is None  # sampling is without dropout

@@ -44,7 +44,7 @@ def experiment(**changes) -> assembly.Experiment:
     averages={'ema': averaging.ema(knob['ema_decay'])},
     judged='ema',
     callbacks=[],
-    augment=augment.chain(augment.label_dropout(0.2, 2)),
+    augment=augment.chain(augment.label_dropout(0.2)),
     split=splits.Fractions(0.25, 0.25),
     bank=gap.bank(levels=3, draws=1),
   )
@@ -56,7 +56,7 @@ def images(**changes) -> assembly.Experiment:
   base = experiment(
     data=sources.digits(),
     model=unet.unet(8, (1, 2), 1, (), dropout=0.2, num_classes=10),
-    augment=augment.chain(augment.shift(1), augment.label_dropout(0.2, 10)),
+    augment=augment.chain(augment.shift(1), augment.label_dropout(0.2)),
     batch_size=16,
   )
   return base._replace(**changes)
