@@ -4,6 +4,7 @@ A function is written for the rows one device holds; what it needs across device
 arrives as an argument. `pmap` is the mechanism, and this is the one place to change it.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -78,10 +79,14 @@ def describe() -> dict[str, Any]:
   }
 
 
+@functools.cache
+def _replicator() -> Callable:
+  return jax.pmap(lambda tree, _: tree, axis_name=_AXIS, in_axes=(None, 0))
+
+
 def replicate(tree: Any) -> Any:
   """A tree on every device, as the compiled steps return it (so that they compile once, not twice)."""
-  copies = np.zeros(jax.local_device_count(), np.int32)
-  return jax.pmap(lambda t, _: t, axis_name=_AXIS, in_axes=(None, 0))(tree, copies)
+  return _replicator()(tree, np.zeros(jax.local_device_count(), np.int32))
 
 
 def first(tree: Any) -> Any:

@@ -143,6 +143,10 @@ def _open(setting: Setting) -> tuple[_Session, Any]:
   with citations.collect() as used:
     experiment = setting.build(setting.config)
   assembly.check(experiment)
+  if setting.extend % experiment.steps_per_dispatch:
+    raise ValueError(
+      f'--extend must be a multiple of steps_per_dispatch = {experiment.steps_per_dispatch}, got {setting.extend}'
+    )
   loaded = assembly.load_data(experiment)
   state = assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
   record = _fresh_record(setting, loaded, used, experiment)
@@ -161,22 +165,26 @@ def train(setting: Setting) -> int:
   try:
     restored = _restore(keeper, target, 'latest')
     step, reason = (restored.step, restored.record['reason']) if restored else (0, None)
+    done = reason is not None or step >= session.record['num_steps']
     if setting.extend:
-      session.note(num_steps=max(session.record['num_steps'], step) + setting.extend, results=None)
-    done = not setting.extend and (reason is not None or step >= session.record['num_steps'])
-    if done and session.record['results'] is not None:
-      print(
-        f'{session.folder} is finished at step {step} ({session.record["reason"]}); --extend=N goes on'
-      )
+      if not done:
+        raise ValueError(
+          f'{session.folder} is not finished: leave --extend out to go on with it first'
+        )
+      session.note(num_steps=step + setting.extend, results=None)
+    elif done and session.record['results'] is not None:
+      end = session.record['reason']
+      print(f'{session.folder} is finished at step {step} ({end}); --extend=N goes on')
       return 0
-    if not done:
+    if setting.extend or not done:
       outcome = _train_on(session, keeper, restored, state)
       seconds = session.record['wall_seconds'] + time.perf_counter() - begin
       status = 'finished' if outcome.finished else 'interrupted'
       session.note(status=status, reason=outcome.reason, step=outcome.step, wall_seconds=seconds)
       if not outcome.finished:
         print(
-          f'{outcome.reason}: saved at step {outcome.step}; the same command goes on from there',
+          f'{outcome.reason}: saved at step {outcome.step}; the same command goes on from there'
+          + (', without --extend' if setting.extend else ''),
           flush=True,
         )
         return 128 + signal.Signals[outcome.reason]
@@ -222,17 +230,16 @@ def _train_on(session: _Session, keeper, restored: Restored | None, state: Any) 
     _draw(data, session.loaded.validation[0], samples, path, f'step {step}')
 
   plan = assembly.cadence(experiment)._replace(num_steps=num_steps)
-  tools = loop.Tools(
-    dispatch=programs.dispatch,
-    validate=lambda state: programs.validate(assembly.weights(experiment, state)),
-    save=save,
-    draw=draw,
-    write=write,
-    interrupted=lambda: None,
-  )
   try:
     with _watching() as interrupted:
-      tools = tools._replace(interrupted=interrupted)
+      tools = loop.Tools(
+        dispatch=programs.dispatch,
+        validate=lambda state: programs.validate(assembly.weights(experiment, state)),
+        save=save,
+        draw=draw,
+        write=write,
+        interrupted=interrupted,
+      )
       return loop.train(
         devices.replicate(state), step, plan, experiment.callbacks, callback_states, tools
       )
@@ -425,7 +432,7 @@ class Run(NamedTuple):
   num_classes: int
   parameters: Any
 
-  def denoiser(self, labels) -> Denoiser:
+  def denoiser(self, labels: np.ndarray) -> Denoiser:
     """(z [B, ...], t [B]) -> Prediction, for examples with these labels [B] (-1 is the null label)."""
     path = gaussian.bind(self.experiment.diffusion, self.parameters.schedule)
     labels = jnp.asarray(labels, jnp.int32)
@@ -433,7 +440,7 @@ class Run(NamedTuple):
       self.experiment, path, self.parameters, self.state.statistics, labels
     )
 
-  def sample(self, labels, seed: int = 0) -> np.ndarray:
+  def sample(self, labels: np.ndarray, seed: int = 0) -> np.ndarray:
     """Samples with these labels [n], as the data is stored (uint8 levels, or floats): [n, *shape]."""
     draw = assembly.make_sample(self.experiment, self.shape)
     weights = devices.replicate(

@@ -43,9 +43,10 @@ def permute(key: Key, position: Array, size: int) -> Array:
     An int32 scalar in [0, size).
 
   Source: Luby & Rackoff (1988) for the rounds; Black & Rogaway (2002), section 3, for walking the cycle until the
-  value falls back into range (fewer than two steps on average, since the domain is below 2 size).
+  value falls back into range (fewer than two steps on average, since the domain is below 2 size where size > 8).
   """
-  bits = max(2, (size - 1).bit_length())
+  # At least four: on three bits, eight rounds leave some orders 10 % too rare.
+  bits = max(4, (size - 1).bit_length())
   low_bits = bits // 2
   low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
   secrets = jax.random.bits(key, (_ROUNDS,), jnp.uint32)

@@ -104,9 +104,14 @@ def arrays(
   """
 
   def load() -> Dataset:
-    labels = np.zeros(len(x), np.int32) if label is None else np.asarray(label, np.int32)
-    values = np.asarray(x) if levels is not None else np.asarray(x, np.float32)
-    return _validated(Dataset(name, values, labels, levels, tuple(class_names), test, note))
+    def part(x: np.ndarray, label: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+      labels = np.zeros(len(x), np.int32) if label is None else np.asarray(label)
+      if labels.dtype.kind not in 'iu':
+        raise ValueError(f'{name}: a label must be an integer, got {labels.dtype}')
+      return np.asarray(x, None if levels is not None else np.float32), labels.astype(np.int32)
+
+    held_out = None if test is None else part(*test)
+    return _validated(Dataset(name, *part(x, label), levels, tuple(class_names), held_out, note))
 
   return Source(name, load)
 
@@ -185,7 +190,7 @@ def gaussian_mixture(
     seed: of the draws.
 
   Raises:
-    ValueError: shapes that do not agree, or weights that do not sum to one.
+    ValueError: shapes that do not agree, scales out of range, or weights that do not sum to one.
   """
   means, scales, weights = np.asarray(means), np.asarray(scales), np.asarray(weights)
   checks.integer('examples', examples)
@@ -193,7 +198,9 @@ def gaussian_mixture(
     raise ValueError(
       f'a mixture needs means [K, d], scales [K], weights [K], got {means.shape}, {scales.shape}, {weights.shape}'
     )
-  if (weights <= 0).any() or abs(weights.sum() - 1) > 1e-6:
+  if not ((scales > 0).all() and np.isfinite(scales).all()):
+    raise ValueError(f'scales must be positive and finite, got {scales}')
+  if not ((weights > 0).all() and abs(weights.sum() - 1) <= 1e-6):
     raise ValueError(f'weights must be positive and sum to one, got {weights}')
 
   def load() -> Dataset:
@@ -211,12 +218,13 @@ def _read_image(path: pathlib.Path, size: int | None) -> np.ndarray:
 
   try:
     with Image.open(path) as opened:
-      image = opened.convert('L' if opened.mode in ('1', 'L', 'I;16', 'I') else 'RGB')
+      if opened.mode.startswith(('I', 'F')):  # Pillow would clip them to white
+        raise ValueError(f'{path} has more than 8 bits a channel ({opened.mode}): convert it first')
+      image = opened.convert('L' if opened.mode in ('1', 'L') else 'RGB')
     if size is not None:
       side = min(image.size)
       left, top = (image.width - side) // 2, (image.height - side) // 2
-      box = (left, top, left + side, top + side)
-      image = image.resize((size, size), Image.LANCZOS, box)
+      image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.LANCZOS)
     pixels = np.asarray(image, np.uint8)
   except (UnidentifiedImageError, OSError) as error:
     raise ValueError(f'cannot read image {path}: {error}') from None

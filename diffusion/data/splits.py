@@ -60,9 +60,11 @@ def dataset_fingerprint(x: np.ndarray, label: np.ndarray) -> str:
 
 def _rank(digests: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """For each example: the relative rank in [0, 1) and the number of its distinct content within its class."""
-  unique, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
-  # Copies that carry different labels still share a split: the first copy's class speaks for all.
-  owner = labels[first]
+  unique, inverse = np.unique(digests, return_inverse=True)
+  # Copies that carry different labels still share a split: the smallest of their classes speaks for all, wherever
+  # they lie in the data.
+  owner = np.full(unique.size, np.iinfo(labels.dtype).max)
+  np.minimum.at(owner, inverse, labels)
   rank = np.empty(unique.size)
   count = np.empty(unique.size)
   for label in np.unique(owner):
@@ -97,14 +99,16 @@ def make(x: np.ndarray, labels: np.ndarray, fractions: Fractions, official_test:
     )
   # A salted hash may start with zero bytes, which NumPy's S32 strips only at the end: order and equality hold.
   digests = content_hashes(x, fractions.salt)
-  rank, count = _rank(digests, labels)
+  rank, _ = _rank(digests, labels)
   in_test = rank < test_share
   in_validation = ~in_test & (rank < test_share + fractions.validation)
   train = np.flatnonzero(~in_test & ~in_validation)
   if fractions.limit:
     if fractions.limit > train.size:
       raise ValueError(f'train_limit must be at most {train.size}, got {fractions.limit}')
-    train = np.sort(train[np.lexsort((digests[train], count[train]))][: fractions.limit])
+    # Counted anew: how many of a class went to the other parts grows with its size.
+    _, count = _rank(digests[train], labels[train])
+    train = np.sort(train[np.lexsort((digests[train], count))][: fractions.limit])
   parts = {
     'train': train,
     'validation': np.flatnonzero(in_validation),

@@ -25,20 +25,22 @@ def nearest(
   """
   if len(reference) < 2:
     raise ValueError(f'nearest-neighbor ratios need at least 2 references, got {len(reference)}')
-  r = reference.reshape(len(reference), -1).astype(np.float64)
-  q = queries.reshape(len(queries), -1).astype(np.float64)
+  flat = reference.reshape(len(reference), -1)
+  center = flat.mean(0, dtype=np.float64)  # near the origin the identity below keeps its digits
+  r = flat - center
   norms = (r**2).sum(1)
+  count = min(8, len(r))
   found = []
-  for start in range(0, len(q), chunk):
-    part = q[start : start + chunk]
-    square = norms - 2 * part @ r.T  # + |q|^2, the same for all references
-    two = np.argpartition(square, 1, axis=1)[:, :2]
-    # The identity above loses digits for near copies: measure the two that matter directly.
-    distance = np.linalg.norm(part[:, None] - r[two], axis=2)
-    order = np.argsort(distance, axis=1)
-    two = np.take_along_axis(two, order, 1)
+  for start in range(0, len(queries), chunk):
+    part = queries[start : start + chunk].reshape(-1, flat.shape[1]).astype(np.float64)
+    square = norms - 2 * (part - center) @ r.T  # + |q|^2, the same for all references
+    near = np.argpartition(square, count - 1, axis=1)[:, :count]
+    # For near copies it loses digits all the same: measure the few that matter directly, and order them by that.
+    distance = np.linalg.norm(part[:, None] - flat[near].astype(np.float64), axis=2)
+    order = np.argsort(distance, axis=1)[:, :2]
+    near = np.take_along_axis(near, order, 1)
     distance = np.take_along_axis(distance, order, 1)
-    found.append((two[:, 0], distance[:, 0], distance[:, 1]))
+    found.append((near[:, 0], distance[:, 0], distance[:, 1]))
   return tuple(np.concatenate(column) for column in zip(*found, strict=True))
 
 

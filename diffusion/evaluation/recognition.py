@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from diffusion import statistics
+from diffusion import checks, statistics
 from diffusion.citations import technique
 from diffusion.evaluation.evaluate import Finding, Judged, Metric
 
@@ -17,8 +17,12 @@ def support_vectors(c: float = 10.0) -> Metric:
   Args:
     c: the classifier's penalty, > 0.
 
+  Raises:
+    ValueError: c out of its range.
+
   Source: Cortes & Vapnik (1995).
   """
+  checks.positive('c', c)
 
   def judge(judged: Judged) -> list[Finding]:
     from sklearn import svm

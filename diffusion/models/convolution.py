@@ -87,7 +87,9 @@ def canonical(
   return _canonical(padding)(x, kernel)
 
 
-def plain(x: Array, kernel: Array, window_strides: Sequence[int], padding, **rest) -> Array:
+def plain(
+  x: Array, kernel: Array, window_strides: Sequence[int], padding: Padding, **rest
+) -> Array:
   """`lax.conv_general_dilated` itself: the same numbers, with a jvp."""
   return lax.conv_general_dilated(x, kernel, window_strides, padding, **rest)
 

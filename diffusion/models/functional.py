@@ -1,6 +1,7 @@
 """Linen inside, functions outside: a module as a `Model`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,7 @@ import jax
 from diffusion.types import Array, Conditioning, CrossMean, Key, Model, Variables
 
 
-def identity(tree):
+def identity(tree: Any) -> Any:
   """The mean over one device."""
   return tree
 

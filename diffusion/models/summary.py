@@ -1,6 +1,7 @@
 """A model's table of parameters and its arithmetic."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,7 +49,7 @@ def _count(jaxpr) -> int:
   return total
 
 
-def flops(function, *arguments) -> int:
+def flops(function: Callable, *arguments: Any) -> int:
   """Floating-point operations of all matrix products and convolutions in one call (a multiply-add is two).
 
   Counted on the traced program, since XLA's own count leaves some out. A `while` counts as one pass.

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from diffusion.citations import technique
 from diffusion.objectives.weights import Weight
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Context, Term
+from diffusion.types import Array, Context, Prediction, Term
 
 
-def eps_loss(x0: Array, eps: Array, prediction, log_snr: Array) -> Array:
+def eps_loss(x0: Array, eps: Array, prediction: Prediction, log_snr: Array) -> Array:
   """mean_j (eps_hat_j - eps_j)^2 for each example, from the better conditioned half of the prediction.
 
   The two errors are one: alpha (x0_hat - x0) = -sigma (eps_hat - eps). Below SNR 1 the eps error is a small

@@ -311,13 +311,14 @@ def test_blocks_are_averaged_to_the_nearest_level(tmp_path):
   written = prepared(tmp_path)
   small = sources.tfds('mnist', str(tmp_path / 'sets'), size=7).load()
   assert small.x.shape == (9, 7, 7, 1)
-  whole = {int(x.sum()): x for x, _ in zip(*written['train'], strict=True)}
-  matched = 0
-  for reduced in small.x[..., 0]:
-    for x in whole.values():
-      mean = sum(x[a::4, b::4].astype(int) for a in range(4) for b in range(4)) / 16
-      matched += abs(reduced - mean).max() <= 0.5
-  assert matched == 9
+  means = [
+    sum(x[a::4, b::4].astype(int) for a in range(4) for b in range(4)) / 16
+    for x in written['train'][0]
+  ]
+  for reduced in small.x[
+    ..., 0
+  ]:  # each is the block mean of one of them, TFDS having shuffled them
+    assert sum(abs(reduced - mean).max() <= 0.5 for mean in means) == 1
 
 
 def test_a_set_that_needs_tensorflow_is_refused(tmp_path):
@@ -350,6 +351,7 @@ def test_prepared_mnist(mnist):
   assert abs(mnist.x.std(dtype=np.float64) / 255 - 0.3081) < 5e-5
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_size_averages_blocks(mnist):
   small = sources.tfds('mnist', str(PREPARED), size=14).load()

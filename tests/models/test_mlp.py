@@ -11,7 +11,6 @@ from diffusion import streams
 from diffusion.models import mlp
 from diffusion.types import Conditioning
 
-
 # These programs run once: compiling them with little optimization is quicker.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
