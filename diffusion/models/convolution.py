@@ -69,15 +69,28 @@ def _halved(x: Array, kernel: Array, padding: Padding) -> tuple[Array, Array]:
 
 
 def canonical(
-  x: Array, kernel: Array, window_strides: Sequence[int], padding: Padding, **unused
+  x: Array,
+  kernel: Array,
+  window_strides: Sequence[int],
+  padding: Padding,
+  *,
+  lhs_dilation: Sequence[int] | None = None,
+  rhs_dilation: Sequence[int] | None = None,
+  feature_group_count: int = 1,
+  **unused,
 ) -> Array:
   """Convolution x[B, H, W, C] * kernel[h, w, C, O] with strides of 1 or 2 and canonical gradients.
 
   The signature is that of `lax.conv_general_dilated`, so that `nn.Conv(conv_general_dilated=canonical)` takes it.
 
   Raises:
-    ValueError: strides other than 1 or 2, which nothing here uses.
+    ValueError: strides other than 1 or 2, dilation or groups, which nothing here uses.
   """
+  for name, value in (('lhs_dilation', lhs_dilation), ('rhs_dilation', rhs_dilation)):
+    if value is not None and tuple(value) != (1, 1):
+      raise ValueError(f'{name} must be (1, 1), got {tuple(value)}')
+  if feature_group_count != 1:
+    raise ValueError(f'feature_group_count must be 1, got {feature_group_count}')
   padding = tuple((int(a), int(b)) for a, b in padding)
   if tuple(window_strides) == (2, 2):
     x, kernel = _halved(x, kernel, padding)

@@ -43,9 +43,10 @@ def _count(jaxpr) -> int:
       total += _convolution(equation)
     repeats = equation.params['length'] if equation.primitive.name == 'scan' else 1
     for value in equation.params.values():
-      inner = getattr(value, 'jaxpr', value)
-      if hasattr(inner, 'eqns'):
-        total += repeats * _count(inner)
+      branches = value if isinstance(value, (tuple, list)) else (value,)
+      inner = [getattr(branch, 'jaxpr', branch) for branch in branches]
+      counts = [_count(jaxpr) for jaxpr in inner if hasattr(jaxpr, 'eqns')]
+      total += repeats * max(counts, default=0)
   return total
 
 

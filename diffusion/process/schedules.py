@@ -75,7 +75,8 @@ def linear_beta(
   checks.positive('beta_min', beta_min)
   checks.at_least('beta_max', beta_max, beta_min)
   slope = beta_max - beta_min
-  _check_ends(-math.log(math.expm1(beta_min + slope / 2)), log_snr_max)
+  area = beta_min + slope / 2  # B(1); -log(expm1(area)) without its overflow
+  _check_ends(-area - math.log(-math.expm1(-area)), log_snr_max)
   start = math.log1p(math.exp(-log_snr_max))  # B(u0)
   first = 2 * start / (beta_min + math.sqrt(beta_min**2 + 2 * slope * start))
 

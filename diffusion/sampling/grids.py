@@ -26,4 +26,11 @@ def uniform_log_snr(path: Path, steps: int, low: float, high: float) -> Array:
   checks.integer('sampling_steps', steps)
   if not low < high:
     raise ValueError(f'a grid needs low < high, got low={low!r}, high={high!r}')
+  ends = path.log_snr(jnp.array([1.0, 0.0]))
+  slack = 1e-3  # nats; the ends of a float32 schedule are rounded
+  if not checks.traced(ends) and not ends[0] - slack <= low < high <= ends[1] + slack:
+    raise ValueError(
+      f'a grid needs low and high inside the schedule, {float(ends[0]):g} to {float(ends[1]):g}, got '
+      f'low={low!r}, high={high!r}'
+    )
   return path.time(jnp.linspace(low, high, steps + 1))

@@ -28,10 +28,12 @@ def ddim(path: Path, eta: float = 0.0) -> Sampler:
   def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
     prediction = denoise(z, t)
     then = path.marginal(s)
-    _, variance = gaussian.posterior(path, z, z, t, s)
-    tau = eta * jnp.sqrt(variance)
+    # Var q(z_s | z_t, x0) = fresh sigma_s^2. Not sqrt(sigma_s^2 - tau^2): after a giant step the two round past each
+    # other and the root is NaN; fresh never exceeds 1.
+    fresh = -jnp.expm1(path.log_snr(t) - path.log_snr(s))
+    tau = eta * then.sigma * jnp.sqrt(fresh)
     drift = expand(then.alpha, z) * prediction.x0
-    drift += expand(jnp.sqrt(then.sigma**2 - tau**2), z) * prediction.eps
+    drift += expand(then.sigma * jnp.sqrt(1 - eta**2 * fresh), z) * prediction.eps
     if checks.off(eta):
       return drift
     return drift + expand(tau, z) * streams.normal(keys, z.shape[1:])

@@ -127,6 +127,19 @@ def test_forward_mode_is_the_same_layer_with_a_jvp(stride, x64):
   np.testing.assert_allclose((g * pushed).sum(), (pulled * direction).sum(), rtol=1e-10)
 
 
+def test_a_stride_two_layer_looks_at_its_pixel_and_the_two_after():
+  """DDPM's padding: output i reads inputs 2i, 2i + 1 and 2i + 2, of which the last one may be the padding."""
+  layer = convolution.conv(1, stride=2)
+  variables = {'params': {'kernel': jnp.ones((3, 3, 1, 1)), 'bias': jnp.zeros(1)}}
+  reads = jax.jit(jax.jacrev(lambda x: layer.apply(variables, x)))(jnp.ones((1, 6, 6, 1)))
+  reads = np.asarray(reads).reshape(3, 3, 6, 6)
+  for i in range(3):
+    for j in range(3):
+      expected = np.zeros((6, 6))
+      expected[2 * i : 2 * i + 3, 2 * j : 2 * j + 3] = 1
+      np.testing.assert_array_equal(reads[i, j], expected)
+
+
 def test_a_zero_layer_starts_at_zero_and_an_ordinary_one_at_unit_gain():
   x = jnp.asarray(np.random.default_rng(3).normal(size=(4, 16, 16, 32)), jnp.float32)
   zero, ordinary = (

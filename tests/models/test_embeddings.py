@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion.models import embeddings
+from diffusion.types import NULL
 
 
 def test_fourier_features_are_waves_of_geometric_frequencies(x64):
@@ -35,7 +36,7 @@ def test_an_odd_number_of_features_is_an_error():
 
 def test_every_label_has_a_vector_of_its_own_and_the_null_label_too():
   module = embeddings.ConditioningEmbedding(16, 3)
-  noise, labels = jnp.zeros(4), jnp.arange(4)
+  noise, labels = jnp.zeros(4), jnp.array([0, 1, 2, NULL])
   variables = jax.jit(module.init)(jax.random.key(0), noise, labels)
   out = np.asarray(module.apply(variables, noise, labels))
   assert out.shape == (4, 16)
@@ -45,6 +46,14 @@ def test_every_label_has_a_vector_of_its_own_and_the_null_label_too():
   table = np.abs(np.asarray(gradient['params']['Embed_0']['embedding'])).sum(-1)
   assert table.shape == (4, 4)
   np.testing.assert_array_equal(table > 0, np.eye(4, dtype=bool))
+
+
+def test_classes_are_as_loud_as_the_noise_level_from_the_start():
+  module = embeddings.ConditioningEmbedding(64, 100)
+  start = jax.jit(module.init)(jax.random.key(0), jnp.zeros(1), jnp.zeros(1, int))
+  table = np.asarray(start['params']['Embed_0']['embedding'])
+  assert table.shape == (101, 64)
+  assert abs(table.var() - 1) < 5 * np.sqrt(2 / table.size)
 
 
 def test_without_classes_the_label_is_not_read():

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.models import functional
+from diffusion.models import functional, mlp, unet
 from diffusion.types import Conditioning
 
 
@@ -41,6 +41,14 @@ def test_a_model_passes_everything_on():
   )
   changed = model.apply(variables | {'params': {'w': jnp.array(0.0)}}, z, noise, told)[0]
   np.testing.assert_allclose(changed, [[100.25], [200.5]])
+
+
+def test_a_model_says_how_many_classes_its_module_was_given():
+  assert functional.from_linen(Recorder).num_classes == 0
+  assert functional.from_linen(Recorder, 7).num_classes == 7
+  for made in (mlp.mlp, unet.unet):
+    assert made().num_classes == 0
+    assert made(num_classes=3).num_classes == 3
 
 
 def test_identity_is_the_mean_over_one_device():

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion import streams
 from diffusion.models import mlp
-from diffusion.types import Conditioning
+from diffusion.types import NULL, Conditioning
 
 # These programs run once: compiling them with little optimization is quicker.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -66,7 +66,7 @@ def test_everything_it_is_told_changes_the_output():
     'z': apply(variables, z + 0.5, noise, conditioning(5)),
     'noise': apply(variables, z, noise + 0.25, conditioning(5)),
     'label': apply(variables, z, noise, conditioning(5, 1)),
-    'null label': apply(variables, z, noise, conditioning(5, 3)),
+    'null label': apply(variables, z, noise, conditioning(5, NULL)),
   }
   for name, output in changed.items():
     assert (np.abs(np.asarray(output) - base).max(1) > 1e-3).all(), name

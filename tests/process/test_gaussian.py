@@ -42,7 +42,9 @@ def test_a_log_snr_beyond_an_end_has_that_end_as_its_time(name):
 def test_time_is_accurate_in_float32():
   path = bound()
   t = jnp.linspace(0.0, 1.0, 101)
-  np.testing.assert_allclose(jax.jit(path.time)(path.log_snr(t)), t, atol=3e-7)
+  found = jax.jit(path.time)(path.log_snr(t))
+  np.testing.assert_allclose(found, t, atol=3e-7)
+  np.testing.assert_array_equal(found[jnp.array([0, 100])], [0, 1])  # the ends to the bit
 
 
 @pytest.mark.parametrize('name', SCHEDULES)
@@ -128,12 +130,14 @@ def test_posterior_averaged_over_z_t_is_the_marginal_of_z_s(x64):
 
 
 def test_posterior_of_nearby_times_keeps_its_digits():
-  """In float32, from the same two log-SNR: 1 - SNR_t / SNR_s of two times 1e-3 apart."""
+  """In float32, from the same log-SNR: 1 - SNR_t / SNR_s of times 2e-4 apart, where the ratio is nearly 1."""
   path = bound()
-  t, s = jnp.array([0.501]), jnp.array([0.5])
-  _, variance = gaussian.posterior(path, jnp.zeros((1, 1)), jnp.zeros((1, 1)), t, s)
-  levels = [np.float64(path.log_snr(one)[0]) for one in (t, s)]
-  np.testing.assert_allclose(variance[0], conditioned(*levels, 0.0, 0.0)[1], rtol=3e-6)
+  s = jnp.linspace(0.1, 0.9, 50)
+  t, zero = s + 2e-4, jnp.zeros((50, 1))
+  _, variance = gaussian.posterior(path, zero, zero, t, s)
+  levels = [np.asarray(path.log_snr(one), np.float64) for one in (t, s)]
+  expected = [conditioned(*pair, 0.0, 0.0)[1] for pair in zip(*levels, strict=True)]
+  np.testing.assert_allclose(variance, expected, rtol=3e-6)
 
 
 def test_prior_is_normal_with_the_deviation_of_the_last_time():
