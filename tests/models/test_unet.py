@@ -97,7 +97,7 @@ def test_classes_and_attention_add_what_they_should():
   assert parameters(unet.unet(num_classes=10)) - plain == 11 * 512
   # Attention at 16x16: two blocks down and three up of 256 channels, a norm and four projections each.
   without = parameters(unet.unet(attention=()))
-  assert plain - without == 5 * (2 * 256 + 4 * (256 * 256 + 256))
+  assert plain - without == 5 * (2 * 256 + 4 * 256 * 256 + 3 * 256)
 
 
 def test_output_is_zero_at_initialization():
