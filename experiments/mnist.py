@@ -4,9 +4,9 @@ Run     python -m experiments.mnist --workdir=runs/mnist --config.data_dir=~/ten
 Smoke   python -m experiments.mnist --workdir=runs/smoke --smoke
 
 Expect  Not yet run in full: it wants a GPU. A REDUCED run (width 16 for 64, 1,200 steps of 64 images, 1.3 epochs)
-        reached validation/eps 0.154 and test/eps 0.1524 [0.1521, 0.1528], 0 of 200 samples memorized; most samples can be
-        read as their class. 20 minutes on 2 CPU cores that other work shared, then 7 of evaluation on all 10,000 test
-        images; seed 0, commit 3709a63, printed by
+        reached validation/eps 0.154 and test/eps 0.1524 [0.1521, 0.1528], 0 of 200 samples memorized; most samples
+        can be read as their class. 20 minutes on 2 CPU cores that other work shared, then 7 of evaluation on all
+        10,000 test images; seed 0, commit 3709a63, printed by
           python -m experiments.mnist --workdir=runs/mnist --config.data_dir=DIR --config.width=16
             --config.batch_size=64 --config.num_steps=1200 --config.log_every=20 --config.validate_every=300
             --config.validation_fraction=0.004 --config.learning_rate=0.002 --config.warmup_steps=50
