@@ -13,9 +13,11 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion import devices, provenance, runs
-from diffusion.runs import load
+from diffusion import devices, provenance
+from diffusion.runs import describing, judging, session, training
+from diffusion.runs.loading import load
 from diffusion.training.assembly import Experiment, Sampling
+from diffusion.workdir import read_record
 
 __all__ = ['Experiment', 'Sampling', 'load', 'run']
 
@@ -135,11 +137,11 @@ def _main(
       config = dataclasses.replace(config, seed=f.seed)
   else:
     # A finished run is judged as it was configured; only what the command line names is different.
-    recorded = runs.read_record(workdir)
+    recorded = read_record(workdir)
     config = provenance.config_from_json(base, recorded['config'])
     config = dataclasses.replace(config, **overrides)
   devices.configure(config.batch_size, f.cpu_devices)
-  setting = runs.Setting(
+  setting = session.Setting(
     build=build,
     config=config,
     workdir=workdir,
@@ -148,8 +150,8 @@ def _main(
     source=pathlib.Path(sys.modules['__main__'].__file__),
   )
   if f.dry_run:
-    print(runs.describe(setting))
+    print(describing.describe(setting))
     return 0
   if f.mode == 'train':
-    return runs.train(setting)
-  return runs.judge(setting, f.mode, 0 if f.seed is None else f.seed)
+    return training.train(setting)
+  return judging.judge(setting, f.mode, 0 if f.seed is None else f.seed)

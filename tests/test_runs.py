@@ -12,9 +12,10 @@ import time
 import numpy as np
 import pytest
 
-from diffusion import launch, provenance, runs
+from diffusion import launch, provenance
 from diffusion.reporting import records
 from diffusion.training import assembly, checkpoint
+from diffusion.workdir import read_record
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -53,7 +54,7 @@ def wait_for_rows(workdir, process, rows):
 
 def last_state(workdir):
   """Every leaf of the latest checkpoint, its callbacks' states, and the rows without their timing."""
-  record = runs.read_record(workdir)
+  record = read_record(workdir)
   module = __import__(f'experiments.{record["experiment"]}', fromlist=['build'])
   experiment = module.build(provenance.config_from_json(module.Config(), record['config']))
   loaded = assembly.load_data(experiment)
@@ -101,7 +102,7 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same_to_the_bit(tmp_path, uni
   process.send_signal(number)
   status, output = finish(process)
   assert status == 128 + number, output
-  step = runs.read_record(workdir)['step']
+  step = read_record(workdir)['step']
   assert 0 < step < 1500
   assert f'saved at step {step}; the same command goes on from there' in output
   status, output = finish(start(workdir, *NUMBERS))
@@ -129,19 +130,21 @@ def test_a_finished_run_says_so_extends_and_loads(uninterrupted):
   assert status == 0
   assert 'is finished at step 1500' in output
   run = launch.load(uninterrupted)
-  record = runs.read_record(uninterrupted)
+  record = read_record(uninterrupted)
   assert run.step == record['results']['best step']
   samples = run.sample([0] * 7, seed=4)
   np.testing.assert_array_equal(samples[:5], run.sample([0] * 5, seed=4))
   assert not np.array_equal(samples, run.sample([0] * 7, seed=5))
+  with pytest.raises(ValueError, match=r'labels must be in \[0, 1\), or -1 for none, got 1'):
+    run.sample([0, 1])
   prediction = run.denoiser([0])(np.zeros((1, 8), np.float32), np.full(1, 0.5, np.float32))
   assert prediction.x0.shape == (1, 8)
-  before = runs.read_record(uninterrupted)['step']
+  before = read_record(uninterrupted)['step']
   copy = uninterrupted.parent / 'extended'
   subprocess.run(['cp', '-r', uninterrupted, copy], check=True)
   status, output = finish(start(copy, *NUMBERS, '--extend=100'))
   assert status == 0, output
-  after = runs.read_record(copy)
+  after = read_record(copy)
   assert after['step'] == before + 100
   assert [row['step'] for row in records.read_json_lines(copy / 'metrics.jsonl')][-1] == 1600
 
@@ -187,7 +190,7 @@ def test_every_experiment_passes_its_smoke_run(tmp_path, experiment):
     'samples.npz',
   ):
     assert (workdir / name).stat().st_size > 0, name
-  record = runs.read_record(workdir)
+  record = read_record(workdir)
   assert record['status'] == 'finished'
   assert record['smoke'] is True
   if experiment != 'mixture':
@@ -207,7 +210,7 @@ def test_early_stopping_ends_an_overfitted_run_and_the_best_is_judged(tmp_path):
     start(tmp_path / 'run', *flags, '--config.patience=200', '--config.learning_rate=0.005')
   )
   assert status == 0, output
-  record = runs.read_record(tmp_path / 'run')
+  record = read_record(tmp_path / 'run')
   assert record['reason'].startswith('early stopping')
   rows = [
     r for r in records.read_json_lines(tmp_path / 'run' / 'metrics.jsonl') if 'validation/eps' in r

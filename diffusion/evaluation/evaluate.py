@@ -33,4 +33,13 @@ class Finding(NamedTuple):
   meaning: str
 
 
-Metric = Callable[[Judged], list[Finding]]
+class Metric(NamedTuple):
+  """What judges the samples of a finished run.
+
+  Attributes:
+    check: (number of samples, number of classes) -> None; raises ValueError before training for what it cannot judge.
+    measure: the findings of the samples.
+  """
+
+  check: Callable[[int, int], None]
+  measure: Callable[[Judged], list[Finding]]

@@ -80,4 +80,4 @@ def nearest_neighbor_ratio(threshold: float = 1 / 3) -> Metric:
       Finding('its held-out null', fractions[1], 'the same of real held-out examples: what no copying looks like'),
     ]  # fmt: skip
 
-  return judge
+  return Metric(lambda samples, classes: None, judge)

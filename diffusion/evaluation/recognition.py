@@ -24,13 +24,14 @@ def support_vectors(c: float = 10.0) -> Metric:
   """
   checks.positive('c', c)
 
+  def check(samples: int, classes: int) -> None:
+    if classes < 2:
+      raise ValueError(
+        f'recognition needs at least two classes, the data has {classes}: leave it out of the metrics'
+      )
+
   def judge(judged: Judged) -> list[Finding]:
     from sklearn import svm
-
-    if len(judged.class_names) < 2:
-      raise ValueError(
-        'recognition needs at least two classes: leave it out of the metrics for unlabelled data'
-      )
 
     def flat(x: np.ndarray) -> np.ndarray:
       return x.reshape(len(x), -1).astype(np.float64)
@@ -56,4 +57,4 @@ def support_vectors(c: float = 10.0) -> Metric:
       Finding('held-out accuracy', real, f'of that classifier, on {correct.size} real examples'),
     ]
 
-  return judge
+  return Metric(check, judge)

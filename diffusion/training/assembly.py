@@ -147,6 +147,9 @@ def load_data(experiment: Experiment) -> Loaded:
       f'the network has num_classes={experiment.model.num_classes}, {data.name} has {data.num_classes} classes: make '
       'them agree'
     )
+  samples = experiment.sampling.per_class * max(1, data.num_classes)
+  for metric in experiment.metrics:
+    metric.check(samples, data.num_classes)
   split = splits.make(data.x, data.label, experiment.split, data.test is not None)
   pipeline.check_size(len(split.train), experiment.batch_size)
   if len(split.validation) < 2:
@@ -174,7 +177,7 @@ def init_state(experiment: Experiment, stored: np.ndarray, levels: int | None) -
   """
   terms = {name: term for name, (_, term) in experiment.terms.items()}
 
-  @jax.jit  # as one program: leaf by leaf it takes seconds
+  @devices.compile_quickly  # as one program: leaf by leaf it takes seconds
   def init(seed: Array, stored: Array) -> states.TrainState:
     parameters, statistics = states.init_parameters(
       seed, experiment.model, experiment.diffusion, terms, pipeline.normalize(stored, levels)

@@ -87,7 +87,7 @@ def test_planted_copies_are_counted(copies):
   noisy = train[:copies].astype(int) + np.random.default_rng(7).integers(-2, 3, (copies, 4, 4, 1))
   samples = np.concatenate([np.clip(noisy, 0, 255).astype(np.uint8), pictures(8, 100 - copies)])
   train = np.concatenate([train, train[:50]])
-  found, null = memorization.nearest_neighbor_ratio()(judged(samples, train, pictures(9, 200)))
+  found, null = memorization.nearest_neighbor_ratio().measure(judged(samples, train, pictures(9, 200)))
   assert found.value.estimate == copies / 100
   assert found.value.low <= copies / 100 <= found.value.high
   assert null.value.estimate == 0
@@ -96,7 +96,7 @@ def test_planted_copies_are_counted(copies):
 
 def test_the_null_is_that_of_the_held_out_data():
   train = pictures(10, 100)
-  found, null = memorization.nearest_neighbor_ratio()(judged(pictures(11, 40), train, train[:40]))
+  found, null = memorization.nearest_neighbor_ratio().measure(judged(pictures(11, 40), train, train[:40]))
   assert (found.value.estimate, null.value.estimate) == (0, 1)
 
 

@@ -6,6 +6,9 @@ import pytest
 from diffusion.data import sources
 from diffusion.evaluation import recognition
 from diffusion.evaluation.evaluate import Judged
+from diffusion.models import mlp
+from diffusion.training import assembly
+from tests.training import tiny
 
 
 @pytest.fixture(scope='module')
@@ -23,7 +26,7 @@ def judge(digits, relabel):
   given = Judged(
     x[samples], relabel(label[samples]), (x[:900], label[:900]), (x[1300:], label[1300:]), names
   )
-  return {finding.name: finding for finding in recognition.support_vectors()(given)}
+  return {finding.name: finding for finding in recognition.support_vectors().measure(given)}
 
 
 def test_real_digits_are_recognized(digits):
@@ -56,3 +59,15 @@ def test_the_worst_class_is_named(digits):
 def test_a_bad_penalty_is_named_in_the_factory(penalty):
   with pytest.raises(ValueError, match=rf'c must .* got {penalty}'):
     recognition.support_vectors(penalty)
+
+
+def test_unlabelled_data_is_refused_before_training():
+  experiment = tiny.experiment(
+    data=sources.arrays(
+      'noise', np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32), levels=None
+    ),
+    model=mlp.mlp(16, 2, 0.0),
+    metrics=[recognition.support_vectors()],
+  )
+  with pytest.raises(ValueError, match='at least two classes'):
+    assembly.load_data(experiment)

@@ -1,0 +1,1 @@
+"""Runs: train one, judge one, describe one, load one into Python."""

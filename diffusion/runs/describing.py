@@ -1,0 +1,44 @@
+"""Describing a run before it is made."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+
+from diffusion import devices, provenance
+from diffusion.data import pipeline
+from diffusion.models import summary
+from diffusion.reporting import tables
+from diffusion.runs.session import Setting, data_record, open_session
+from diffusion.types import Conditioning
+
+
+def describe(setting: Setting) -> str:
+  """What a run would be: configuration, splits, parameters and arithmetic."""
+  session, state = open_session(setting)
+  experiment, loaded = session.experiment, session.loaded
+  x = pipeline.normalize(jnp.asarray(loaded.train[0][:1]), loaded.dataset.levels)
+  conditioning = Conditioning(jnp.zeros(1, jnp.int32), jnp.zeros((1, 0)))
+
+  def output(network):
+    return experiment.model.apply(
+      {'params': network, **state.statistics}, x, jnp.zeros(1), conditioning
+    )[0]
+
+  network = state.params.network
+  forward = summary.flops(output, network)
+  both = summary.flops(jax.grad(lambda p: output(p).sum()), network)
+  rows = summary.parameter_rows(network)
+  total = sum(row[1] for row in rows)
+  data = data_record(loaded)
+  hashes = data['split_hashes']
+  sizes = [(name, size, hashes[name]) for name, size in data['examples'].items()]
+  shape = f'{data["shape"]}, {data["levels"]} levels, {len(data["class_names"])} classes'
+  return '\n\n'.join([
+    json.dumps(provenance.config_to_json(setting.config), indent=2),
+    f'data: {data["name"]}, {shape}. {data["note"]}',
+    tables.markdown(['split', 'examples', 'hash'], sizes),
+    tables.markdown(['module', 'parameters', 'rms'], [*rows, ('total', total, '')]),
+    f'arithmetic per image: {forward / 1e6:.1f} MFLOP forward, {both / 1e6:.1f} MFLOP forward and backward',
+    f'devices: {devices.describe()}',
+  ])  # fmt: skip

@@ -1,0 +1,139 @@
+"""Judging a run: samples, metrics, pictures and the report."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import devices, provenance, statistics, workdir
+from diffusion.data import pipeline
+from diffusion.evaluation import gap, memorization
+from diffusion.evaluation.evaluate import Finding, Judged
+from diffusion.reporting import plots, records, tables
+from diffusion.runs.loading import load
+from diffusion.runs.session import Session, Setting, open_session, picture, restore, stored_samples
+from diffusion.training import assembly
+from diffusion.training.checkpoint import open_checkpoints
+from diffusion.workdir import read_record
+
+
+def judge_best(session: Session, target: Any, sampler_seed: int, again: bool = False) -> None:
+  """Restores the best checkpoint, samples from it, applies the metrics, and writes pictures and report.
+
+  A run's own judgment is its `results`; another one, with other numbers of sampling, stands beside it in `evaluations`
+  and in files of its own.
+  """
+  experiment, loaded = session.experiment, session.loaded
+  keeper = open_checkpoints(session.folder / 'checkpoints')
+  best = restore(keeper, target, 'best')
+  keeper.close()
+  if best is None:
+    raise ValueError(f'no checkpoint in {session.folder}: train first')
+  suffix = f'_evaluation{len(session.record["evaluations"])}' if again else ''
+  begin = time.perf_counter()
+  weights = assembly.weights(experiment, devices.replicate(best.state))
+  row = session.programs.validate(weights)
+  findings = [
+    Finding(
+      'best step', best.step, 'of the lowest held-out loss; all below is of its averaged weights'
+    )
+  ]
+  findings += _loss_findings(session, weights, row)
+  data = loaded.dataset
+  labels = assembly.class_labels(data.num_classes, experiment.sampling.per_class)
+  print(f'sampling {len(labels)} from the best checkpoint, step {best.step}', flush=True)
+  sampler_weights = (*weights[:2], devices.replicate(jnp.asarray(sampler_seed, jnp.uint32)))
+  samples = stored_samples(session.programs.sample, sampler_weights, labels, data.levels)
+  workdir.save_samples(session.folder / f'samples{suffix}.npz', samples, labels)
+  held_out = tuple(
+    np.concatenate(pair) for pair in zip(loaded.validation, loaded.test, strict=True)
+  )
+  judged = Judged(samples, labels, loaded.train, held_out, data.class_names)
+  for metric in experiment.metrics:
+    findings += metric.measure(judged)
+  skipped = int(best.state.skipped)
+  findings.append(
+    Finding('skipped steps', skipped, 'steps left out because something was not finite')
+  )
+  _pictures(session, judged, best.step, suffix)
+  config = provenance.config_to_json(session.setting.config)
+  evaluation = {
+    'time': workdir.now(),
+    'sampler_seed': sampler_seed,
+    'changed': provenance.differences(session.record['config'], config),
+    'seconds': time.perf_counter() - begin,
+    'results': workdir.findings_to_json(findings),
+  }
+  session.note(evaluations=[*session.record['evaluations'], evaluation])
+  if not again:
+    session.note(results=evaluation['results'])
+  levels = gap.per_level(row, experiment.bank)
+  path = workdir.write_report(
+    session.folder, session.record | {'config': config}, findings, levels, session.used, suffix
+  )
+  print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
+  print(f'report: {path}', flush=True)
+
+
+def _loss_findings(session: Session, weights: Any, row: Mapping[str, float]) -> list[Finding]:
+  """Held-out losses of the best checkpoint; the only place where the test split's loss is looked at."""
+  bounds = [row[f'validation/{name}'] for name in ('gap', 'gap_low', 'gap_high')]
+  found = [
+    Finding('validation/eps', row['validation/eps'], 'unweighted eps-loss on the fixed noise bank'),
+    Finding(
+      'validation gap',
+      statistics.Interval(*bounds),
+      'held-out minus training loss on the same noise',
+    ),
+  ]
+  test = session.loaded.test
+  if len(test[0]) > 1:
+    values = session.programs.losses(weights, *test, np.arange(len(test[0]))).mean(1)
+    found.insert(1, Finding('test/eps', statistics.mean_t(values), 'the same on the test split'))
+  return found
+
+
+def _pictures(session: Session, judged: Judged, step: int, suffix: str) -> None:
+  data, folder = session.loaded.dataset, session.folder
+  note = f' ({data.note})' if data.note else ''
+  # The picture's labels are the first of the metrics' labels, so its samples are too.
+  shown = judged.samples[
+    : len(assembly.picture_labels(session.experiment, data.levels, data.num_classes))
+  ]
+  title = f'{data.name}: samples from step {step}{note}'
+  picture(data, session.loaded.validation[0], shown, folder / f'samples{suffix}.png', title)
+  rows = records.read_json_lines(folder / 'metrics.jsonl')
+  plots.curves(rows, folder / 'curves.png', title=f'{data.name}{note}', best_step=step)
+  if data.levels is not None:
+    index, ratio = memorization.ratios(judged.samples, judged.train[0])
+    closest = np.argsort(ratio)[:24]
+    pairs = (judged.samples[closest], judged.train[0][index[closest]])
+    plots.memorization_strip(
+      *(pipeline.to_uint8(x, data.levels) for x in pairs), ratio[closest], folder / f'nearest{suffix}.png',
+      title='samples above their nearest training images',
+    )  # fmt: skip
+
+
+def judge(setting: Setting, mode: str, sampler_seed: int) -> int:
+  """--mode=sample: a new grid with another seed. --mode=evaluate: metrics and report anew."""
+  session, state = open_session(setting)
+  record = read_record(session.folder)
+  changed = provenance.differences(record['data'], session.record['data'])
+  if changed:
+    raise ValueError(f'the data is not what {session.folder} was trained on: {"; ".join(changed)}')
+  session = session._replace(record=record)
+  if mode == 'evaluate':
+    judge_best(session, assembly.host_target(state), sampler_seed, again=True)
+    return 0
+  run = load(session.folder, session.experiment)
+  data = session.loaded.dataset
+  labels = assembly.picture_labels(session.experiment, data.levels, data.num_classes)
+  samples = run.sample(labels, sampler_seed)
+  path = session.folder / f'samples_seed{sampler_seed}.png'
+  picture(
+    data, session.loaded.validation[0], samples, path, f'step {run.step}, seed {sampler_seed}'
+  )
+  print(path)
+  return 0

@@ -1,0 +1,103 @@
+"""Loading a run into Python."""
+
+import importlib.util
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import devices, provenance
+from diffusion.data import pipeline
+from diffusion.process import gaussian
+from diffusion.training import assembly
+from diffusion.training.assembly import Experiment
+from diffusion.training.checkpoint import open_checkpoints
+from diffusion.types import NULL, Denoiser
+from diffusion.workdir import read_record
+
+
+class Run(NamedTuple):
+  """A finished run in Python.
+
+  Attributes:
+    experiment: what `build` made of the recorded configuration.
+    step: of the best checkpoint.
+    state: its TrainState, NumPy arrays.
+    shape, levels, num_classes: of the data.
+    parameters: the judged (averaged) weights.
+  """
+
+  experiment: Experiment
+  step: int
+  state: Any
+  shape: tuple[int, ...]
+  levels: int | None
+  num_classes: int
+  parameters: Any
+
+  def _labels(self, labels: np.ndarray) -> np.ndarray:
+    labels = np.asarray(labels, np.int32)
+    outside = labels[(labels < NULL) | (labels >= max(1, self.num_classes))]
+    if outside.size:
+      raise ValueError(
+        f'labels must be in [0, {max(1, self.num_classes)}), or {NULL} for none, got {outside[0]}'
+      )
+    return labels
+
+  def denoiser(self, labels: np.ndarray) -> Denoiser:
+    """(z [B, ...], t [B]) -> Prediction, for examples with these labels [B] (-1 is the null label)."""
+    path = gaussian.bind(self.experiment.diffusion, self.parameters.schedule)
+    labels = jnp.asarray(self._labels(labels))
+    return assembly.make_denoiser(
+      self.experiment, path, self.parameters, self.state.statistics, labels
+    )
+
+  def sample(self, labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Samples with these labels [n], as the data is stored (uint8 levels, or floats): [n, *shape]."""
+    labels = self._labels(labels)
+    draw = assembly.make_sample(self.experiment, self.shape)
+    weights = devices.replicate(
+      (self.parameters, self.state.statistics, jnp.asarray(seed, jnp.uint32))
+    )
+    return pipeline.denormalize(draw(weights, labels, np.arange(len(labels))), self.levels)
+
+
+def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Run:
+  """The experiment and best weights of a run.
+
+  Args:
+    folder: the run's workdir.
+    experiment: to use instead of the recorded one, e.g. with another sampler.
+
+  Raises:
+    ValueError: no run in the folder, no checkpoint, or weights of another network.
+  """
+  devices.use_cache()
+  folder = pathlib.Path(folder).expanduser().absolute()
+  record = read_record(folder)
+  if experiment is None:
+    experiment = _recorded_experiment(folder, record)
+  data = record['data']
+  example = np.zeros((1, *data['shape']), np.float32 if data['levels'] is None else np.uint8)
+  target = assembly.host_target(assembly.init_state(experiment, example, data['levels']))
+  keeper = open_checkpoints(folder / 'checkpoints')
+  best = keeper.restore(target, 'best')
+  keeper.close()
+  if best is None:
+    raise ValueError(f'no checkpoint in {folder}: train first')
+  parameters = assembly.judged_parameters(experiment, best.state)
+  shape, classes = tuple(data['shape']), len(data['class_names'])
+  return Run(experiment, best.step, best.state, shape, data['levels'], classes, parameters)
+
+
+def _recorded_experiment(folder: pathlib.Path, record: dict[str, Any]) -> Experiment:
+  """Builds from the copy of the experiment file, so that a later edit of the original changes nothing."""
+  spec = importlib.util.spec_from_file_location(
+    f'experiment_of_{folder.name}', folder / 'experiment.py'
+  )
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # dataclasses look their module up by name
+  spec.loader.exec_module(module)
+  return module.build(provenance.config_from_json(module.Config(), record['config']))

@@ -1,0 +1,137 @@
+"""One start of a run: its pieces built, its data loaded, its programs made; what training and judging share."""
+
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion import citations, devices, provenance, workdir
+from diffusion.data import pipeline, splits
+from diffusion.reporting import plots
+from diffusion.training import assembly
+from diffusion.training.assembly import Experiment, Loaded
+from diffusion.training.checkpoint import Restored
+
+
+class Setting(NamedTuple):
+  """What the command line decided."""
+
+  build: Callable[[Any], Experiment]
+  config: Any
+  workdir: pathlib.Path | None
+  extend: int
+  smoke: bool
+  source: pathlib.Path
+
+
+class Session(NamedTuple):
+  """One start of a run: what was decided, built, loaded and compiled, and the record on disk."""
+
+  setting: Setting
+  experiment: Experiment
+  loaded: Loaded
+  programs: assembly.Programs
+  used: list[citations.Technique]
+  record: dict[str, Any]
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """The run's workdir."""
+    return self.setting.workdir
+
+  def note(self, **changes) -> None:
+    """Changes run.json."""
+    self.record.update(changes)
+    workdir.write_record(self.folder, self.record)
+
+
+def open_session(setting: Setting) -> tuple[Session, Any]:
+  """Builds, checks, loads and initializes; nothing is written. Returns the session and the first state."""
+  with citations.collect() as used:
+    experiment = setting.build(setting.config)
+  assembly.check(experiment)
+  if setting.extend % experiment.steps_per_dispatch:
+    raise ValueError(
+      f'--extend must be a multiple of steps_per_dispatch = {experiment.steps_per_dispatch}, got {setting.extend}'
+    )
+  loaded = assembly.load_data(experiment)
+  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
+  record = _fresh_record(setting, loaded, used, experiment)
+  return Session(
+    setting, experiment, loaded, assembly.programs(experiment, loaded), used, record
+  ), state
+
+
+def data_record(loaded: Loaded) -> dict[str, Any]:
+  """What run.json says of the data: names, shapes, sizes, fingerprints."""
+  data = loaded.dataset
+  sizes = {name: len(getattr(loaded, name)[0]) for name in ('train', 'validation', 'test')}
+  return {
+    'name': data.name,
+    'note': data.note,
+    'shape': list(data.x.shape[1:]),
+    'levels': data.levels,
+    'fingerprint': splits.dataset_fingerprint(data.x, data.label),
+    'class_names': list(data.class_names),
+    'examples': sizes,
+    'split_hashes': loaded.split.hashes,
+  }
+
+
+def _fresh_record(setting: Setting, loaded: Loaded, used, experiment: Experiment) -> dict[str, Any]:
+  return {
+    'format': workdir.RECORD_FORMAT,
+    'experiment': setting.source.stem,
+    'smoke': setting.smoke,
+    'config': provenance.config_to_json(setting.config),
+    'data': data_record(loaded),
+    'seed': experiment.seed,
+    'num_steps': experiment.num_steps,
+    'techniques': [technique._asdict() for technique in used],
+    'versions': provenance.versions(),
+    'starts': [
+      {
+        'time': workdir.now(),
+        'command': provenance.command(),
+        'code': provenance.code(),
+        'devices': devices.describe(),
+      }
+    ],
+    'status': 'running',
+    'reason': '',
+    'step': 0,
+    'wall_seconds': 0.0,
+    'results': None,
+    'evaluations': [],
+  }
+
+
+def restore(keeper, target: Any, which: str) -> Restored | None:
+  """The 'latest' or 'best' checkpoint, None if there is none; says so when a damaged one was passed over."""
+  restored = keeper.restore(target, which)
+  if restored is not None and restored.damaged:
+    print(f'going on from checkpoint {restored.step}, the one before', flush=True)
+  return restored
+
+
+def stored_samples(
+  sample: Callable, weights: Any, labels: np.ndarray, levels: int | None
+) -> np.ndarray:
+  """Samples 0, 1, ... with these labels, as the data is stored."""
+  return pipeline.denormalize(sample(weights, labels, np.arange(len(labels))), levels)
+
+
+def picture(
+  data, reference: np.ndarray, samples: np.ndarray, path: pathlib.Path, title: str
+) -> None:
+  """Images: one class a column, as `assembly.class_labels` orders them. Vectors: a scatter plot over the reference."""
+  if data.levels is None:
+    plots.vector_scatter(samples, reference, path, title=title)
+    return
+  # Unlabelled samples in rows of the largest divisor of their number up to its root: a square if it is one.
+  root = math.isqrt(len(samples))
+  columns = data.num_classes or max(n for n in range(1, root + 1) if len(samples) % n == 0)
+  images = pipeline.to_uint8(samples, data.levels).reshape(-1, columns, *samples.shape[1:])
+  plots.image_grid(images, data.class_names or [''] * columns, path, title=title)
