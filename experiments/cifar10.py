@@ -1,5 +1,6 @@
 """CIFAR-10, 32x32: the full DDPM recipe, 35.7M parameters, on a GPU or a TPU.
 
+Expect  Not yet run in full: it takes hours on a GPU or a TPU. Only --smoke has been run, on a CPU.
 Run     python -m experiments.cifar10 --workdir=runs/cifar10 --config.data_dir=~/tensorflow_datasets
 Smoke   python -m experiments.cifar10 --workdir=runs/smoke --smoke
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion import citations, devices, provenance, workdir
-from diffusion.data import pipeline, splits
+from diffusion.data import pipeline, sources, splits
 from diffusion.reporting import plots
 from diffusion.training import assembly
 from diffusion.training.assembly import Experiment, Loaded
-from diffusion.training.checkpoint import Restored
+from diffusion.training.checkpoint import Checkpoints, Restored
 
 
 class Setting(NamedTuple):
@@ -108,7 +108,7 @@ def _fresh_record(setting: Setting, loaded: Loaded, used, experiment: Experiment
   }
 
 
-def restore(keeper, target: Any, which: str) -> Restored | None:
+def restore(keeper: Checkpoints, target: Any, which: str) -> Restored | None:
   """The 'latest' or 'best' checkpoint, None if there is none; says so when a damaged one was passed over."""
   restored = keeper.restore(target, which)
   if restored is not None and restored.damaged:
@@ -124,7 +124,7 @@ def stored_samples(
 
 
 def picture(
-  data, reference: np.ndarray, samples: np.ndarray, path: pathlib.Path, title: str
+  data: sources.Dataset, reference: np.ndarray, samples: np.ndarray, path: pathlib.Path, title: str
 ) -> None:
   """Images: one class a column, as `assembly.class_labels` orders them. Vectors: a scatter plot over the reference."""
   if data.levels is None:

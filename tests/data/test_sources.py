@@ -13,7 +13,7 @@ from scipy import stats
 
 from diffusion.data import prepare, raw, sources
 
-PREPARED = pathlib.Path(__file__).parents[2].parent / 'shared/data/tensorflow_datasets'
+PREPARED = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
 needs_mnist = pytest.mark.skipif(
   not (PREPARED / 'mnist').is_dir(), reason=f'no prepared MNIST in {PREPARED}'
 )

@@ -87,7 +87,9 @@ def test_planted_copies_are_counted(copies):
   noisy = train[:copies].astype(int) + np.random.default_rng(7).integers(-2, 3, (copies, 4, 4, 1))
   samples = np.concatenate([np.clip(noisy, 0, 255).astype(np.uint8), pictures(8, 100 - copies)])
   train = np.concatenate([train, train[:50]])
-  found, null = memorization.nearest_neighbor_ratio().measure(judged(samples, train, pictures(9, 200)))
+  found, null = memorization.nearest_neighbor_ratio().measure(
+    judged(samples, train, pictures(9, 200))
+  )
   assert found.value.estimate == copies / 100
   assert found.value.low <= copies / 100 <= found.value.high
   assert null.value.estimate == 0
@@ -96,7 +98,9 @@ def test_planted_copies_are_counted(copies):
 
 def test_the_null_is_that_of_the_held_out_data():
   train = pictures(10, 100)
-  found, null = memorization.nearest_neighbor_ratio().measure(judged(pictures(11, 40), train, train[:40]))
+  found, null = memorization.nearest_neighbor_ratio().measure(
+    judged(pictures(11, 40), train, train[:40])
+  )
   assert (found.value.estimate, null.value.estimate) == (0, 1)
 
 
@@ -107,7 +111,7 @@ def test_uniform_data_follow_the_law_of_the_ratio(dimension, threshold):
   random = np.random.default_rng(12)
   reference = random.uniform(0, 1, (20_000, dimension))
   queries = random.uniform(0.1, 0.9, (1500, dimension))  # away from the border
-  _, null = memorization.nearest_neighbor_ratio(threshold)(judged(queries, reference, queries))
+  _, null = memorization.nearest_neighbor_ratio(threshold).measure(judged(queries, reference, queries))
   expected = threshold**dimension
   assert abs(null.value.estimate - expected) < 4.5 * math.sqrt(expected * (1 - expected) / 1500)
 
