@@ -19,7 +19,8 @@ def tag(name: str) -> int:
 
 
 def stream(seed: Array | int, purpose: str) -> Key:
-  """The key of one purpose: 'init', 'order', 'time', 'noise', 'dropout', 'augmentation', 'sampler', 'validation'."""
+  """The key of one purpose: 'init', 'order', 'time', 'noise', 'dropout', 'augmentation', 'term', 'sampler',
+  'validation', 'likelihood'."""
   return jax.random.fold_in(jax.random.key(jnp.asarray(seed, jnp.uint32)), tag(purpose))
 
 
@@ -31,6 +32,11 @@ def batch_key(seed: Array | int, purpose: str, salt: Array | int, cursor: Array 
 def row_keys(key: Key, index: Array) -> Key:
   """One key a row: fold_in(key, global row). `index` is an integer array [B]."""
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+def signs(keys: Key, shape: tuple[int, ...]) -> Array:
+  """Independent signs [B, *shape], each -1 or 1 with probability one half, row i from keys[i] alone."""
+  return jax.vmap(lambda key: jax.random.rademacher(key, shape, jnp.result_type(float)))(keys)
 
 
 def normal(keys: Key, shape: tuple[int, ...]) -> Array:

@@ -121,9 +121,12 @@ class Context(NamedTuple):
   eps: Array
   z: Array
   t: Array
-  log_snr: Array
+  log_snr: Array  # [B]
+  slope: Array  # d log_snr / dt [B], negative
   marginal: Marginal
   prediction: Prediction
+  predict: Callable[[Array], Prediction]  # of another z at the same t; it has a jvp
+  keys: Key  # one a row, for the terms' own draws
 
 
 class Term(NamedTuple):
@@ -134,10 +137,10 @@ class Term(NamedTuple):
 
 
 class Times(NamedTuple):
-  """How t is drawn. `draw(state, key, rows, progress) -> (t [B], importance weight [B])`."""
+  """How t is drawn. `draw(state, key, rows, progress, path) -> (t [B], importance weight [B])`."""
 
   init: Callable[[], Any]
-  draw: Callable[[Any, Key, Rows, Array], tuple[Array, Array]]
+  draw: Callable[[Any, Key, Rows, Array, Path], tuple[Array, Array]]
   update: Callable[[Any, Array, Array, CrossMean], Any]  # (state, t, loss [B], cross_mean) -> state
 
 

@@ -90,7 +90,8 @@ def test_the_weight_of_the_page_weighs_the_loss(tmp_path):
   x, eps, guess = (random.normal(size=(5, 8, 8, 1)).astype(np.float32) for _ in range(3))
   context = Context(
     params=None, batch=Batch(x, None, None, None), eps=jnp.asarray(eps), z=None, t=None,
-    log_snr=jnp.asarray(log_snr), marginal=None, prediction=Prediction(guess, guess),
+    log_snr=jnp.asarray(log_snr), slope=None, marginal=None, prediction=Prediction(guess, guess),
+    predict=None, keys=None,
   )  # fmt: skip
 
   def loss(name, **changes):

@@ -99,6 +99,12 @@ def normalize(x: Array, levels: int | None) -> Array:
   return x if levels is None else 2 * x.astype(jnp.result_type(float)) / (levels - 1) - 1
 
 
+def sigma_data(x: np.ndarray, levels: int | None) -> float:
+  """The standard deviation of stored examples in network units, over all examples and dimensions."""
+  deviation = float(np.asarray(x).std(dtype=np.float64))
+  return deviation if levels is None else 2 * deviation / (levels - 1)
+
+
 def denormalize(x: np.ndarray, levels: int | None) -> np.ndarray:
   """The nearest stored level of each value; the exact inverse of `normalize` on levels.
 

@@ -1,11 +1,15 @@
 """What the metrics of a finished run are given, and what they return."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion.statistics import Interval
+
+# (function, x as stored [n, ...], label [n]) -> tree of NumPy arrays [n, ...]: function(denoise, path, keys [b],
+# x [b, ...] in network units) of the judged weights, row by row on all devices.
+Apply = Callable[[Callable, np.ndarray, np.ndarray], Any]
 
 
 class Judged(NamedTuple):
@@ -16,6 +20,8 @@ class Judged(NamedTuple):
     labels: [m], what was asked for.
     train, held_out: (x [n, ...], label [n]); held_out is validation and test together.
     class_names: one a class.
+    levels: of the stored data, None for floats.
+    apply: asks the judged network.
   """
 
   samples: np.ndarray
@@ -23,6 +29,8 @@ class Judged(NamedTuple):
   train: tuple[np.ndarray, np.ndarray]
   held_out: tuple[np.ndarray, np.ndarray]
   class_names: tuple[str, ...]
+  levels: int | None
+  apply: Apply
 
 
 class Finding(NamedTuple):

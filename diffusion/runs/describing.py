@@ -33,10 +33,12 @@ def describe(setting: Setting) -> str:
   data = data_record(loaded)
   hashes = data['split_hashes']
   sizes = [(name, size, hashes[name]) for name, size in data['examples'].items()]
+  deviation = pipeline.sigma_data(loaded.train[0], loaded.dataset.levels)
   shape = f'{data["shape"]}, {data["levels"]} levels, {len(data["class_names"])} classes'
   return '\n\n'.join([
     json.dumps(provenance.config_to_json(setting.config), indent=2),
     f'data: {data["name"]}, {shape}. {data["note"]}',
+    f'standard deviation of the training split in network units: {deviation:.4g}',
     tables.markdown(['split', 'examples', 'hash'], sizes),
     tables.markdown(['module', 'parameters', 'rms'], [*rows, ('total', total, '')]),
     f'arithmetic per image: {forward / 1e6:.1f} MFLOP forward, {both / 1e6:.1f} MFLOP forward and backward',

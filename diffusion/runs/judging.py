@@ -50,9 +50,12 @@ def judge_best(session: Session, target: Any, sampler_seed: int, again: bool = F
   held_out = tuple(
     np.concatenate(pair) for pair in zip(loaded.validation, loaded.test, strict=True)
   )
-  judged = Judged(samples, labels, loaded.train, held_out, data.class_names)
+  apply = assembly.make_apply(experiment, data.levels, weights)
+  judged = Judged(samples, labels, loaded.train, held_out, data.class_names, data.levels, apply)
   for metric in experiment.metrics:
     findings += metric.measure(judged)
+  count = assembly.evaluations(experiment, samples.shape[1:])
+  findings.append(Finding('evaluations a sample', count, 'of the network, guidance included'))
   skipped = int(best.state.skipped)
   findings.append(
     Finding('skipped steps', skipped, 'steps left out because something was not finite')

@@ -34,3 +34,36 @@ def uniform_log_snr(path: Path, steps: int, low: float, high: float) -> Array:
       f'low={low!r}, high={high!r}'
     )
   return path.time(jnp.linspace(low, high, steps + 1))
+
+
+def quadratic_time(steps: int) -> Array:
+  """t_i = (1 - i / steps)^2: steps get finer toward the data; [steps + 1]. `steps` >= 1.
+
+  Source: Song et al. (2021), "Denoising diffusion implicit models", appendix D.2.
+  """
+  return uniform_time(steps) ** 2
+
+
+def karras(path: Path, steps: int, rho: float = 7.0) -> Array:
+  """s_i = (s_max^(1/rho) + i / (steps - 1) (s_min^(1/rho) - s_max^(1/rho)))^rho, i = 0 ... steps - 1, and the end.
+
+  s = sigma / alpha, and s_max and s_min are the schedule's own ends. As in the paper the last step is from s_min to
+  s = 0, which is `samplers.sample` with denoise_last; its time in the grid is 0 once more: [steps + 1].
+
+  Args:
+    path: the bound schedule.
+    steps: >= 1.
+    rho: > 0; 7 in the paper.
+
+  Raises:
+    ValueError: steps or rho out of range.
+
+  Source: Karras et al. (2022), equation 5.
+  """
+  checks.integer('sampling_steps', steps)
+  checks.positive('rho', rho)
+  high, low = jnp.exp(-0.5 * path.log_snr(jnp.array([1.0, 0.0]))) ** (1 / rho)
+  inner = rho * jnp.log(high + jnp.arange(1, steps - 1) / max(steps - 1, 1) * (low - high))
+  # The inverse is a bisection: the ends are put in exactly.
+  ends = jnp.zeros(min(steps, 2))
+  return jnp.concatenate([jnp.ones(1), path.time(-2 * inner), ends])

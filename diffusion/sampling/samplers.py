@@ -1,29 +1,34 @@
 """Reverse-time samplers: each is one step from t to s < t, and one compiled loop walks the grid."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion import checks, streams
 from diffusion.citations import technique
 from diffusion.process import gaussian
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Denoiser, Key, Path, Sampler
+from diffusion.types import Array, Denoiser, Key, Path, Prediction, Sampler
 
 
 @technique('DDIM sampler', 'sampling', 'song2021ddim')
-def ddim(path: Path, eta: float = 0.0) -> Sampler:
+def ddim(path: Path, eta: float = 0.0, temperature: float = 1.0) -> Sampler:
   """z_s = alpha_s x0 + sqrt(sigma_s^2 - tau^2) eps + tau n, tau^2 = eta^2 Var q(z_s | z_t, x0), n ~ N(0, I).
 
   Args:
     path: the bound schedule and process.
     eta: in [0, 1]; 0 is deterministic, 1 has the variance of ancestral sampling.
+    temperature: of the noise, see `ancestral`.
 
   Raises:
-    ValueError: eta out of its range.
+    ValueError: eta or temperature out of range.
 
   Source: Song et al. (2021), "Denoising diffusion implicit models", equations 12 and 16.
   """
   checks.in_range('eta', eta, 0, 1)
+  checks.at_least('temperature', temperature, 0)
 
   def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
     prediction = denoise(z, t)
@@ -31,7 +36,7 @@ def ddim(path: Path, eta: float = 0.0) -> Sampler:
     # Var q(z_s | z_t, x0) = fresh sigma_s^2. Not sqrt(sigma_s^2 - tau^2): after a giant step the two round past each
     # other and the root is NaN; fresh never exceeds 1.
     fresh = -jnp.expm1(path.log_snr(t) - path.log_snr(s))
-    tau = eta * then.sigma * jnp.sqrt(fresh)
+    tau = temperature * eta * then.sigma * jnp.sqrt(fresh)
     drift = expand(then.alpha, z) * prediction.x0
     drift += expand(then.sigma * jnp.sqrt(1 - eta**2 * fresh), z) * prediction.eps
     if checks.off(eta):
@@ -42,20 +47,23 @@ def ddim(path: Path, eta: float = 0.0) -> Sampler:
 
 
 @technique('ancestral sampler', 'sampling', 'ho2020denoising')
-def ancestral(path: Path, variance: str = 'posterior') -> Sampler:
+def ancestral(path: Path, variance: str = 'posterior', temperature: float = 1.0) -> Sampler:
   """z_s ~ N(E q(z_s | z_t, x0), Var), with the predicted x0 for x0.
 
   Args:
     path: the bound schedule and process.
     variance: 'posterior' for that of q(z_s | z_t, x0), 'forward' for that of q(z_t | z_s).
+    temperature: factor of the standard deviation of all noise added on the way, >= 0; 1 is the model's own. It is not
+      the temperature of a density: see `guidance.score_temperature` for the other kind.
 
   Raises:
-    ValueError: another variance.
+    ValueError: another variance, or temperature out of range.
 
   Source: Ho et al. (2020), algorithm 2 and section 3.2 (beta-tilde and beta).
   """
   if variance not in ('posterior', 'forward'):
     raise ValueError(f"variance must be 'posterior' or 'forward', got {variance!r}")
+  checks.at_least('temperature', temperature, 0)
 
   def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
     mean, spread = gaussian.posterior(path, z, denoise(z, t).x0, t, s)
@@ -63,9 +71,17 @@ def ancestral(path: Path, variance: str = 'posterior') -> Sampler:
       variance == 'forward'
     ):  # sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 = sigma_t^2 (1 - SNR_t / SNR_s)
       spread = path.marginal(t).sigma ** 2 * -jnp.expm1(path.log_snr(t) - path.log_snr(s))
-    return mean + expand(jnp.sqrt(spread), z) * streams.normal(keys, z.shape[1:])
+    return mean + expand(temperature * jnp.sqrt(spread), z) * streams.normal(keys, z.shape[1:])
 
   return Sampler(init=lambda z: z, step=step)
+
+
+class Trace(NamedTuple):
+  """The way of a batch of samples: z at every time of the grid [N + 1, B, ...], x0 as first predicted at each but the
+  last [N, B, ...]."""
+
+  z: Array
+  x0: Array
 
 
 def sample(
@@ -93,8 +109,12 @@ def sample(
       nobody wants to see.
 
   Returns:
-    Samples [B, *shape]; N evaluations of the denoiser (each as many networks as its wrappers call).
+    Samples [B, *shape]; `evaluations` says how often the denoiser was called.
+
+  Raises:
+    ValueError: a grid that does not decrease inside [0, 1]; with denoise_last its last time may repeat the one before.
   """
+  check_grid(grid[:-1] if denoise_last and grid.shape[0] > 2 else grid)
   split = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
   if z is None:
     z = gaussian.prior(path, split[:, 0], shape)
@@ -109,3 +129,68 @@ def sample(
   state, _ = jax.lax.scan(walk, sampler.init(z), jnp.arange(walked))
   z = jax.tree.leaves(state)[0]
   return denoise(z, grid[steps - 1] * ones).x0 if denoise_last else z
+
+
+def trace(
+  denoise: Denoiser,
+  path: Path,
+  sampler: Sampler,
+  grid: Array,
+  keys: Key,
+  shape: tuple[int, ...],
+  *,
+  z: Array | None = None,
+) -> Trace:
+  """The same walk as `sample` with denoise_last=False, and everything on the way; arguments as there.
+
+  The predictions of x0 cost one more evaluation a step.
+  """
+  check_grid(grid)
+  split = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
+  if z is None:
+    z = gaussian.prior(path, split[:, 0], shape)
+  ones = jnp.ones(z.shape[0], z.dtype)
+
+  def walk(state, i: Array):
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(split[:, 1], i)
+    seen = denoise(jax.tree.leaves(state)[0], grid[i] * ones).x0
+    state = sampler.step(denoise, step_keys, state, grid[i] * ones, grid[i + 1] * ones)
+    return state, (jax.tree.leaves(state)[0], seen)
+
+  _, (later, x0) = jax.lax.scan(walk, sampler.init(z), jnp.arange(grid.shape[0] - 1))
+  return Trace(jnp.concatenate([z[None], later]), x0)
+
+
+def check_grid(grid: Array) -> None:
+  """Raises ValueError unless the times decrease from at most 1 to at least 0."""
+  if checks.traced(grid):
+    return
+  values = np.asarray(grid, np.float64)
+  if values.ndim != 1 or values.size < 2:
+    raise ValueError(f'a grid needs at least 2 times in a row, got shape {values.shape}')
+  if not (values.max() <= 1 and values.min() >= 0):
+    raise ValueError(f'times must be in [0, 1], got {values.min():g} to {values.max():g}')
+  wrong = np.flatnonzero(~(np.diff(values) < 0))
+  if wrong.size:
+    i = wrong[0]
+    raise ValueError(f'a grid must decrease, got {values[i]:g} before {values[i + 1]:g} at {i}')
+
+
+def evaluations(
+  sampler: Sampler, steps: int, shape: tuple[int, ...], denoise_last: bool = True
+) -> int:
+  """How often `sample` calls the denoiser on a grid of `steps`, counted by tracing one step.
+
+  Each call runs as many networks as the denoiser's wrappers do: guidance makes two of one.
+  """
+  called = 0
+
+  def counted(z: Array, t: Array, key: Key | None = None) -> Prediction:
+    nonlocal called
+    called += 1
+    return Prediction(z, z)
+
+  z, t = jnp.zeros((1, *shape)), jnp.ones(1)
+  keys = streams.row_keys(jax.random.key(0), jnp.arange(1))
+  jax.eval_shape(lambda z: sampler.step(counted, keys, sampler.init(z), t, t / 2), z)
+  return called * (steps - 1) + 1 if denoise_last else called * steps

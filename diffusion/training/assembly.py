@@ -11,7 +11,7 @@ import numpy as np
 from diffusion import checks, devices, streams
 from diffusion.data import augment, pipeline, sources, splits
 from diffusion.evaluation import gap
-from diffusion.evaluation.evaluate import Metric
+from diffusion.evaluation.evaluate import Apply, Metric
 from diffusion.process import gaussian
 from diffusion.sampling import grids, guidance, samplers
 from diffusion.training import state as states
@@ -40,11 +40,12 @@ class Sampling(NamedTuple):
 
   Attributes:
     sampler: path -> sampler, e.g. `samplers.ddim`.
-    steps: steps of the uniform grid in t, each one evaluation of the (guided) network.
+    steps: steps of the grid.
     guidance: classifier-free guidance scale; 1 is the conditional model alone.
     clip: clip the predicted x0 to [-1, 1]; for images.
     grid_rows: samples of each class in `samples.png`.
     per_class: samples of each class that the metrics judge; unlabelled data counts as one class.
+    grid: (path, steps) -> times [steps + 1], from `sampling.grids`; uniform in t by default.
   """
 
   sampler: Callable[[Path], Sampler] = samplers.ddim
@@ -53,6 +54,7 @@ class Sampling(NamedTuple):
   clip: bool = True
   grid_rows: int = 8
   per_class: int = 100
+  grid: Callable[[Path, int], Array] = lambda path, steps: grids.uniform_time(steps)
 
 
 class Experiment(NamedTuple):
@@ -263,14 +265,17 @@ def _make_validate(losses: Callable, loaded: Loaded) -> Callable[[Any], dict[str
 
 
 def make_denoiser(
-  experiment: Experiment, path: Path, parameters: Any, statistics: Any, label: Array
+  experiment: Experiment, path: Path, parameters: Any, statistics: Any, label: Array, **mode: bool
 ) -> Denoiser:
-  """The network with given weights as a denoiser of examples with these labels; a key turns dropout on."""
+  """The network with given weights as a denoiser of examples with these labels; a key turns dropout on.
+
+  With forward_mode=True it has a jvp, which likelihoods need.
+  """
 
   def network(z: Array, noise: Array, key) -> Array:
     conditioning = Conditioning(label, jnp.zeros((z.shape[0], 0), z.dtype))
     variables = {'params': parameters.network, **statistics}
-    return experiment.model.apply(variables, z, noise, conditioning, keys=key)[0]
+    return experiment.model.apply(variables, z, noise, conditioning, keys=key, **mode)[0]
 
   return gaussian.denoiser(path, experiment.diffusion.parameterization, network)
 
@@ -295,7 +300,6 @@ def make_sample(
   plan = experiment.sampling
   if plan.guidance != 1 and not experiment.model.num_classes:
     raise ValueError(f'guidance of an unconditional network must be 1, got {plan.guidance}')
-  grid = grids.uniform_time(plan.steps)
 
   def draw(weights, label: Array, number: Array) -> Array:
     parameters, statistics, seed = weights
@@ -308,9 +312,34 @@ def make_sample(
     if plan.clip:
       denoise = guidance.clip_x0(denoise, path)
     keys = streams.row_keys(streams.stream(seed, 'sampler'), number)
-    return samplers.sample(denoise, path, plan.sampler(path), grid, keys, shape)
+    times = plan.grid(path, plan.steps)
+    return samplers.sample(denoise, path, plan.sampler(path), times, keys, shape)
 
   return devices.over_rows(draw, chunk)
+
+
+def evaluations(experiment: Experiment, shape: tuple[int, ...]) -> int:
+  """How many evaluations of the network one sample takes, guidance included."""
+  plan, schedule = experiment.sampling, experiment.diffusion.schedule.init(jax.random.key(0))
+  path = gaussian.bind(experiment.diffusion, schedule)
+  calls = samplers.evaluations(plan.sampler(path), plan.steps, shape)
+  return calls if plan.guidance == 1 else 2 * calls
+
+
+def make_apply(experiment: Experiment, levels: int | None, weights: Any, chunk: int = 64) -> Apply:
+  """The judged network for metrics that ask it, e.g. for likelihoods; see `evaluate.Apply`."""
+
+  def apply(function: Callable, x: np.ndarray, label: np.ndarray) -> Any:
+    def rows(shared, x: Array, label: Array, position: Array) -> Any:
+      parameters, statistics, seed = shared
+      path = gaussian.bind(experiment.diffusion, parameters.schedule)
+      denoise = make_denoiser(experiment, path, parameters, statistics, label, forward_mode=True)
+      keys = streams.row_keys(streams.stream(seed, 'likelihood'), position)
+      return function(denoise, path, keys, pipeline.normalize(x, levels))
+
+    return devices.over_rows(rows, chunk)(weights, x, label, np.arange(len(x)))
+
+  return apply
 
 
 def class_labels(num_classes: int, per_class: int) -> np.ndarray:

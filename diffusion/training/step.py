@@ -1,5 +1,6 @@
 """One training step as one pure function of one state, for the rows of one device."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from diffusion.types import (
   Diffusion,
   Model,
   Optimizer,
+  Prediction,
   Rows,
   Term,
   Times,
@@ -80,35 +82,71 @@ def summarize(
   }
 
 
-def _loss(pieces: Pieces, state: TrainState, batch: Batch, rows: Rows) -> Callable:
-  """params -> (mean loss, everything worth looking at), with this batch's draws of t, eps and dropout."""
+def _draws(pieces: Pieces, state: TrainState, batch: Batch, rows: Rows) -> tuple[Array, ...]:
+  """This batch's t, importance weights, eps, and row keys of dropout and of the terms' own draws."""
 
   def key(purpose: str):
     return streams.batch_key(state.seed, purpose, state.salt, state.cursor)
 
+  path = gaussian.bind(pieces.diffusion, state.params.schedule)
   progress = state.step / pieces.num_steps
-  t, importance = pieces.times.draw(state.times, key('time'), rows, progress)
+  t, importance = pieces.times.draw(state.times, key('time'), rows, progress, path)
   eps = streams.normal(streams.row_keys(key('noise'), rows.index), batch.x.shape[1:])
-  dropout = streams.row_keys(key('dropout'), rows.index)
+  dropout, term = (streams.row_keys(key(name), rows.index) for name in ('dropout', 'term'))
+  return t, importance, eps, dropout, term
 
-  def loss(params: Parameters):
-    path = gaussian.bind(pieces.diffusion, params.schedule)
-    marginal = path.marginal(t)
+
+def _loss(pieces: Pieces, state: TrainState, batch: Batch, rows: Rows, t, draws) -> Callable:
+  """(params, (log_snr, slope) [B]) -> (mean loss, (terms, loss of each row))."""
+  importance, eps, dropout, term_keys = draws
+  conditioning = Conditioning(batch.label, batch.augment_label)
+  parameterization = pieces.diffusion.parameterization
+
+  def loss(params: Parameters, level: tuple[Array, Array]):
+    log_snr, slope = level
+    marginal = pieces.diffusion.process(log_snr)
+    variables = {'params': params.network, **state.statistics}
+
+    def predict(z: Array, **mode) -> Prediction:
+      inputs, noise = parameterization.encode(z, marginal)
+      output, _ = pieces.model.apply(variables, inputs, noise, conditioning, keys=dropout, **mode)
+      return parameterization.decode(output, z, marginal)
+
     z = gaussian.diffuse(batch.x, eps, marginal)
-    inputs, noise = pieces.diffusion.parameterization.encode(z, marginal)
-    output, _ = pieces.model.apply(
-      {'params': params.network, **state.statistics},
-      inputs, noise, Conditioning(batch.label, batch.augment_label), keys=dropout,
+    context = Context(
+      params.network, batch, eps, z, t, log_snr, slope, marginal, predict(z),
+      functools.partial(predict, forward_mode=True), term_keys,
     )  # fmt: skip
-    prediction = pieces.diffusion.parameterization.decode(output, z, marginal)
-    context = Context(params.network, batch, eps, z, t, path.log_snr(t), marginal, prediction)
     terms = {
       name: term.apply(params.terms[name], context) for name, (_, term) in pieces.terms.items()
     }
     rows_loss = sum(factor * terms[name] for name, (factor, _) in pieces.terms.items())
-    return jnp.mean(importance * rows_loss), (terms, rows_loss, t)
+    return jnp.mean(importance * rows_loss), (terms, rows_loss)
 
   return loss
+
+
+def _gradient(pieces: Pieces, state: TrainState, batch: Batch, rows: Rows):
+  """(mean loss, its gradient, terms, loss of each row, t).
+
+  A learned schedule follows the gradient of the mean *squared* loss (Kingma et al., 2021, appendix I.2). Row i's loss
+  depends on the schedule through its own log-SNR and slope alone, so it is enough to multiply the gradient that
+  reaches them by 2 loss_i on its way to the parameters.
+  """
+  t, *draws = _draws(pieces, state, batch, rows)
+
+  def noise_level(schedule):
+    path = gaussian.bind(pieces.diffusion, schedule)
+    return path.log_snr(t), path.slope(t)
+
+  level, to_schedule = jax.vjp(noise_level, state.params.schedule)
+  loss = jax.value_and_grad(
+    _loss(pieces, state, batch, rows, t, draws), argnums=(0, 1), has_aux=True
+  )
+  (value, (terms, rows_loss)), (gradient, at_level) = loss(state.params, level)
+  squared = jax.tree.map(lambda g: 2 * draws[0] * rows_loss * g, at_level)
+  (schedule,) = to_schedule(squared)
+  return value, gradient._replace(schedule=schedule), terms, rows_loss, t
 
 
 def make_step(pieces: Pieces) -> Callable:
@@ -126,8 +164,7 @@ def make_step(pieces: Pieces) -> Callable:
     augmentation = streams.batch_key(state.seed, 'augmentation', state.salt, state.cursor)
     batch = pieces.augment(streams.row_keys(augmentation, rows.index), batch)
 
-    loss = _loss(pieces, state, batch, rows)
-    (value, (terms, rows_loss, t)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    value, gradient, terms, rows_loss, t = _gradient(pieces, state, batch, rows)
     bucket = jax.nn.one_hot((t * BUCKETS).astype(jnp.int32), BUCKETS)
     value, gradient, means = cross_mean((value, gradient, {
       **{f'loss/{name}': jnp.mean(term) for name, term in terms.items()},

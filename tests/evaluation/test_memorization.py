@@ -78,7 +78,9 @@ def judged(samples, train, held_out):
   def none(x):
     return np.zeros(len(x), np.int32)
 
-  return Judged(samples, none(samples), (train, none(train)), (held_out, none(held_out)), ())
+  return Judged(
+    samples, none(samples), (train, none(train)), (held_out, none(held_out)), (), 256, None
+  )
 
 
 @pytest.mark.parametrize('copies', [0, 30, 100])
@@ -111,7 +113,9 @@ def test_uniform_data_follow_the_law_of_the_ratio(dimension, threshold):
   random = np.random.default_rng(12)
   reference = random.uniform(0, 1, (20_000, dimension))
   queries = random.uniform(0.1, 0.9, (1500, dimension))  # away from the border
-  _, null = memorization.nearest_neighbor_ratio(threshold).measure(judged(queries, reference, queries))
+  _, null = memorization.nearest_neighbor_ratio(threshold).measure(
+    judged(queries, reference, queries)
+  )
   expected = threshold**dimension
   assert abs(null.value.estimate - expected) < 4.5 * math.sqrt(expected * (1 - expected) / 1500)
 

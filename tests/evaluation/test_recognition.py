@@ -24,7 +24,13 @@ def judge(digits, relabel):
   samples = slice(900, 1300)
   names = tuple(f'digit {k}' for k in range(10))
   given = Judged(
-    x[samples], relabel(label[samples]), (x[:900], label[:900]), (x[1300:], label[1300:]), names
+    x[samples],
+    relabel(label[samples]),
+    (x[:900], label[:900]),
+    (x[1300:], label[1300:]),
+    names,
+    17,
+    None,
   )
   return {finding.name: finding for finding in recognition.support_vectors().measure(given)}
 

@@ -15,7 +15,10 @@ ALL = {'eps': parameterizations.eps, 'x0': parameterizations.x0, 'v': parameteri
 def context(x0, eps, log_snr, marginal, z, prediction):
   rows = x0.shape[0]
   batch = Batch(x0, jnp.zeros(rows, int), jnp.zeros((rows, 0)), jnp.arange(rows))
-  return Context((), batch, eps, z, jnp.zeros(rows), log_snr, marginal, prediction)
+  slope = -jnp.linspace(1.0, 2.0, rows)
+  return Context(
+    (), batch, eps, z, jnp.zeros(rows), log_snr, slope, marginal, prediction, None, None
+  )
 
 
 def draws(log_snr, shape, seed=0):

@@ -17,7 +17,7 @@ def many(name, rows, draws, seed=0):
   sampler = ALL[name]()
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(draws))
   whole = Rows(jnp.arange(rows), rows)
-  draw = jax.jit(jax.vmap(lambda key: sampler.draw((), key, whole, 0.0)))
+  draw = jax.jit(jax.vmap(lambda key: sampler.draw((), key, whole, 0.0, None)))
   t, importance = draw(keys)
   np.testing.assert_array_equal(importance, np.ones((draws, rows)))
   return np.asarray(t, np.float64)
@@ -27,13 +27,13 @@ def many(name, rows, draws, seed=0):
 @pytest.mark.parametrize('parts', [2, 4])
 def test_rows_draw_the_same_t_wherever_they_are_held(name, parts):
   sampler, key = ALL[name](), jax.random.key(3)
-  whole, _ = sampler.draw(sampler.init(), key, Rows(jnp.arange(24), 24), 0.0)
+  whole, _ = sampler.draw(sampler.init(), key, Rows(jnp.arange(24), 24), 0.0, None)
   pieces = [
-    sampler.draw(sampler.init(), key, Rows(index, 24), 0.0)[0]
+    sampler.draw(sampler.init(), key, Rows(index, 24), 0.0, None)[0]
     for index in jnp.split(jnp.arange(24), parts)
   ]
   np.testing.assert_array_equal(np.concatenate(pieces), whole)
-  backwards, _ = sampler.draw(sampler.init(), key, Rows(jnp.arange(24)[::-1], 24), 0.0)
+  backwards, _ = sampler.draw(sampler.init(), key, Rows(jnp.arange(24)[::-1], 24), 0.0, None)
   np.testing.assert_array_equal(backwards[::-1], whole)
 
 
@@ -41,7 +41,7 @@ def test_rows_draw_the_same_t_wherever_they_are_held(name, parts):
 def test_t_is_a_function_of_the_key(name):
   sampler, rows = ALL[name](), Rows(jnp.arange(8), 8)
   first, again, other = (
-    np.asarray(sampler.draw((), jax.random.key(seed), rows, 0.0)[0]) for seed in (0, 0, 1)
+    np.asarray(sampler.draw((), jax.random.key(seed), rows, 0.0, None)[0]) for seed in (0, 0, 1)
   )
   np.testing.assert_array_equal(first, again)
   assert (first != other).all()

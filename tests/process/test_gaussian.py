@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from diffusion import streams
-from diffusion.process import gaussian, marginals, parameterizations, schedules
+from diffusion.process import betas, gaussian, marginals, parameterizations, schedules
 from diffusion.types import Schedule
 
 SCHEDULES = {
   'cosine': schedules.cosine,
   'linear beta': schedules.linear_beta,
-  'discrete': lambda: schedules.discrete(schedules.linear_betas()),
+  'discrete': lambda: schedules.discrete(betas.linear()),
 }
 
 

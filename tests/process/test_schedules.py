@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize
 
-from diffusion.process import marginals, schedules
+from diffusion.process import betas, marginals, schedules
 
 # What log-SNR must be at t = 1 and at t = 0, from each schedule's definition.
 LINEAR_BETA_END = -np.log(np.exp(0.1 + (20.0 - 0.1) / 2) - 1)
@@ -22,7 +22,7 @@ SCHEDULES = {
     6.0,
   ),
   'discrete': (
-    lambda: schedules.discrete(schedules.linear_betas()),
+    lambda: schedules.discrete(betas.linear()),
     np.log(ABAR[-1] / (1 - ABAR[-1])),
     np.log(ABAR[0] / (1 - ABAR[0])),
   ),
@@ -63,10 +63,10 @@ def test_cosine_is_a_quarter_circle_walked_at_constant_speed(ends, x64):
   np.testing.assert_allclose(np.diff(angle), (angle[-1] - angle[0]) / 256, rtol=1e-9)
 
 
-@pytest.mark.parametrize('betas', [(0.1, 20.0, 9.21), (0.5, 12.0, 7.0), (3.0, 3.0, 5.0)])
-def test_linear_beta_solves_the_stochastic_differential_equation(betas, x64):
+@pytest.mark.parametrize('numbers', [(0.1, 20.0, 9.21), (0.5, 12.0, 7.0), (3.0, 3.0, 5.0)])
+def test_linear_beta_solves_the_stochastic_differential_equation(numbers, x64):
   """dx = -beta x du / 2 + sqrt(beta) dw: mean factor and variance by quadrature, nothing in closed form."""
-  beta_min, beta_max, log_snr_max = betas
+  beta_min, beta_max, log_snr_max = numbers
 
   def beta(u):
     return beta_min + u * (beta_max - beta_min)
@@ -84,19 +84,19 @@ def test_linear_beta_solves_the_stochastic_differential_equation(betas, x64):
   start = optimize.brentq(lambda u: log_snr(u) - log_snr_max, 1e-9, 1, xtol=1e-14)
   t = np.linspace(0, 1, 6)
   expected = [log_snr(start + x * (1 - start)) for x in t]
-  found = schedules.linear_beta(*betas).log_snr((), jnp.asarray(t))
+  found = schedules.linear_beta(*numbers).log_snr((), jnp.asarray(t))
   np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
 def test_linear_betas_are_those_of_ddpm():
-  betas = schedules.linear_betas()
-  assert betas.dtype == np.float64
-  assert (betas.shape, betas[0], betas[-1]) == ((1000,), 1e-4, 0.02)
-  np.testing.assert_allclose(np.diff(betas), 0.0199 / 999, rtol=1e-10)
+  table = betas.linear()
+  assert table.dtype == np.float64
+  assert (table.shape, table[0], table[-1]) == ((1000,), 1e-4, 0.02)
+  np.testing.assert_allclose(np.diff(table), 0.0199 / 999, rtol=1e-10)
 
 
 def test_discrete_reproduces_the_table_of_ddpm(x64):
-  schedule = schedules.discrete(schedules.linear_betas())
+  schedule = schedules.discrete(betas.linear())
   alpha, sigma = marginals.variance_preserving(schedule.log_snr((), np.arange(1000) / 999))
   np.testing.assert_allclose(alpha**2, ABAR, rtol=1e-9)
   np.testing.assert_allclose(sigma**2, 1 - ABAR, rtol=1e-9)
@@ -106,14 +106,14 @@ def test_discrete_reproduces_the_table_of_ddpm(x64):
 
 
 def test_discrete_on_its_steps_in_float32():
-  schedule = schedules.discrete(schedules.linear_betas())
+  schedule = schedules.discrete(betas.linear())
   found = schedule.log_snr((), jnp.linspace(0.0, 1.0, 1000))
   np.testing.assert_allclose(found, np.log(ABAR / (1 - ABAR)), atol=3e-4)
 
 
 def test_discrete_is_linear_in_log_snr_between_steps(x64):
-  betas = np.array([0.02, 0.3, 0.05, 0.6])
-  abar = np.cumprod(1 - betas)
+  table = np.array([0.02, 0.3, 0.05, 0.6])
+  abar = np.cumprod(1 - table)
   log_snr = np.log(abar / (1 - abar))
   t = np.array([0.5, 1.25, 2.75]) / 3
   expected = [
@@ -121,7 +121,7 @@ def test_discrete_is_linear_in_log_snr_between_steps(x64):
     0.75 * log_snr[1] + 0.25 * log_snr[2],
     0.25 * log_snr[2] + 0.75 * log_snr[3],
   ]
-  np.testing.assert_allclose(schedules.discrete(betas).log_snr((), t), expected, rtol=1e-12)
+  np.testing.assert_allclose(schedules.discrete(table).log_snr((), t), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -138,11 +138,11 @@ def test_discrete_is_linear_in_log_snr_between_steps(x64):
     (lambda: schedules.linear_beta(log_snr_max=-11.0), 'log_snr_max=-11.0'),
     # exp(1000) does not fit a float64: still this error, not an overflow.
     (lambda: schedules.linear_beta(beta_max=2000.0), 'log_snr_min=-1000'),
-    (lambda: schedules.linear_betas(steps=1), 'steps .* got 1'),
-    (lambda: schedules.linear_betas(steps=10.0), 'steps .* got 10.0'),
-    (lambda: schedules.linear_betas(first=0.0), 'first .* got 0.0'),
-    (lambda: schedules.linear_betas(last=1.0), 'last .* got 1.0'),
-    (lambda: schedules.linear_betas(first=0.1, last=0.05), 'last .* got 0.05'),
+    (lambda: betas.linear(steps=1), 'steps .* got 1'),
+    (lambda: betas.linear(steps=10.0), 'steps .* got 10.0'),
+    (lambda: betas.linear(first=0.0), 'first .* got 0.0'),
+    (lambda: betas.linear(last=1.0), 'last .* got 1.0'),
+    (lambda: betas.linear(first=0.1, last=0.05), 'last .* got 0.05'),
     (lambda: schedules.discrete(np.full((2, 2), 0.1)), r'shape \(2, 2\)'),
     (lambda: schedules.discrete([0.1]), r'shape \(1,\)'),
     (lambda: schedules.discrete([0.1, 0.2, 1.5]), r'betas\[2\] = .*1.5'),

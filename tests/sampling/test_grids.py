@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.process import gaussian, marginals, parameterizations, schedules
+from diffusion.process import betas, gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import grids
 
 
@@ -23,10 +23,10 @@ def test_uniform_time_walks_down_in_equal_steps(steps):
 
 def test_uniform_time_with_the_table_of_ddpm_visits_its_steps(x64):
   """999 steps of t are the 1,000 rows of the table, last to first."""
-  betas = schedules.linear_betas()
-  path = bound(schedules.discrete(betas))
+  table = betas.linear()
+  path = bound(schedules.discrete(table))
   alpha = path.marginal(grids.uniform_time(999)).alpha
-  np.testing.assert_allclose(alpha**2, np.cumprod(1 - betas)[::-1], rtol=1e-9)
+  np.testing.assert_allclose(alpha**2, np.cumprod(1 - table)[::-1], rtol=1e-9)
 
 
 @pytest.mark.parametrize('schedule', [schedules.cosine(), schedules.linear_beta()])

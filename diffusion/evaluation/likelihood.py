@@ -1,0 +1,51 @@
+"""Likelihood of held-out data, beside that of training data."""
+
+import numpy as np
+
+from diffusion import checks, statistics
+from diffusion.evaluation.evaluate import Finding, Judged, Metric
+from diffusion.sampling import likelihood
+from diffusion.types import Array, Denoiser, Key, Path
+
+
+def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = None) -> Metric:
+  """The variational bound in bits a dimension, of held-out and of training examples, without guidance.
+
+  For stored levels it bounds the probability of the levels; for continuous data the density.
+
+  Args:
+    limit: examples of each, evenly taken, >= 2.
+    draws: noise levels an example, >= 1.
+    steps: T of the discrete-time bound; None for continuous time.
+
+  Raises:
+    ValueError: arguments out of range.
+
+  Source: Kingma et al. (2021); see `sampling.likelihood.bound`.
+  """
+  checks.integer('limit', limit, 2)
+  checks.integer('draws', draws)
+  if steps is not None:
+    checks.integer('steps', steps)
+
+  def judge(judged: Judged) -> list[Finding]:
+    def rows(denoise: Denoiser, path: Path, keys: Key, x: Array):
+      return likelihood.bound(
+        denoise, path, x, keys, levels=judged.levels, steps=steps, draws=draws
+      )
+
+    found = []
+    time = 'continuous time' if steps is None else f'{steps} steps'
+    for name, (x, label) in (('held-out', judged.held_out), ('training', judged.train)):
+      chosen = np.linspace(0, len(x) - 1, min(limit, len(x))).round().astype(int)
+      parts = judged.apply(rows, x[chosen], label[chosen])
+      total, *each = (
+        likelihood.bits_per_dim(np.asarray(part, np.float64), x[0].size)
+        for part in (parts.total, *parts)
+      )
+      shares = ', '.join(f'{n} {v.mean():.4f}' for n, v in zip(parts._fields, each, strict=True))
+      meaning = f'bound of {len(chosen)} examples, {time}: {shares}'
+      found.append(Finding(f'{name} bits/dim', statistics.mean_t(total), meaning))
+    return found
+
+  return Metric(lambda samples, classes: None, judge)

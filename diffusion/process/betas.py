@@ -1,0 +1,123 @@
+"""Tables of betas: the discrete view of noise schedules, float64 on the host.
+
+abar_i = prod_{j <= i} (1 - beta_j), and abar = sigmoid(log_snr) of the variance-preserving process. A table becomes a
+schedule by `schedules.discrete`; a schedule becomes a table by `of`.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+
+from diffusion import checks
+from diffusion.citations import technique
+from diffusion.types import Params, Schedule
+
+
+def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
+  """DDPM's table: `steps` betas in equal increments from `first` to `last`, float64 [steps].
+
+  Raises:
+    ValueError: fewer than 2 steps, or betas out of range or order.
+
+  Source: Ho et al. (2020), section 4.
+  """
+  checks.integer('steps', steps, 2)
+  checks.in_range('first', first, 0, 1, ends='()')
+  checks.in_range('last', last, first, 1, ends='[)')
+  return np.linspace(first, last, steps)
+
+
+@technique('scaled-linear noise schedule', 'noise level', 'rombach2022latent')
+def scaled_linear(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> np.ndarray:
+  """Betas whose square roots grow in equal increments, float64 [steps].
+
+  Raises:
+    ValueError: fewer than 2 steps, or betas out of range or order.
+
+  Source: Rombach et al. (2022), in their released configurations.
+  """
+  return linear(steps, first**0.5, last**0.5) ** 2
+
+
+@technique('cosine table of betas', 'noise level', 'nichol2021improved')
+def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> np.ndarray:
+  """beta_i = min(1 - f(i + 1) / f(i), largest), f(i) = cos^2((i / T + s) / (1 + s) pi / 2), float64 [steps].
+
+  Args:
+    steps: T, >= 2.
+    offset: s, >= 0.
+    largest: in (0, 1).
+
+  Raises:
+    ValueError: arguments out of range.
+
+  Source: Nichol & Dhariwal (2021), equation 17 and the sentence after it.
+  """
+  checks.integer('steps', steps, 2)
+  checks.at_least('offset', offset, 0)
+  checks.in_range('largest', largest, 0, 1, ends='()')
+  edges = (np.arange(steps + 1) / steps + offset) / (1 + offset) * np.pi / 2
+  return np.minimum(1 - np.cos(edges[1:]) ** 2 / np.cos(edges[:-1]) ** 2, largest)
+
+
+@technique('zero-terminal-SNR rescaling', 'noise level', 'lin2024common')
+def zero_terminal_snr(betas: np.ndarray, log_snr_min: float = -30.0) -> np.ndarray:
+  """Rescales a table so that its last step is (almost) pure noise, float64 [T].
+
+  sqrt(abar_i) becomes a + b sqrt(abar_i), with a and b such that the first stays as it was and the last has
+  SNR exp(log_snr_min). The paper's limit is SNR 0, an infinite log-SNR, for which no network output but v has a
+  finite x0; at -30 nats the data's share is 3e-7.
+
+  Args:
+    betas: [T], each in (0, 1).
+    log_snr_min: nats at the last step, below the table's own; at least -36, where float64 rounds beta to 1.
+
+  Raises:
+    ValueError: a terminal log-SNR out of its range.
+
+  Source: Lin et al. (2024), algorithm 1.
+  """
+  root = np.sqrt(alpha_bars(betas))
+  own = float(scipy.special.logit(root[-1] ** 2))
+  checks.in_range('log_snr_min', log_snr_min, -36, own, ends='[)')
+  last = np.sqrt(scipy.special.expit(log_snr_min))
+  root = root[0] + (root - root[0]) * (root[0] - last) / (root[0] - root[-1])
+  root[-1] = last  # to its last digit, which the difference above has lost
+  abar = root**2
+  return 1 - abar / np.concatenate([[1.0], abar[:-1]])
+
+
+def alpha_bars(betas: np.ndarray) -> np.ndarray:
+  """abar_i = prod_{j <= i} (1 - beta_j), float64 [T].
+
+  Raises:
+    ValueError: the wrong shape, or a beta outside (0, 1), named with its position.
+  """
+  return np.exp(log_alpha_bars(betas))
+
+
+def log_alpha_bars(betas: np.ndarray) -> np.ndarray:
+  """log abar_i, float64 [T]; raises as `alpha_bars` does."""
+  betas = np.asarray(betas, np.float64)
+  if betas.ndim != 1 or betas.size < 2:
+    raise ValueError(f'betas must be a vector of at least 2, got shape {betas.shape}')
+  bad = np.flatnonzero(~((betas > 0) & (betas < 1)))
+  if bad.size:
+    raise ValueError(f'betas must be in (0, 1), got betas[{bad[0]}] = {betas[bad[0]]!r}')
+  return np.cumsum(np.log1p(-betas))
+
+
+def of(schedule: Schedule, params: Params, steps: int) -> np.ndarray:
+  """Any schedule as a table: abar_i = sigmoid(log_snr(i / (T - 1))), float64 [steps].
+
+  Args:
+    schedule, params: the schedule; its marginals are taken as variance preserving.
+    steps: T, >= 2.
+
+  Raises:
+    ValueError: fewer than 2 steps.
+  """
+  checks.integer('steps', steps, 2)
+  log_snr = np.asarray(schedule.log_snr(params, jnp.linspace(0.0, 1.0, steps)), np.float64)
+  log_abar = -np.logaddexp(0, -log_snr)
+  return -np.expm1(np.diff(log_abar, prepend=0.0))

@@ -1,0 +1,85 @@
+"""Samplers made of samplers."""
+
+import jax
+import jax.numpy as jnp
+
+from diffusion import checks, streams
+from diffusion.citations import technique
+from diffusion.process import gaussian
+from diffusion.process.marginals import expand
+from diffusion.types import Array, Denoiser, Key, Path, Sampler
+
+
+@technique('Langevin corrector', 'sampling', 'song2021score')
+def predictor_corrector(
+  path: Path, predictor: Sampler, corrections: int = 1, signal_to_noise: float = 0.16
+) -> Sampler:
+  """A predictor's step, then Langevin steps at the level it arrived at.
+
+  z <- z + e s(z) + sqrt(2 e) n with e = 2 (r |n| / |s(z)|)^2, norms of each row.
+
+  Args:
+    path: the bound schedule and process.
+    predictor: a sampler whose state is z alone.
+    corrections: Langevin steps after each step, >= 1.
+    signal_to_noise: r > 0; 0.16 in the paper.
+
+  Raises:
+    ValueError: arguments out of range.
+
+  Source: Song et al. (2021), algorithms 4 and 5; they average the norms over the batch, which would make a sample
+  depend on its batch-mates, and multiply e by alpha^2 for the variance-preserving process.
+  """
+  checks.integer('corrections', corrections)
+  checks.positive('signal_to_noise', signal_to_noise)
+
+  def norm(x: Array) -> Array:
+    return jnp.sqrt((x**2).reshape(len(x), -1).sum(1))
+
+  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+    split = jax.vmap(lambda key: jax.random.split(key, corrections + 1))(keys)
+    z = predictor.step(denoise, split[:, 0], z, t, s)
+    for i in range(corrections):
+      noise = streams.normal(split[:, i + 1], z.shape[1:])
+      score = -denoise(z, s).eps / expand(path.marginal(s).sigma, z)
+      size = 2 * (signal_to_noise * norm(noise) / norm(score)) ** 2
+      z = z + expand(size, z) * score + expand(jnp.sqrt(2 * size), z) * noise
+    return z
+
+  return Sampler(predictor.init, step)
+
+
+@technique('inpainting by replacement', 'sampling', 'song2021score', 'lugmayr2022repaint')
+def inpaint(path: Path, sampler: Sampler, known: Array, mask: Array, repeats: int = 1) -> Sampler:
+  """After every step the known pixels are replaced by themselves, noised to the level of the step.
+
+  Args:
+    path: the bound schedule and process.
+    sampler: a sampler whose state is z alone.
+    known: x0 where it is known [B, ...], in network units.
+    mask: 1 where it is known, 0 elsewhere, broadcastable to `known`.
+    repeats: times a step is made, >= 1; between two of them z is noised back, so that both halves come to agree.
+
+  Raises:
+    ValueError: repeats out of range.
+
+  Source: Song et al. (2021), appendix I.2; the repeats are Lugmayr et al. (2022), algorithm 1. An approximation of
+  conditioning that repeats improve.
+  """
+  checks.integer('repeats', repeats)
+
+  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+    now, then = path.marginal(t), path.marginal(s)
+    split = jax.vmap(lambda key: jax.random.split(key, 3 * repeats))(keys)
+    for i in range(repeats):
+      step_key, eps_key, back_key = (split[:, 3 * i + j] for j in range(3))
+      moved = sampler.step(denoise, step_key, z, t, s)
+      noised = gaussian.diffuse(known, streams.normal(eps_key, z.shape[1:]), then)
+      moved = jnp.where(mask, noised, moved)
+      if i + 1 < repeats:  # q(z_t | z_s)
+        fresh = now.sigma * jnp.sqrt(-jnp.expm1(path.log_snr(t) - path.log_snr(s)))
+        back = streams.normal(back_key, z.shape[1:])
+        z = expand(now.alpha / then.alpha, z) * moved + expand(fresh, z) * back
+    return moved
+
+  return Sampler(sampler.init, step)

@@ -1,0 +1,105 @@
+"""MNIST, 28x28: rectified flow. Straight lines from data to noise, velocity prediction, Euler.
+
+Run     python -m experiments.mnist_flow --workdir=runs/mnist_flow --config.data_dir=~/tensorflow_datasets
+Smoke   python -m experiments.mnist_flow --workdir=runs/smoke --smoke
+
+EXPECT
+
+Liu et al. (2023) on the U-Net of `experiments.mnist`, with the logit-normal times of Esser et al. (2024).
+
+The data is prepared once, without TensorFlow, by `python -m diffusion.data.prepare mnist --data_dir=...`.
+"""
+
+import dataclasses
+
+from diffusion import launch
+from diffusion.data import augment, sources, splits
+from diffusion.evaluation import gap, memorization
+from diffusion.models import unet
+from diffusion.objectives import losses, times, weights
+from diffusion.optimizers import averaging, chains, schedules
+from diffusion.process import gaussian, marginals, parameterizations
+from diffusion.process import schedules as noise
+from diffusion.sampling import solvers
+from diffusion.training import callbacks
+
+
+@dataclasses.dataclass
+class Config:
+  """The numbers of the experiment; every one is a flag, e.g. --config.dropout=0.2."""
+
+  seed: int = 0
+  data_dir: str = ''
+  num_steps: int = 20_000
+  batch_size: int = 128
+  steps_per_dispatch: int = 5
+  log_every: int = 50
+  validate_every: int = 500
+  validation_fraction: float = 0.02
+  patience: int = 5_000
+  width: int = 64
+  blocks: int = 2
+  dropout: float = 0.1
+  label_dropout: float = 0.1
+  shift: int = 2
+  learning_rate: float = 5e-4
+  warmup_steps: int = 500
+  final_learning_rate: float = 1e-5
+  weight_decay: float = 1e-2
+  clip_norm: float = 1.0
+  time_mean: float = 0.0
+  time_deviation: float = 1.0
+  ema_decay: float = 0.999
+  guidance: float = 1.5
+  sampling_steps: int = 50
+  samples_per_class: int = 100
+  synthetic: bool = False
+
+
+SMOKE = Config(
+  num_steps=4, batch_size=8, steps_per_dispatch=1, log_every=2, validate_every=4, width=8, blocks=1,
+  warmup_steps=1, validation_fraction=0.1, sampling_steps=2, samples_per_class=1, synthetic=True,
+)  # fmt: skip
+
+
+def build(c: Config) -> launch.Experiment:
+  """The experiment of these numbers."""
+  real = sources.tfds('mnist', c.data_dir or None)
+  rate = schedules.warmup_cosine(
+    c.learning_rate, c.num_steps, c.warmup_steps, c.final_learning_rate
+  )
+  return launch.Experiment(
+    seed=c.seed,
+    num_steps=c.num_steps,
+    batch_size=c.batch_size,
+    steps_per_dispatch=c.steps_per_dispatch,
+    log_every=c.log_every,
+    validate_every=c.validate_every,
+    data=sources.synthetic_images((28, 28, 1), examples=128) if c.synthetic else real,
+    split=splits.Fractions(c.validation_fraction),
+    augment=augment.chain(augment.shift(c.shift), augment.label_dropout(c.label_dropout)),
+    diffusion=gaussian.Diffusion(
+      noise.rectified_flow(), marginals.rectified_flow, parameterizations.velocity()
+    ),
+    model=unet.unet(c.width, (1, 2, 2), c.blocks, (7,), c.dropout, num_classes=10),
+    terms={'denoise': (1.0, losses.denoising(weights.uniform('velocity')))},
+    times=times.logit_normal(c.time_mean, c.time_deviation),
+    optimizer=chains.adamw(rate, c.weight_decay, c.clip_norm),
+    averages={'ema': averaging.ema(c.ema_decay)},
+    judged='ema',
+    callbacks=[
+      callbacks.checkpoint('validation/eps'),
+      callbacks.early_stopping('validation/eps', c.patience),
+      callbacks.divergence_guard(c.log_every),
+      callbacks.sample_grid(c.validate_every),
+    ],
+    bank=gap.bank(draws=1),
+    sampling=launch.Sampling(
+      solvers.euler, c.sampling_steps, c.guidance, grid_rows=8, per_class=c.samples_per_class
+    ),
+    metrics=[memorization.nearest_neighbor_ratio()],
+  )
+
+
+if __name__ == '__main__':
+  launch.run(build, Config(), SMOKE)
