@@ -16,7 +16,7 @@ from diffusion import checks, devices, streams
 from diffusion.data import pipeline
 from diffusion.objectives.losses import eps_loss
 from diffusion.process import gaussian
-from diffusion.types import Array, Conditioning, Diffusion, Model
+from diffusion.types import Array, Conditioning, Denoiser, Diffusion, Key, Model, Path
 
 
 class Bank(NamedTuple):
@@ -50,31 +50,47 @@ def bank_losses(
     (replicated (parameters, statistics, seed), x as stored [n, ...], label [n], position [n]) -> losses [n, L], the
     mean over the draws. Row i's noise depends on position[i], the level and the draw.
   """
-  snr = jnp.asarray(bank.log_snr)
 
   def losses(shared, x: Array, label: Array, position: Array) -> Array:
     parameters, statistics, seed = shared
     path = gaussian.bind(diffusion, parameters.schedule)
-    times = path.time(snr)
     x = pipeline.normalize(x, levels)
     conditioning = Conditioning(label, jnp.zeros((x.shape[0], 0), x.dtype))
+    variables = {'params': parameters.network, **statistics}
+
+    def network(z: Array, noise: Array, key) -> Array:
+      return model.apply(variables, z, noise, conditioning)[0]
+
+    denoise = gaussian.denoiser(path, diffusion.parameterization, network)
     keys = streams.row_keys(streams.stream(seed, 'validation'), position)
-
-    def one(_, i: Array):
-      eps = streams.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape[1:])
-      t = jnp.broadcast_to(times[i // bank.draws], x.shape[:1])
-      marginal = path.marginal(t)
-      z = gaussian.diffuse(x, eps, marginal)
-      inputs, noise = diffusion.parameterization.encode(z, marginal)
-      variables = {'params': parameters.network, **statistics}
-      output, _ = model.apply(variables, inputs, noise, conditioning)
-      prediction = diffusion.parameterization.decode(output, z, marginal)
-      return None, eps_loss(x, eps, prediction, path.log_snr(t))
-
-    _, values = jax.lax.scan(one, None, jnp.arange(len(bank.log_snr) * bank.draws))
-    return values.reshape(len(bank.log_snr), bank.draws, -1).mean(1).T
+    return denoiser_losses(denoise, path, x, keys, bank)
 
   return devices.over_rows(losses, chunk)
+
+
+def denoiser_losses(denoise: Denoiser, path: Path, x: Array, keys: Key, bank: Bank) -> Array:
+  """The eps-loss [B, L] of any denoiser at every level of the bank, the mean over its draws.
+
+  With an exact denoiser it is the floor of the loss: of training examples with `analytic.empirical`, of fresh ones
+  with `analytic.gaussian_mixture`.
+
+  Args:
+    denoise: the denoiser.
+    path: the bound schedule and process.
+    x: examples in network units [B, ...].
+    keys: one key a row [B]; its draws depend on its key, the level and the draw.
+    bank: noise levels and draws.
+  """
+  times = path.time(jnp.asarray(bank.log_snr))
+
+  def one(_, i: Array):
+    eps = streams.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape[1:])
+    t = jnp.broadcast_to(times[i // bank.draws], x.shape[:1])
+    z = gaussian.diffuse(x, eps, path.marginal(t))
+    return None, eps_loss(x, eps, denoise(z, t), path.log_snr(t))
+
+  _, values = jax.lax.scan(one, None, jnp.arange(len(bank.log_snr) * bank.draws))
+  return values.reshape(len(bank.log_snr), bank.draws, -1).mean(1).T
 
 
 def summarize(

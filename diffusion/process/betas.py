@@ -4,6 +4,7 @@ abar_i = prod_{j <= i} (1 - beta_j), and abar = sigmoid(log_snr) of the variance
 schedule by `schedules.discrete`; a schedule becomes a table by `of`.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
@@ -118,6 +119,7 @@ def of(schedule: Schedule, params: Params, steps: int) -> np.ndarray:
     ValueError: fewer than 2 steps.
   """
   checks.integer('steps', steps, 2)
-  log_snr = np.asarray(schedule.log_snr(params, jnp.linspace(0.0, 1.0, steps)), np.float64)
+  with jax.enable_x64(True):  # float32 would leave three digits of the first betas
+    log_snr = np.asarray(schedule.log_snr(params, jnp.linspace(0.0, 1.0, steps)))
   log_abar = -np.logaddexp(0, -log_snr)
   return -np.expm1(np.diff(log_abar, prepend=0.0))

@@ -26,6 +26,31 @@ def test_variance_preserving_has_the_log_snr_it_is_given(x64):
   np.testing.assert_allclose(2 * np.log(alpha / sigma), log_snr, atol=1e-11)
 
 
+PROCESSES = {
+  'variance preserving': (marginals.variance_preserving, lambda a, s: a**2 + s**2),
+  'variance exploding': (marginals.variance_exploding, lambda a, s: a),
+  'rectified flow': (marginals.rectified_flow, lambda a, s: a + s),
+  'sub-variance preserving': (marginals.sub_variance_preserving, lambda a, s: s + a**2),
+}
+
+
+@pytest.mark.parametrize('name', PROCESSES)
+def test_a_process_has_its_log_snr_and_its_law(name, x64):
+  """2 log(alpha / sigma) is what was asked, and the one quantity that defines the process is 1 everywhere."""
+  process, law = PROCESSES[name]
+  log_snr = jnp.linspace(-80.0, 80.0, 161)
+  alpha, sigma = process(log_snr)
+  np.testing.assert_allclose(2 * (np.log(alpha) - np.log(sigma)), log_snr, atol=1e-11)
+  np.testing.assert_allclose(law(np.asarray(alpha), np.asarray(sigma)), 1, rtol=1e-13)
+
+
+@pytest.mark.parametrize('name', PROCESSES)
+def test_a_process_is_finite_and_positive_in_float32(name):
+  for coefficient in PROCESSES[name][0](jnp.linspace(-80.0, 80.0, 161)):
+    assert np.isfinite(coefficient).all()
+    assert (np.asarray(coefficient) > 0).all()
+
+
 @pytest.mark.parametrize('shape', [(3,), (3, 2), (3, 4, 5, 6)])
 def test_expand_lines_coefficients_up_with_rows(shape):
   coefficient = jnp.array([1.0, 2.0, 4.0])

@@ -1,9 +1,10 @@
 """Schedules: finite, strictly decreasing, with the stated end points, and the papers' own definitions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate, optimize
+from scipy import integrate, optimize, special
 
 from diffusion.process import betas, marginals, schedules
 
@@ -21,6 +22,17 @@ SCHEDULES = {
     -np.log(np.exp(2.0) - 1),
     6.0,
   ),
+  'sigmoid': (schedules.sigmoid, -15.0, 15.0),
+  'sigmoid, skewed': (lambda: schedules.sigmoid(0.0, 3.0, 0.3, -12.0, 9.0), -12.0, 9.0),
+  'geometric': (schedules.geometric, -2 * np.log(50.0), -2 * np.log(0.01)),
+  'EDM': (schedules.edm, -2 * np.log(80.0), -2 * np.log(0.002)),
+  'rectified flow': (schedules.rectified_flow, -15.0, 15.0),
+  'shifted': (
+    lambda: schedules.shifted(schedules.cosine(), 0.25),
+    -15 - 4 * np.log(2),
+    15 - 4 * np.log(2),
+  ),
+  'clipped': (lambda: schedules.clipped(schedules.linear_beta(), -8.0, 6.0), -8.0, 6.0),
   'discrete': (
     lambda: schedules.discrete(betas.linear()),
     np.log(ABAR[-1] / (1 - ABAR[-1])),
@@ -33,7 +45,7 @@ SCHEDULES = {
 def test_log_snr_is_finite_strictly_decreasing_and_ends_where_it_says(name):
   make, low, high = SCHEDULES[name]
   schedule = make()
-  assert schedule.init(None) == ()
+  assert schedule.init(jax.random.key(0)) == ()
   log_snr = np.asarray(schedule.log_snr((), jnp.linspace(0.0, 1.0, 5001)))
   assert log_snr.dtype == np.float32
   assert np.isfinite(log_snr).all()
@@ -124,6 +136,82 @@ def test_discrete_is_linear_in_log_snr_between_steps(x64):
   np.testing.assert_allclose(schedules.discrete(table).log_snr((), t), expected, rtol=1e-12)
 
 
+def test_sigmoid_is_the_difference_of_sigmoids(x64):
+  """alpha^2 from its definition at times found by root search, not from hyperbolic sines."""
+  start, end, temperature = -3.0, 3.0, 0.9
+  schedule = schedules.sigmoid(start, end, temperature, -9.0, 7.0)
+
+  def alpha_squared(u):
+    low, high, x = (special.expit(v / temperature) for v in (start, end, start + u * (end - start)))
+    return (high - x) / (high - low)
+
+  def time(value):
+    return optimize.brentq(
+      lambda u: special.logit(alpha_squared(u)) - value, 1e-9, 1 - 1e-9, xtol=1e-15
+    )
+
+  first, last = time(7.0), time(-9.0)
+  t = np.linspace(0.0, 1.0, 33)
+  expected = special.logit(alpha_squared(first + t * (last - first)))
+  np.testing.assert_allclose(schedule.log_snr((), t), expected, atol=1e-8)
+
+
+def test_geometric_and_edm_walk_sigma_as_they_say(x64):
+  t = np.linspace(0.0, 1.0, 17)
+  sigma = np.exp(-0.5 * np.asarray(schedules.geometric(0.02, 30.0).log_snr((), t)))
+  np.testing.assert_allclose(sigma[1:] / sigma[:-1], (30.0 / 0.02) ** (1 / 16), rtol=1e-12)
+  sigma = np.exp(-0.5 * np.asarray(schedules.edm(0.002, 80.0, 7.0).log_snr((), t)))
+  np.testing.assert_allclose(
+    np.diff(sigma ** (1 / 7)), (80 ** (1 / 7) - 0.002 ** (1 / 7)) / 16, rtol=1e-9
+  )
+  linear = np.exp(-0.5 * np.asarray(schedules.edm(0.002, 80.0, 1.0).log_snr((), t)))
+  np.testing.assert_allclose(np.diff(linear), (80 - 0.002) / 16, rtol=1e-12)
+
+
+def test_rectified_flow_is_a_straight_line_walked_at_constant_speed(x64):
+  t = np.linspace(0.0, 1.0, 33)
+  alpha, sigma = marginals.rectified_flow(schedules.rectified_flow(-12.0, 9.0).log_snr((), t))
+  np.testing.assert_allclose(alpha + sigma, 1, rtol=1e-14)
+  np.testing.assert_allclose(np.diff(sigma), (sigma[-1] - sigma[0]) / 32, rtol=1e-10)
+
+
+def test_clipped_is_the_same_curve_in_between(x64):
+  """Between its ends every value of the original is found at a time that is linear in the original's."""
+  whole, part = schedules.linear_beta(), schedules.clipped(schedules.linear_beta(), -8.0, 6.0)
+  fine = np.linspace(0.0, 1.0, 200_001)
+  log_snr = np.asarray(whole.log_snr((), fine))
+  t = np.linspace(0.0, 1.0, 9)
+  original = np.interp(-np.asarray(part.log_snr((), t)), -log_snr, fine)
+  np.testing.assert_allclose(np.diff(original), (original[-1] - original[0]) / 8, atol=1e-7)
+
+
+def test_learned_starts_near_its_line_and_keeps_its_ends_and_order_whatever_the_parameters(x64):
+  schedule = schedules.learned(-7.0, 11.0, width=16)
+  t = jnp.linspace(0.0, 1.0, 2001)
+  params = schedule.init(jax.random.key(0))
+  line = 11 - 18 * np.asarray(t)
+  assert np.abs(np.asarray(schedule.log_snr(params, t)) - line).max() < 1.5
+  for seed in range(20):
+    noise = np.random.default_rng(seed)
+    wild = jax.tree.map(lambda leaf, n=noise: leaf + 3 * n.normal(size=leaf.shape), params)
+    log_snr = np.asarray(schedule.log_snr(wild, t))
+    assert (np.diff(log_snr) < 0).all()
+    np.testing.assert_allclose(log_snr[[0, -1]], [11, -7], atol=1e-12)
+
+
+def test_gradient_of_learned_is_that_of_finite_differences(x64):
+  schedule = schedules.learned(width=5)
+  params = schedule.init(jax.random.key(1))
+  t = jnp.linspace(0.05, 0.95, 7)
+  weight = jnp.asarray(np.random.default_rng(0).normal(size=7))
+  value = lambda p: (weight * schedule.log_snr(p, t)).sum()  # noqa: E731
+  gradient = jax.grad(value)(params)
+  for name, leaf in params.items():
+    for i in range(leaf.size):
+      ahead, behind = (value(params | {name: leaf.at[i].add(d)}) for d in (1e-5, -1e-5))
+      np.testing.assert_allclose(gradient[name][i], (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize(
   'make, names',
   [
@@ -138,6 +226,21 @@ def test_discrete_is_linear_in_log_snr_between_steps(x64):
     (lambda: schedules.linear_beta(log_snr_max=-11.0), 'log_snr_max=-11.0'),
     # exp(1000) does not fit a float64: still this error, not an overflow.
     (lambda: schedules.linear_beta(beta_max=2000.0), 'log_snr_min=-1000'),
+    (lambda: schedules.sigmoid(start=2.0, end=1.0), 'start=2.0, end=1.0'),
+    (lambda: schedules.sigmoid(temperature=0.0), 'temperature .* got 0.0'),
+    (lambda: schedules.geometric(1.0, 1.0), 'sigma_min=1.0, sigma_max=1.0'),
+    (lambda: schedules.geometric(0.0, 1.0), 'sigma_min .* got 0.0'),
+    (lambda: schedules.geometric(1e-20, 1.0), 'log_snr_max=92'),
+    (lambda: schedules.edm(80.0, 0.002), 'sigma_min=80.0, sigma_max=0.002'),
+    (lambda: schedules.edm(rho=0.0), 'rho .* got 0.0'),
+    (lambda: schedules.rectified_flow(1.0, -1.0), 'log_snr_min=1.0'),
+    (lambda: schedules.shifted(schedules.cosine(), 0.0), 'factor .* got 0.0'),
+    (lambda: schedules.shifted(schedules.cosine(-70.0, 0.0), 1e-4), 'log_snr_min=-88'),
+    (lambda: schedules.clipped(schedules.cosine(), -16.0, 0.0), 'log_snr_min=-16.0'),
+    (lambda: schedules.clipped(schedules.cosine(), 3.0, -3.0), 'log_snr_min=3.0'),
+    (lambda: schedules.clipped(schedules.learned(), -1.0, 1.0), 'without parameters'),
+    (lambda: schedules.learned(width=0), 'width .* got 0'),
+    (lambda: schedules.learned(5.0, -5.0), 'log_snr_min=5.0'),
     (lambda: betas.linear(steps=1), 'steps .* got 1'),
     (lambda: betas.linear(steps=10.0), 'steps .* got 10.0'),
     (lambda: betas.linear(first=0.0), 'first .* got 0.0'),
