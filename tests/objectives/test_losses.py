@@ -3,13 +3,21 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from diffusion.objectives import losses, weights
 from diffusion.process import marginals, parameterizations
 from diffusion.types import Batch, Context, Prediction
 
-ALL = {'eps': parameterizations.eps, 'x0': parameterizations.x0, 'v': parameterizations.v}
+ALL = {
+  'eps': parameterizations.eps,
+  'x0': parameterizations.x0,
+  'v': parameterizations.v,
+  'score': parameterizations.score,
+  'velocity': parameterizations.velocity,
+  'edm': parameterizations.edm,
+}
 
 
 def context(x0, eps, log_snr, marginal, z, prediction):
@@ -41,7 +49,13 @@ def test_eps_loss_is_the_mean_squared_error_of_the_noise(shape, x64):
   np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize('weight', [weights.uniform(), weights.uniform('v'), weights.min_snr()])
+@pytest.mark.parametrize(
+  'weight',
+  [
+    weights.uniform(), weights.uniform('v'), weights.uniform('velocity'), weights.snr(), weights.truncated_snr(),
+    weights.min_snr(), weights.edm(), weights.p2(), weights.sigmoid(),
+  ],
+)  # fmt: skip
 def test_objective_is_the_same_in_every_parameterization(weight, x64):
   """One belief about x0 put into the words of an eps-, an x0- and a v-network."""
   log_snr = np.linspace(-15, 15, 31)
@@ -122,3 +136,74 @@ def test_a_row_counts_for_itself_alone():
     part = Prediction(prediction.x0[one], prediction.eps[one])
     alone = losses.eps_loss(x0[one], eps[one], part, jnp.asarray(log_snr)[one])
     np.testing.assert_allclose(alone, whole[one], rtol=1e-6)
+
+
+def test_weighted_bound_is_half_the_slope_times_the_weighted_eps_loss(x64):
+  log_snr = np.linspace(-9, 9, 7)
+  x0, eps, error, marginal, alpha, sigma = draws(log_snr, (4,))
+  prediction = Prediction(x0 - sigma / alpha * error, eps + error)
+  given = context(x0, eps, jnp.asarray(log_snr), marginal, alpha * x0 + sigma * eps, prediction)
+  plain = np.mean(np.asarray(error) ** 2, axis=1)
+  bound = losses.weighted_bound(weights.uniform()).apply((), given)
+  np.testing.assert_allclose(bound, 0.5 * np.linspace(1, 2, 7) * plain, rtol=1e-9)
+  weighted = losses.weighted_bound(weights.sigmoid(1.0)).apply((), given)
+  np.testing.assert_allclose(weighted, bound / (1 + np.exp(log_snr - 1)), rtol=1e-9)
+
+
+def test_learned_uncertainty_finds_the_log_of_the_loss(x64):
+  """Gradient descent on L / e^u + u with a known loss at every noise level: u ends at log E[L | log_snr]."""
+  log_snr = jnp.linspace(-10, 10, 101)
+  x0, eps, _, marginal, alpha, sigma = draws(np.asarray(log_snr), (6,))
+  size = np.exp(0.5 * np.sin(np.asarray(log_snr) / 5) - 0.1 * np.asarray(log_snr))
+  error = jnp.asarray(np.sqrt(size)[:, None] * np.ones((101, 6)))
+  prediction = Prediction(x0 - sigma / alpha * error, eps + error)
+  given = context(x0, eps, log_snr, marginal, alpha * x0 + sigma * eps, prediction)
+  term = losses.uncertain(weights.uniform(), features=16)
+  params = term.init(jax.random.key(0))
+  plain = losses.denoising(weights.uniform()).apply((), given)
+  np.testing.assert_allclose(term.apply(params, given), plain, rtol=1e-12)  # off at the start
+  solver = optax.adam(0.05)
+
+  def descend(carry, _):
+    params, state = carry
+    gradient = jax.grad(lambda p: term.apply(p, given).mean())(params)
+    updates, state = solver.update(gradient, state)
+    return (optax.apply_updates(params, updates), state), None
+
+  (params, _), _ = jax.lax.scan(descend, (params, solver.init(params)), length=3000)
+  # L / e^u + u with u = log L is 1 + log L.
+  np.testing.assert_allclose(term.apply(params, given), 1 + np.log(np.asarray(plain)), atol=0.01)
+
+
+def test_sliced_score_matching_is_half_the_score_error_up_to_a_constant(x64):
+  """Over draws of z from a Gaussian, with a wrong linear score: E[sliced] - E[sliced at the truth] is known exactly."""
+  rows, spread = 200_000, 0.8
+  rng = np.random.default_rng(3)
+  log_snr = jnp.zeros(rows)
+  marginal = marginals.variance_preserving(log_snr)
+  alpha, sigma = (float(c[0]) for c in marginal)
+  x0, eps = (
+    jnp.asarray(a) for a in rng.normal(size=(2, rows, 2)) * np.array([spread, 1])[:, None, None]
+  )
+  z = alpha * x0 + sigma * eps
+  variance = alpha**2 * spread**2 + sigma**2
+  keys = jax.random.split(jax.random.key(1), rows)
+
+  def sliced(gain):  # the score -gain z
+    def predict(y):
+      return Prediction(y, sigma * gain * y)
+
+    given = context(x0, eps, log_snr, marginal, z, predict(z))._replace(predict=predict, keys=keys)
+    return np.asarray(losses.sliced().apply((), given))
+
+  true, wrong = sliced(1 / variance), sliced(0.3)
+  exact = 0.5 * sigma**2 * (0.3 - 1 / variance) ** 2 * variance  # sigma^2 E|s - s*|^2 / (2 d)
+  difference = wrong - true
+  assert abs(difference.mean() - exact) < 4 * difference.std() / np.sqrt(rows)
+  assert exact > 20 * difference.std() / np.sqrt(rows)  # sharp enough to refute
+
+
+@pytest.mark.parametrize('features', [0, 3, 2.0])
+def test_bad_features_are_named(features):
+  with pytest.raises(ValueError, match=f'features .* got {features}'):
+    losses.uncertain(weights.uniform(), features)

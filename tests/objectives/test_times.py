@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from diffusion.objectives import times
+from diffusion.process import gaussian, marginals, parameterizations, schedules
 from diffusion.types import Rows
 
 ALL = {'uniform': times.uniform, 'stratified': times.stratified}
@@ -96,3 +97,89 @@ def test_update_keeps_the_empty_state(name):
   sampler = ALL[name]()
   assert sampler.init() == ()
   assert sampler.update((), jnp.zeros(3), jnp.ones(3), lambda tree: tree) == ()
+
+
+def path_of(schedule):
+  diffusion = gaussian.Diffusion(schedule, marginals.variance_exploding, parameterizations.eps())
+  return gaussian.bind(diffusion, ())
+
+
+def normal_draws(make, path, rows=64, draws=400):
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), jnp.arange(draws))
+  whole = Rows(jnp.arange(rows), rows)
+  t, importance = jax.jit(jax.vmap(lambda key: make.draw((), key, whole, 0.0, path)))(keys)
+  np.testing.assert_array_equal(importance, np.ones((draws, rows)))
+  return np.asarray(t)
+
+
+def test_log_normal_draws_sigma_log_normally_on_any_schedule():
+  """log sigma has the mean, deviation and distribution asked for; each batch covers it evenly."""
+  for schedule in (schedules.edm(), schedules.geometric(0.001, 200.0)):
+    path = path_of(schedule)
+    t = normal_draws(times.log_normal(-1.2, 1.2), path)
+    log_sigma = -0.5 * np.asarray(path.log_snr(t))
+    # Stratified draws of one batch are dependent: test one row over independent batches.
+    assert stats.kstest(log_sigma[:, 3], 'norm', (-1.2, 1.2)).pvalue > 1e-3
+    quantiles = np.sort(stats.norm.cdf(log_sigma, -1.2, 1.2), axis=1)
+    assert np.abs(quantiles - (np.arange(64) + 0.5) / 64).max() < 1.2 / 64
+
+
+def test_logit_normal_draws_t_so():
+  t = normal_draws(times.logit_normal(0.3, 0.8), None)
+  logit = np.log(t) - np.log1p(-t)
+  assert stats.kstest(logit[:, 5], 'norm', (0.3, 0.8)).pvalue > 1e-3
+
+
+def test_importance_follows_the_root_second_moment_and_keeps_the_mean(x64):
+  """Loss known exactly on 8 buckets: the share of draws, unbiasedness, and a variance below uniform's."""
+  made = times.importance(buckets=8, decay=0.9, uniform_share=0.01)
+  size = jnp.array([8.0, 4, 2, 1, 0.5, 0.25, 0.1, 0.05])
+  whole = Rows(jnp.arange(64), 64)
+
+  def loss(t):
+    return size[(t * 8).astype(int)] * (1 + 0.5 * jnp.sin(40 * t))
+
+  def one(state, key):
+    t, w = made.draw(state, key, whole, 0.0, None)
+    return made.update(state, t, loss(t), lambda tree: tree), (t, w)
+
+  keys = jax.random.split(jax.random.key(0), 600)
+  state, (t, w) = jax.lax.scan(one, made.init(), keys)
+  t, w = np.asarray(t)[200:], np.asarray(w)[200:]
+  fine = jnp.linspace(0, 1, 80_001)[:-1] + 0.5 / 80_000
+  exact = np.asarray(loss(fine))
+  root = np.sqrt((exact**2).reshape(8, -1).mean(1))
+  share = 0.99 * root / root.sum() + 0.01 / 8
+  found = np.bincount((t * 8).astype(int).ravel(), minlength=8) / t.size
+  np.testing.assert_allclose(found, share, rtol=0.1, atol=2e-3)
+  estimate = (w * np.asarray(loss(t))).mean(1)
+  assert abs(estimate.mean() - exact.mean()) < 4 * estimate.std() / np.sqrt(len(estimate)) + 0.005
+  # One row alone, so that stratification does not hide it: less variance than a uniform draw.
+  assert (w[:, 0] * np.asarray(loss(t[:, 0]))).var() < 0.5 * exact.var()
+
+
+def test_importance_is_uniform_until_every_bucket_was_seen():
+  made = times.importance(buckets=4)
+  whole, key = Rows(jnp.arange(16), 16), jax.random.key(2)
+  state = made.update(made.init(), jnp.array([0.1, 0.3]), jnp.ones(2), lambda tree: tree)
+  for given in (made.init(), state):
+    t, w = made.draw(given, key, whole, 0.0, None)
+    expected, _ = times.stratified().draw((), key, whole, 0.0, None)
+    np.testing.assert_allclose(t, expected, atol=1e-6)
+    np.testing.assert_array_equal(w, 1)
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (lambda: times.log_normal(deviation=0.0), 'deviation .* got 0.0'),
+    (lambda: times.log_normal(mean=np.inf), 'mean .* got inf'),
+    (lambda: times.logit_normal(deviation=-1.0), 'deviation .* got -1.0'),
+    (lambda: times.importance(buckets=1), 'buckets .* got 1'),
+    (lambda: times.importance(decay=1.0), 'decay .* got 1.0'),
+    (lambda: times.importance(uniform_share=0.0), 'uniform_share .* got 0.0'),
+  ],
+)
+def test_bad_arguments_are_named_with_their_value(make, names):
+  with pytest.raises(ValueError, match=names):
+    make()

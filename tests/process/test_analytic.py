@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
+from diffusion.types import NULL, Marginal
 
 T = np.array([0.02, 0.2, 0.5, 0.8, 0.98])
 
@@ -100,6 +101,176 @@ def test_points_are_weighed_by_enumeration(x64):
     posterior = np.exp(np.array(log_joint) - max(log_joint))
     posterior /= posterior.sum()
     np.testing.assert_allclose(found.x0[row], posterior @ points, atol=1e-10)
+
+
+def covariances(seed=5, parts=2, dimension=3):
+  a = np.random.default_rng(seed).normal(size=(parts, dimension, dimension))
+  return a @ a.swapaxes(1, 2) / dimension + 0.1 * np.eye(dimension)
+
+
+def test_full_covariances_by_linear_algebra(x64):
+  """The formula of the posterior with inverses, component by component; eps against the gradient of the log-density."""
+  path = cosine_path()
+  weights, sigmas = np.array([0.3, 0.7]), covariances()
+  means = np.array([[1.0, -1.0, 0.5], [-0.5, 0.8, 0.0]])
+  z = np.random.default_rng(6).normal(size=(T.size, 3))
+  denoise = jax.jit(analytic.gaussian_mixture(path, weights, means, sigmas))
+  found = denoise(jnp.asarray(z), jnp.asarray(T))
+  given = analytic.mixture(weights, means, sigmas)
+  for row, t in enumerate(T):
+    alpha, sigma = (float(c) for c in path.marginal(jnp.asarray(t)))
+    c = alpha**2 * sigmas + sigma**2 * np.eye(3)
+    density = [
+      w * stats.multivariate_normal.pdf(z[row], alpha * m, v)
+      for w, m, v in zip(weights, means, c, strict=True)
+    ]
+    share = np.array(density) / sum(density)
+    mean = [
+      m + alpha * s @ np.linalg.solve(v, z[row] - alpha * m)
+      for m, s, v in zip(means, sigmas, c, strict=True)
+    ]
+    np.testing.assert_allclose(found.x0[row], share @ mean, atol=1e-10)
+    marginal = Marginal(jnp.full(1, alpha), jnp.full(1, sigma))
+    log_density = lambda y, m=marginal: analytic.log_density(given, y[None], m)[0]  # noqa: E731
+    np.testing.assert_allclose(log_density(z[row]), np.log(sum(density)), atol=1e-10)
+    score = jax.grad(log_density)(jnp.asarray(z[row]))
+    np.testing.assert_allclose(found.eps[row], -sigma * score, atol=1e-9)
+
+
+def test_round_components_are_full_ones_with_multiples_of_the_identity(x64):
+  path = cosine_path()
+  weights, means, scales = np.array([0.4, 0.6]), np.array([[1.0, 0.0], [-1.0, 0.5]]), [0.3, 0.9]
+  full = np.stack([s**2 * np.eye(2) for s in scales])
+  z = jnp.asarray(np.random.default_rng(7).normal(size=(T.size, 2)))
+  one, other = (analytic.gaussian_mixture(path, weights, means, s)(z, T) for s in (scales, full))
+  np.testing.assert_allclose(one.x0, other.x0, atol=1e-12)
+  np.testing.assert_allclose(one.eps, other.eps, atol=1e-12)
+
+
+def test_draws_have_the_moments_of_the_mixture():
+  weights, means, sigmas = (
+    np.array([0.3, 0.7]),
+    np.array([[2.0, 0, 0], [-1.0, 1, 0]]),
+    covariances(),
+  )
+  given = analytic.mixture(weights, means, sigmas)
+  x = np.asarray(analytic.draw(given, jax.random.split(jax.random.key(0), 100_000)), np.float64)
+  mean = weights @ means
+  spread = sum(
+    w * (s + np.outer(m - mean, m - mean)) for w, m, s in zip(weights, means, sigmas, strict=True)
+  )
+  error = np.sqrt(np.diag(spread) / len(x))
+  assert (np.abs(x.mean(0) - mean) < 4.5 * error).all()
+  np.testing.assert_allclose(np.cov(x.T), spread, atol=0.06)
+
+
+def test_entropy_of_one_gaussian_and_of_far_apart_ones():
+  """Half log det(2 pi e Sigma); well separated components add the entropy of the choice."""
+  sigma = covariances(parts=1)[0]
+  exact = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * sigma)[1]
+  one = analytic.entropy(analytic.mixture(np.ones(1), np.zeros((1, 3)), sigma[None]), 50_000)
+  assert one.low - 0.01 < exact < one.high + 0.01
+  assert one.high - one.low < 0.05
+  weights = np.array([0.25, 0.75])
+  far = np.array([[100.0, 0, 0], [-100.0, 0, 0]])
+  two = analytic.entropy(analytic.mixture(weights, far, np.stack([sigma, sigma])), 50_000, seed=1)
+  assert abs(two.estimate - exact + weights @ np.log(weights)) < 0.03
+
+
+def test_empirical_is_the_posterior_over_the_training_set_by_enumeration(x64):
+  """Chunks that do not divide, classes, the null class: always the weights of a loop over the allowed examples."""
+  path = cosine_path()
+  rng = np.random.default_rng(8)
+  x, labels = rng.normal(size=(23, 2, 3)), np.arange(23) % 3
+  wanted = np.array([0, 2, NULL, 1, NULL])
+  z = rng.normal(size=(5, 2, 3))
+  for chunk in (4, 23, 1000):
+    denoise = jax.jit(analytic.empirical(path, x, labels, jnp.asarray(wanted), chunk=chunk))
+    found = denoise(jnp.asarray(z), jnp.asarray(T))
+    for row, t in enumerate(T):
+      alpha, sigma = (float(c) for c in path.marginal(jnp.asarray(t)))
+      allowed = x if wanted[row] == NULL else x[labels == wanted[row]]
+      log_w = np.array([-((z[row] - alpha * p) ** 2).sum() / (2 * sigma**2) for p in allowed])
+      w = np.exp(log_w - log_w.max())
+      expected = np.tensordot(w / w.sum(), allowed, 1)
+      np.testing.assert_allclose(found.x0[row], expected, atol=1e-9)
+      np.testing.assert_allclose(found.eps[row], (z[row] - alpha * expected) / sigma, atol=1e-6)
+
+
+def test_empirical_with_flips_has_the_flipped_images_too(x64):
+  path = cosine_path()
+  x = np.random.default_rng(9).normal(size=(6, 3, 4, 1))
+  both = np.concatenate([x, np.flip(x, axis=2)])
+  z = jnp.asarray(np.random.default_rng(10).normal(size=(5, 3, 4, 1)))
+  one = analytic.empirical(path, x, flip=True, chunk=5)(z, jnp.asarray(T))
+  other = analytic.empirical(path, both)(z, jnp.asarray(T))
+  np.testing.assert_allclose(one.x0, other.x0, atol=1e-10)
+
+
+def test_empirical_never_makes_an_array_of_pairs_and_dimensions():
+  """The largest array in the program is B x chunk or the training set, not B x n x d."""
+  path = cosine_path()
+  x = jnp.zeros((4096, 64))
+  program = jax.make_jaxpr(analytic.empirical(path, x, chunk=256))(
+    jnp.zeros((128, 64)), jnp.full(128, 0.5)
+  )
+  sizes = [
+    v.aval.size
+    for jaxpr in [
+      program.jaxpr,
+      *(e.params['jaxpr'].jaxpr for e in program.eqns if e.primitive.name == 'scan'),
+    ]
+    for e in jaxpr.eqns
+    for v in e.outvars
+  ]
+  assert max(sizes) <= 4096 * 64
+
+
+def test_box_mixture_is_the_posterior_mean_by_quadrature(x64):
+  path = cosine_path()
+  weights, centers, width = np.array([0.2, 0.5, 0.3]), np.array([-0.8, 0.1, 0.5]), 0.25
+  denoise = jax.jit(analytic.box_mixture(path, weights, centers[:, None], width))
+  grid = (np.arange(4000) + 0.5) / 4000 - 0.5
+  for z in (-2.0, -0.3, 0.9):
+    found = denoise(jnp.full((T.size, 1), z), jnp.asarray(T))
+    for row, t in enumerate(T):
+      alpha, sigma = (float(c) for c in path.marginal(jnp.asarray(t)))
+      x = centers[:, None] + width * grid
+      joint = weights[:, None] * np.exp(
+        stats.norm.logpdf(z, alpha * x, sigma) - stats.norm.logpdf(z, alpha * x, sigma).max()
+      )
+      np.testing.assert_allclose(found.x0[row, 0], (joint * x).sum() / joint.sum(), atol=2e-6)
+
+
+def test_box_mixture_far_away_and_at_every_noise_level_is_finite(x64):
+  path = cosine_path()
+  denoise = analytic.box_mixture(
+    path, np.full(2, 0.5), np.array([[-1.0, 1.0], [1.0, 0.0]]), 2 / 255
+  )
+  t = jnp.linspace(0.0, 1.0, 41)
+  for far in (0.0, 3.0, -30.0):
+    found = denoise(jnp.full((41, 2), far), t)
+    assert np.isfinite(found.x0).all()
+    assert (np.abs(np.asarray(found.x0)) < 1.01).all()
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (lambda p: analytic.empirical(p, np.zeros((0, 2))), 'got 0 examples'),
+    (lambda p: analytic.empirical(p, np.zeros((3, 2)), labels=np.zeros(3)), 'together'),
+    (lambda p: analytic.box_mixture(p, np.ones(1), np.zeros((1, 2)), 0.0), 'width .* got 0.0'),
+    (lambda p: analytic.box_mixture(p, np.ones(2), np.zeros((1, 2)), 0.1), r'\(2,\), \(1, 2\)'),
+    (lambda p: analytic.mixture(np.ones(1), np.zeros((1, 2)), -np.eye(2)[None]), 'semidefinite'),
+    (
+      lambda p: analytic.mixture(np.ones(1), np.zeros((1, 2)), np.array([[[1, 2], [0, 1.0]]])),
+      'symmetric',
+    ),
+  ],
+)
+def test_bad_arguments_are_named(make, names):
+  with pytest.raises(ValueError, match=names):
+    make(cosine_path())
 
 
 @pytest.mark.parametrize(
