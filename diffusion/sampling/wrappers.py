@@ -16,7 +16,7 @@ def predictor_corrector(
 ) -> Sampler:
   """A predictor's step, then Langevin steps at the level it arrived at.
 
-  z <- z + e s(z) + sqrt(2 e) n with e = 2 (r |n| / |s(z)|)^2, norms of each row.
+  z <- z + e s(z) + sqrt(2 e) n with e = 2 (r sigma)^2, s the score.
 
   Args:
     path: the bound schedule and process.
@@ -27,23 +27,21 @@ def predictor_corrector(
   Raises:
     ValueError: arguments out of range.
 
-  Source: Song et al. (2021), algorithms 4 and 5; they average the norms over the batch, which would make a sample
-  depend on its batch-mates, and multiply e by alpha^2 for the variance-preserving process.
+  Source: Song et al. (2021), algorithms 4 and 5, where e = 2 (r |n| / |s|)^2 with norms averaged over the batch, and
+  alpha^2 of it when variance preserving. A sample would depend on its batch-mates, and |n| / |s| is sigma in many
+  dimensions.
   """
   checks.integer('corrections', corrections)
   checks.positive('signal_to_noise', signal_to_noise)
-
-  def norm(x: Array) -> Array:
-    return jnp.sqrt((x**2).reshape(len(x), -1).sum(1))
 
   def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
     split = jax.vmap(lambda key: jax.random.split(key, corrections + 1))(keys)
     z = predictor.step(denoise, split[:, 0], z, t, s)
     for i in range(corrections):
-      noise = streams.normal(split[:, i + 1], z.shape[1:])
-      score = -denoise(z, s).eps / expand(path.marginal(s).sigma, z)
-      size = 2 * (signal_to_noise * norm(noise) / norm(score)) ** 2
-      z = z + expand(size, z) * score + expand(jnp.sqrt(2 * size), z) * noise
+      sigma = expand(path.marginal(s).sigma, z)
+      score = -denoise(z, s).eps / sigma
+      size = 2 * (signal_to_noise * sigma) ** 2
+      z = z + size * score + jnp.sqrt(2 * size) * streams.normal(split[:, i + 1], z.shape[1:])
     return z
 
   return Sampler(predictor.init, step)

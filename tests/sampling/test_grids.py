@@ -71,3 +71,46 @@ def test_bad_arguments_are_named_with_their_value(make, names):
 
 def test_grid_is_in_jax():
   assert grids.uniform_time(3).dtype == jnp.float32
+
+
+def test_quadratic_time_is_the_square_of_uniform():
+  grid = np.asarray(grids.quadratic_time(20), np.float64)
+  np.testing.assert_allclose(np.diff(np.sqrt(grid)), -1 / 20, atol=1e-6)
+  assert (grid[0], grid[-1]) == (1, 0)
+
+
+@pytest.mark.parametrize('steps', [2, 3, 18])
+@pytest.mark.parametrize('schedule', [schedules.edm(), schedules.cosine()], ids=['edm', 'cosine'])
+def test_karras_walks_the_root_of_sigma_in_equal_steps_and_then_to_the_end(schedule, steps, x64):
+  path = bound(schedule)
+  grid = grids.karras(path, steps)
+  assert grid.shape == (steps + 1,)
+  assert (grid[0], grid[-2], grid[-1]) == (1, 0, 0)
+  root = np.exp(-0.5 * np.asarray(path.log_snr(grid[:-1]))) ** (1 / 7)
+  np.testing.assert_allclose(np.diff(root), (root[-1] - root[0]) / (steps - 1), rtol=1e-6)
+
+
+def test_karras_has_the_published_sigmas(x64):
+  """N = 18 of the paper: its formula, written out."""
+  path = bound(schedules.edm())
+  i = np.arange(18)
+  sigma = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+  found = np.exp(-0.5 * np.asarray(path.log_snr(grids.karras(path, 18)[:-1])))
+  np.testing.assert_allclose(found, sigma, rtol=1e-8)
+
+
+def test_one_karras_step_is_from_the_top_to_the_end():
+  np.testing.assert_array_equal(grids.karras(bound(schedules.edm()), 1), [1, 0])
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (lambda p: grids.karras(p, 0), 'sampling_steps .* got 0'),
+    (lambda p: grids.karras(p, 5, rho=0.0), 'rho .* got 0.0'),
+    (lambda p: grids.quadratic_time(0), 'sampling_steps .* got 0'),
+  ],
+)
+def test_bad_steps_of_the_other_grids_are_named(make, names):
+  with pytest.raises(ValueError, match=names):
+    make(bound(schedules.edm()))

@@ -150,3 +150,94 @@ def test_bad_arguments_are_named_with_their_value(make, names):
   path = cosine_path()
   with pytest.raises(ValueError, match=names):
     make(pair(path)[0], path)
+
+
+def test_autoguidance_extrapolates_from_the_weak_model(x64):
+  """Two Gaussians of different spread: the guided score is that of the sharper one, sharpened further."""
+  path = cosine_path()
+  one, center = np.ones(1), np.zeros((1, 3))
+  good, weak = (analytic.gaussian_mixture(path, one, center, np.full(1, s)) for s in (0.5, 0.9))
+  z, t = points()
+  alpha, sigma = (np.asarray(c)[:, None] for c in path.marginal(t))
+  precision = [1 / (alpha**2 * s**2 + sigma**2) for s in (0.5, 0.9)]
+  found = guidance.autoguidance(good, weak, 2.0)(z, t)
+  np.testing.assert_allclose(found.eps, sigma * (2 * precision[0] - precision[1]) * z, atol=1e-10)
+  np.testing.assert_allclose(alpha * found.x0 + sigma * found.eps, z, atol=1e-10)
+  alone = guidance.autoguidance(good, weak, 1.0)(z, t)
+  np.testing.assert_allclose(alone.eps, good(z, t).eps, atol=1e-14)
+
+
+def test_an_interval_guides_inside_and_leaves_the_rest(x64):
+  path = cosine_path()
+  conditional, unconditional = pair(path)
+  guided = guidance.classifier_free(conditional, unconditional, 3.0)
+  z, t = points()
+  level = np.asarray(path.log_snr(t))
+  low, high = np.sort(level)[[1, 3]] + [-0.01, 0.01]
+  found = guidance.in_interval(guided, conditional, path, low, high)(z, t)
+  inside = (level >= low) & (level <= high)
+  assert 0 < inside.sum() < 6
+  expected = np.where(inside[:, None], guided(z, t).x0, conditional(z, t).x0)
+  np.testing.assert_allclose(found.x0, expected, atol=1e-12)
+  assert np.abs(guided(z, t).x0 - conditional(z, t).x0)[~inside].max() > 1e-3
+
+
+def test_outside_an_interval_the_second_network_is_not_run():
+  calls = []
+
+  def noted(name, denoise):
+    def run(z, t, key=None):
+      jax.debug.callback(lambda: calls.append(name))
+      return denoise(z, t)
+
+    return run
+
+  path = cosine_path()
+  conditional, unconditional = pair(path)
+  guided = guidance.classifier_free(noted('c', conditional), noted('u', unconditional), 2.0)
+  run = jax.jit(guidance.in_interval(guided, noted('plain', conditional), path, -1.0, 1.0))
+  z = jnp.ones((2, 3))
+  jax.block_until_ready(run(z, jnp.full(2, 0.01)))
+  jax.effects_barrier()
+  assert set(calls) == {'plain'}
+  calls.clear()
+  jax.block_until_ready(run(z, jnp.full(2, 0.5)))
+  jax.effects_barrier()
+  assert set(calls) == {'c', 'u'}
+
+
+def test_dynamic_thresholding_by_hand(x64):
+  path = cosine_path()
+  x0 = np.zeros((2, 10))
+  x0[0] = np.linspace(-3, 3, 10)  # too large: clipped at its own percentile and scaled back
+  x0[1] = np.linspace(-0.5, 0.5, 10)  # inside the range: untouched
+  z, t = jnp.ones((2, 10)), jnp.full(2, 0.5)
+
+  def denoise(z, t, key=None):
+    return Prediction(jnp.asarray(x0), z)
+
+  found = guidance.threshold_x0(denoise, path, 80.0)(z, t)
+  s = np.percentile(np.abs(x0[0]), 80.0)
+  assert 1 < s < 3
+  np.testing.assert_allclose(found.x0[0], np.clip(x0[0], -s, s) / s, atol=1e-12)
+  np.testing.assert_allclose(found.x0[1], x0[1], atol=1e-12)
+  alpha, sigma = (np.asarray(c)[:, None] for c in path.marginal(t))
+  np.testing.assert_allclose(alpha * found.x0 + sigma * found.eps, z, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (lambda p, d: guidance.autoguidance(d, d, -1.0), 'guidance .* got -1.0'),
+    (
+      lambda p, d: guidance.in_interval(d, d, p, 1.0, 1.0),
+      'log_snr_low < log_snr_high, got 1.0, 1.0',
+    ),
+    (lambda p, d: guidance.threshold_x0(d, p, 0.0), 'percentile .* got 0.0'),
+    (lambda p, d: guidance.threshold_x0(d, p, bound=0.0), 'bound .* got 0.0'),
+  ],
+)
+def test_bad_arguments_of_the_other_wrappers_are_named(make, names):
+  path = cosine_path()
+  with pytest.raises(ValueError, match=names):
+    make(path, pair(path)[0])

@@ -1,0 +1,60 @@
+"""The bound as a metric: asked of the judged network, row by row on all devices, with its parts named."""
+
+import numpy as np
+import pytest
+
+from diffusion import devices
+from diffusion.evaluation import likelihood
+from diffusion.evaluation.evaluate import Judged
+from diffusion.sampling import likelihood as exact
+from diffusion.training import assembly
+from tests.training import tiny
+
+
+def judged(made, loaded, weights):
+  apply = assembly.make_apply(made, loaded.dataset.levels, weights)
+  x, label = loaded.train
+  return Judged(
+    x, label, loaded.train, loaded.test, loaded.dataset.class_names, loaded.dataset.levels, apply
+  )
+
+
+def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
+  """The metric against the bound computed here for the same rows and keys, from the experiment's own pieces."""
+  made = tiny.experiment()
+  loaded, state, _ = tiny.start(made)
+  weights = assembly.weights(made, devices.replicate(state))
+  given = judged(made, loaded, weights)
+  found = {f.name: f for f in likelihood.variational_bound(limit=40, draws=4).measure(given)}
+  assert set(found) == {'held-out bits/dim', 'training bits/dim'}
+  value = found['training bits/dim'].value
+  assert value.low < value.estimate < value.high
+  assert 'reconstruction' in found['training bits/dim'].meaning
+
+  def rows(denoise, path, keys, x):
+    return exact.bound(denoise, path, x, keys, levels=None, draws=4).total
+
+  x, label = loaded.train
+  chosen = np.linspace(0, len(x) - 1, 40).round().astype(int)
+  nats = given.apply(rows, x[chosen], label[chosen])
+  np.testing.assert_allclose(value.estimate, nats.mean() / (8 * np.log(2)), rtol=1e-6)
+  alone = given.apply(rows, x[chosen[:1]], label[chosen[:1]])
+  np.testing.assert_allclose(alone[0], nats[0], rtol=1e-4)
+
+
+def test_images_are_judged_by_their_levels():
+  """An untrained network on 17 levels: the bound is finite and above the entropy of a constant guess of nothing."""
+  made = tiny.images()
+  loaded, state, _ = tiny.start(made)
+  given = judged(made, loaded, assembly.weights(made, devices.replicate(state)))
+  found = likelihood.variational_bound(limit=8, draws=8).measure(given)
+  for finding in found:
+    assert np.isfinite(finding.value.estimate)
+    assert finding.value.estimate > 1
+
+
+@pytest.mark.parametrize('numbers', [{'limit': 1}, {'draws': 0}, {'steps': 0}])
+def test_bad_arguments_are_named_with_their_value(numbers):
+  (name, value), *_ = numbers.items()
+  with pytest.raises(ValueError, match=f'{name} .* got {value}'):
+    likelihood.variational_bound(**numbers)

@@ -1,0 +1,376 @@
+"""Solvers against the probability flow of a Gaussian mixture: order of convergence, moments, temperature, NFE."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import streams
+from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
+from diffusion.sampling import grids, guidance, likelihood, samplers, solvers, wrappers
+from diffusion.types import Prediction
+
+WEIGHTS = np.array([0.3, 0.7])
+MEANS = np.array([[1.0, 1.0], [-1.0, -0.5]])
+COVARIANCES = np.array([[[0.3, 0.1], [0.1, 0.2]], [[0.25, -0.05], [-0.05, 0.4]]])
+PROCESSES = {
+  'variance preserving': (schedules.cosine, marginals.variance_preserving),
+  'variance exploding': (lambda: schedules.edm(0.01, 60.0), marginals.variance_exploding),
+  'rectified flow': (schedules.rectified_flow, marginals.rectified_flow),
+}
+
+
+def path_of(name='variance preserving'):
+  schedule, process = PROCESSES[name]
+  return gaussian.bind(gaussian.Diffusion(schedule(), process, parameterizations.v()), ())
+
+
+def mixture(path):
+  return analytic.gaussian_mixture(path, WEIGHTS, MEANS, COVARIANCES)
+
+
+def row_keys(count, seed=0):
+  return streams.row_keys(jax.random.key(seed), jnp.arange(count))
+
+
+ORDERS = {
+  'DDIM': (samplers.ddim, 1),
+  'Euler': (solvers.euler, 1),
+  'Heun': (solvers.heun, 2),
+  'DPM-Solver++ 2M': (solvers.dpm_solver, 2),
+}
+
+
+@pytest.mark.parametrize('process', PROCESSES)
+@pytest.mark.parametrize('name', ORDERS)
+def test_order_of_convergence_on_the_probability_flow_of_a_mixture(name, process, x64):
+  """log-SNR from -8 to 6 in equal steps; the reference is an adaptive solution at 1e-11."""
+  make, order = ORDERS[name]
+  path = path_of(process)
+  denoise = mixture(path)
+  start, end = (float(path.time(jnp.asarray(v))) for v in (-8.0, 6.0))
+  scale = path.marginal(jnp.asarray(start)).sigma
+  z = scale * jnp.asarray(np.random.default_rng(0).normal(size=(16, 2)))
+  exact = likelihood.solve(denoise, path, z, start, end, rtol=1e-11, atol=1e-11).z
+  counts, errors = np.array([40, 80, 160, 320, 640]), []
+  for steps in counts:
+    grid = grids.uniform_log_snr(path, int(steps), -8.0, 6.0)
+    run = functools.partial(
+      samplers.sample, denoise, path, make(path), grid, z=z, denoise_last=False
+    )
+    found = jax.jit(lambda keys, run=run: run(keys, (2,)))(row_keys(16))
+    errors.append(float(np.sqrt(((found - exact) ** 2).sum(1).mean())))
+  slope = -np.polyfit(np.log(counts[-3:]), np.log(errors[-3:]), 1)[0]
+  print(f'{name}, {process}: order {slope:.3f}, errors {[f"{e:.2e}" for e in errors]}')
+  assert abs(slope - order) < 0.2, (slope, errors)
+
+
+STOCHASTIC = {
+  'ancestral': samplers.ancestral,
+  'ancestral, forward variance': lambda path: samplers.ancestral(path, 'forward'),
+  'DDIM, eta 0.5': lambda path: samplers.ddim(path, 0.5),
+  'DDIM, eta 1': lambda path: samplers.ddim(path, 1.0),
+  'Euler-Maruyama': solvers.euler_maruyama,
+  'Heun, churn 0.02': lambda path: solvers.heun(path, churn=0.02),
+  'Heun, churn 0.2': lambda path: solvers.heun(path, churn=0.2),
+  'SDE-DPM-Solver++ 2M': lambda path: solvers.dpm_solver(path, stochastic=True),
+}
+
+
+def assert_the_mixture(x, slack=0.0):
+  """Mean, covariance and component shares within 4.5 standard errors, plus a stated slack for discretization."""
+  n = len(x)
+  mean = WEIGHTS @ MEANS
+  spread = sum(
+    w * (c + np.outer(m - mean, m - mean))
+    for w, m, c in zip(WEIGHTS, MEANS, COVARIANCES, strict=True)
+  )
+  assert (np.abs(x.mean(0) - mean) < 4.5 * np.sqrt(np.diag(spread) / n) + slack).all()
+  products = (x - mean)[:, :, None] * (x - mean)[:, None, :]
+  error = products.std(0) / np.sqrt(n)
+  assert (np.abs(products.mean(0) - spread) < 4.5 * error + slack).all()
+  density = [
+    w
+    * np.exp(-0.5 * np.einsum('ni,ij,nj->n', x - m, np.linalg.inv(c), x - m))
+    / np.sqrt(np.linalg.det(c))
+    for w, m, c in zip(WEIGHTS, MEANS, COVARIANCES, strict=True)
+  ]
+  first = (density[0] / sum(density)).mean()  # E of the responsibility is the share
+  assert abs(first - WEIGHTS[0]) < 4.5 * 0.5 / np.sqrt(n) + slack
+
+
+@pytest.mark.parametrize('name', STOCHASTIC)
+def test_a_thousand_stochastic_steps_reach_the_mixture(name):
+  path = path_of()
+  denoise, sampler = mixture(path), STOCHASTIC[name](path)
+  grid = grids.uniform_log_snr(path, 1000, -12.0, 10.0)
+  run = jax.jit(lambda keys: samplers.sample(denoise, path, sampler, grid, keys, (2,)))
+  assert_the_mixture(np.asarray(run(row_keys(20_000)), np.float64), slack=0.004)
+
+
+def test_langevin_corrections_repair_a_coarse_predictor():
+  """Thirty steps of the reverse chain alone are off; corrections at every level bring its moments closer."""
+  path = path_of()
+  denoise = analytic.gaussian_mixture(path, np.ones(1), np.full((1, 2), 0.5), np.full(1, 0.5))
+  grid = grids.uniform_log_snr(path, 30, -12.0, 3.0)
+
+  def variance(sampler):
+    run = jax.jit(
+      lambda keys: samplers.sample(denoise, path, sampler, grid, keys, (2,), denoise_last=False)
+    )
+    return np.asarray(run(row_keys(20_000)), np.float64).var()
+
+  alpha, sigma = path.marginal(grid[-1])
+  exact = float(alpha**2 * 0.25 + sigma**2)
+  coarse = variance(samplers.ancestral(path))
+  corrected = variance(wrappers.predictor_corrector(path, samplers.ancestral(path), 8, 0.16))
+  assert abs(coarse - exact) > 0.02  # there is something to repair
+  assert abs(corrected - exact) < 0.6 * abs(coarse - exact)
+
+
+GAUSSIAN = 0.5  # standard deviation of the data of the temperature tests
+
+
+def recursion(path, grid, sampler, temperature, score):
+  """Variance at the end of the walk for Gaussian data, step by step: every step is linear in z plus noise. NumPy only.
+
+  A step is z_s = a z_t + b n; a is read off the sampler's own formula with E[x0|z], E[eps|z] linear in z.
+  """
+  log_snr = np.asarray(path.log_snr(grid), np.float64)
+  alpha, sigma = 1 / np.sqrt(1 + np.exp(-log_snr)), 1 / np.sqrt(1 + np.exp(log_snr))
+  variance = sigma[0] ** 2
+  for i in range(len(grid) - 1):
+    a, s, a_next, s_next = alpha[i], sigma[i], alpha[i + 1], sigma[i + 1]
+    eps = (
+      s / (a**2 * GAUSSIAN**2 + s**2) / score
+    )  # E[eps | z] / z, divided by the score's temperature
+    x0 = (1 - s * eps) / a
+    fresh = -np.expm1(log_snr[i] - log_snr[i + 1])
+    if sampler == 'ancestral':
+      gain = (1 - fresh) * a_next / a + a_next * fresh * x0
+      noise = fresh * s_next**2
+    else:  # DDIM with eta
+      eta = sampler
+      gain = a_next * x0 + s_next * np.sqrt(1 - eta**2 * fresh) * eps
+      noise = eta**2 * fresh * s_next**2
+    variance = gain**2 * variance + temperature**2 * noise
+  return variance
+
+
+@pytest.mark.parametrize(
+  'temperature, score', [(1.0, 1.0), (0.7, 1.0), (1.2, 1.0), (1.0, 0.7), (1.0, 1.3)]
+)
+@pytest.mark.parametrize('sampler', ['ancestral', 0.0, 0.6])
+def test_temperatures_follow_the_finite_step_recursion(sampler, temperature, score):
+  path = path_of()
+  grid = grids.uniform_log_snr(path, 12, -6.0, 5.0)
+  denoise = guidance.score_temperature(
+    analytic.gaussian_mixture(path, np.ones(1), np.zeros((1, 4)), np.full(1, GAUSSIAN)), path, score
+  )
+  made = (
+    samplers.ancestral(path, temperature=temperature)
+    if sampler == 'ancestral'
+    else samplers.ddim(path, sampler, temperature)
+  )
+  sigma = float(path.marginal(grid[0]).sigma)
+  z = sigma * jax.random.normal(jax.random.key(9), (40_000, 4))
+  run = jax.jit(
+    lambda keys, z: samplers.sample(denoise, path, made, grid, keys, (4,), z=z, denoise_last=False)
+  )
+  found = np.asarray(run(row_keys(40_000), z), np.float64)
+  exact = recursion(path, np.asarray(grid), sampler, temperature, score)
+  print(
+    f'{sampler}, noise {temperature}, score {score}: variance {found.var():.5f}, recursion {exact:.5f}'
+  )
+  assert abs(found.var() - exact) < 4.5 * exact * np.sqrt(2 / found.size)
+
+
+def test_score_temperature_is_not_the_temperature_of_the_data():
+  """Dividing the score by 0.5 does not halve the variance: the recursion's limit is another number."""
+  path = path_of()
+  exact = recursion(
+    path, np.asarray(grids.uniform_log_snr(path, 2000, -10.0, 9.0)), 'ancestral', 1, 0.5
+  )
+  assert abs(exact / GAUSSIAN**2 - 0.5) > 0.05
+
+
+@pytest.mark.parametrize(
+  'make', [solvers.euler_maruyama, functools.partial(solvers.dpm_solver, stochastic=True)]
+)
+def test_noise_of_a_step_is_proportional_to_its_temperature(make, x64):
+  path = path_of()
+  denoise, z = mixture(path), jnp.ones((3, 2))
+  t, s = jnp.full(3, 0.6), jnp.full(3, 0.5)
+
+  def difference(temperature):
+    sampler = make(path, temperature=temperature)
+    ends = [
+      jax.tree.leaves(sampler.step(denoise, row_keys(3, seed), sampler.init(z), t, s))[0]
+      for seed in (0, 1)
+    ]
+    return ends[0] - ends[1]
+
+  np.testing.assert_allclose(difference(0.3), 0.3 * difference(1.0), rtol=1e-9)
+  assert (difference(0.0) == 0).all()
+  assert (np.abs(difference(1.0)) > 1e-4).all()
+
+
+def test_churn_keeps_the_marginal_at_the_higher_level():
+  """z_t noised to s (1 + gamma) is distributed as z at that level: seen by a denoiser that answers with its input."""
+  path = path_of('variance exploding')
+  t = jnp.full(50_000, 0.5)
+  now = float(jnp.exp(-0.5 * path.log_snr(t[0])))
+  x0 = 0.7 * jax.random.normal(jax.random.key(0), (50_000, 1))
+  z = x0 + now * jax.random.normal(jax.random.key(1), (50_000, 1))
+  seen = []
+
+  def spy(z, t, key=None):
+    seen.append((z, t))
+    return Prediction(z, z * 0)
+
+  solvers.heun(path, churn=0.3).step(spy, row_keys(50_000), z, t, jnp.full(50_000, 0.4))
+  higher, later = seen[0]
+  np.testing.assert_allclose(np.exp(-0.5 * np.asarray(path.log_snr(later))), 1.3 * now, rtol=1e-5)
+  expected = 0.49 + (1.3 * now) ** 2
+  assert abs(float(higher.var()) - expected) < 4.5 * expected * np.sqrt(2 / 50_000)
+
+
+def test_churn_stops_at_the_end_of_the_schedule_and_outside_its_interval():
+  path = path_of('variance exploding')
+
+  def first_time(t, **interval):
+    seen = []
+
+    def spy(z, t, key=None):
+      seen.append(t)
+      return Prediction(z, z)
+
+    sampler = solvers.heun(path, churn=0.4, **interval)
+    sampler.step(spy, row_keys(1), jnp.ones((1, 1)), jnp.full(1, t), jnp.full(1, t / 2))
+    return float(seen[0][0])
+
+  assert first_time(1.0) == 1.0
+  assert first_time(0.5) > 0.5
+  assert first_time(0.5, churn_high=1e-3) == 0.5
+  assert first_time(0.5, churn_low=59.0) == 0.5
+
+
+COUNTS = {
+  'DDIM': (samplers.ddim, 25, 25),
+  'Heun': (solvers.heun, 18, 35),  # Karras et al.'s 35 evaluations of 18 steps
+  'DPM-Solver++': (solvers.dpm_solver, 10, 10),
+  'predictor-corrector': (
+    lambda path: wrappers.predictor_corrector(path, samplers.ancestral(path), 2),
+    5,
+    13,
+  ),
+}
+
+
+@pytest.mark.parametrize('name', COUNTS)
+def test_evaluations_are_counted_as_they_happen(name):
+  make, steps, expected = COUNTS[name]
+  path = path_of()
+  assert samplers.evaluations(make(path), steps, (2,)) == expected
+  called = 0
+
+  def spy(z, t, key=None):
+    nonlocal called
+    called += 1
+    return Prediction(z, z)
+
+  with jax.disable_jit():  # the scan becomes a loop: every call is a call
+    grid = grids.uniform_time(steps)
+    samplers.sample(spy, path, make(path), grid, row_keys(1), (2,))
+  assert called == expected
+
+
+def test_a_trace_holds_the_walk_and_ends_where_the_sample_does():
+  path = path_of()
+  denoise, sampler, grid = mixture(path), solvers.dpm_solver(path), grids.uniform_time(6)
+  keys = row_keys(3)
+  seen = samplers.trace(denoise, path, sampler, grid, keys, (2,))
+  end = samplers.sample(denoise, path, sampler, grid, keys, (2,), denoise_last=False)
+  assert seen.z.shape == (7, 3, 2)
+  assert seen.x0.shape == (6, 3, 2)
+  np.testing.assert_allclose(seen.z[-1], end, atol=1e-5)
+  for i in range(6):
+    predicted = denoise(seen.z[i], jnp.full(3, grid[i])).x0
+    np.testing.assert_allclose(seen.x0[i], predicted, atol=1e-5)
+
+
+def test_inpainting_keeps_what_is_known_and_repeats_bring_the_rest_to_its_condition():
+  """Two strongly correlated coordinates, one known: the other's mean is known in closed form."""
+  path = path_of()
+  covariance = np.array([[1.0, 0.9], [0.9, 1.0]])
+  denoise = analytic.gaussian_mixture(path, np.ones(1), np.zeros((1, 2)), covariance[None])
+  known = jnp.broadcast_to(jnp.array([1.0, 0.0]), (4000, 2))
+  mask = jnp.array([True, False])
+  grid = grids.uniform_log_snr(path, 60, -10.0, 8.0)
+
+  def mean(repeats):
+    sampler = wrappers.inpaint(path, samplers.ancestral(path), known, mask, repeats)
+    run = jax.jit(
+      lambda keys: samplers.sample(denoise, path, sampler, grid, keys, (2,), denoise_last=False)
+    )
+    x = np.asarray(run(row_keys(4000)))
+    assert np.abs(x[:, 0] - 1).max() < 0.1  # noised to the last level and no more
+    return x[:, 1].mean()
+
+  once, often = mean(1), mean(10)
+  assert abs(often - 0.9) < 0.5 * abs(once - 0.9)
+  assert abs(often - 0.9) < 0.1
+
+
+@pytest.mark.parametrize(
+  'grid, names',
+  [
+    ([1.0, 0.5, 0.6, 0.0], 'must decrease, got 0.5 before 0.6 at 1'),
+    ([1.0, 0.5, 0.5, 0.0], 'must decrease'),
+    ([1.2, 0.5, 0.0], r'in \[0, 1\], got 0 to 1.2'),
+    ([1.0, -0.1], r'in \[0, 1\], got -0.1'),
+    ([1.0, np.nan, 0.0], r'in \[0, 1\]'),
+    ([1.0], 'at least 2 times'),
+  ],
+)
+def test_a_bad_grid_is_named(grid, names):
+  path = path_of()
+  with pytest.raises(ValueError, match=names):
+    samplers.sample(
+      mixture(path),
+      path,
+      samplers.ddim(path),
+      jnp.array(grid),
+      row_keys(1),
+      (2,),
+      denoise_last=False,
+    )
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (lambda p: solvers.euler_maruyama(p, temperature=-1.0), 'temperature .* got -1.0'),
+    (lambda p: solvers.heun(p, churn=0.5), 'churn .* got 0.5'),
+    (lambda p: solvers.heun(p, churn_low=2.0, churn_high=1.0), 'churn_high .* got 1.0'),
+    (lambda p: solvers.heun(p, noise_scale=math.nan), 'noise_scale .* got nan'),
+    (lambda p: solvers.dpm_solver(p, temperature=-0.1), 'temperature .* got -0.1'),
+    (lambda p: wrappers.predictor_corrector(p, solvers.euler(p), 0), 'corrections .* got 0'),
+    (
+      lambda p: wrappers.predictor_corrector(p, solvers.euler(p), 1, 0.0),
+      'signal_to_noise .* got 0.0',
+    ),
+    (
+      lambda p: wrappers.inpaint(p, solvers.euler(p), jnp.ones(1), jnp.ones(1), 0),
+      'repeats .* got 0',
+    ),
+    (lambda p: samplers.ancestral(p, temperature=-1.0), 'temperature .* got -1.0'),
+    (lambda p: guidance.score_temperature(mixture(p), p, 0.0), 'temperature .* got 0.0'),
+  ],
+)
+def test_bad_arguments_are_named_with_their_value(make, names):
+  with pytest.raises(ValueError, match=names):
+    make(path_of())
