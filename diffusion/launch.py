@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from diffusion import devices, provenance
 from diffusion.runs import describing, judging, session, training
 from diffusion.runs.loading import load
-from diffusion.training.assembly import Experiment, Sampling
+from diffusion.training.experiment import Experiment, Sampling
 from diffusion.workdir import read_record
 
 __all__ = ['Experiment', 'Sampling', 'load', 'run']

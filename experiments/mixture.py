@@ -87,7 +87,7 @@ def build(c: Config) -> launch.Experiment:
       callbacks.divergence_guard(c.log_every),
     ],
     bank=gap.bank(levels=9, draws=4),
-    sampling=launch.Sampling(samplers.ddim, c.sampling_steps, clip=False, per_class=c.samples),
+    sampling=launch.Sampling(samplers.ddim, c.sampling_steps, wrappers=(), per_class=c.samples),
     metrics=[memorization.nearest_neighbor_ratio()],
   )
 

@@ -100,7 +100,7 @@ def build(c: Config) -> launch.Experiment:
       solvers.heun,
       c.sampling_steps,
       c.guidance,
-      clip=False,
+      wrappers=(),
       grid_rows=8,
       per_class=c.samples_per_class,
       grid=grids.karras,

@@ -16,6 +16,7 @@ from diffusion.runs.loading import load
 from diffusion.runs.session import Session, Setting, open_session, picture, restore, stored_samples
 from diffusion.training import assembly
 from diffusion.training.checkpoint import open_checkpoints
+from diffusion.training.experiment import check_sampling
 from diffusion.workdir import read_record
 
 
@@ -54,7 +55,7 @@ def judge_best(session: Session, target: Any, sampler_seed: int, again: bool = F
   judged = Judged(samples, labels, loaded.train, held_out, data.class_names, data.levels, apply)
   for metric in experiment.metrics:
     findings += metric.measure(judged)
-  count = assembly.evaluations(experiment, samples.shape[1:])
+  count = check_sampling(experiment, samples.shape[1:])
   findings.append(Finding('evaluations a sample', count, 'of the network, guidance included'))
   skipped = int(best.state.skipped)
   findings.append(

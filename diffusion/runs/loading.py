@@ -12,8 +12,8 @@ from diffusion import devices, provenance
 from diffusion.data import pipeline
 from diffusion.process import gaussian
 from diffusion.training import assembly
-from diffusion.training.assembly import Experiment
 from diffusion.training.checkpoint import open_checkpoints
+from diffusion.training.experiment import Experiment
 from diffusion.types import NULL, Denoiser
 from diffusion.workdir import read_record
 

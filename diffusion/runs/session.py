@@ -11,8 +11,10 @@ from diffusion import citations, devices, provenance, workdir
 from diffusion.data import pipeline, sources, splits
 from diffusion.reporting import plots
 from diffusion.training import assembly
-from diffusion.training.assembly import Experiment, Loaded
+from diffusion.training import experiment as experiments
+from diffusion.training.assembly import Loaded
 from diffusion.training.checkpoint import Checkpoints, Restored
+from diffusion.training.experiment import Experiment
 
 
 class Setting(NamedTuple):
@@ -51,7 +53,7 @@ def open_session(setting: Setting) -> tuple[Session, Any]:
   """Builds, checks, loads and initializes; nothing is written. Returns the session and the first state."""
   with citations.collect() as used:
     experiment = setting.build(setting.config)
-  assembly.check(experiment)
+    experiments.check(experiment)  # plans the sampling too, whose techniques are used later
   if setting.extend % experiment.steps_per_dispatch:
     raise ValueError(
       f'--extend must be a multiple of steps_per_dispatch = {experiment.steps_per_dispatch}, got {setting.extend}'

@@ -13,6 +13,7 @@ from diffusion.runs.judging import judge_best
 from diffusion.runs.session import Session, Setting, open_session, picture, restore, stored_samples
 from diffusion.training import assembly, loop
 from diffusion.training.checkpoint import Restored, open_checkpoints
+from diffusion.training.experiment import cadence
 
 
 @contextlib.contextmanager
@@ -115,7 +116,7 @@ def _train_on(session: Session, keeper, restored: Restored | None, state: Any) -
     samples = stored_samples(programs.sample, weights, labels, data.levels)
     picture(data, session.loaded.validation[0], samples, path, f'step {step}')
 
-  plan = assembly.cadence(experiment)._replace(num_steps=num_steps)
+  plan = cadence(experiment)._replace(num_steps=num_steps)
   try:
     with _watching() as interrupted:
       tools = loop.Tools(

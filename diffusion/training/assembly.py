@@ -1,134 +1,30 @@
-"""An experiment, and its pieces put together: the functions that a run calls, compiled for all devices."""
+"""An experiment's pieces put together: the functions that a run calls, compiled for all devices."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, devices, streams
-from diffusion.data import augment, pipeline, sources, splits
+from diffusion import devices, streams
+from diffusion.data import pipeline, sources, splits
 from diffusion.evaluation import gap
-from diffusion.evaluation.evaluate import Apply, Metric
+from diffusion.evaluation.evaluate import Apply
 from diffusion.process import gaussian
-from diffusion.sampling import grids, guidance, samplers
+from diffusion.sampling import samplers
+from diffusion.training import experiment as experiments
 from diffusion.training import state as states
 from diffusion.training import step as steps
-from diffusion.training.callbacks import Callback
-from diffusion.training.loop import Cadence, check_cadence
+from diffusion.training.experiment import Experiment
 from diffusion.types import (
   NULL,
   Array,
-  Augment,
-  Average,
   Conditioning,
   Denoiser,
-  Diffusion,
-  Model,
-  Optimizer,
   Path,
-  Sampler,
-  Term,
-  Times,
 )
-
-
-class Sampling(NamedTuple):
-  """How pictures and evaluation samples are drawn.
-
-  Attributes:
-    sampler: path -> sampler, e.g. `samplers.ddim`.
-    steps: steps of the grid.
-    guidance: classifier-free guidance scale; 1 is the conditional model alone.
-    clip: clip the predicted x0 to [-1, 1]; for images.
-    grid_rows: samples of each class in `samples.png`.
-    per_class: samples of each class that the metrics judge; unlabelled data counts as one class.
-    grid: (path, steps) -> times [steps + 1], from `sampling.grids`; uniform in t by default.
-  """
-
-  sampler: Callable[[Path], Sampler] = samplers.ddim
-  steps: int = 50
-  guidance: float = 1.0
-  clip: bool = True
-  grid_rows: int = 8
-  per_class: int = 100
-  grid: Callable[[Path, int], Array] = lambda path, steps: grids.uniform_time(steps)
-
-
-class Experiment(NamedTuple):
-  """Everything a run is, as values and pure functions; an experiment file builds one from its numbers.
-
-  Attributes:
-    seed: root of all random streams.
-    num_steps, batch_size: of training; the batch is the global one.
-    log_every, validate_every: steps; each a multiple of the one before, the first of `steps_per_dispatch`.
-    data, split: where the data comes from and how much of it is held out.
-    diffusion, model, times, optimizer: one each.
-    terms: name -> (factor, term) of the loss.
-    averages: name -> average; `judged` names the one that is validated and sampled ('' for the weights themselves).
-    augment: transformation of training batches.
-    callbacks: in order.
-    bank: noise levels and draws of validation.
-    sampling: how samples are drawn.
-    metrics: what judges the samples of the finished run.
-    steps_per_dispatch: training steps in one call of the devices; more costs nothing but a slower reaction to signals.
-  """
-
-  seed: int
-  num_steps: int
-  batch_size: int
-  log_every: int
-  validate_every: int
-  data: sources.Source
-  diffusion: Diffusion
-  model: Model
-  terms: Mapping[str, tuple[float, Term]]
-  times: Times
-  optimizer: Optimizer
-  averages: Mapping[str, Average]
-  judged: str
-  callbacks: Sequence[Callback]
-  augment: Augment = augment.chain()
-  split: splits.Fractions = splits.Fractions()
-  bank: gap.Bank = gap.bank()
-  sampling: Sampling = Sampling()
-  metrics: Sequence[Metric] = ()
-  steps_per_dispatch: int = 1
-
-
-def check(experiment: Experiment) -> None:
-  """Raises ValueError for what no single factory can see: names, cadences and batches that do not fit together."""
-  checks.integer('num_steps', experiment.num_steps)
-  checks.integer('batch_size', experiment.batch_size)
-  checks.integer('seed', experiment.seed, 0)
-  checks.integer('log_every', experiment.log_every)
-  checks.integer('validate_every', experiment.validate_every)
-  checks.integer('steps_per_dispatch', experiment.steps_per_dispatch)
-  checks.integer('sampling_steps', experiment.sampling.steps)
-  checks.at_least('guidance', experiment.sampling.guidance, 0)
-  devices.check_batch(experiment.batch_size)
-  check_cadence(cadence(experiment), experiment.callbacks)
-  if not experiment.terms:
-    raise ValueError('terms is empty: an experiment needs a loss')
-  if experiment.judged and experiment.judged not in experiment.averages:
-    raise ValueError(
-      f'judged names the average {experiment.judged!r}, there are {sorted(experiment.averages)}'
-    )
-  names = [callback.name for callback in experiment.callbacks]
-  if len(set(names)) < len(names):
-    raise ValueError(f'two callbacks of one name: {names}')
-
-
-def cadence(experiment: Experiment) -> Cadence:
-  """The experiment's periods as the loop wants them."""
-  return Cadence(
-    experiment.num_steps,
-    experiment.log_every,
-    experiment.validate_every,
-    experiment.steps_per_dispatch,
-  )
 
 
 class Loaded(NamedTuple):
@@ -295,11 +191,8 @@ def make_sample(
     units. Sample `number` is a function of (weights, seed, number, label) alone.
 
   Raises:
-    ValueError: guidance of an unconditional network.
+    ValueError: (when called) as `plan_walk` does.
   """
-  plan = experiment.sampling
-  if plan.guidance != 1 and not experiment.model.num_classes:
-    raise ValueError(f'guidance of an unconditional network must be 1, got {plan.guidance}')
 
   def draw(weights, label: Array, number: Array) -> Array:
     parameters, statistics, seed = weights
@@ -308,22 +201,11 @@ def make_sample(
       make_denoiser(experiment, path, parameters, statistics, label)
       for label in (label, jnp.full_like(label, NULL))
     )
-    denoise = guidance.classifier_free(conditional, null, plan.guidance)
-    if plan.clip:
-      denoise = guidance.clip_x0(denoise, path)
+    walk = experiments.plan_walk(experiment, path, conditional, null)
     keys = streams.row_keys(streams.stream(seed, 'sampler'), number)
-    times = plan.grid(path, plan.steps)
-    return samplers.sample(denoise, path, plan.sampler(path), times, keys, shape)
+    return samplers.sample(walk.denoise, path, walk.sampler, walk.grid, keys, shape)
 
   return devices.over_rows(draw, chunk)
-
-
-def evaluations(experiment: Experiment, shape: tuple[int, ...]) -> int:
-  """How many evaluations of the network one sample takes, guidance included."""
-  plan, schedule = experiment.sampling, experiment.diffusion.schedule.init(jax.random.key(0))
-  path = gaussian.bind(experiment.diffusion, schedule)
-  calls = samplers.evaluations(plan.sampler(path), plan.steps, shape)
-  return calls if plan.guidance == 1 else 2 * calls
 
 
 def make_apply(experiment: Experiment, levels: int | None, weights: Any, chunk: int = 64) -> Apply:

@@ -12,9 +12,10 @@ from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
 from diffusion.training import assembly
+from diffusion.training import experiment as experiments
 
 
-def experiment(**changes) -> assembly.Experiment:
+def experiment(**changes) -> experiments.Experiment:
   """A residual MLP on an 8-dimensional mixture; `changes` replace fields of the experiment or these knobs."""
   knob = {
     'dropout': 0.1,
@@ -25,7 +26,7 @@ def experiment(**changes) -> assembly.Experiment:
   }
   knob |= {name: changes.pop(name) for name in list(changes) if name in knob}
   means = np.stack([np.ones(8), -np.ones(8)])
-  base = assembly.Experiment(
+  base = experiments.Experiment(
     seed=3,
     num_steps=40,
     batch_size=32,
@@ -51,7 +52,7 @@ def experiment(**changes) -> assembly.Experiment:
   return base._replace(**changes)
 
 
-def images(**changes) -> assembly.Experiment:
+def images(**changes) -> experiments.Experiment:
   """A narrow U-Net on the digits, with shifts, dropout and label dropout."""
   base = experiment(
     data=sources.digits(),
@@ -62,7 +63,7 @@ def images(**changes) -> assembly.Experiment:
   return base._replace(**changes)
 
 
-def start(experiment: assembly.Experiment):
+def start(experiment: experiments.Experiment):
   """(loaded data, first state on one device, resident training split)."""
   loaded = assembly.load_data(experiment)
   state = assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)

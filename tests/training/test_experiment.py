@@ -1,0 +1,95 @@
+"""The sampling plan of an experiment: what it refuses before training, what it notes, what it costs."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import citations
+from diffusion.models import mlp
+from diffusion.process import gaussian
+from diffusion.sampling import grids, guidance, samplers, solvers
+from diffusion.training import experiment as experiments
+from tests.training import tiny
+
+
+def plan(**changes):
+  return tiny.experiment(sampling=experiments.Sampling(**changes))
+
+
+@pytest.mark.parametrize(
+  'changes, count',
+  [
+    ({'steps': 10}, 10),
+    ({'steps': 10, 'guidance': 2.0}, 20),
+    ({'steps': 10, 'guidance': 2.0, 'sampler': solvers.heun}, 38),
+    ({'steps': 18, 'sampler': solvers.heun, 'grid': grids.karras}, 35),
+  ],
+)
+def test_evaluations_count_guidance_and_stages(changes, count):
+  assert experiments.check_sampling(plan(**changes), (8,)) == count
+
+
+def test_evaluations_inside_an_interval_are_counted_by_level():
+  made = plan(steps=10, guidance=2.0, interval=(-2.0, 2.0))
+  path = gaussian.bind(made.diffusion, ())
+  level = np.asarray(path.log_snr(jnp.linspace(1.0, 0.1, 10)))
+  inside = ((level >= -2) & (level <= 2)).sum()
+  assert 0 < inside < 10
+  assert experiments.check_sampling(made, (8,)) == 10 + inside
+
+
+def test_the_techniques_of_sampling_are_noted_where_a_run_checks_them():
+  made = plan(
+    sampler=lambda path: samplers.ancestral(path, temperature=0.9),
+    guidance=1.5,
+    interval=(-3.0, 3.0),
+    wrappers=(
+      functools.partial(guidance.score_temperature, temperature=0.8),
+      guidance.threshold_x0,
+    ),
+  )
+  with citations.collect() as used:
+    experiments.check(made)
+  assert {
+    'ancestral sampler', 'classifier-free guidance', 'guidance interval', 'score temperature',
+    'dynamic thresholding of x0',
+  } <= {one.name for one in used}  # fmt: skip
+
+
+def test_wrappers_act_in_turn_around_the_guided_denoiser():
+  def one_more(denoise, path):
+    return lambda z, t, key=None: denoise(z + 1, t)
+
+  def doubled(denoise, path):
+    return lambda z, t, key=None: denoise(2 * z, t)
+
+  made = plan(wrappers=(one_more, doubled))
+  path = gaussian.bind(made.diffusion, ())
+  walk = experiments.plan_walk(made, path, lambda z, t, key=None: z, None)
+  assert walk.denoise(3.0, None) == 7.0  # the last wrapper is the outermost: doubled, then plus one
+
+
+@pytest.mark.parametrize(
+  'changes, names',
+  [
+    ({'guidance': -1.0}, 'guidance .* got -1.0'),
+    ({'guidance': 2.0, 'interval': (1.0, -1.0)}, 'log_snr_low < log_snr_high, got 1.0, -1.0'),
+    ({'steps': 0}, 'sampling_steps .* got 0'),
+    ({'sampler': lambda path: samplers.ddim(path, eta=3.0)}, 'eta .* got 3.0'),
+    (
+      {'grid': lambda path, steps: jnp.array([1.0, 0.2, 0.4, 0.0])},
+      'must decrease, got 0.2 before 0.4',
+    ),
+  ],
+)
+def test_a_bad_plan_is_refused_before_training(changes, names):
+  with pytest.raises(ValueError, match=names):
+    experiments.check(plan(**changes))
+
+
+def test_guidance_needs_a_null_class():
+  made = plan(guidance=2.0)._replace(model=mlp.mlp(16, 2, 0.0))
+  with pytest.raises(ValueError, match='guidance of an unconditional network must be 1, got 2.0'):
+    experiments.check(made)
