@@ -155,11 +155,22 @@ class Sampler(NamedTuple):
 
 
 class Optimizer(NamedTuple):
-  """An Optax transformation whose learning rate can be read: `learning_rate(state)` is that of the next update."""
+  """An Optax transformation that can be looked into.
+
+  Attributes:
+    init, update: as in Optax.
+    learning_rate: of the next update, from the state.
+    measure: state -> numbers of the last update to log; their names are `measured`.
+    measured: names.
+    read: (state, parameters) -> the parameters to judge, where the optimizer keeps an average of its own.
+  """
 
   init: Callable[[Params], Any]
   update: Callable[..., tuple[Any, Any]]
   learning_rate: Callable[[Any], Array]
+  measure: Callable[[Any], dict[str, Array]] = lambda state: {}
+  measured: tuple[str, ...] = ()
+  read: Callable[[Any, Params], Params] = lambda state, params: params
 
 
 class Average(NamedTuple):

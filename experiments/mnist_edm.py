@@ -3,7 +3,14 @@
 Run     python -m experiments.mnist_edm --workdir=runs/mnist_edm --config.data_dir=~/tensorflow_datasets
 Smoke   python -m experiments.mnist_edm --workdir=runs/smoke --smoke
 
-EXPECT
+Expect  Not yet run in full: it wants a GPU. A REDUCED run (width 16 for 64, 1,000 steps of 64 images, 1.1 epochs)
+        reached validation/eps 0.0746 and test/eps 0.07303 [0.07269, 0.07338], 0 of 200 samples memorized, 70
+        evaluations a sample with guidance; two thirds of the samples can be read as their class. 14.5 minutes on 2
+        CPU cores that other work shared; seed 0, commit 2bf9cd9, printed by
+          python -m experiments.mnist_edm --workdir=runs/mnist_edm --config.data_dir=DIR --config.width=16
+            --config.batch_size=64 --config.num_steps=1000 --config.log_every=20 --config.validate_every=500
+            --config.validation_fraction=0.004 --config.learning_rate=0.002 --config.warmup_steps=50
+            --config.ema_decay=0.99 --config.samples_per_class=20
 
 Karras et al. (2022), table 1, on the U-Net of `experiments.mnist`: 18 steps of Heun are 35 evaluations. sigma_data is
 measured: `--dry_run` prints it.

@@ -3,7 +3,14 @@
 Run     python -m experiments.mnist_flow --workdir=runs/mnist_flow --config.data_dir=~/tensorflow_datasets
 Smoke   python -m experiments.mnist_flow --workdir=runs/smoke --smoke
 
-EXPECT
+Expect  Not yet run in full: it wants a GPU. A REDUCED run (width 16 for 64, 1,000 steps of 64 images, 1.1 epochs)
+        reached validation/eps 0.145 and test/eps 0.14313 [0.14273, 0.14353], 0 of 200 samples memorized, 100
+        evaluations a sample with guidance; nearly all samples can be read as their class. 16.6 minutes on 2 CPU
+        cores that other work shared; seed 0, commit 2bf9cd9, printed by
+          python -m experiments.mnist_flow --workdir=runs/mnist_flow --config.data_dir=DIR --config.width=16
+            --config.batch_size=64 --config.num_steps=1000 --config.log_every=20 --config.validate_every=500
+            --config.validation_fraction=0.004 --config.learning_rate=0.002 --config.warmup_steps=50
+            --config.ema_decay=0.99 --config.samples_per_class=20
 
 Liu et al. (2023) on the U-Net of `experiments.mnist`, with the logit-normal times of Esser et al. (2024).
 

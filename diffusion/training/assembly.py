@@ -82,7 +82,7 @@ def init_state(experiment: Experiment, stored: np.ndarray, levels: int | None) -
     )
     return states.init_state(
       seed, parameters, statistics, experiment.optimizer, experiment.averages,
-      experiment.times, steps.empty_window(experiment.terms),
+      experiment.times, steps.empty_window(experiment.terms, experiment.optimizer),
     )  # fmt: skip
 
   state = init(jnp.uint32(experiment.seed), stored)
@@ -101,7 +101,7 @@ def pieces(experiment: Experiment, levels: int | None) -> steps.Pieces:
 def judged_parameters(experiment: Experiment, state: states.TrainState) -> states.Parameters:
   """The parameters that are validated and sampled: the judged average, or the last ones."""
   if not experiment.judged:
-    return state.params
+    return experiment.optimizer.read(state.optimizer, state.params)
   return experiment.averages[experiment.judged].read(state.averages[experiment.judged])
 
 

@@ -56,9 +56,10 @@ class Pieces(NamedTuple):
   log_every: int
 
 
-def empty_window(terms: Mapping[str, tuple[float, Term]]) -> dict[str, Array]:
+def empty_window(terms: Mapping[str, tuple[float, Term]], optimizer: Optimizer) -> dict[str, Array]:
   """Sums of nothing, one buffer a leaf."""
-  names = ['steps', 'loss', 'gradient_norm', 'update_norm', *(f'loss/{name}' for name in terms)]
+  names = ['steps', 'loss', 'gradient_norm', 'update_norm', *optimizer.measured]
+  names += [f'loss/{name}' for name in terms]
   return {name: jnp.zeros(()) for name in names} | {
     'bucket_sum': jnp.zeros(BUCKETS),
     'bucket_count': jnp.zeros(BUCKETS),
@@ -185,6 +186,7 @@ def make_step(pieces: Pieces) -> Callable:
     fresh = state.step % pieces.log_every == 0
     window = jax.tree.map(lambda total: jnp.where(fresh, 0, total), state.window)
     measured = {'steps': 1.0, 'loss': value, **norms, **means}
+    measured |= pieces.optimizer.measure(optimizer)
     moved = state._replace(
       params=params,
       optimizer=optimizer,

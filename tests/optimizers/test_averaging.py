@@ -114,3 +114,116 @@ def test_types_are_kept():
 def test_bad_decays_are_named(decay):
   with pytest.raises(ValueError, match=rf'decay must .* got {decay}'):
     averaging.ema(decay)
+
+
+def walk(average, trajectory, start):
+  state = average.init(start)
+  for params in trajectory:
+    state = average.update(state, params)
+  return state
+
+
+def scalars(values):
+  return [{'w': jnp.asarray(v)} for v in values]
+
+
+def test_half_life_halves_the_past(x64):
+  """After a jump from 0 to 1 far into training, the distance halves every `images` images."""
+  average = averaging.half_life(images=640.0, batch_size=64, ramp=0.05)
+  state = walk(average, scalars([0.0] * 300), {'w': jnp.zeros(())})
+  found = []
+  for _ in range(30):
+    state = average.update(state, {'w': jnp.ones(())})
+    found.append(float(average.read(state)['w']))
+  np.testing.assert_allclose(1 - np.array(found)[[9, 19, 29]], [0.5, 0.25, 0.125], rtol=1e-6)
+
+
+def test_half_life_of_young_training_is_a_share_of_what_was_seen(x64):
+  average = averaging.half_life(images=1e9, batch_size=10, ramp=0.1)
+  state = walk(average, scalars([1.0]), {'w': jnp.zeros(())})
+  np.testing.assert_allclose(average.read(state)['w'], 1 - 2.0 ** (-10 / 1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize('width', [0.02, 0.05, 0.1, 0.2])
+def test_power_has_the_width_it_is_named_for(width, x64):
+  """The weights of 4,000 updates, read off by linearity: their standard deviation over the length is the width."""
+  count = 4000
+  average = averaging.power(width)
+  n = np.arange(1, count + 1)
+  beta = (1 - 1 / n) ** (averaging.power_exponent(width) + 1)
+  shares = (1 - beta) * np.array([np.prod(beta[i + 1 :]) for i in range(count)])
+  assert abs(shares.sum() - 1) < 1e-9
+  mean = (shares * n / count).sum()
+  np.testing.assert_allclose(np.sqrt((shares * (n / count - mean) ** 2).sum()), width, rtol=5e-3)
+  trajectory = np.random.default_rng(0).normal(size=40)
+  found = walk(average, scalars(trajectory), {'w': jnp.asarray(9.0)})
+  b = (1 - 1 / np.arange(1, 41)) ** (averaging.power_exponent(width) + 1)
+  expected = sum((1 - b[i]) * np.prod(b[i + 1 :]) * trajectory[i] for i in range(40))
+  np.testing.assert_allclose(average.read(found)['w'], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize('width', [0.06, 0.075, 0.09])
+def test_a_width_between_two_tracks_is_reconstructed_from_snapshots(width, x64):
+  """A drifting, noisy trajectory of 2,000 updates; the average of another width, tracked directly: 1e-3 relative."""
+  rng = np.random.default_rng(1)
+  count, size = 2000, 50
+  drift = np.linspace(0, 3, count)[:, None] ** 0.5 * rng.normal(size=size)
+  trajectory = drift + np.cumsum(0.02 * rng.normal(size=(count, size)), axis=0)
+  tracks = {w: averaging.power(w) for w in (0.05, 0.1, width)}
+  states = {w: track.init({'w': jnp.zeros(size)}) for w, track in tracks.items()}
+  update = {w: jax.jit(track.update) for w, track in tracks.items()}
+  snapshots, times, widths = [], [], []
+  for n, params in enumerate(trajectory, 1):
+    states = {w: update[w](s, {'w': jnp.asarray(params)}) for w, s in states.items()}
+    if n % 50 == 0:
+      for w in (0.05, 0.1):
+        snapshots.append(tracks[w].read(states[w]))
+        times.append(n)
+        widths.append(w)
+  direct = np.asarray(tracks[width].read(states[width])['w'])
+  found = averaging.reconstruct(snapshots, times, widths, count, width)['w']
+  error = np.linalg.norm(found - direct) / np.linalg.norm(direct)
+  print(f'width {width}: relative error {error:.1e}')
+  assert error < 1e-3
+  other = averaging.reconstruct(snapshots, times, widths, count, 0.2)['w']
+  assert np.linalg.norm(other - direct) > 1e-2 * np.linalg.norm(direct)  # the width matters
+
+
+def test_a_tracked_width_is_reconstructed_as_itself(x64):
+  snapshots = [{'w': np.array([float(i)])} for i in range(6)]
+  times, widths = [1, 2, 3, 1, 2, 3], [0.05] * 3 + [0.1] * 3
+  found = averaging.reconstruct(snapshots, times, widths, 3, 0.1)
+  np.testing.assert_allclose(found['w'], [5.0], atol=1e-6)
+
+
+@pytest.mark.parametrize('start, every', [(1, 1), (10, 1), (5, 4)])
+def test_swa_is_the_plain_mean_of_what_it_samples(start, every, x64):
+  trajectory = np.random.default_rng(2).normal(size=30)
+  average = averaging.swa(start, every)
+  state = average.init({'w': jnp.asarray(7.0)})
+  for n, value in enumerate(trajectory, 1):
+    state = average.update(state, {'w': jnp.asarray(value)})
+    sampled = [trajectory[k - 1] for k in range(start, n + 1) if (k - start) % every == 0]
+    if n < start:
+      sampled = [value]
+    if sampled:
+      np.testing.assert_allclose(average.read(state)['w'], np.mean(sampled), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (lambda: averaging.half_life(0.0, 8), 'images .* got 0.0'),
+    (lambda: averaging.half_life(10.0, 0), 'batch_size .* got 0'),
+    (lambda: averaging.half_life(10.0, 8, 0.0), 'ramp .* got 0.0'),
+    (lambda: averaging.power(0.0), 'width .* got 0.0'),
+    (lambda: averaging.power(0.3), 'width .* got 0.3'),
+    (lambda: averaging.swa(0), 'start .* got 0'),
+    (lambda: averaging.swa(1, 0), 'every .* got 0'),
+    (lambda: averaging.reconstruct([{}], [1, 2], [0.1], 1, 0.1), 'one length, got 1, 2, 1'),
+    (lambda: averaging.reconstruct([{}], [5], [0.1], 6, 0.1), r'time must be in \(0, 5\], got 6'),
+  ],
+)
+def test_bad_arguments_of_the_other_averages_are_named(make, names):
+  with pytest.raises(ValueError, match=names):
+    make()

@@ -89,3 +89,78 @@ def test_a_peak_may_be_traced():
 def test_bad_arguments_are_named(factory, arguments, message):
   with pytest.raises(ValueError, match=message):
     factory(*arguments)
+
+
+def test_linear_in_closed_form():
+  rate = schedules.linear(1.0, 110, 10, 0.2)
+  expected = {0: 0.0, 5: 0.5, 10: 1.0, 60: 0.6, 110: 0.2, 500: 0.2}
+  np.testing.assert_allclose(
+    values(rate, list(expected)), list(expected.values()), rtol=1e-5, atol=1e-9
+  )
+
+
+def test_exponential_halves():
+  rate = schedules.exponential(3.0, 20, 4)
+  np.testing.assert_allclose(
+    values(rate, [2, 4, 24, 44, 64]), [1.5, 3, 1.5, 0.75, 0.375], rtol=1e-5
+  )
+
+
+def test_steps_fall_at_their_boundaries():
+  rate = schedules.steps(2.0, (10, 30), 0.1)
+  np.testing.assert_allclose(
+    values(rate, [0, 9, 10, 29, 30, 99]), [2, 2, 0.2, 0.2, 0.02, 0.02], rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    values(schedules.steps(2.0, (10,), 0.5, 4), [2, 13, 14]), [1, 2, 1], rtol=1e-5
+  )
+
+
+def test_cyclical_restarts_and_grows():
+  rate = schedules.cyclical(1.0, 10, final=0.1)
+  np.testing.assert_allclose(values(rate, [0, 5, 10, 15, 20]), [1, 0.55, 1, 0.55, 1], rtol=1e-5)
+  rate = schedules.cyclical(1.0, 8, growth=2.0, decay=0.5)
+  # Cycles start at 0, 8, 24, 56 and their peaks halve; their middles are half of that.
+  np.testing.assert_allclose(
+    values(rate, [0, 4, 8, 16, 24, 40, 56]), [1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125], atol=1e-4
+  )
+
+
+def test_one_cycle_rises_and_falls():
+  rate = schedules.one_cycle(1.0, 100, 0.3, 0.04, 1e-2)
+  found = values(rate, np.arange(101))
+  np.testing.assert_allclose(found[[0, 30, 100]], [0.04, 1.0, 0.04 * 1e-2], rtol=1e-4)
+  np.testing.assert_allclose(found[15], (1 + 0.04) / 2, rtol=1e-4)  # the middle of a cosine
+  assert (np.diff(found[:31]) > 0).all()
+  assert (np.diff(found[30:]) < 0).all()
+
+
+def test_inverse_sqrt_is_constant_then_falls_as_the_root():
+  rate = schedules.inverse_sqrt(2.0, 100, 10)
+  np.testing.assert_allclose(
+    values(rate, [0, 5, 10, 100, 400, 10_000]), [0, 1, 2, 2, 1, 0.2], rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (lambda: schedules.linear(-1.0, 10), 'learning_rate .* got -1.0'),
+    (lambda: schedules.linear(1.0, 10, 10), 'total_steps .* got 10'),
+    (lambda: schedules.exponential(1.0, 0), 'half_life .* got 0'),
+    (lambda: schedules.exponential(1.0, 5, -1), 'warmup_steps .* got -1'),
+    (lambda: schedules.steps(1.0, (5, 5)), r'boundaries must increase, got \(5, 5\)'),
+    (lambda: schedules.steps(1.0, (0,)), 'boundaries .* got 0'),
+    (lambda: schedules.steps(1.0, (3,), 1.0), 'factor .* got 1.0'),
+    (lambda: schedules.cyclical(1.0, 0), 'period .* got 0'),
+    (lambda: schedules.cyclical(1.0, 5, growth=0.5), 'growth .* got 0.5'),
+    (lambda: schedules.cyclical(1.0, 5, decay=0.0), 'decay .* got 0.0'),
+    (lambda: schedules.cyclical(1.0, 5, final=2.0), 'final .* got 2.0'),
+    (lambda: schedules.one_cycle(0.0, 10), 'learning_rate .* got 0.0'),
+    (lambda: schedules.one_cycle(1.0, 10, rise=1.0), 'rise .* got 1.0'),
+    (lambda: schedules.inverse_sqrt(1.0, 0), 'reference_steps .* got 0'),
+  ],
+)
+def test_bad_arguments_of_the_other_rates_are_named(make, names):
+  with pytest.raises(ValueError, match=names):
+    make()

@@ -1,0 +1,176 @@
+"""Optimizers: first steps in closed form, a quadratic minimized, one step of a U-Net, states that round-trip."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusion.models import unet
+from diffusion.optimizers import chains, clipping, directions, schedules
+from diffusion.types import Conditioning
+
+MADE = {
+  'adam': lambda: chains.chain(directions.adam(), schedules.constant(0.05)),
+  'adamw': lambda: chains.adamw(schedules.constant(0.05), 1e-6),
+  'rmsprop': lambda: chains.chain(directions.rmsprop(), schedules.constant(0.01)),
+  'momentum': lambda: chains.chain(directions.momentum(0.9), schedules.constant(0.02)),
+  'nesterov': lambda: chains.chain(
+    directions.momentum(0.9, nesterov=True), schedules.constant(0.02)
+  ),
+  'sgd': lambda: chains.chain(directions.momentum(0.0), schedules.constant(0.1)),
+  'lion': lambda: chains.chain(directions.lion(), schedules.exponential(0.05, 60)),
+  'muon': lambda: chains.chain(directions.muon(), schedules.exponential(0.1, 60)),
+  'prodigy': lambda: chains.chain(directions.prodigy(), schedules.constant(1.0)),
+  'schedule free': lambda: chains.schedule_free(directions.adam(b1=0.0), schedules.constant(0.1)),
+}
+
+
+def start(seed=0):
+  random = np.random.default_rng(seed)
+  return {
+    'dense': {'kernel': jnp.asarray(random.normal(size=(4, 3)), jnp.float32), 'bias': jnp.ones(3)}
+  }
+
+
+TARGET = start(1)
+
+
+def loss(params):
+  """A quadratic with curvatures from 0.5 to 2."""
+  scale = jnp.linspace(0.5, 2.0, 12).reshape(4, 3)
+  kernel = ((params['dense']['kernel'] - TARGET['dense']['kernel']) ** 2 * scale).sum()
+  return 0.5 * (kernel + ((params['dense']['bias'] - TARGET['dense']['bias']) ** 2).sum())
+
+
+@pytest.mark.parametrize('name', MADE)
+def test_each_minimizes_a_quadratic(name):
+  optimizer = MADE[name]()
+
+  def step(carry, _):
+    params, state = carry
+    update, state = optimizer.update(jax.grad(loss)(params), state, params)
+    return (optax.apply_updates(params, update), state), None
+
+  params = start()
+  (params, state), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=500)
+  assert loss(optimizer.read(state, params)) < 1e-3 * loss(start())
+
+
+@pytest.mark.parametrize('name', MADE)
+def test_each_takes_a_step_of_a_unet_and_its_state_is_data(name):
+  """All parameters move or stay finite; the state is a tree of arrays of fixed shapes; the rate is readable."""
+  model = unet.unet(8, (1, 2), 1, (4,), 0.0, num_classes=3)
+  z, conditioning = jnp.ones((2, 8, 8, 1)), Conditioning(jnp.zeros(2, jnp.int32), jnp.zeros((2, 0)))
+  params = model.init(jax.random.key(0), z, jnp.zeros(2), conditioning)['params']
+
+  def square(params):
+    output, _ = model.apply({'params': params}, z, jnp.zeros(2), conditioning)
+    return ((output - z) ** 2).mean()
+
+  optimizer = MADE[name]()
+  state = optimizer.init(params)
+  update, after = jax.jit(optimizer.update)(jax.grad(square)(params), state, params)
+  assert jax.tree.structure(state) == jax.tree.structure(after)
+  for before, now in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+    assert (before.shape, before.dtype) == (now.shape, now.dtype)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(update))
+  assert np.abs(update['output']['kernel']).max() > 0
+  assert float(optimizer.learning_rate(after)) > 0
+
+
+def one(direction, gradients, params=None):
+  """The last of some directions."""
+  params = start() if params is None else params
+  state = direction.init(params)
+  for gradient in gradients:
+    found, state = direction.update(gradient, state, params)
+  return found
+
+
+@pytest.mark.filterwarnings('ignore:Explicitly requested dtype')
+def test_first_and_second_steps_in_closed_form(x64):
+  g, h = (jax.tree.map(lambda v: v.astype(jnp.float64), start(s)) for s in (2, 3))
+  first, second = g['dense']['kernel'], h['dense']['kernel']
+
+  def found(direction):
+    return one(direction, [g, h], jax.tree.map(jnp.zeros_like, g))['dense']['kernel']
+
+  np.testing.assert_allclose(found(directions.momentum(0.8)), 0.8 * first + second, rtol=1e-9)
+  np.testing.assert_allclose(
+    found(directions.momentum(0.8, nesterov=True)), 0.8 * (0.8 * first + second) + second, rtol=1e-9
+  )
+  v = 0.9 * 0.1 * first**2 + 0.1 * second**2
+  np.testing.assert_allclose(
+    found(directions.rmsprop(0.9, 1e-3)), second / (np.sqrt(v) + 1e-3), rtol=1e-9
+  )
+  m = (1 - 0.99) * first
+  np.testing.assert_allclose(
+    found(directions.lion(0.9, 0.99)), np.sign(0.9 * m + 0.1 * second), rtol=1e-9
+  )
+
+
+def test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam():
+  """Singular values of the update of a convolution's kernel, as a matrix, are nearly equal; a bias follows Adam."""
+  random = np.random.default_rng(4)
+  gradient = {
+    'conv': {
+      'kernel': jnp.asarray(random.normal(size=(3, 3, 4, 8)) * np.geomspace(1, 30, 8), jnp.float32),
+      'bias': jnp.ones(8) * 0.3,
+    }
+  }
+  params = jax.tree.map(jnp.ones_like, gradient)
+  found = one(directions.muon(), [gradient], params)
+  values = np.linalg.svd(np.asarray(found['conv']['kernel']).reshape(36, 8), compute_uv=False)
+  assert values.max() / values.min() < 2  # Newton-Schulz leaves them within 0.7 to 1.2
+  raw = np.linalg.svd(np.asarray(gradient['conv']['kernel']).reshape(36, 8), compute_uv=False)
+  assert raw.max() / raw.min() > 20
+  adam = one(directions.adam(), [gradient], params)
+  np.testing.assert_allclose(found['conv']['bias'], adam['conv']['bias'], rtol=1e-4)
+
+
+def test_schedule_free_judges_an_average_between_gradients():
+  """With constant rate x is the plain mean of the z that gradient descent walks from the y in between."""
+  optimizer = chains.schedule_free(directions.momentum(0.0), schedules.constant(0.1), momentum=0.8)
+  params = {'w': {'kernel': jnp.array([[2.0]])}}
+  state = optimizer.init(params)
+  x = z = 2.0
+  for n in range(1, 6):
+    y = float(params['w']['kernel'][0, 0])
+    np.testing.assert_allclose(y, 0.2 * z + 0.8 * x, rtol=1e-5)
+    update, state = optimizer.update({'w': {'kernel': jnp.array([[y]])}}, state, params)
+    params = optax.apply_updates(params, update)
+    z = z - 0.1 * y
+    x = (1 - 1 / n) * x + z / n
+    np.testing.assert_allclose(optimizer.read(state, params)['w']['kernel'][0, 0], x, rtol=1e-5)
+  np.testing.assert_allclose(optimizer.learning_rate(state), 0.1)
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (lambda: directions.adam(b1=1.0), 'b1 .* got 1.0'),
+    (lambda: directions.adam(eps=0.0), 'eps .* got 0.0'),
+    (lambda: directions.rmsprop(decay=-0.1), 'decay .* got -0.1'),
+    (lambda: directions.momentum(1.0), 'decay .* got 1.0'),
+    (lambda: directions.lion(b2=2.0), 'b2 .* got 2.0'),
+    (lambda: directions.muon(beta=1.0), 'beta .* got 1.0'),
+    (lambda: directions.prodigy(b1=-1.0), 'b1 .* got -1.0'),
+    (
+      lambda: chains.schedule_free(directions.adam(), schedules.constant(0.1), momentum=0.0),
+      'momentum .* got 0.0',
+    ),
+  ],
+)
+def test_bad_arguments_are_named_with_their_value(make, names):
+  with pytest.raises(ValueError, match=names):
+    make()
+
+
+def test_a_clip_in_front_of_schedule_free_is_measured():
+  optimizer = chains.schedule_free(
+    directions.momentum(0.0), schedules.constant(0.1), clip=clipping.global_norm(1e-3)
+  )
+  state = optimizer.init(start())
+  _, state = optimizer.update(jax.grad(loss)(start()), state, start())
+  assert optimizer.measure(state) == {'clip_rate': 1.0}
