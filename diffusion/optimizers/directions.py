@@ -101,14 +101,13 @@ def _matrices(params: Params) -> Params:
 
 @technique('Muon', 'update', 'jordan2024muon')
 def muon(beta: float = 0.95, b1: float = 0.9, b2: float = 0.999) -> Direction:
-  """Kernels: the nearest orthogonal matrix of the momentum, by five Newton-Schulz steps; everything else: Adam.
+  """Kernels: the nearest orthogonal matrix of the momentum, by five Newton-Schulz steps; the rest: Nesterov's Adam.
 
-  A convolution's kernel [h, w, in, out] is a matrix of h w in rows, which Optax by itself leaves to Adam. The update
-  is scaled by sqrt(max(1, rows / columns))'s convention of Optax.
+  A convolution's kernel [h, w, in, out] is a matrix of h w in rows, which Optax by itself leaves to Adam.
 
   Args:
     beta: decay of the momentum, in [0, 1).
-    b1, b2: of Adam.
+    b1, b2: of Adam, in [0, 1).
 
   Raises:
     ValueError: arguments out of range.
