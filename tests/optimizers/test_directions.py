@@ -111,7 +111,7 @@ def test_first_and_second_steps_in_closed_form(x64):
 
 
 def test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam():
-  """Singular values of the update of a convolution's kernel, as a matrix, are nearly equal; a bias follows Nesterov's Adam."""
+  """Singular values of the update of a convolution's kernel, as a matrix, are nearly equal; a bias is left to Adam."""
   random = np.random.default_rng(4)
   gradient = {
     'conv': {
