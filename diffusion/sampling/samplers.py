@@ -1,6 +1,7 @@
 """Reverse-time samplers: each is one step from t to s < t, and one compiled loop walks the grid."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,28 @@ def ancestral(path: Path, variance: str = 'posterior', temperature: float = 1.0)
   return Sampler(init=lambda z: z, step=step)
 
 
+def _walker(
+  denoise: Denoiser,
+  path: Path,
+  sampler: Sampler,
+  grid: Array,
+  keys: Key,
+  shape: tuple[int, ...],
+  z: Array | None,
+) -> tuple[Array, Callable[[Any, Array], Any]]:
+  """Where a walk starts, and its step number i: (state, i) -> state, with fresh row keys for each."""
+  split = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
+  if z is None:
+    z = gaussian.prior(path, split[:, 0], shape)
+  ones = jnp.ones(z.shape[0], z.dtype)
+
+  def advance(state: Any, i: Array) -> Any:
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(split[:, 1], i)
+    return sampler.step(denoise, step_keys, state, grid[i] * ones, grid[i + 1] * ones)
+
+  return z, advance
+
+
 class Trace(NamedTuple):
   """The way of a batch of samples: z at every time of the grid [N + 1, B, ...], x0 as first predicted at each but the
   last [N, B, ...]."""
@@ -115,20 +138,14 @@ def sample(
     ValueError: a grid that does not decrease inside [0, 1]; with denoise_last its last time may repeat the one before.
   """
   check_grid(grid[:-1] if denoise_last and grid.shape[0] > 2 else grid)
-  split = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
-  if z is None:
-    z = gaussian.prior(path, split[:, 0], shape)
+  z, advance = _walker(denoise, path, sampler, grid, keys, shape, z)
   steps = grid.shape[0] - 1
-  ones = jnp.ones(z.shape[0], z.dtype)
-
-  def walk(state, i: Array):
-    step_keys = jax.vmap(jax.random.fold_in, (0, None))(split[:, 1], i)
-    return sampler.step(denoise, step_keys, state, grid[i] * ones, grid[i + 1] * ones), None
-
   walked = steps - 1 if denoise_last else steps
-  state, _ = jax.lax.scan(walk, sampler.init(z), jnp.arange(walked))
+  state, _ = jax.lax.scan(
+    lambda state, i: (advance(state, i), None), sampler.init(z), jnp.arange(walked)
+  )
   z = jax.tree.leaves(state)[0]
-  return denoise(z, grid[steps - 1] * ones).x0 if denoise_last else z
+  return denoise(z, jnp.full(len(z), grid[steps - 1], z.dtype)).x0 if denoise_last else z
 
 
 def trace(
@@ -146,15 +163,12 @@ def trace(
   The predictions of x0 cost one more evaluation a step.
   """
   check_grid(grid)
-  split = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
-  if z is None:
-    z = gaussian.prior(path, split[:, 0], shape)
-  ones = jnp.ones(z.shape[0], z.dtype)
+  z, advance = _walker(denoise, path, sampler, grid, keys, shape, z)
 
-  def walk(state, i: Array):
-    step_keys = jax.vmap(jax.random.fold_in, (0, None))(split[:, 1], i)
-    seen = denoise(jax.tree.leaves(state)[0], grid[i] * ones).x0
-    state = sampler.step(denoise, step_keys, state, grid[i] * ones, grid[i + 1] * ones)
+  def walk(state: Any, i: Array):
+    now = jax.tree.leaves(state)[0]
+    seen = denoise(now, jnp.full(len(now), grid[i], now.dtype)).x0
+    state = advance(state, i)
     return state, (jax.tree.leaves(state)[0], seen)
 
   _, (later, x0) = jax.lax.scan(walk, sampler.init(z), jnp.arange(grid.shape[0] - 1))
