@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion import devices
+from diffusion.data import augment
 from diffusion.optimizers import averaging
 from diffusion.training import assembly
 from diffusion.training import step as steps
@@ -141,7 +142,7 @@ def test_ema_lags_more_with_a_larger_decay():
 
 
 def test_augmentation_and_label_dropout_reach_the_step():
-  plain, _ = run(tiny.experiment(augment=assembly.augment.chain()), 2)
+  plain, _ = run(tiny.experiment(augment=augment.chain()), 2)
   dropped, _ = run(tiny.experiment(), 2)
   assert difference(plain.params, dropped.params) > 0
 
@@ -234,7 +235,7 @@ def test_what_is_off_leaves_no_trace_in_the_program():
     return lowered(experiment)
 
   plain = text(dropout=0.0, weight_decay=0.0, clip_norm=None, augment=lambda keys, batch: batch)
-  off = text(dropout=0, weight_decay=0, clip_norm=0, augment=assembly.augment.chain())
+  off = text(dropout=0, weight_decay=0, clip_norm=0, augment=augment.chain())
   on = text(dropout=0.1, weight_decay=0.0, clip_norm=None, augment=lambda keys, batch: batch)
   assert plain == off
   assert plain != on
