@@ -3,7 +3,15 @@
 Run     python -m experiments.mnist_vdm --workdir=runs/mnist_vdm --config.data_dir=~/tensorflow_datasets
 Smoke   python -m experiments.mnist_vdm --workdir=runs/smoke --smoke
 
-EXPECT
+Expect  Not yet run in full: it wants a GPU. A REDUCED run (width 16 for 64, 1,000 steps of 64 images, 1.1 epochs)
+        reached a bound of 1.868 [1.833, 1.904] bits/dim on 500 held-out images (1.903 [1.868, 1.939] on training
+        ones), validation/eps 0.0719, test/eps 0.07057 [0.07026, 0.07088]; the schedule evened out what the noise
+        levels add to the bound. Samples are strokes, few of them digits. 28 minutes on 2 CPU cores that two other
+        jobs shared; seed 0, commit 2bf9cd9, printed by
+          python -m experiments.mnist_vdm --workdir=runs/mnist_vdm --config.data_dir=DIR --config.width=16
+            --config.batch_size=64 --config.num_steps=1000 --config.log_every=20 --config.validate_every=500
+            --config.validation_fraction=0.004 --config.learning_rate=0.002 --config.warmup_steps=50
+            --config.ema_decay=0.99 --config.samples=64 --config.likelihood_examples=500
 
 Kingma et al. (2021) on the U-Net of `experiments.mnist`, without labels: the bound is the objective, and the schedule
 between its fixed ends is trained to lower the variance of its estimate.

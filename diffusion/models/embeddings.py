@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffusion.types import Array
+from diffusion.types import Array, Conditioning
 
 
 def fourier(noise: Array, features: int, low: float = 1 / 16, high: float = 16.0) -> Array:
@@ -29,7 +29,9 @@ def fourier(noise: Array, features: int, low: float = 1 / 16, high: float = 16.0
 
 
 class ConditioningEmbedding(nn.Module):
-  """An MLP of the noise level's features, plus a learned vector a class (the last one is the null class).
+  """An MLP of the noise level's features, plus a learned vector a class and a linear map of the augmentation label.
+
+  The last class vector is that of the null class.
 
   Attributes:
     features: width of the result.
@@ -43,8 +45,9 @@ class ConditioningEmbedding(nn.Module):
   num_classes: int
 
   @nn.compact
-  def __call__(self, noise: Array, label: Array) -> Array:
-    """Embeds c_noise [B] and labels int [B] into [B, features]."""
+  def __call__(self, noise: Array, conditioning: Conditioning) -> Array:
+    """Embeds c_noise [B], labels int [B] and augmentation labels [B, A] into [B, features]."""
+    label, augment = conditioning
     hidden = nn.Dense(self.features)(fourier(noise, self.features // 4))
     embedding = nn.Dense(self.features)(nn.silu(hidden))
     if self.num_classes:
@@ -54,4 +57,6 @@ class ConditioningEmbedding(nn.Module):
         self.num_classes + 1, self.features, embedding_init=nn.initializers.normal(1.0)
       )
       embedding += table(label % (self.num_classes + 1))  # NULL = -1 is the last row
+    if augment.shape[1]:  # without a bias: label zero, which sampling uses, is no label at all
+      embedding += nn.Dense(self.features, use_bias=False, name='augment')(augment)
     return nn.silu(embedding)

@@ -21,7 +21,7 @@ class ResidualMLP(nn.Module):
   @nn.compact
   def __call__(self, z: Array, noise: Array, conditioning: Conditioning, keys: Key | None) -> Array:
     """z[B, d], noise[B] -> [B, d]."""
-    embedding = ConditioningEmbedding(self.width, self.num_classes)(noise, conditioning.label)
+    embedding = ConditioningEmbedding(self.width, self.num_classes)(noise, conditioning)
     h = nn.Dense(self.width, name='stem')(z)
     for _ in range(self.depth):
       r = nn.Dense(self.width)(nn.silu(nn.LayerNorm()(h))) + nn.Dense(self.width)(embedding)

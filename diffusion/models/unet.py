@@ -88,7 +88,7 @@ class UNet(nn.Module):
   @nn.compact
   def __call__(self, z: Array, noise: Array, conditioning: Conditioning, keys: Key | None) -> Array:
     """z[B, H, W, C], noise[B] -> [B, H, W, C]."""
-    embedding = ConditioningEmbedding(4 * self.width, self.num_classes)(noise, conditioning.label)
+    embedding = ConditioningEmbedding(4 * self.width, self.num_classes)(noise, conditioning)
 
     def block(h: Array, features: int, attend: bool) -> Array:
       h = ResidualBlock(features, self.dropout, self.rescale, self.forward_mode)(h, embedding, keys)

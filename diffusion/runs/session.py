@@ -54,6 +54,8 @@ def open_session(setting: Setting) -> tuple[Session, Any]:
   with citations.collect() as used:
     experiment = setting.build(setting.config)
     experiments.check(experiment)  # plans the sampling too, whose techniques are used later
+  unused = experiments.off_factories(experiment)
+  used = [one for one in used if one.qualified_name not in unused]
   if setting.extend % experiment.steps_per_dispatch:
     raise ValueError(
       f'--extend must be a multiple of steps_per_dispatch = {experiment.steps_per_dispatch}, got {setting.extend}'

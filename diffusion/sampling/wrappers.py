@@ -10,6 +10,15 @@ from diffusion.process.marginals import expand
 from diffusion.types import Array, Denoiser, Key, Path, Sampler
 
 
+def _check_plain(sampler: Sampler) -> None:
+  """Raises ValueError for a multistep sampler, whose memory a change of z would falsify."""
+  leaves = jax.tree.leaves(jax.eval_shape(sampler.init, jnp.zeros((1, 1))))
+  if len(leaves) != 1:
+    raise ValueError(
+      f'this needs a sampler whose state is z alone, got one with {len(leaves)} parts: use a single-step sampler'
+    )
+
+
 @technique('Langevin corrector', 'sampling', 'song2021score')
 def predictor_corrector(
   path: Path, predictor: Sampler, corrections: int = 1, signal_to_noise: float = 0.16
@@ -25,13 +34,14 @@ def predictor_corrector(
     signal_to_noise: r > 0; 0.16 in the paper.
 
   Raises:
-    ValueError: arguments out of range.
+    ValueError: arguments out of range, or a multistep predictor.
 
   Source: Song et al. (2021), algorithms 4 and 5, where e = 2 (r |n| / |s|)^2 with norms averaged over the batch, and
   alpha^2 of it when variance preserving. A sample would depend on its batch-mates, and |n| / |s| is sigma in many
   dimensions.
   """
   checks.integer('corrections', corrections)
+  _check_plain(predictor)
   checks.positive('signal_to_noise', signal_to_noise)
 
   def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
@@ -59,12 +69,13 @@ def inpaint(path: Path, sampler: Sampler, known: Array, mask: Array, repeats: in
     repeats: times a step is made, >= 1; between two of them z is noised back, so that both halves come to agree.
 
   Raises:
-    ValueError: repeats out of range.
+    ValueError: repeats out of range, or a multistep sampler.
 
   Source: Song et al. (2021), appendix I.2; the repeats are Lugmayr et al. (2022), algorithm 1. An approximation of
   conditioning that repeats improve.
   """
   checks.integer('repeats', repeats)
+  _check_plain(sampler)
 
   def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
     now, then = path.marginal(t), path.marginal(s)

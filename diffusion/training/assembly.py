@@ -73,16 +73,26 @@ def init_state(experiment: Experiment, stored: np.ndarray, levels: int | None) -
   Raises:
     ValueError: a network that does not take such an example, or a validation bank outside the schedule.
   """
-  terms = {name: term for name, (_, term) in experiment.terms.items()}
+  live = experiments.live_terms(experiment)
+  terms = {name: term for name, (_, term) in live.items()}
+
+  def augmented(stored: Array) -> Array:
+    batch = pipeline.gather(
+      pipeline.Resident(stored, jnp.zeros(1, jnp.int32)), jnp.zeros(1, jnp.int32), levels
+    )
+    keys = streams.row_keys(jax.random.key(0), jnp.arange(1))
+    return experiment.augment(keys, batch).augment_label
+
+  size = jax.eval_shape(augmented, stored).shape[1]
 
   @devices.compile_quickly  # as one program: leaf by leaf it takes seconds
   def init(seed: Array, stored: Array) -> states.TrainState:
     parameters, statistics = states.init_parameters(
-      seed, experiment.model, experiment.diffusion, terms, pipeline.normalize(stored, levels)
+      seed, experiment.model, experiment.diffusion, terms, pipeline.normalize(stored, levels), size
     )
     return states.init_state(
       seed, parameters, statistics, experiment.optimizer, experiment.averages,
-      experiment.times, steps.empty_window(experiment.terms, experiment.optimizer),
+      experiment.times, steps.empty_window(live, experiment.optimizer),
     )  # fmt: skip
 
   state = init(jnp.uint32(experiment.seed), stored)
@@ -93,8 +103,8 @@ def init_state(experiment: Experiment, stored: np.ndarray, levels: int | None) -
 def pieces(experiment: Experiment, levels: int | None) -> steps.Pieces:
   """The experiment's share of a training step."""
   return steps.Pieces(
-    experiment.diffusion, experiment.model, experiment.terms, experiment.times, experiment.optimizer,
-    experiment.averages, experiment.augment, levels, experiment.num_steps, experiment.log_every,
+    experiment.diffusion, experiment.model, experiments.live_terms(experiment), experiment.times,
+    experiment.optimizer, experiment.averages, experiment.augment, levels, experiment.num_steps, experiment.log_every,
   )  # fmt: skip
 
 

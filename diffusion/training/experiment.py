@@ -109,8 +109,8 @@ def check(experiment: Experiment) -> None:
   checks.at_least('guidance', experiment.sampling.guidance, 0)
   devices.check_batch(experiment.batch_size)
   check_cadence(cadence(experiment), experiment.callbacks)
-  if not experiment.terms:
-    raise ValueError('terms is empty: an experiment needs a loss')
+  if not live_terms(experiment):
+    raise ValueError('no term of the loss is on: an experiment needs one')
   if experiment.judged and experiment.judged not in experiment.averages:
     raise ValueError(
       f'judged names the average {experiment.judged!r}, there are {sorted(experiment.averages)}'
@@ -119,6 +119,24 @@ def check(experiment: Experiment) -> None:
   if len(set(names)) < len(names):
     raise ValueError(f'two callbacks of one name: {names}')
   check_sampling(experiment, (1,))
+
+
+def live_terms(experiment: Experiment) -> dict[str, tuple[float, Term]]:
+  """The terms whose factor is on: a Python 0 leaves no code behind."""
+  return {name: term for name, term in experiment.terms.items() if not checks.off(term[0])}
+
+
+def off_factories(experiment: Experiment) -> set[str]:
+  """Qualified names of the factories whose terms are all off, which a run did not use.
+
+  A factory is known by the function it defines: `apply` inside of it.
+  """
+
+  def factory(term: Term) -> str:
+    return f'{term.apply.__module__}.{term.apply.__qualname__.split(".<locals>")[0]}'
+
+  used = {factory(term) for _, term in live_terms(experiment).values()}
+  return {factory(term) for _, term in experiment.terms.values()} - used
 
 
 def cadence(experiment: Experiment) -> Cadence:

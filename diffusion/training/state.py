@@ -62,7 +62,12 @@ class TrainState(NamedTuple):
 
 
 def init_parameters(
-  seed: int, model: Model, diffusion: Diffusion, terms: Mapping[str, Term], example: Array
+  seed: int,
+  model: Model,
+  diffusion: Diffusion,
+  terms: Mapping[str, Term],
+  example: Array,
+  augment_size: int = 0,
 ) -> tuple[Parameters, Variables]:
   """Parameters and other variables from the seed's 'init' stream.
 
@@ -70,12 +75,13 @@ def init_parameters(
     seed: of the run.
     model, diffusion, terms: the pieces that may have parameters.
     example: one example in network units, with a batch axis: [1, ...].
+    augment_size: numbers in an augmentation label.
 
   Returns:
     (parameters, statistics).
   """
   key = streams.stream(seed, 'init')
-  conditioning = Conditioning(jnp.zeros(1, jnp.int32), jnp.zeros((1, 0), example.dtype))
+  conditioning = Conditioning(jnp.zeros(1, jnp.int32), jnp.zeros((1, augment_size), example.dtype))
   variables = model.init(key, example, jnp.zeros(1, example.dtype), conditioning)
   statistics = {name: value for name, value in variables.items() if name != 'params'}
   parameters = Parameters(

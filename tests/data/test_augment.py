@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from diffusion import streams
 from diffusion.data import augment
@@ -29,7 +30,8 @@ def keys(rows=ROWS, seed=0):
 
 
 def apply(transform, seed=0, data=None):
-  return jax.jit(transform)(keys(seed=seed), batch() if data is None else data)
+  run = jax.jit(transform.__call__)
+  return run(keys(seed=seed), batch() if data is None else data)
 
 
 def assert_only_x_changed(before, after):
@@ -57,7 +59,7 @@ def test_flip_gives_the_image_or_its_mirror():
   mirror = flipped(before, after)
   assert half(mirror.sum())
   assert_only_x_changed(before, after)
-  again = jax.jit(augment.flip())(keys(), after)  # with the same keys: the mirror of the mirror
+  again = augment.flip()(keys(), after)  # with the same keys: the mirror of the mirror
   np.testing.assert_array_equal(again.x, before.x)
   assert (mirror != flipped(before, apply(augment.flip(), seed=1))).any()
 
@@ -152,7 +154,7 @@ def test_a_row_depends_on_its_own_key_alone(transform):
   """Not on its neighbors, its place, or on how many rows there are."""
   whole = apply(transform)
   chosen = np.array([200, 3, 77, 3])
-  part = jax.jit(transform)(keys()[chosen], jax.tree.map(lambda a: a[chosen], batch()))
+  part = jax.jit(transform.__call__)(keys()[chosen], jax.tree.map(lambda a: a[chosen], batch()))
   for one, other in zip(part, whole, strict=True):
     np.testing.assert_array_equal(one, other[chosen])
 
@@ -205,3 +207,189 @@ def test_vectors_are_refused(make):
 def test_bad_arguments_are_named(factory, arguments, message):
   with pytest.raises(ValueError, match=message):
     factory(*arguments)
+
+
+def what(transformation, x, seed=0):
+  """(transformed image, what it said it did) of one image."""
+  changed, did = jax.jit(transformation.transform)(
+    jax.random.key(seed), jnp.asarray(x, jnp.float32)
+  )
+  return np.asarray(changed), np.asarray(did)
+
+
+def warped(x, matrix, offset=(0, 0)):
+  """Bilinear sampling at matrix (p - center) + center + offset, pixel by pixel in NumPy; the border repeats."""
+  height, width, _ = x.shape
+  center = np.array([(height - 1) / 2, (width - 1) / 2])
+  out = np.empty_like(x)
+  for i in range(height):
+    for j in range(width):
+      p = np.asarray(matrix) @ (np.array([i, j]) - center) + center + offset
+      p = np.clip(p, 0, [height - 1, width - 1])
+      low = np.minimum(np.floor(p).astype(int), [height - 2, width - 2])
+      a, b = p - low
+      corners = x[low[0] : low[0] + 2, low[1] : low[1] + 2]
+      out[i, j] = (
+        (1 - a) * (1 - b) * corners[0, 0] + (1 - a) * b * corners[0, 1]
+        + a * (1 - b) * corners[1, 0] + a * b * corners[1, 1]
+      )  # fmt: skip
+  return out
+
+
+IMAGE = np.random.default_rng(3).normal(size=(7, 6, 2))
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_geometric_ones_sample_where_they_say(seed):
+  """Each, from what it said it did, against bilinear sampling written out."""
+  found, (c, s) = what(augment.rotate(90.0), IMAGE, seed)
+  np.testing.assert_allclose(found, warped(IMAGE, [[c + 1, s], [-s, c + 1]]), atol=1e-4)
+  found, (log_f,) = what(augment.scale(1.5), IMAGE, seed)
+  np.testing.assert_allclose(found, warped(IMAGE, np.eye(2) * 2.0**-log_f), atol=1e-4)
+  found, (slope,) = what(augment.shear(0.5), IMAGE, seed)
+  np.testing.assert_allclose(found, warped(IMAGE, [[1, 0], [slope, 1]]), atol=1e-4)
+  found, (smaller, *center) = what(augment.crop(0.5), IMAGE, seed)
+  offset = np.array(center) * IMAGE.shape[:2]
+  np.testing.assert_allclose(found, warped(IMAGE, np.eye(2) * (1 - smaller), offset), atol=1e-4)
+
+
+def test_a_quarter_turn_is_rot90():
+  """On the group's own elements the warp is exact: 90 degrees of a square image, counterclockwise."""
+  x = np.random.default_rng(4).normal(size=(5, 5, 1))
+  turned = augment._warp(jnp.asarray(x), jnp.array([[0.0, 1.0], [-1.0, 0.0]]), jnp.zeros(2))
+  np.testing.assert_allclose(turned, np.rot90(x), atol=1e-5)
+  _, (c, s) = what(augment.rotate(30.0), x, 1)
+  # The matrix above is that of cos = 0, sin = 1: a positive sine is counterclockwise.
+  assert abs((c + 1) ** 2 + s**2 - 1) < 1e-5
+
+
+def test_color_jitter_by_its_formula():
+  found, (b, c, s) = what(augment.color_jitter(0.3, 0.5, 0.7), IMAGE, 2)
+  gray = IMAGE.mean(-1, keepdims=True)
+  x = gray + 2.0**s * (IMAGE - gray)
+  x = x.mean() + 2.0**c * (x - x.mean()) + b
+  np.testing.assert_allclose(found, x, atol=1e-5)
+  assert min(abs(b), abs(c), abs(s)) > 0
+
+
+def test_cutout_zeroes_a_square_around_what_it_says():
+  x = np.ones((9, 8, 1))
+  seen = np.zeros((9, 8))
+  images = jnp.asarray(np.broadcast_to(x, (400, 9, 8, 1)), jnp.float32)
+  changed, said = jax.jit(jax.vmap(augment.cutout(3).transform))(keys(400), images)
+  for found, (did, down, right) in zip(np.asarray(changed), np.asarray(said), strict=True):
+    assert did == 1
+    row, column = round((down + 0.5) * 9 - 0.5), round((right + 0.5) * 8 - 0.5)
+    expected = np.ones((9, 8))
+    expected[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = 0
+    np.testing.assert_array_equal(found[..., 0], expected)
+    seen[row, column] += 1
+  assert (seen > 0).mean() > 0.95  # every pixel can be its center
+
+
+RANGES = {
+  'rotate': (augment.rotate, 25.0, lambda did: np.rad2deg(np.arctan2(did[1], did[0] + 1)) / 25),
+  'scale': (augment.scale, 2.0, lambda did: did[0]),
+  'shear': (augment.shear, 0.4, lambda did: did[0] / 0.4),
+}
+
+
+@pytest.mark.parametrize('name', RANGES)
+def test_parameters_fill_their_range_evenly(name):
+  make, limit, share = RANGES[name]
+  _, did = jax.jit(jax.vmap(make(limit).transform))(keys(2000), jnp.zeros((2000, 4, 4, 1)))
+  found = np.array([share(row) for row in np.asarray(did)])
+  assert np.abs(found).max() <= 1 + 1e-5
+  assert stats.kstest((found + 1) / 2, 'uniform').pvalue > 1e-3
+
+
+OFF = {
+  'rotate': augment.rotate(0.0),
+  'scale': augment.scale(1.0),
+  'shear': augment.shear(0.0),
+  'crop': augment.crop(1.0),
+  'color_jitter': augment.color_jitter(),
+  'cutout': augment.cutout(0),
+}
+ON = {
+  'flip': augment.flip(),
+  'shift': augment.shift(2),
+  'rotate': augment.rotate(30.0),
+  'scale': augment.scale(1.5),
+  'shear': augment.shear(0.3),
+  'crop': augment.crop(0.6),
+  'color_jitter': augment.color_jitter(0.2, 0.3, 0.3),
+  'cutout': augment.cutout(3),
+}
+
+
+@pytest.mark.parametrize('name', OFF)
+def test_at_the_end_of_its_range_each_is_the_identity(name):
+  np.testing.assert_allclose(apply(OFF[name]).x, batch().x, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ON)
+def test_each_is_live_leaves_the_rest_and_depends_on_its_own_row(name):
+  before, after = batch(), apply(ON[name])
+  assert (np.abs(np.asarray(after.x - before.x)).max((1, 2, 3)) > 1e-3).mean() > 0.4
+  assert_only_x_changed(before, after)
+  chosen = np.array([200, 3, 77])
+  part = jax.jit(ON[name].__call__)(keys()[chosen], jax.tree.map(lambda a: a[chosen], before))
+  np.testing.assert_allclose(part.x, np.asarray(after.x)[chosen], atol=1e-5)
+
+
+def test_conditioned_acts_seldom_and_says_what_it_did():
+  """Rows it left alone are themselves under label zero; the others are what their label says."""
+  made = augment.conditioned(0.25, augment.flip(), augment.rotate(40.0))
+  before, after = batch(), apply(made)
+  label = np.asarray(after.augment_label)
+  assert label.shape == (ROWS, 3)
+  untouched = (label == 0).all(1)
+  x, y = np.asarray(before.x), np.asarray(after.x)
+  np.testing.assert_array_equal(y[untouched], x[untouched])
+  assert abs(untouched.mean() - (1 - 0.25 / 2) * 0.75) < 5 * math.sqrt(0.25 / ROWS)
+  for i in np.flatnonzero(~untouched)[:20]:
+    flipped_, c, s = label[i]
+    expected = x[i][:, ::-1] if flipped_ else x[i]
+    if c or s:
+      expected = warped(expected, [[c + 1, s], [-s, c + 1]])
+    np.testing.assert_allclose(y[i], expected, atol=1e-4)
+  np.testing.assert_array_equal(after.label, before.label)
+
+
+def test_conditioned_transformations_are_independent_of_each_other():
+  label = np.asarray(
+    apply(augment.conditioned(0.5, augment.shift(1), augment.scale(2.0))).augment_label
+  )
+  acted = (label[:, 2] != 0).astype(float)
+  other = (label[:, :2] != 0).any(1).astype(float)
+  assert abs(np.corrcoef(acted, other)[0, 1]) < 5 / math.sqrt(ROWS)
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: augment.rotate(181.0), r'degrees .*181'),
+    (lambda: augment.rotate(-1.0), r'degrees .*-1'),
+    (lambda: augment.scale(0.5), r'factor .*0\.5'),
+    (lambda: augment.shear(-0.1), r'slope .*-0\.1'),
+    (lambda: augment.crop(0.0), r'share .*0\.0'),
+    (lambda: augment.color_jitter(contrast=-1.0), r'contrast .*-1'),
+    (lambda: augment.cutout(1.5), r'pixels .*1\.5'),
+    (lambda: augment.conditioned(0.0, augment.flip()), r'probability .*0\.0'),
+    (lambda: augment.conditioned(0.1), 'at least one'),
+    (
+      lambda: augment.conditioned(0.1, augment.label_dropout(0.1)),
+      'takes transformations of images',
+    ),
+  ],
+)
+def test_bad_arguments_of_the_others_are_named(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+@pytest.mark.parametrize('name', ON)
+def test_vectors_are_refused_by_name(name):
+  with pytest.raises(ValueError, match=rf'{name} needs images'):
+    ON[name](keys(), batch(shape=(7,)))

@@ -57,9 +57,9 @@ def test_each_minimizes_a_quadratic(name):
   assert loss(optimizer.read(state, params)) < 1e-3 * loss(start())
 
 
-@pytest.mark.parametrize('name', MADE)
-def test_each_takes_a_step_of_a_unet_and_its_state_is_data(name):
-  """All parameters move or stay finite; the state is a tree of arrays of fixed shapes; the rate is readable."""
+@pytest.fixture(scope='module')
+def of_unet():
+  """(parameters, gradient) of a U-Net with convolutions, attention, embeddings and norms."""
   model = unet.unet(8, (1, 2), 1, (4,), 0.0, num_classes=3)
   z, conditioning = jnp.ones((2, 8, 8, 1)), Conditioning(jnp.zeros(2, jnp.int32), jnp.zeros((2, 0)))
   params = model.init(jax.random.key(0), z, jnp.zeros(2), conditioning)['params']
@@ -68,9 +68,16 @@ def test_each_takes_a_step_of_a_unet_and_its_state_is_data(name):
     output, _ = model.apply({'params': params}, z, jnp.zeros(2), conditioning)
     return ((output - z) ** 2).mean()
 
+  return params, jax.jit(jax.grad(square))(params)
+
+
+@pytest.mark.parametrize('name', MADE)
+def test_each_takes_a_step_of_a_unet_and_its_state_is_data(name, of_unet):
+  """All parameters move or stay finite; the state is a tree of arrays of fixed shapes; the rate is readable."""
+  params, gradient = of_unet
   optimizer = MADE[name]()
-  state = optimizer.init(params)
-  update, after = jax.jit(optimizer.update)(jax.grad(square)(params), state, params)
+  state = jax.jit(optimizer.init)(params)
+  update, after = jax.jit(optimizer.update)(gradient, state, params)
   assert jax.tree.structure(state) == jax.tree.structure(after)
   for before, now in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
     assert (before.shape, before.dtype) == (now.shape, now.dtype)

@@ -116,7 +116,7 @@ def test_clipping_bounds_the_gradient_that_adam_sees():
   norms = {}
   for clip in (None, 1e-3, 1e-1):
     state, metrics = run(tiny.experiment(clip_norm=clip), 1)
-    adam = state.optimizer[1]
+    adam = state.optimizer['direction']
     moments = np.concatenate([np.ravel(x) for x in jax.tree.leaves(adam.mu)])
     norms[clip] = float(np.linalg.norm(moments) / 0.1)  # mu = (1 - b1) g after one step
     pre_clip = float(metrics['gradient_norm'])
@@ -239,3 +239,25 @@ def test_what_is_off_leaves_no_trace_in_the_program():
   on = text(dropout=0.1, weight_decay=0.0, clip_norm=None, augment=lambda keys, batch: batch)
   assert plain == off
   assert plain != on
+
+
+def test_conditioned_augmentation_reaches_the_network_and_sampling_knows_nothing_of_it():
+  """The map of the label has a gradient in a step; the losses of the bank and the samples are made without a label."""
+  made = tiny.images(augment=augment.conditioned(0.5, augment.rotate(30.0), augment.scale(1.3)))
+  loaded, state, data = tiny.start(made)
+  kernel = jax.tree_util.tree_leaves_with_path(state.params.network)
+  (name,) = [path for path, _ in kernel if "['augment']" in jax.tree_util.keystr(path)]
+  step = jax.jit(steps.make_step(assembly.pieces(made, loaded.dataset.levels)), static_argnums=3)
+  moved = state
+  for _ in range(
+    3
+  ):  # the network's output starts at zero, and with it every gradient but the output's
+    moved, _ = step(moved, data, Rows(jnp.arange(16), 16), lambda tree: tree)
+  before, after = (
+    tiny.leaves(s.params.network)[jax.tree_util.keystr(name)] for s in (state, moved)
+  )
+  assert before.shape[0] == 3
+  assert np.abs(after - before).max() > 1e-6
+  programs = assembly.programs(made, loaded)
+  row = programs.validate(assembly.weights(made, devices.replicate(moved)))
+  assert np.isfinite(row['validation/eps'])
