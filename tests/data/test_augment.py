@@ -29,8 +29,12 @@ def keys(rows=ROWS, seed=0):
   return streams.row_keys(streams.stream(seed, 'augmentation'), jnp.arange(rows))
 
 
+def compiled(transform):
+  return jax.jit(lambda k, b: transform(k, b))  # noqa: PLW0108 - jit takes no named tuple
+
+
 def apply(transform, seed=0, data=None):
-  run = jax.jit(transform.__call__)
+  run = compiled(transform)
   return run(keys(seed=seed), batch() if data is None else data)
 
 
@@ -154,7 +158,7 @@ def test_a_row_depends_on_its_own_key_alone(transform):
   """Not on its neighbors, its place, or on how many rows there are."""
   whole = apply(transform)
   chosen = np.array([200, 3, 77, 3])
-  part = jax.jit(transform.__call__)(keys()[chosen], jax.tree.map(lambda a: a[chosen], batch()))
+  part = compiled(transform)(keys()[chosen], jax.tree.map(lambda a: a[chosen], batch()))
   for one, other in zip(part, whole, strict=True):
     np.testing.assert_array_equal(one, other[chosen])
 
@@ -334,7 +338,7 @@ def test_each_is_live_leaves_the_rest_and_depends_on_its_own_row(name):
   assert (np.abs(np.asarray(after.x - before.x)).max((1, 2, 3)) > 1e-3).mean() > 0.4
   assert_only_x_changed(before, after)
   chosen = np.array([200, 3, 77])
-  part = jax.jit(ON[name].__call__)(keys()[chosen], jax.tree.map(lambda a: a[chosen], before))
+  part = compiled(ON[name])(keys()[chosen], jax.tree.map(lambda a: a[chosen], before))
   np.testing.assert_allclose(part.x, np.asarray(after.x)[chosen], atol=1e-5)
 
 
