@@ -241,8 +241,8 @@ def test_what_is_off_leaves_no_trace_in_the_program():
   assert plain != on
 
 
-def test_conditioned_augmentation_reaches_the_network_and_sampling_knows_nothing_of_it():
-  """The map of the label has a gradient in a step; the losses of the bank and the samples are made without a label."""
+def test_conditioned_augmentation_reaches_the_network():
+  """The map of the label has a gradient in a step."""
   made = tiny.images(augment=augment.conditioned(0.5, augment.rotate(30.0), augment.scale(1.3)))
   loaded, state, data = tiny.start(made)
   kernel = jax.tree_util.tree_leaves_with_path(state.params.network)
@@ -258,6 +258,3 @@ def test_conditioned_augmentation_reaches_the_network_and_sampling_knows_nothing
   )
   assert before.shape[0] == 3
   assert np.abs(after - before).max() > 1e-6
-  programs = assembly.programs(made, loaded)
-  row = programs.validate(assembly.weights(made, devices.replicate(moved)))
-  assert np.isfinite(row['validation/eps'])
