@@ -40,7 +40,7 @@ def main(_) -> None:
   programs = {
     k: assembly.programs(experiment._replace(steps_per_dispatch=k), loaded) for k in counts
   }
-  first = assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
+  first = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
   states = {k: devices.replicate(first) for k in counts}
   times = {k: [] for k in counts}
   for i in range(ROUNDS.value + 1):

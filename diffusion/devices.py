@@ -72,6 +72,11 @@ def check_batch(batch_size: int) -> None:
     )
 
 
+def rows_of_a_device(batch_size: int) -> int:
+  """Rows of a global batch that each device holds."""
+  return batch_size // jax.device_count()
+
+
 def describe() -> dict[str, Any]:
   """What the run runs on, for its record."""
   device = jax.devices()[0]

@@ -14,20 +14,23 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion import devices, provenance
-from diffusion.runs import describing, judging, session, training
-from diffusion.runs.loading import load
+from diffusion.runs import describing, judging, lr_range, session, training
+from diffusion.runs.loading import load, load_ensemble, load_snapshots
 from diffusion.training.experiment import Experiment, Sampling
 from diffusion.workdir import read_record
 
-__all__ = ['Experiment', 'Sampling', 'load', 'run']
+__all__ = ['Experiment', 'Sampling', 'load', 'load_ensemble', 'load_snapshots', 'run']
 
-_MODES = ('train', 'sample', 'evaluate')
+_MODES = ('train', 'sample', 'evaluate', 'lr_range')
 
 
 def _define_flags() -> None:
   flags.DEFINE_string('workdir', None, 'Folder of the run; a second start on it resumes.')
   flags.DEFINE_enum(
-    'mode', 'train', _MODES, 'train; or sample or evaluate from the best checkpoint.'
+    'mode',
+    'train',
+    _MODES,
+    'train; or sample or evaluate from the best checkpoint; or lr_range: try rising learning rates.',
   )
   flags.DEFINE_boolean('smoke', False, 'Start from the small configuration: seconds, no download.')
   flags.DEFINE_integer(
@@ -37,6 +40,8 @@ def _define_flags() -> None:
   flags.DEFINE_boolean(
     'dry_run', False, 'Print the configuration, model, arithmetic and splits, and leave.'
   )
+  flags.DEFINE_float('lr_low', 1e-6, 'First learning rate of --mode=lr_range.')
+  flags.DEFINE_float('lr_high', 1.0, 'Last learning rate of --mode=lr_range.')
   flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on CPU; 0 chooses.')
   flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error.')
 
@@ -132,7 +137,7 @@ def _main(
   workdir = pathlib.Path(f.workdir).expanduser().absolute() if f.workdir else None
   if f.extend < 0:
     raise ValueError(f'--extend must be a number of steps >= 0, got {f.extend}')
-  if f.mode == 'train':
+  if f.mode in ('train', 'lr_range'):
     if f.seed is not None:
       config = dataclasses.replace(config, seed=f.seed)
   else:
@@ -154,4 +159,6 @@ def _main(
     return 0
   if f.mode == 'train':
     return training.train(setting)
+  if f.mode == 'lr_range':
+    return lr_range.run(setting, f.lr_low, f.lr_high)
   return judging.judge(setting, f.mode, 0 if f.seed is None else f.seed)

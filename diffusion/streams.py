@@ -19,8 +19,8 @@ def tag(name: str) -> int:
 
 
 def stream(seed: Array | int, purpose: str) -> Key:
-  """The key of one purpose: 'init', 'order', 'time', 'noise', 'dropout', 'augmentation', 'term', 'sampler',
-  'validation', 'likelihood'."""
+  """The key of one purpose: 'init', 'order', 'time', 'noise', 'dropout', 'augmentation', 'curriculum',
+  'term', 'sampler', 'validation', 'likelihood'."""
   return jax.random.fold_in(jax.random.key(jnp.asarray(seed, jnp.uint32)), tag(purpose))
 
 

@@ -103,9 +103,11 @@ class Model(NamedTuple):
   """A network as two pure functions.
 
   `init(key, z, noise, conditioning) -> variables`, a dict with 'params' and, for batch norm, 'batch_stats'.
-  `apply(variables, z, noise, conditioning, *, keys=None, cross_mean=identity, update_statistics=False,
-  forward_mode=False) -> (output, statistics)`. Row keys [B] turn dropout on; `forward_mode` uses operations
-  that have a jvp (the canonical convolution has only a vjp). `num_classes` is 0 for an unconditional network.
+  `apply(variables, z, noise, conditioning, *, keys=None, batch_key=None, cross_mean=identity, update_statistics=False,
+  statistics_decay=None, forward_mode=False) -> (output, statistics)`. Row keys [B] turn dropout on, `batch_key` is for
+  drops that all rows share; `update_statistics` normalizes by the batch, over devices through `cross_mean`, and moves
+  the running statistics, by `statistics_decay` where it is given; `forward_mode` uses operations that have a jvp (the
+  canonical convolution has only a vjp). `num_classes` is 0 for an unconditional network.
   """
 
   init: Callable[..., Variables]
@@ -158,8 +160,9 @@ class Optimizer(NamedTuple):
   """An Optax transformation that can be looked into.
 
   Attributes:
-    init, update: as in Optax.
-    learning_rate: of the next update, from the state.
+    init, update: as in Optax; `update` takes `learning_rate=` in place of its schedule's.
+    learning_rate: of the next update by its schedule, from the state.
+    count: updates so far, from the state.
     measure: state -> numbers of the last update to log; their names are `measured`.
     measured: names.
     read: (state, parameters) -> the parameters to judge, where the optimizer keeps an average of its own.
@@ -168,9 +171,24 @@ class Optimizer(NamedTuple):
   init: Callable[[Params], Any]
   update: Callable[..., tuple[Any, Any]]
   learning_rate: Callable[[Any], Array]
+  count: Callable[[Any], Array]
   measure: Callable[[Any], dict[str, Array]] = lambda state: {}
   measured: tuple[str, ...] = ()
   read: Callable[[Any, Params], Params] = lambda state, params: params
+
+
+class Curriculum(NamedTuple):
+  """Which training examples are drawn, and how they look, as training goes on.
+
+  Attributes:
+    rank: (x as stored [n, ...], label [n]) -> a score of each example, easy ones low; None where order plays no part.
+    share: progress in [0, 1] -> share of the examples, the easiest first, that may be drawn.
+    transform: (batch, progress) -> batch.
+  """
+
+  rank: Callable[[Any, Any], Any] | None
+  share: Callable[[Array], Array]
+  transform: Callable[[Batch, Array], Batch]
 
 
 class Average(NamedTuple):

@@ -58,9 +58,7 @@ def last_state(workdir):
   module = __import__(f'experiments.{record["experiment"]}', fromlist=['build'])
   experiment = module.build(provenance.config_from_json(module.Config(), record['config']))
   loaded = assembly.load_data(experiment)
-  target = assembly.host_target(
-    assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
-  )
+  target = assembly.host_target(assembly.init_state(experiment, loaded.train[0][:1], loaded.units))
   keeper = checkpoint.open_checkpoints(workdir / 'checkpoints')
   restored = keeper.restore(target, 'latest')
   steps = keeper.steps()

@@ -5,6 +5,7 @@ network with cycle walking), so no permutation is stored, shuffled or sent, and 
 the next.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,16 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion import streams
+from diffusion.citations import technique
 from diffusion.types import Array, Batch, Key, Rows
 
 _ROUNDS = 8
 
 
 class Resident(NamedTuple):
-  """A split held on the device, as stored: x[n, ...] (uint8 levels or floats) and label int32 [n]."""
+  """A split held on the device, as stored: x[n, ...] (uint8 levels or floats) and label int32 [n].
+
+  `order` int32 [n] lists its examples as a curriculum wants them; None without one.
+  """
 
   x: Array
   label: Array
+  order: Array | None = None
 
 
 def _mix(x: Array) -> Array:
@@ -94,21 +100,72 @@ def indices(seed: Array, salt: Array, cursor: Array, rows: Rows, examples: int) 
   )
 
 
-def normalize(x: Array, levels: int | None) -> Array:
-  """Stored levels 0 ... levels - 1 to [-1, 1]: 2 x / (levels - 1) - 1. Floats (levels None) pass unchanged."""
-  return x if levels is None else 2 * x.astype(jnp.result_type(float)) / (levels - 1) - 1
+class Units(NamedTuple):
+  """How stored values become network units: x' = (x - mean) / deviation, levels first brought to [-1, 1].
+
+  Attributes:
+    levels: a stored value is one of 0 ... levels - 1; None for floats.
+    mean, deviation: in the units of [-1, 1], or of the floats.
+  """
+
+  levels: int | None = None
+  mean: float = 0.0
+  deviation: float = 1.0
+
+  @property
+  def range(self) -> tuple[float, float]:
+    """The lowest and the highest level in network units."""
+    return (-1 - self.mean) / self.deviation, (1 - self.mean) / self.deviation
 
 
-def sigma_data(x: np.ndarray, levels: int | None) -> float:
+Normalization = Callable[[np.ndarray, int | None], Units]
+
+
+def unit_range(x: np.ndarray, levels: int | None) -> Units:
+  """Levels to [-1, 1]; floats as they are."""
+  return Units(levels)
+
+
+@technique('standardized data', 'data', 'lecun1998efficient')
+def standardized() -> Normalization:
+  """Zero mean and unit deviation over the training split: two numbers for all pixels and channels.
+
+  Thresholds of x0 in [-1, 1] no longer fit: give `clip_x0` the range of the run's data.
+
+  Raises:
+    ValueError: (on load) data that does not vary.
+
+  Source: LeCun et al. (1998), section 4.3.
+  """
+
+  def normalization(x: np.ndarray, levels: int | None) -> Units:
+    mean, deviation = float(np.mean(x, dtype=np.float64)), float(np.std(x, dtype=np.float64))
+    if deviation == 0:
+      raise ValueError(f'data that does not vary cannot be standardized: all values are {mean:g}')
+    if levels is not None:
+      mean, deviation = 2 * mean / (levels - 1) - 1, 2 * deviation / (levels - 1)
+    return Units(levels, mean, deviation)
+
+  return normalization
+
+
+def normalize(x: Array, units: Units) -> Array:
+  """Stored values to network units: (2 x / (levels - 1) - 1 - mean) / deviation, or (x - mean) / deviation."""
+  if units.levels is not None:
+    x = 2 * x.astype(jnp.result_type(float)) / (units.levels - 1) - 1
+  return x if units[1:] == (0.0, 1.0) else (x - units.mean) / units.deviation
+
+
+def sigma_data(x: np.ndarray, units: Units) -> float:
   """The standard deviation of stored examples in network units, over all examples and dimensions."""
-  deviation = float(np.asarray(x).std(dtype=np.float64))
-  return deviation if levels is None else 2 * deviation / (levels - 1)
+  deviation = float(np.asarray(x).std(dtype=np.float64)) / units.deviation
+  return deviation if units.levels is None else 2 * deviation / (units.levels - 1)
 
 
-def denormalize(x: np.ndarray, levels: int | None) -> np.ndarray:
-  """The nearest stored level of each value; the exact inverse of `normalize` on levels.
+def denormalize(x: np.ndarray, units: Units) -> np.ndarray:
+  """The nearest stored value of each number; the exact inverse of `normalize` on levels.
 
-  Values outside [-1, 1], which a sampler may produce, become the nearest end: a picture has no other levels.
+  Values outside the levels' range, which a sampler may produce, become the nearest end: a picture has no other levels.
 
   Raises:
     ValueError: a value that is not finite.
@@ -116,9 +173,11 @@ def denormalize(x: np.ndarray, levels: int | None) -> np.ndarray:
   x = np.asarray(x)
   if not np.isfinite(x).all():
     raise ValueError(f'{(~np.isfinite(x)).sum()} of {x.size} values are not finite: refused')
-  if levels is None:
+  if units[1:] != (0.0, 1.0):
+    x = x * units.deviation + units.mean
+  if units.levels is None:
     return x
-  return np.clip(np.rint((x + 1) / 2 * (levels - 1)), 0, levels - 1).astype(np.uint8)
+  return np.clip(np.rint((x + 1) / 2 * (units.levels - 1)), 0, units.levels - 1).astype(np.uint8)
 
 
 def to_uint8(x: np.ndarray, levels: int) -> np.ndarray:
@@ -126,7 +185,23 @@ def to_uint8(x: np.ndarray, levels: int) -> np.ndarray:
   return np.rint(np.asarray(x, np.float64) * 255 / (levels - 1)).astype(np.uint8)
 
 
-def gather(data: Resident, index: Array, levels: int | None) -> Batch:
+def restrict(index: Array, keys: Key, share: Array, order: Array) -> Array:
+  """The examples of a batch when only the first `share` of the training split in `order` may be drawn.
+
+  A full share leaves the batch as it was; a smaller one draws with replacement from the first examples in order.
+
+  Args:
+    index: what the epoch's order would take: int32 [B].
+    keys: one a row [B].
+    share: in (0, 1].
+    order: the split's examples from the first to the last [n].
+  """
+  allowed = jnp.ceil(share * order.shape[0]).astype(jnp.int32)
+  drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, allowed))(keys)
+  return jnp.where(share >= 1, index, order[drawn])
+
+
+def gather(data: Resident, index: Array, units: Units) -> Batch:
   """The rows `index` of a resident split as a Batch in network units."""
-  x = normalize(data.x[index], levels)
+  x = normalize(data.x[index], units)
   return Batch(x, data.label[index], jnp.zeros((index.shape[0], 0), x.dtype), index)

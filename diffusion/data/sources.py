@@ -4,7 +4,8 @@ import concurrent.futures
 import io
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ class Dataset(NamedTuple):
     class_names: one a class; empty when there are none.
     test: (x, label) of an official test set, or None.
     note: what a reader of results must know, e.g. that the data is synthetic; empty otherwise.
+    found: what `cleaning.checked` found, by name.
   """
 
   name: str
@@ -35,6 +37,7 @@ class Dataset(NamedTuple):
   class_names: tuple[str, ...] = ()
   test: tuple[np.ndarray, np.ndarray] | None = None
   note: str = ''
+  found: Mapping[str, int | str] = MappingProxyType({})
 
   @property
   def num_classes(self) -> int:
@@ -43,13 +46,21 @@ class Dataset(NamedTuple):
 
 
 class Source(NamedTuple):
-  """A data set to be: `load()` reads it and raises one readable error when it cannot."""
+  """A data set to be: `load()` reads it and raises one readable error when it cannot.
+
+  `raw()` reads it without refusing what `cleaning.checked` can mend.
+  """
 
   name: str
   load: Callable[[], Dataset]
+  raw: Callable[[], Dataset]
 
 
-def _validated(data: Dataset) -> Dataset:
+def _source(name: str, raw: Callable[[], Dataset]) -> Source:
+  return Source(name, lambda: validated(raw()), raw)
+
+
+def validated(data: Dataset) -> Dataset:
   """Refuses what would surface hours later: wrong types, NaN, labels out of range."""
   for part, (x, label) in (
     {'train': (data.x, data.label), 'test': data.test}.items()
@@ -111,9 +122,9 @@ def arrays(
       return np.asarray(x, None if levels is not None else np.float32), labels.astype(np.int32)
 
     held_out = None if test is None else part(*test)
-    return _validated(Dataset(name, *part(x, label), levels, tuple(class_names), held_out, note))
+    return Dataset(name, *part(x, label), levels, tuple(class_names), held_out, note)
 
-  return Source(name, load)
+  return _source(name, load)
 
 
 @technique('handwritten digits data', 'core', 'alpaydin1998digits')
@@ -128,20 +139,20 @@ def digits() -> Source:
 
     data = datasets.load_digits()
     x = data.images.astype(np.uint8)[..., None]
-    return _validated(Dataset('digits', x, data.target.astype(np.int32), 17, tuple('0123456789')))
+    return Dataset('digits', x, data.target.astype(np.int32), 17, tuple('0123456789'))
 
-  return Source('digits', load)
+  return _source('digits', load)
 
 
 def unlabelled(source: Source) -> Source:
   """The same data without its labels, for an unconditional model."""
 
   def load() -> Dataset:
-    data = source.load()
+    data = source.raw()
     test = data.test and (data.test[0], np.zeros_like(data.test[1]))
     return data._replace(label=np.zeros_like(data.label), class_names=(), test=test)
 
-  return Source(source.name, load)
+  return _source(source.name, load)
 
 
 def synthetic_images(
@@ -163,18 +174,16 @@ def synthetic_images(
     columns = np.arange(shape[1]) * 4 // shape[1]
     label = random.integers(num_classes, size=examples).astype(np.int32)
     x = coarse[label][:, rows][:, :, columns] + random.normal(0, 16, (examples, *shape))
-    return _validated(
-      Dataset(
-        f'synthetic {shape[0]}x{shape[1]}x{shape[2]}',
-        np.clip(x, 0, 255).astype(np.uint8),
-        label,
-        256,
-        tuple(str(i) for i in range(num_classes)),
-        note='SYNTHETIC images of the right shape: no result here says anything about real data',
-      )
+    return Dataset(
+      f'synthetic {shape[0]}x{shape[1]}x{shape[2]}',
+      np.clip(x, 0, 255).astype(np.uint8),
+      label,
+      256,
+      tuple(str(i) for i in range(num_classes)),
+      note='SYNTHETIC images of the right shape: no result here says anything about real data',
     )
 
-  return Source('synthetic', load)
+  return _source('synthetic', load)
 
 
 def gaussian_mixture(
@@ -208,9 +217,9 @@ def gaussian_mixture(
     label = random.choice(len(weights), examples, p=weights).astype(np.int32)
     x = means[label] + scales[label][:, None] * random.normal(size=(examples, means.shape[1]))
     names = tuple(f'component {k}' for k in range(len(weights)))
-    return _validated(Dataset('Gaussian mixture', x.astype(np.float32), label, None, names))
+    return Dataset('Gaussian mixture', x.astype(np.float32), label, None, names)
 
-  return Source('Gaussian mixture', load)
+  return _source('Gaussian mixture', load)
 
 
 def _read_image(path: pathlib.Path, size: int | None) -> np.ndarray:
@@ -265,9 +274,9 @@ def folder(directory: str, size: int | None = None) -> Source:
       raise ValueError(f'images of several shapes in {root}: {sorted(shapes)[:4]}; give size=')
     label = np.array([names.index(owner) for owner in owners], np.int32)
     classes = () if names == [''] else tuple(names)
-    return _validated(Dataset(root.name, np.stack(images), label, 256, classes))
+    return Dataset(root.name, np.stack(images), label, 256, classes)
 
-  return Source(root.name, load)
+  return _source(root.name, load)
 
 
 def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Source:
@@ -292,9 +301,9 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
       x, test = _reduce(x, size), (_reduce(test[0], size), test[1]) if test else None
       note = f'images reduced to {size}x{size} by averaging blocks'
     names = tuple(features['label'].names)
-    return _validated(Dataset(name, x, label, 256, names, test, note))
+    return Dataset(name, x, label, 256, names, test, note)
 
-  return Source(name, load)
+  return _source(name, load)
 
 
 def _prepared_builder(name: str, data_dir: str | None):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion.data.pipeline import Units
 from diffusion.statistics import Interval
 
 # (function, x as stored [n, ...], label [n]) -> tree of NumPy arrays [n, ...]: function(denoise, path, keys [b],
@@ -20,7 +21,7 @@ class Judged(NamedTuple):
     labels: [m], what was asked for.
     train, held_out: (x [n, ...], label [n]); held_out is validation and test together.
     class_names: one a class.
-    levels: of the stored data, None for floats.
+    units: of the stored data.
     apply: asks the judged network.
   """
 
@@ -29,7 +30,7 @@ class Judged(NamedTuple):
   train: tuple[np.ndarray, np.ndarray]
   held_out: tuple[np.ndarray, np.ndarray]
   class_names: tuple[str, ...]
-  levels: int | None
+  units: Units
   apply: Apply
 
 

@@ -36,13 +36,13 @@ def bank(high: float = 8.0, low: float = -8.0, levels: int = 8, draws: int = 4) 
 
 
 def bank_losses(
-  diffusion: Diffusion, model: Model, levels: int | None, bank: Bank, chunk: int = 256
+  diffusion: Diffusion, model: Model, units: pipeline.Units, bank: Bank, chunk: int = 256
 ) -> Callable[..., np.ndarray]:
   """The eps-loss of every example at every level of the bank, without dropout or augmentation.
 
   Args:
     diffusion, model: what is judged.
-    levels: of the stored data.
+    units: of the stored data.
     bank: noise levels and draws.
     chunk: examples a device takes at a time.
 
@@ -54,7 +54,7 @@ def bank_losses(
   def losses(shared, x: Array, label: Array, position: Array) -> Array:
     parameters, statistics, seed = shared
     path = gaussian.bind(diffusion, parameters.schedule)
-    x = pipeline.normalize(x, levels)
+    x = pipeline.normalize(x, units)
     conditioning = Conditioning(label, jnp.zeros((x.shape[0], 0), x.dtype))
     variables = {'params': parameters.network, **statistics}
 

@@ -1,5 +1,7 @@
 """Likelihood of held-out data, beside that of training data."""
 
+import math
+
 import numpy as np
 
 from diffusion import checks, statistics
@@ -31,7 +33,14 @@ def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = No
   def judge(judged: Judged) -> list[Finding]:
     def rows(denoise: Denoiser, path: Path, keys: Key, x: Array):
       return likelihood.bound(
-        denoise, path, x, keys, levels=judged.levels, steps=steps, draws=draws
+        denoise,
+        path,
+        x,
+        keys,
+        levels=judged.units.levels,
+        support=judged.units.range,
+        steps=steps,
+        draws=draws,
       )
 
     found = []
@@ -43,6 +52,10 @@ def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = No
         likelihood.bits_per_dim(np.asarray(part, np.float64), x[0].size)
         for part in (parts.total, *parts)
       )
+      if (
+        judged.units.levels is None
+      ):  # the density of the stored numbers, not of the standardized ones
+        total = total + math.log2(judged.units.deviation)
       shares = ', '.join(f'{n} {v.mean():.4f}' for n, v in zip(parts._fields, each, strict=True))
       meaning = f'bound of {len(chosen)} examples, {time}: {shares}'
       found.append(Finding(f'{name} bits/dim', statistics.mean_t(total), meaning))

@@ -6,7 +6,7 @@ convolutions, which are fast everywhere. Nothing is lost outside of loops; a jvp
 `plain`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -111,7 +111,7 @@ def conv(
   features: int,
   *,
   stride: int = 1,
-  zero: bool = False,
+  kernel_init: Callable[..., Array] | None = None,
   forward_mode: bool = False,
   name: str | None = None,
 ) -> nn.Conv:
@@ -120,7 +120,7 @@ def conv(
   Args:
     features: output channels.
     stride: 1, or 2 with DDPM's padding (nothing before, one after).
-    zero: start at zero, for the last convolution of a block or a network.
+    kernel_init: of the kernel; LeCun's by default.
     forward_mode: use the plain convolution, which has a jvp.
     name: the Linen name.
   """
@@ -129,7 +129,7 @@ def conv(
     (3, 3),
     strides=(stride, stride),
     padding=((1, 1), (1, 1)) if stride == 1 else ((0, 1), (0, 1)),
-    kernel_init=nn.initializers.zeros if zero else nn.initializers.lecun_normal(),
+    kernel_init=kernel_init or nn.initializers.lecun_normal(),
     conv_general_dilated=plain if forward_mode else canonical,
     name=name,
   )

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from diffusion.models.activations import Activation
 from diffusion.types import Array, Conditioning
 
 
@@ -36,6 +37,7 @@ class ConditioningEmbedding(nn.Module):
   Attributes:
     features: width of the result.
     num_classes: classes without the null one; 0 for an unconditional network.
+    activation: of the MLP.
 
   Source: Ho et al. (2020), appendix B, for the noise; Ho & Salimans (2022) for the null class; Karras et al. (2022), in
   their released networks, for the initial scale of the class vectors.
@@ -43,13 +45,14 @@ class ConditioningEmbedding(nn.Module):
 
   features: int
   num_classes: int
+  activation: Activation = nn.silu
 
   @nn.compact
   def __call__(self, noise: Array, conditioning: Conditioning) -> Array:
     """Embeds c_noise [B], labels int [B] and augmentation labels [B, A] into [B, features]."""
     label, augment = conditioning
     hidden = nn.Dense(self.features)(fourier(noise, self.features // 4))
-    embedding = nn.Dense(self.features)(nn.silu(hidden))
+    embedding = nn.Dense(self.features)(self.activation(hidden))
     if self.num_classes:
       # Unit variance, as loud as the noise level from the first step (EDM's initialization); Flax's default
       # starts at 1 / sqrt(features), and the label is ignored for thousands of steps.
@@ -59,4 +62,4 @@ class ConditioningEmbedding(nn.Module):
       embedding += table(label % (self.num_classes + 1))  # NULL = -1 is the last row
     if augment.shape[1]:  # without a bias: label zero, which sampling uses, is no label at all
       embedding += nn.Dense(self.features, use_bias=False, name='augment')(augment)
-    return nn.silu(embedding)
+    return self.activation(embedding)

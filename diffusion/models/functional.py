@@ -1,11 +1,12 @@
 """Linen inside, functions outside: a module as a `Model`."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
+from diffusion.models.dropout import Drop, drop_kernels
 from diffusion.types import Array, Conditioning, CrossMean, Key, Model, Variables
 
 
@@ -14,20 +15,38 @@ def identity(tree: Any) -> Any:
   return tree
 
 
-def from_linen(make: Callable[[bool], nn.Module], num_classes: int = 0) -> Model:
+class Mode(NamedTuple):
+  """How a module is applied; the last argument of every module's call.
+
+  Attributes:
+    keys: one a row [B], which turn dropout on; None is evaluation.
+    cross_mean: the mean over devices, for statistics of the batch.
+    update_statistics: normalize with the batch's statistics and move the running ones; otherwise the running ones are
+      used and kept.
+    statistics_decay: of the running statistics, in place of the layers' own; None keeps theirs.
+    forward_mode: use operations that have a jvp.
+  """
+
+  keys: Key | None = None
+  cross_mean: CrossMean = identity
+  update_statistics: bool = False
+  statistics_decay: Array | None = None
+  forward_mode: bool = False
+
+
+def from_linen(module: nn.Module, num_classes: int = 0, drops: Sequence[Drop] = ()) -> Model:
   """A Model of a Linen module.
 
   Args:
-    make: forward_mode -> module, called as `module(z, noise, conditioning, keys)`. Both modules have the same
-      parameters.
+    module: called as `module(z, noise, conditioning, mode)`.
     num_classes: what the module was given.
+    drops: of which those that act on weights are applied here; the others are the module's own affair.
   """
-  trained, forward = make(False), make(True)
 
   # Compiled as one function: eager initialization spends seconds on one small operation after another.
   @jax.jit
   def init(key: Key, z: Array, noise: Array, conditioning: Conditioning) -> Variables:
-    return trained.init(key, z, noise, conditioning, None)
+    return module.init(key, z, noise, conditioning, Mode())
 
   def apply(
     variables: Variables,
@@ -36,13 +55,18 @@ def from_linen(make: Callable[[bool], nn.Module], num_classes: int = 0) -> Model
     conditioning: Conditioning,
     *,
     keys: Key | None = None,
+    batch_key: Key | None = None,
     cross_mean: CrossMean = identity,
     update_statistics: bool = False,
+    statistics_decay: Array | None = None,
     forward_mode: bool = False,
   ) -> tuple[Array, Variables]:
-    del cross_mean, update_statistics  # for layers with statistics; none of these modules has one
-    module = forward if forward_mode else trained
+    mode = Mode(keys, cross_mean, update_statistics, statistics_decay, forward_mode)
+    if keys is not None:
+      variables = {**variables, 'params': drop_kernels(drops, variables['params'], batch_key)}
     statistics = {name: value for name, value in variables.items() if name != 'params'}
-    return module.apply(variables, z, noise, conditioning, keys), statistics
+    if not update_statistics or not statistics:
+      return module.apply(variables, z, noise, conditioning, mode), statistics
+    return module.apply(variables, z, noise, conditioning, mode, mutable=list(statistics))
 
   return Model(init, apply, num_classes)

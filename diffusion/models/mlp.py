@@ -1,13 +1,20 @@
 """A residual MLP for vectors."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.models.dropout import Dropout
+from diffusion.models import activations, initializers, normalization
+from diffusion.models import dropout as dropouts
+from diffusion.models.activations import Activation
+from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import ConditioningEmbedding
-from diffusion.models.functional import from_linen
-from diffusion.types import Array, Conditioning, Key, Model
+from diffusion.models.functional import Mode, from_linen
+from diffusion.models.initializers import Initializer
+from diffusion.models.normalization import Norm
+from diffusion.types import Array, Conditioning, Model
 
 
 class ResidualMLP(nn.Module):
@@ -15,24 +22,46 @@ class ResidualMLP(nn.Module):
 
   width: int
   depth: int
-  dropout: float
+  drops: tuple[Drop, ...]
   num_classes: int
+  norm: Norm
+  activation: Activation
+  kernel_init: Initializer
+  output_init: Initializer
 
   @nn.compact
-  def __call__(self, z: Array, noise: Array, conditioning: Conditioning, keys: Key | None) -> Array:
+  def __call__(self, z: Array, noise: Array, conditioning: Conditioning, mode: Mode) -> Array:
     """z[B, d], noise[B] -> [B, d]."""
-    embedding = ConditioningEmbedding(self.width, self.num_classes)(noise, conditioning)
-    h = nn.Dense(self.width, name='stem')(z)
-    for _ in range(self.depth):
-      r = nn.Dense(self.width)(nn.silu(nn.LayerNorm()(h))) + nn.Dense(self.width)(embedding)
-      r = Dropout(self.dropout)(nn.silu(r), keys)
-      h += nn.Dense(self.width, kernel_init=nn.initializers.zeros)(r)
-    h = nn.silu(nn.LayerNorm()(h))
-    return nn.Dense(z.shape[-1], kernel_init=nn.initializers.zeros, name='output')(h)
+    embedding = ConditioningEmbedding(self.width, self.num_classes, self.activation)(
+      noise, conditioning
+    )
+
+    def dense(name: str | None = None) -> nn.Dense:
+      return nn.Dense(self.width, kernel_init=self.kernel_init, name=name)
+
+    h = dense('stem')(Dropout(self.drops, 'input', name='input')(z, mode.keys))
+    for i in range(self.depth):
+      r = dense()(self.activation(self.norm(h, mode))) + dense()(embedding)
+      r = Dropout(self.drops)(self.activation(r), mode.keys)
+      r = nn.Dense(self.width, kernel_init=self.output_init)(r)
+      h += Dropout(self.drops, 'branch', (i + 1) / self.depth, name=f'branch_{i}')(r, mode.keys)
+    h = self.activation(self.norm(h, mode))
+    return nn.Dense(z.shape[-1], kernel_init=self.output_init, name='output')(h)
 
 
-@technique('residual MLP', 'network', 'he2016residual')
-def mlp(width: int = 128, depth: int = 3, dropout: float = 0.0, num_classes: int = 0) -> Model:
+@technique('residual MLP', 'core', 'he2016residual')
+def mlp(
+  width: int = 128,
+  depth: int = 3,
+  dropout: float = 0.0,
+  num_classes: int = 0,
+  *,
+  drops: Sequence[Drop] = (),
+  norm: Norm | None = None,
+  activation: Activation | None = None,
+  kernel_init: Initializer | None = None,
+  zero_outputs: bool = True,
+) -> Model:
   """A residual network of `depth` blocks of two dense layers, with the noise level added inside each block.
 
   Args:
@@ -40,9 +69,14 @@ def mlp(width: int = 128, depth: int = 3, dropout: float = 0.0, num_classes: int
     depth: residual blocks.
     dropout: rate before the second dense layer of a block, in [0, 1).
     num_classes: classes of a class-conditional network, which has a null class beside them, or 0.
+    drops: more of the dropout family, from `models.dropout`.
+    norm: from `models.normalization`; layer normalization by default.
+    activation: from `models.activations`; SiLU by default.
+    kernel_init: from `models.initializers`; LeCun's by default.
+    zero_outputs: start the last layer of every block and of the network at zero.
 
   Returns:
-    A Model of vectors z[B, d]; its output is zero at initialization.
+    A Model of vectors z[B, d]; its output is zero at initialization, if `zero_outputs`.
 
   Raises:
     ValueError: an argument out of its range.
@@ -53,8 +87,10 @@ def mlp(width: int = 128, depth: int = 3, dropout: float = 0.0, num_classes: int
       f'width must be a multiple of 8 (noise features are a quarter of it), got {width}'
     )
   checks.integer('depth', depth)
-  checks.in_range('dropout', dropout, 0, 1, ends='[)')
   checks.integer('num_classes', num_classes, 0)
-  return from_linen(
-    lambda forward_mode: ResidualMLP(width, depth, dropout, num_classes), num_classes
-  )
+  init = kernel_init or initializers.lecun()
+  module = ResidualMLP(
+    width, depth, (dropouts.elements(dropout), *drops), num_classes, norm or normalization.layer(),
+    activation or activations.silu(), init, initializers.outputs(zero_outputs, init),
+  )  # fmt: skip
+  return from_linen(module, num_classes, drops)

@@ -1,7 +1,7 @@
-"""The U-Net of DDPM, class-conditional."""
+"""The U-Net of DDPM, class-conditional, with its parts to choose."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,47 +9,62 @@ import jax.numpy as jnp
 
 from diffusion import checks
 from diffusion.citations import technique
+from diffusion.models import activations, dropout, initializers, normalization
+from diffusion.models.activations import Activation
 from diffusion.models.convolution import conv
-from diffusion.models.dropout import Dropout
+from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import ConditioningEmbedding
-from diffusion.models.functional import from_linen
+from diffusion.models.functional import Mode, from_linen
+from diffusion.models.initializers import Initializer
+from diffusion.models.normalization import Norm
 from diffusion.types import Array, Conditioning, Key, Model, Variables
 
 
-def groups(channels: int) -> int:
-  """The largest divisor of `channels` up to min(32, channels / 4), at least 1: at least four channels a group."""
-  return max(g for g in range(1, max(1, min(32, channels // 4)) + 1) if channels % g == 0)
+class Style(NamedTuple):
+  """What all blocks of a network share; see `unet` for each."""
 
+  norm: Norm
+  activation: Activation
+  kernel_init: Initializer
+  output_init: Initializer  # of the last layer of a block, and of the network
+  rescale: bool
 
-def _norm(x: Array) -> Array:
-  return nn.GroupNorm(groups(x.shape[-1]))(x)
+  def add(self, x: Array, h: Array) -> Array:
+    """A residual sum."""
+    return (x + h) / jnp.sqrt(2.0).astype(x.dtype) if self.rescale else x + h
 
 
 class ResidualBlock(nn.Module):
-  """norm, SiLU, conv, + embedding, norm, SiLU, dropout, zero conv; added to the input.
+  """norm, activation, conv, + embedding, norm, activation, dropout, conv; added to the input.
 
   Source: Ho et al. (2020), appendix B; `rescale` divides the sum by sqrt(2) (Song et al., 2021, appendix H).
   """
 
   features: int
-  dropout: float
-  rescale: bool
-  forward_mode: bool
+  drops: tuple[Drop, ...]
+  depth: float
+  style: Style
 
   @nn.compact
-  def __call__(self, x: Array, embedding: Array, keys: Key | None) -> Array:
+  def __call__(self, x: Array, embedding: Array, mode: Mode) -> Array:
     """x[B, H, W, C], embedding[B, E] -> [B, H, W, features]."""
-    h = conv(self.features, forward_mode=self.forward_mode, name='conv_in')(nn.silu(_norm(x)))
-    h += nn.Dense(self.features, name='embedding')(embedding)[:, None, None]
-    h = Dropout(self.dropout)(nn.silu(_norm(h)), keys)
-    h = conv(self.features, zero=True, forward_mode=self.forward_mode, name='conv_out')(h)
+    style, forward = self.style, mode.forward_mode
+    init = style.kernel_init
+    h = style.activation(style.norm(x, mode))
+    h = conv(self.features, kernel_init=init, forward_mode=forward, name='conv_in')(h)
+    h += nn.Dense(self.features, kernel_init=init, name='embedding')(embedding)[:, None, None]
+    h = Dropout(self.drops)(style.activation(style.norm(h, mode)), mode.keys)
+    h = conv(
+      self.features, kernel_init=style.output_init, forward_mode=forward, name='conv_out'
+    )(h)  # fmt: skip
+    h = Dropout(self.drops, 'branch', self.depth, name='branch')(h, mode.keys)
     if x.shape[-1] != self.features:
-      x = nn.Dense(self.features, name='shortcut')(x)
-    return (x + h) / jnp.sqrt(2.0).astype(x.dtype) if self.rescale else x + h
+      x = nn.Dense(self.features, kernel_init=init, name='shortcut')(x)
+    return style.add(x, h)
 
 
 class Attention(nn.Module):
-  """Single-head self-attention over the pixels, with a zero output projection.
+  """Single-head self-attention over the pixels.
 
   Keys have no bias: it adds the same to all logits of a row, which the softmax cannot see, so its gradient is nothing
   but rounding, and Adam would walk it at random.
@@ -57,20 +72,21 @@ class Attention(nn.Module):
   Source: Ho et al. (2020), appendix B, whose keys have one.
   """
 
-  rescale: bool
+  style: Style
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, mode: Mode) -> Array:
     """x[B, H, W, C] -> [B, H, W, C]."""
     b, height, width, c = x.shape
-    x_norm = _norm(x).reshape(b, height * width, c)
-    query, value = nn.Dense(c, name='query')(x_norm), nn.Dense(c, name='value')(x_norm)
-    key = nn.Dense(c, use_bias=False, name='key')(x_norm)
+    init = self.style.kernel_init
+    x_norm = self.style.norm(x, mode).reshape(b, height * width, c)
+    query = nn.Dense(c, kernel_init=init, name='query')(x_norm)
+    value = nn.Dense(c, kernel_init=init, name='value')(x_norm)
+    key = nn.Dense(c, kernel_init=init, use_bias=False, name='key')(x_norm)
     # Written out because jax.nn.dot_product_attention takes its softmax in float32 whatever it is given.
     share = jax.nn.softmax(jnp.einsum('bic,bjc->bij', query, key) / c**0.5)
-    h = jnp.einsum('bij,bjc->bic', share, value)
-    h = nn.Dense(c, kernel_init=nn.initializers.zeros, name='out')(h.reshape(x.shape))
-    return (x + h) / jnp.sqrt(2.0).astype(x.dtype) if self.rescale else x + h
+    h = jnp.einsum('bij,bjc->bic', share, value).reshape(x.shape)
+    return self.style.add(x, nn.Dense(c, kernel_init=self.style.output_init, name='out')(h))
 
 
 class UNet(nn.Module):
@@ -80,64 +96,99 @@ class UNet(nn.Module):
   multipliers: tuple[int, ...]
   blocks: int
   attention: tuple[int, ...]
-  dropout: float
+  dropout: tuple[Drop, ...]
+  drops: tuple[Drop, ...]
   num_classes: int
-  rescale: bool
-  forward_mode: bool
+  skips: bool
+  style: Style
 
   @nn.compact
-  def __call__(self, z: Array, noise: Array, conditioning: Conditioning, keys: Key | None) -> Array:
+  def __call__(self, z: Array, noise: Array, conditioning: Conditioning, mode: Mode) -> Array:
     """z[B, H, W, C], noise[B] -> [B, H, W, C]."""
-    embedding = ConditioningEmbedding(4 * self.width, self.num_classes)(noise, conditioning)
+    style, levels = self.style, len(self.multipliers)
+    embedding = ConditioningEmbedding(4 * self.width, self.num_classes, style.activation)(
+      noise, conditioning
+    )
+    total, done = levels * (2 * self.blocks + 1) + 2, 0
 
-    def block(h: Array, features: int, attend: bool) -> Array:
-      h = ResidualBlock(features, self.dropout, self.rescale, self.forward_mode)(h, embedding, keys)
-      return Attention(self.rescale)(h) if attend else h
+    def block(h: Array, level: int, attend: bool) -> Array:
+      nonlocal done
+      done += 1
+      drops = (self.dropout[level], *self.drops)
+      features = self.width * self.multipliers[level]
+      h = ResidualBlock(features, drops, done / total, style)(h, embedding, mode)
+      return Attention(style)(h, mode) if attend else h
 
-    h = conv(self.width, forward_mode=self.forward_mode, name='stem')(z)
-    skips = [h]
-    for level, multiplier in enumerate(self.multipliers):
+    def plain(features: int, **options: Any) -> nn.Conv:
+      options = {'kernel_init': style.kernel_init} | options
+      return conv(features, forward_mode=mode.forward_mode, **options)
+
+    h = plain(self.width, name='stem')(Dropout(self.drops, 'input', name='input')(z, mode.keys))
+    kept = [h]
+    for level in range(levels):
       for _ in range(self.blocks):
-        h = block(h, self.width * multiplier, h.shape[1] in self.attention)
-        skips.append(h)
-      if level + 1 < len(self.multipliers):
-        h = conv(h.shape[-1], stride=2, forward_mode=self.forward_mode, name=f'down_{level}')(h)
-        skips.append(h)
-    h = block(h, h.shape[-1], attend=True)
-    h = block(h, h.shape[-1], attend=False)
-    for level, multiplier in reversed(list(enumerate(self.multipliers))):
+        h = block(h, level, h.shape[1] in self.attention)
+        kept.append(h)
+      if level + 1 < levels:
+        h = plain(h.shape[-1], stride=2, name=f'down_{level}')(h)
+        kept.append(h)
+    h = block(h, levels - 1, attend=True)
+    h = block(h, levels - 1, attend=False)
+    for level in reversed(range(levels)):
       for _ in range(self.blocks + 1):
-        h = jnp.concatenate([h, skips.pop()], axis=-1)
-        h = block(h, self.width * multiplier, h.shape[1] in self.attention)
+        skip = kept.pop()
+        h = block(
+          jnp.concatenate([h, skip], axis=-1) if self.skips else h,
+          level,
+          h.shape[1] in self.attention,
+        )
       if level:
         h = h.repeat(2, axis=1).repeat(2, axis=2)
-        h = conv(h.shape[-1], forward_mode=self.forward_mode, name=f'up_{level}')(h)
-    h = nn.silu(_norm(h))
-    return conv(z.shape[-1], zero=True, forward_mode=self.forward_mode, name='output')(h)
+        h = plain(h.shape[-1], name=f'up_{level}')(h)
+    h = style.activation(style.norm(h, mode))
+    return plain(z.shape[-1], kernel_init=style.output_init, name='output')(h)
 
 
-def _dropout_is_on(dropout: float = 0.0, **unused) -> bool:
-  return not checks.off(dropout)
+def level_drops(rate: float | Sequence[float], levels: int) -> tuple[Drop, ...]:
+  """The dropout of each level.
+
+  Raises:
+    ValueError: a sequence of another length, or a rate out of range.
+  """
+  rates = tuple(rate) if isinstance(rate, Sequence) else (rate,) * levels
+  if len(rates) != levels:
+    raise ValueError(
+      f'dropout must be one rate, or one for each of the {levels} levels, got {rate!r}'
+    )
+  return tuple(dropout.elements(one) for one in rates)
 
 
-@technique('dropout', 'network', 'srivastava2014dropout', active=_dropout_is_on)
-def _dropout(dropout: float) -> float:
-  checks.in_range('dropout', dropout, 0, 1, ends='[)')
-  return dropout
+@technique('long skips', 'network', 'ronneberger2015unet', active=lambda on: on)
+def _skips(on: bool) -> bool:
+  return on
 
 
-@technique(
-  'U-Net with group normalization, SiLU and attention', 'network', 'ho2020denoising',
-  'ronneberger2015unet', 'wu2018group', 'elfwing2018silu', 'vaswani2017attention',
-)  # fmt: skip
+@technique('scaled residual sums', 'network', 'song2021score', active=lambda on: on)
+def _rescale(on: bool) -> bool:
+  return on
+
+
+@technique('U-Net', 'core', 'ho2020denoising', 'vaswani2017attention')
 def unet(
   width: int = 128,
   multipliers: Sequence[int] = (1, 2, 2, 2),
   blocks: int = 2,
   attention: Sequence[int] = (16,),
-  dropout: float = 0.0,
+  dropout: float | Sequence[float] = 0.0,
   num_classes: int = 0,
+  *,
+  drops: Sequence[Drop] = (),
+  norm: Norm | None = None,
+  activation: Activation | None = None,
+  kernel_init: Initializer | None = None,
+  zero_outputs: bool = True,
   rescale: bool = False,
+  skips: bool = True,
 ) -> Model:
   """DDPM's U-Net: the defaults are its CIFAR-10 network, 35,746,307 parameters less 1,536 biases of keys.
 
@@ -147,12 +198,18 @@ def unet(
       so the image's sides must be divisible by 2^(levels - 1).
     blocks: residual blocks a level on the way down (one more on the way up).
     attention: the heights (pixels) at which every block is followed by self-attention; the middle always is.
-    dropout: rate before the second convolution of every residual block, in [0, 1).
+    dropout: rate before the second convolution of every residual block, in [0, 1); or one rate a level.
     num_classes: classes of a class-conditional network, which has a null class beside them, or 0.
+    drops: more of the dropout family, from `models.dropout`.
+    norm: from `models.normalization`; group normalization by default.
+    activation: from `models.activations`; SiLU by default.
+    kernel_init: from `models.initializers`; LeCun's by default.
+    zero_outputs: start the last layer of every block and of the network at zero.
     rescale: divide every residual sum by sqrt(2).
+    skips: hand the maps of the way down to the way up; without, all goes through the narrow middle.
 
   Returns:
-    A Model of images z[B, H, W, C]; its output is zero at initialization.
+    A Model of images z[B, H, W, C]; its output is zero at initialization, if `zero_outputs`.
 
   Raises:
     ValueError: an argument out of its range, or (when applied) an image that cannot be halved so often.
@@ -169,16 +226,16 @@ def unet(
     checks.integer('multipliers', multiplier)
   checks.integer('blocks', blocks)
   checks.integer('num_classes', num_classes, 0)
-  arguments = {
-    'width': width,
-    'multipliers': tuple(multipliers),
-    'blocks': blocks,
-    'attention': tuple(attention),
-    'dropout': _dropout(dropout),
-    'num_classes': num_classes,
-    'rescale': rescale,
-  }
-  model = from_linen(lambda forward_mode: UNet(**arguments, forward_mode=forward_mode))
+  init = kernel_init or initializers.lecun()
+  style = Style(
+    norm or normalization.group(), activation or activations.silu(), init,
+    initializers.outputs(zero_outputs, init), _rescale(rescale),
+  )  # fmt: skip
+  module = UNet(
+    width, tuple(multipliers), blocks, tuple(attention), level_drops(dropout, len(multipliers)),
+    tuple(drops), num_classes, _skips(skips), style,
+  )  # fmt: skip
+  model = from_linen(module, num_classes, drops)
   factor = 2 ** (len(multipliers) - 1)
 
   def check(z: Array) -> None:

@@ -152,3 +152,99 @@ def importance(buckets: int = 32, decay: float = 0.99, uniform_share: float = 0.
     }
 
   return Times(init, draw, update)
+
+
+def _held_back(t: Array, open_share: Array) -> Array:
+  """t in [0, 1) moved into [1 - open_share, 1): the noisiest share of times."""
+  return jnp.minimum(1 - open_share * (1 - t), 1 - 2.0**-24)
+
+
+@technique('timestep curriculum by progress', 'noise level', 'kim2024denoising')
+def curriculum(base: Times, clusters: int = 20, until: float = 0.5) -> Times:
+  """The noisiest times first: of `clusters` equal parts of [0, 1), one more is opened at equal shares of `until`.
+
+  Much noise is the easy end: the denoiser has little to know there. The draw of `base` is stretched over what is open,
+  and all is open from progress `until` on, where the draw is that of `base` itself.
+
+  Args:
+    base: a draw over all of [0, 1), such as `stratified()`.
+    clusters: >= 2.
+    until: progress in (0, 1].
+
+  Raises:
+    ValueError: an argument out of its range.
+
+  Source: Kim et al. (2024), section 4.2, with clusters of equal length in t and a pace by progress.
+  """
+  checks.integer('clusters', clusters, 2)
+  checks.in_range('until', until, 0, 1, ends='(]')
+
+  def draw(state, key: Key, rows: Rows, progress: Array, path: Path) -> tuple[Array, Array]:
+    t, weight = base.draw(state, key, rows, progress, path)
+    opened = jnp.minimum(1 + jnp.floor((clusters - 1) * progress / until), clusters)
+    return jnp.where(opened == clusters, t, _held_back(t, opened / clusters)), weight
+
+  return Times(base.init, draw, base.update)
+
+
+@technique('timestep curriculum by loss', 'noise level', 'kim2024denoising')
+def curriculum_by_loss(
+  base: Times,
+  clusters: int = 20,
+  patience: int = 100,
+  min_delta: float = 0.01,
+  decay: float = 0.95,
+) -> Times:
+  """As `curriculum`, but the next cluster is opened when the loss no longer falls.
+
+  The batch loss is averaged exponentially; when the average has not fallen by the share `min_delta` below its best for
+  `patience` steps, one more cluster is opened and the comparison starts anew.
+
+  Args:
+    base: a draw over all of [0, 1), such as `stratified()`.
+    clusters: >= 2.
+    patience: steps, >= 1.
+    min_delta: share of the best average, in [0, 1).
+    decay: of the average a step, in [0, 1).
+
+  Raises:
+    ValueError: an argument out of its range.
+
+  Source: Kim et al. (2024), section 4.3, with clusters of equal length in t.
+  """
+  checks.integer('clusters', clusters, 2)
+  checks.integer('patience', patience)
+  checks.in_range('min_delta', min_delta, 0, 1, ends='[)')
+  checks.in_range('decay', decay, 0, 1, ends='[)')
+
+  def init():
+    zero = {name: jnp.zeros(()) for name in ('average', 'weight')}
+    return zero | {
+      'base': base.init(),
+      'opened': jnp.ones((), jnp.int32),
+      'best': jnp.full((), jnp.inf),
+      'waited': jnp.zeros((), jnp.int32),
+    }
+
+  def draw(state, key: Key, rows: Rows, progress: Array, path: Path) -> tuple[Array, Array]:
+    t, weight = base.draw(state['base'], key, rows, progress, path)
+    opened = state['opened']
+    return jnp.where(opened == clusters, t, _held_back(t, opened / clusters)), weight
+
+  def update(state, t: Array, loss: Array, cross_mean: CrossMean):
+    total = decay * state['average'] + (1 - decay) * cross_mean(loss.mean())
+    weight = decay * state['weight'] + (1 - decay)
+    value = total / weight
+    better = value < (1 - min_delta) * state['best']
+    waited = jnp.where(better, 0, state['waited'] + 1)
+    opens = (waited >= patience) & (state['opened'] < clusters)
+    return {
+      'base': base.update(state['base'], t, loss, cross_mean),
+      'opened': state['opened'] + opens.astype(jnp.int32),
+      'average': jnp.where(opens, 0.0, total),
+      'weight': jnp.where(opens, 0.0, weight),
+      'best': jnp.where(opens, jnp.inf, jnp.where(better, value, state['best'])),
+      'waited': jnp.where(opens, 0, waited),
+    }
+
+  return Times(init, draw, update)

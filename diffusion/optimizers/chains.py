@@ -44,18 +44,38 @@ class _Count(NamedTuple):
   count: Array
 
 
-def _on_new_weights(change: Callable[[Array, Any], Any]) -> optax.GradientTransformation:
-  """u -> change(count, w + u, w) - w: a transformation of the weights that an update leads to."""
+def _counted(
+  schedule: LearningRate, change: Callable[[Array, Any, Params], Any]
+) -> optax.GradientTransformationExtraArgs:
+  """u -> change(rate, u, w), the rate by the schedule or, if the caller gives `learning_rate`, that."""
 
   def init(params: Params) -> _Count:
     return _Count(jnp.zeros((), jnp.int32))
 
-  def update(updates, state: _Count, params: Params):
-    new = change(state.count, optax.apply_updates(params, updates), params)
-    updates = jax.tree.map(lambda a, b: a - b, new, params)
-    return updates, _Count(state.count + 1)
+  def update(updates, state: _Count, params: Params | None = None, *, learning_rate=None, **unused):
+    rate = schedule(state.count) if learning_rate is None else learning_rate
+    return change(rate, updates, params), _Count(state.count + 1)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _times_rate(schedule: LearningRate) -> optax.GradientTransformationExtraArgs:
+  """-rate u."""
+  return _counted(
+    schedule, lambda rate, u, w: jax.tree.map(lambda x: (-rate * x).astype(x.dtype), u)
+  )
+
+
+def _on_new_weights(
+  schedule: LearningRate, change: Callable[[Array, Params, Params], Params]
+) -> optax.GradientTransformationExtraArgs:
+  """u -> change(rate, w + u, w) - w: a transformation of the weights that an update leads to."""
+
+  def moved(rate: Array, updates, params: Params):
+    new = change(rate, optax.apply_updates(params, updates), params)
+    return jax.tree.map(lambda a, b: a - b, new, params)
+
+  return _counted(schedule, moved)
 
 
 @technique('proximal L1', 'update', 'parikh2014proximal')
@@ -65,14 +85,14 @@ def proximal_l1(rate: float, learning_rate: LearningRate) -> optax.GradientTrans
   Source: Parikh & Boyd (2014), section 6.5.2.
   """
 
-  def shrink(count: Array, new: Params, old: Params) -> Params:
-    threshold = learning_rate(count) * rate
+  def shrink(now: Array, new: Params, old: Params) -> Params:
+    threshold = now * rate
     return jax.tree.map(
       lambda w, kernel: jnp.sign(w) * jnp.maximum(jnp.abs(w) - threshold, 0) if kernel else w,
       new, is_kernel(new),
     )  # fmt: skip
 
-  return _on_new_weights(shrink)
+  return _on_new_weights(learning_rate, shrink)
 
 
 @technique('weight-norm projection', 'update', 'karras2024edm2', 'salimans2016weight')
@@ -88,7 +108,7 @@ def fixed_norm() -> optax.GradientTransformation:
   def norm(w: Array) -> Array:
     return jnp.sqrt((w**2).sum(tuple(range(w.ndim - 1)), keepdims=True))
 
-  def project(count: Array, new: Params, old: Params) -> Params:
+  def project(rate: Array, new: Params, old: Params) -> Params:
     def one(w: Array, before: Array, kernel: bool) -> Array:
       if not kernel:
         return w
@@ -99,7 +119,7 @@ def fixed_norm() -> optax.GradientTransformation:
 
     return jax.tree.map(one, new, old, is_kernel(new))
 
-  return _on_new_weights(project)
+  return _on_new_weights(lambda count: count, project)
 
 
 def chain(
@@ -147,7 +167,7 @@ def chain(
   parts['direction'] = direction
   if 'weight_decay' in on:
     parts['weight_decay'] = decoupled_decay(weight_decay)
-  parts['rate'] = optax.scale_by_learning_rate(learning_rate)
+  parts['rate'] = _times_rate(learning_rate)
   if 'l1' in on:
     parts['l1'] = proximal_l1(l1, learning_rate)
   if fix_norms:
@@ -157,6 +177,7 @@ def chain(
     made.init,
     made.update,
     learning_rate=lambda state: learning_rate(state['rate'].count),
+    count=lambda state: state['rate'].count,
     measure=lambda state: {'clip_rate': state['clip'].acted} if clip is not None else {},
     measured=('clip_rate',) if clip is not None else (),
   )
@@ -212,16 +233,20 @@ def schedule_free(
   Source: Defazio et al. (2024), equations 2 to 5.
   """
   checks.in_range('momentum', momentum, 0, 1, ends='()')
-  base = optax.named_chain(
-    ('direction', direction), ('rate', optax.scale_by_learning_rate(learning_rate))
-  )
+  base = optax.named_chain(('direction', direction), ('rate', _times_rate(learning_rate)))
   free = optax.contrib.schedule_free(base, learning_rate, momentum)
   made = optax.named_chain(*([('clip', clip)] if clip is not None else []), ('free', free))
   return Optimizer(
     made.init,
     made.update,
     learning_rate=lambda state: learning_rate(state['free'].base_optimizer_state['rate'].count),
+    count=lambda state: state['free'].base_optimizer_state['rate'].count,
     measure=lambda state: {'clip_rate': state['clip'].acted} if clip is not None else {},
     measured=('clip_rate',) if clip is not None else (),
     read=lambda state, params: optax.contrib.schedule_free_eval_params(state['free'], params),
   )
+
+
+def at_rate(optimizer: Optimizer, learning_rate: LearningRate) -> Optimizer:
+  """The same optimizer with another learning rate, a function of the updates so far."""
+  return optimizer._replace(learning_rate=lambda state: learning_rate(optimizer.count(state)))

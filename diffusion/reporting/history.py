@@ -1,5 +1,6 @@
 """The picture of a run's history: its metrics against the training step."""
 
+import itertools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,8 @@ def curves(
 
   Panels for which no row has a value are left out. A value that is not finite is marked in red at
   its panel's top; in the panel by noise level, where it can be an empty bucket, it is left out.
-  A noisy line of more than 200 values is drawn faint, with its running mean in full color.
+  A noisy line of more than 200 values is drawn faint, with its running mean in full color. Where
+  the steps go back, the lines do, and a dotted line marks the step that a rollback left.
 
   Args:
     rows: rows of metrics, each with `step`; read are `loss`, `train/eps`, `validation/eps`,
@@ -89,6 +91,7 @@ def curves(
     raise ValueError(f'none of the {len(rows)} rows has a value to draw')
   figure, places = _layout(len(panels), bool(title))
   steps = [at for _, series in panels for line in series.values() for at in line[0]]
+  back = [a['step'] for a, b in itertools.pairwise(rows) if b['step'] <= a['step']]
   pad = max(0.02 * (max(steps) - min(steps)), 0.5)
   for axes, (panel, series) in zip(places, panels, strict=True):
     axes.set_title(panel.title, loc='left', fontsize=10, color=INK)
@@ -105,6 +108,9 @@ def curves(
     if best_step is not None:
       label = f'best step {best_step:,}' if axes is places[0] else ''
       axes.axvline(best_step, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=label)
+    for i, at in enumerate(back):
+      label = 'rollback' if axes is places[0] and not i else ''
+      axes.axvline(at, color=ACCENT, linewidth=1, linestyle=':', label=label)
     if any(axes.get_legend_handles_labels()[1]):
       few = sum(len(line[0]) for line in series.values()) < 5000
       where = 'best' if few else 'upper right'  # the search for the best place is slow

@@ -5,7 +5,7 @@ digit is as sharp as it is.
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,9 +24,42 @@ from diffusion.reporting.drawing import (
 )
 from diffusion.reporting.history import curves
 
-__all__ = ['curves', 'image_grid', 'memorization_strip', 'vector_scatter']
+__all__ = ['curves', 'image_grid', 'memorization_strip', 'rate_range', 'vector_scatter']
 
 TILE_WIDTH = 72  # pixels an image is enlarged to, at least
+
+
+def rate_range(
+  rates: Sequence[float],
+  losses: Sequence[float],
+  smooth: Sequence[float],
+  path: Path,
+  *,
+  marks: Mapping[str, float],
+) -> pathlib.Path:
+  """The loss against a rising learning rate, both on logarithmic axes.
+
+  Args:
+    rates, losses, smooth: one a row; `smooth` is drawn in full color over `losses`.
+    path: the picture's file; its folder is created.
+    marks: name -> rate, drawn as vertical lines.
+
+  Returns:
+    The path.
+
+  Raises:
+    OSError: where the file cannot be written.
+  """
+  figure = new_figure(6.4, 3.6)
+  axes = figure.add_subplot()
+  axes.plot(rates, losses, color=BLUE, linewidth=0.7, alpha=0.35)
+  axes.plot(rates, smooth, color=BLUE, linewidth=1.6)
+  for (name, rate), color in zip(marks.items(), (ACCENT, FAINT, INK), strict=False):
+    axes.axvline(rate, color=color, linewidth=1.2, linestyle='--', label=f'{name}: {rate:.2g}')
+  axes.set(xscale='log', yscale='log', xlabel='learning rate', ylabel='training loss')
+  axes.legend(fontsize=8.5, framealpha=0.85, edgecolor='none')
+  style_axes(axes)
+  return save_figure(figure, path, 'Learning-rate range test')
 
 
 def image_grid(

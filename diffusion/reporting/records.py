@@ -38,7 +38,7 @@ class Sink(NamedTuple):
   close: Callable[[], None]
 
 
-def json_lines(path: Path, start_step: int = 0) -> Sink:
+def json_lines(path: Path, start_step: int = 0, key: str = 'step') -> Sink:
   """A file with one JSON object per row: `step` first, the metrics by name, `timing` last.
 
   Floats are written exactly (`repr`). Each row is handed to the operating system before `write`
@@ -48,6 +48,7 @@ def json_lines(path: Path, start_step: int = 0) -> Sink:
   Args:
     path: the file; its folder is created.
     start_step: the step training starts from, >= 0; 0 for a fresh run.
+    key: what of a row is compared with it, e.g. 'cursor' where steps can be turned back.
 
   Returns:
     The sink. A row needs an integer `step`; its other values are numbers, text, or None.
@@ -62,7 +63,7 @@ def json_lines(path: Path, start_step: int = 0) -> Sink:
   with encoding.naming(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      _keep_until(path, start_step)
+      _keep_until(path, start_step, key)
     file = path.open('ab')
 
   def write(row: Mapping[str, Scalar], timing: Mapping[str, Scalar]) -> None:
@@ -265,9 +266,9 @@ def _natural(key: str) -> list[tuple[int, str]]:
   return [(int(part), '') if part.isdecimal() else (-1, part) for part in re.split(r'(\d+)', key)]
 
 
-def _keep_until(path: pathlib.Path, start_step: int) -> None:
-  """Removes the rows beyond `start_step` and a torn last one; the others keep their bytes."""
-  kept = b''.join(line for line, row in _parsed(path) if row['step'] <= start_step)
+def _keep_until(path: pathlib.Path, start: int, key: str) -> None:
+  """Removes the rows beyond `start` and a torn last one; the others keep their bytes."""
+  kept = b''.join(line for line, row in _parsed(path) if row[key] <= start)
   if kept != path.read_bytes():
     encoding.replace(path, kept)
 

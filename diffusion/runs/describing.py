@@ -17,7 +17,7 @@ def describe(setting: Setting) -> str:
   """What a run would be: configuration, splits, parameters and arithmetic."""
   session, state = open_session(setting)
   experiment, loaded = session.experiment, session.loaded
-  x = pipeline.normalize(jnp.asarray(loaded.train[0][:1]), loaded.dataset.levels)
+  x = pipeline.normalize(jnp.asarray(loaded.train[0][:1]), loaded.units)
   conditioning = Conditioning(jnp.zeros(1, jnp.int32), jnp.zeros((1, 0)))
 
   def output(network):
@@ -33,7 +33,7 @@ def describe(setting: Setting) -> str:
   data = data_record(loaded)
   hashes = data['split_hashes']
   sizes = [(name, size, hashes[name]) for name, size in data['examples'].items()]
-  deviation = pipeline.sigma_data(loaded.train[0], loaded.dataset.levels)
+  deviation = pipeline.sigma_data(loaded.train[0], loaded.units)
   shape = f'{data["shape"]}, {data["levels"]} levels, {len(data["class_names"])} classes'
   return '\n\n'.join([
     json.dumps(provenance.config_to_json(setting.config), indent=2),

@@ -38,21 +38,23 @@ def judge_best(session: Session, target: Any, sampler_seed: int, again: bool = F
   row = session.programs.validate(weights)
   findings = [
     Finding(
-      'best step', best.step, 'of the lowest held-out loss; all below is of its averaged weights'
+      'best step',
+      best.record['step'],
+      'of the lowest held-out loss; all below is of its averaged weights',
     )
   ]
   findings += _loss_findings(session, weights, row)
   data = loaded.dataset
   labels = assembly.class_labels(data.num_classes, experiment.sampling.per_class)
-  print(f'sampling {len(labels)} from the best checkpoint, step {best.step}', flush=True)
+  print(f'sampling {len(labels)} from the best checkpoint, step {best.record["step"]}', flush=True)
   sampler_weights = (*weights[:2], devices.replicate(jnp.asarray(sampler_seed, jnp.uint32)))
-  samples = stored_samples(session.programs.sample, sampler_weights, labels, data.levels)
+  samples = stored_samples(session.programs.sample, sampler_weights, labels, loaded.units)
   workdir.save_samples(session.folder / f'samples{suffix}.npz', samples, labels)
   held_out = tuple(
     np.concatenate(pair) for pair in zip(loaded.validation, loaded.test, strict=True)
   )
-  apply = assembly.make_apply(experiment, data.levels, weights)
-  judged = Judged(samples, labels, loaded.train, held_out, data.class_names, data.levels, apply)
+  apply = assembly.make_apply(experiment, loaded.units, weights)
+  judged = Judged(samples, labels, loaded.train, held_out, data.class_names, loaded.units, apply)
   for metric in experiment.metrics:
     findings += metric.measure(judged)
   count = check_sampling(experiment, samples.shape[1:])
@@ -61,7 +63,8 @@ def judge_best(session: Session, target: Any, sampler_seed: int, again: bool = F
   findings.append(
     Finding('skipped steps', skipped, 'steps left out because something was not finite')
   )
-  _pictures(session, judged, best.step, suffix)
+  findings += _callback_findings(session)
+  _pictures(session, judged, best.record['step'], suffix)
   config = provenance.config_to_json(session.setting.config)
   evaluation = {
     'time': workdir.now(),
@@ -79,6 +82,15 @@ def judge_best(session: Session, target: Any, sampler_seed: int, again: bool = F
   )
   print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
   print(f'report: {path}', flush=True)
+
+
+def _callback_findings(session: Session) -> list[Finding]:
+  """What the callbacks have to report of the whole run, from its last checkpoint."""
+  keeper = open_checkpoints(session.folder / 'checkpoints')
+  states = keeper.last_record()['callbacks']
+  keeper.close()
+  said = [c.finding(states[c.name]) for c in session.experiment.callbacks if c.name in states]
+  return [Finding(*one) for one in said if one is not None]
 
 
 def _loss_findings(session: Session, weights: Any, row: Mapping[str, float]) -> list[Finding]:

@@ -3,14 +3,18 @@
 import importlib.util
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from orbax.checkpoint import v1 as ocp
 
 from diffusion import devices, provenance
 from diffusion.data import pipeline
 from diffusion.process import gaussian
+from diffusion.sampling import ensembles
 from diffusion.training import assembly
 from diffusion.training.checkpoint import open_checkpoints
 from diffusion.training.experiment import Experiment
@@ -25,7 +29,7 @@ class Run(NamedTuple):
     experiment: what `build` made of the recorded configuration.
     step: of the best checkpoint.
     state: its TrainState, NumPy arrays.
-    shape, levels, num_classes: of the data.
+    shape, units, num_classes: of the data.
     parameters: the judged (averaged) weights.
   """
 
@@ -33,7 +37,7 @@ class Run(NamedTuple):
   step: int
   state: Any
   shape: tuple[int, ...]
-  levels: int | None
+  units: pipeline.Units
   num_classes: int
   parameters: Any
 
@@ -51,7 +55,7 @@ class Run(NamedTuple):
     path = gaussian.bind(self.experiment.diffusion, self.parameters.schedule)
     labels = jnp.asarray(self._labels(labels))
     return assembly.make_denoiser(
-      self.experiment, path, self.parameters, self.state.statistics, labels
+      self.experiment, path, self.parameters, self.state.judged_statistics, labels
     )
 
   def sample(self, labels: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -59,9 +63,9 @@ class Run(NamedTuple):
     labels = self._labels(labels)
     draw = assembly.make_sample(self.experiment, self.shape)
     weights = devices.replicate(
-      (self.parameters, self.state.statistics, jnp.asarray(seed, jnp.uint32))
+      (self.parameters, self.state.judged_statistics, jnp.asarray(seed, jnp.uint32))
     )
-    return pipeline.denormalize(draw(weights, labels, np.arange(len(labels))), self.levels)
+    return pipeline.denormalize(draw(weights, labels, np.arange(len(labels))), self.units)
 
 
 def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Run:
@@ -80,8 +84,9 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Ru
   if experiment is None:
     experiment = _recorded_experiment(folder, record)
   data = record['data']
+  units = pipeline.Units(data['levels'], data['mean'], data['deviation'])
   example = np.zeros((1, *data['shape']), np.float32 if data['levels'] is None else np.uint8)
-  target = assembly.host_target(assembly.init_state(experiment, example, data['levels']))
+  target = assembly.host_target(assembly.init_state(experiment, example, units))
   keeper = open_checkpoints(folder / 'checkpoints')
   best = keeper.restore(target, 'best')
   keeper.close()
@@ -89,7 +94,67 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Ru
     raise ValueError(f'no checkpoint in {folder}: train first')
   parameters = assembly.judged_parameters(experiment, best.state)
   shape, classes = tuple(data['shape']), len(data['class_names'])
-  return Run(experiment, best.step, best.state, shape, data['levels'], classes, parameters)
+  return Run(experiment, best.record['step'], best.state, shape, units, classes, parameters)
+
+
+class Ensemble(NamedTuple):
+  """Several runs of one experiment, e.g. of several seeds, as one denoiser: the mean of theirs."""
+
+  runs: tuple[Run, ...]
+
+  def _members(self, labels: np.ndarray) -> list[Denoiser]:
+    return [run.denoiser(labels) for run in self.runs]
+
+  def denoiser(self, labels: np.ndarray) -> Denoiser:
+    """(z [B, ...], t [B]) -> the members' mean Prediction, for examples with these labels [B]."""
+    return ensembles.mean(self._members(labels))
+
+  def disagreement(self, z: np.ndarray, t: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The members' variance of eps at z [B, ...], t [B], the mean over dimensions: [B]."""
+    members = self._members(labels)
+    return np.asarray(jax.jit(lambda z, t: ensembles.disagreement(members, z, t))(z, t))
+
+  def sample(self, labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Samples of the mean denoiser with these labels [n], as the data is stored: [n, *shape]."""
+    one = self.runs[0]
+    labels = one._labels(labels)
+    draw = assembly.make_sample(one.experiment, one.shape, members=len(self.runs))
+    members = [(run.parameters, run.state.judged_statistics) for run in self.runs]
+    weights = devices.replicate((*zip(*members, strict=True), jnp.asarray(seed, jnp.uint32)))
+    return pipeline.denormalize(draw(weights, labels, np.arange(len(labels))), one.units)
+
+
+def load_ensemble(folders: Sequence[str | pathlib.Path]) -> Ensemble:
+  """Runs of one experiment as an ensemble.
+
+  Args:
+    folders: workdirs, at least one; all runs must have the same network, schedule ends and data units.
+
+  Raises:
+    ValueError: no folder, what `load` raises, or runs that do not go together.
+  """
+  runs = tuple(load(folder) for folder in folders)
+  if not runs:
+    raise ValueError('an ensemble needs at least one folder')
+  first = jax.tree.map(np.shape, runs[0].parameters)
+  for folder, run in zip(folders, runs, strict=True):
+    same = jax.tree.map(np.shape, run.parameters) == first
+    if not same or (run.shape, run.units) != (runs[0].shape, runs[0].units):
+      raise ValueError(f'{folder} has another network or other data units than {folders[0]}')
+  return Ensemble(runs)
+
+
+def load_snapshots(folder: str | pathlib.Path) -> dict[int, dict[str, Any]]:
+  """The averages that `callbacks.snapshots` kept: step -> name -> parameters, steps ascending.
+
+  Raises:
+    ValueError: a folder without snapshots.
+  """
+  root = pathlib.Path(folder).expanduser().absolute() / 'snapshots'
+  paths = sorted(root.glob('step_*'))
+  if not paths:
+    raise ValueError(f'no snapshots in {root}: give the run callbacks.snapshots(every)')
+  return {int(path.name.removeprefix('step_')): ocp.load(path) for path in paths}
 
 
 def _recorded_experiment(folder: pathlib.Path, record: dict[str, Any]) -> Experiment:

@@ -61,7 +61,7 @@ def open_session(setting: Setting) -> tuple[Session, Any]:
       f'--extend must be a multiple of steps_per_dispatch = {experiment.steps_per_dispatch}, got {setting.extend}'
     )
   loaded = assembly.load_data(experiment)
-  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
+  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
   record = _fresh_record(setting, loaded, used, experiment)
   return Session(
     setting, experiment, loaded, assembly.programs(experiment, loaded), used, record
@@ -77,6 +77,8 @@ def data_record(loaded: Loaded) -> dict[str, Any]:
     'note': data.note,
     'shape': list(data.x.shape[1:]),
     'levels': data.levels,
+    'mean': loaded.units.mean,
+    'deviation': loaded.units.deviation,
     'fingerprint': splits.dataset_fingerprint(data.x, data.label),
     'class_names': list(data.class_names),
     'examples': sizes,
@@ -116,15 +118,15 @@ def restore(keeper: Checkpoints, target: Any, which: str) -> Restored | None:
   """The 'latest' or 'best' checkpoint, None if there is none; says so when a damaged one was passed over."""
   restored = keeper.restore(target, which)
   if restored is not None and restored.damaged:
-    print(f'going on from checkpoint {restored.step}, the one before', flush=True)
+    print(f'going on from checkpoint {restored.number}, the one before', flush=True)
   return restored
 
 
 def stored_samples(
-  sample: Callable, weights: Any, labels: np.ndarray, levels: int | None
+  sample: Callable, weights: Any, labels: np.ndarray, units: pipeline.Units
 ) -> np.ndarray:
   """Samples 0, 1, ... with these labels, as the data is stored."""
-  return pipeline.denormalize(sample(weights, labels, np.arange(len(labels))), levels)
+  return pipeline.denormalize(sample(weights, labels, np.arange(len(labels))), units)
 
 
 def picture(

@@ -10,9 +10,10 @@ from typing import Any
 from diffusion import devices, workdir
 from diffusion.reporting import records
 from diffusion.runs.judging import judge_best
-from diffusion.runs.session import Session, Setting, open_session, picture, restore, stored_samples
+from diffusion.runs.session import Session, Setting, open_session, restore
+from diffusion.runs.tools import make_tools, open_ring
 from diffusion.training import assembly, loop
-from diffusion.training.checkpoint import Restored, open_checkpoints
+from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoints
 from diffusion.training.experiment import cadence
 
 
@@ -51,7 +52,7 @@ def train(setting: Setting) -> int:
   keeper = open_checkpoints(session.folder / 'checkpoints')
   try:
     restored = restore(keeper, target, 'latest')
-    step, reason = (restored.step, restored.record['reason']) if restored else (0, None)
+    step, reason = (restored.record['step'], restored.record['reason']) if restored else (0, None)
     done = reason is not None or step >= session.record['num_steps']
     if setting.extend:
       if not done:
@@ -67,10 +68,12 @@ def train(setting: Setting) -> int:
       outcome = _train_on(session, keeper, restored, state)
       seconds = session.record['wall_seconds'] + time.perf_counter() - begin
       status = 'finished' if outcome.finished else 'interrupted'
-      session.note(status=status, reason=outcome.reason, step=outcome.step, wall_seconds=seconds)
+      session.note(
+        status=status, reason=outcome.reason, step=outcome.place.step, wall_seconds=seconds
+      )
       if not outcome.finished:
         print(
-          f'{outcome.reason}: saved at step {outcome.step}; the same command goes on from there'
+          f'{outcome.reason}: saved at step {outcome.place.step}; the same command goes on from there'
           + (', without --extend' if setting.extend else ''),
           flush=True,
         )
@@ -82,53 +85,34 @@ def train(setting: Setting) -> int:
   return 0
 
 
-def _train_on(session: Session, keeper, restored: Restored | None, state: Any) -> loop.Outcome:
+def _train_on(
+  session: Session, keeper: Checkpoints, restored: Restored | None, state: Any
+) -> loop.Outcome:
   """The loop between the restored state (or the first) and the end, with everything it writes."""
-  experiment, programs = session.experiment, session.programs
-  step, num_steps = restored.step if restored else 0, session.record['num_steps']
+  experiment = session.experiment
+  place = loop.Place(restored.record['step'], restored.number) if restored else loop.Place(0, 0)
   callback_states = {c.name: c.init() for c in experiment.callbacks}
   if restored:
-    print(f'resuming from step {step}', flush=True)
+    print(f'resuming from step {place.step}', flush=True)
     state, callback_states = restored.state, callback_states | restored.record['callbacks']
   if session.setting.extend:
     callback_states = {
-      c.name: c.extend(callback_states[c.name], step) for c in experiment.callbacks
+      c.name: c.extend(callback_states[c.name], place.step) for c in experiment.callbacks
     }
+  num_steps = session.record['num_steps']
   sinks = records.chain(  # the file first: it alone is flushed row by row, and its error names it
-    records.json_lines(session.folder / 'metrics.jsonl', step),
-    records.tensorboard(session.folder / 'events', step),
-    records.progress(num_steps, step, batch_size=experiment.batch_size),
+    records.json_lines(session.folder / 'metrics.jsonl', place.cursor, key='cursor'),
+    records.tensorboard(session.folder / 'events', place.step),
+    records.progress(num_steps, place.step, batch_size=experiment.batch_size),
   )
-
-  def write(row, timing) -> None:
-    images = {'images_per_second': timing['steps_per_second'] * experiment.batch_size}
-    sinks.write(row, timing | images)
-
-  def save(step, state, callback_states, metric, reason) -> None:
-    record = {'callbacks': callback_states, 'reason': reason}
-    keeper.save(step, devices.to_host(state), record, metric)
-
-  def draw(step, state) -> None:
-    path = session.folder / 'samples' / f'step_{step:08d}.png'
-    weights = assembly.weights(experiment, state)
-    data = session.loaded.dataset
-    labels = assembly.picture_labels(experiment, data.levels, data.num_classes)
-    samples = stored_samples(programs.sample, weights, labels, data.levels)
-    picture(data, session.loaded.validation[0], samples, path, f'step {step}')
-
+  ring = open_ring(session.folder / 'ring', place.cursor)
   plan = cadence(experiment)._replace(num_steps=num_steps)
   try:
     with _watching() as interrupted:
-      tools = loop.Tools(
-        dispatch=programs.dispatch,
-        validate=lambda state: programs.validate(assembly.weights(experiment, state)),
-        save=save,
-        draw=draw,
-        write=write,
-        interrupted=interrupted,
-      )
+      tools = make_tools(session, keeper, ring, sinks, assembly.host_target(state), interrupted)
       return loop.train(
-        devices.replicate(state), step, plan, experiment.callbacks, callback_states, tools
+        devices.replicate(state), place, plan, experiment.callbacks, callback_states, tools
       )
   finally:
     sinks.close()
+    ring.close()

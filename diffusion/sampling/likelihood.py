@@ -41,6 +41,7 @@ def bound(
   keys: Key,
   *,
   levels: int | None,
+  support: tuple[float, float] = (-1.0, 1.0),
   steps: int | None = None,
   draws: int = 32,
 ) -> Bound:
@@ -57,6 +58,7 @@ def bound(
     x: data in network units [B, ...].
     keys: one key a row [B].
     levels: of the stored data, an exact likelihood of levels; None for the density of continuous data.
+    support: the lowest and the highest level in network units.
     steps: T >= 1; None for continuous time.
     draws: times drawn of the diffusion part a row, stratified, >= 1.
 
@@ -91,10 +93,12 @@ def bound(
 
   start = jnp.zeros(len(x), x.dtype)
   diffusion, _ = jax.lax.scan(one, start, jnp.arange(draws))
-  return Bound(_reconstruction(ends[0], x, keys, levels), diffusion / draws, prior)
+  return Bound(_reconstruction(ends[0], x, keys, levels, support), diffusion / draws, prior)
 
 
-def _reconstruction(log_snr: Array, x: Array, keys: Key, levels: int | None) -> Array:
+def _reconstruction(
+  log_snr: Array, x: Array, keys: Key, levels: int | None, support: tuple[float, float]
+) -> Array:
   """-log p(x | z_0) for one z_0 ~ q(z_0 | x) a row; for continuous data its mean over z_0, which is closed."""
   s = jnp.exp(-0.5 * log_snr)  # noise over signal
   if levels is None:
@@ -102,7 +106,7 @@ def _reconstruction(log_snr: Array, x: Array, keys: Key, levels: int | None) -> 
     return jnp.full(len(x), entropy, x.dtype)
   keys = jax.vmap(jax.random.fold_in, (0, None))(keys, streams.tag('reconstruction'))
   y = x + s * streams.normal(keys, x.shape[1:])
-  values = jnp.linspace(-1.0, 1.0, levels, dtype=x.dtype)
+  values = jnp.linspace(*support, levels, dtype=x.dtype)
   logits = -0.5 * ((y[..., None] - values) / s) ** 2
   picked = -0.5 * ((y - x) / s) ** 2
   return (jax.nn.logsumexp(logits, axis=-1) - picked).sum(tuple(range(1, x.ndim)))

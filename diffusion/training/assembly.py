@@ -13,7 +13,7 @@ from diffusion.data import pipeline, sources, splits
 from diffusion.evaluation import gap
 from diffusion.evaluation.evaluate import Apply
 from diffusion.process import gaussian
-from diffusion.sampling import samplers
+from diffusion.sampling import ensembles, samplers
 from diffusion.training import experiment as experiments
 from diffusion.training import state as states
 from diffusion.training import step as steps
@@ -28,10 +28,12 @@ from diffusion.types import (
 
 
 class Loaded(NamedTuple):
-  """The data of an experiment, split; arrays as stored."""
+  """The data of an experiment, split; arrays as stored. `order` is the training examples' by the curriculum."""
 
   dataset: sources.Dataset
   split: splits.Split
+  units: pipeline.Units
+  order: np.ndarray | None
   train: tuple[np.ndarray, np.ndarray]
   validation: tuple[np.ndarray, np.ndarray]
   test: tuple[np.ndarray, np.ndarray]
@@ -59,16 +61,26 @@ def load_data(experiment: Experiment) -> Loaded:
     parts[2] = data.test
     digests = splits.content_hashes(data.test[0], experiment.split.salt)
     split.hashes['test'] = splits.fingerprint(digests)
-  return Loaded(data, split, *parts)
+  train = parts[0]
+  units = experiment.normalization(train[0], data.levels)
+  order = None
+  if experiment.curriculum is not None:
+    score = (
+      experiment.curriculum.rank(*train) if experiment.curriculum.rank else np.zeros(len(train[0]))
+    )
+    order = np.argsort(score, kind='stable').astype(np.int32)
+  return Loaded(data, split, units, order, *parts)
 
 
-def init_state(experiment: Experiment, stored: np.ndarray, levels: int | None) -> states.TrainState:
+def init_state(
+  experiment: Experiment, stored: np.ndarray, units: pipeline.Units
+) -> states.TrainState:
   """The state before the first step, on one device.
 
   Args:
     experiment: what is trained.
     stored: one example as stored, with a batch axis; only its shape matters.
-    levels: of the stored data, None for floats.
+    units: of the stored data.
 
   Raises:
     ValueError: a network that does not take such an example, or a validation bank outside the schedule.
@@ -78,7 +90,7 @@ def init_state(experiment: Experiment, stored: np.ndarray, levels: int | None) -
 
   def augmented(stored: Array) -> Array:
     batch = pipeline.gather(
-      pipeline.Resident(stored, jnp.zeros(1, jnp.int32)), jnp.zeros(1, jnp.int32), levels
+      pipeline.Resident(stored, jnp.zeros(1, jnp.int32)), jnp.zeros(1, jnp.int32), units
     )
     keys = streams.row_keys(jax.random.key(0), jnp.arange(1))
     return experiment.augment(keys, batch).augment_label
@@ -88,23 +100,25 @@ def init_state(experiment: Experiment, stored: np.ndarray, levels: int | None) -
   @devices.compile_quickly  # as one program: leaf by leaf it takes seconds
   def init(seed: Array, stored: Array) -> states.TrainState:
     parameters, statistics = states.init_parameters(
-      seed, experiment.model, experiment.diffusion, terms, pipeline.normalize(stored, levels), size
+      seed, experiment.model, experiment.diffusion, terms, pipeline.normalize(stored, units), size
     )
     return states.init_state(
       seed, parameters, statistics, experiment.optimizer, experiment.averages,
-      experiment.times, steps.empty_window(live, experiment.optimizer),
+      experiment.times, steps.empty_window(live, experiment.optimizer, experiment.gradient_noise),
     )  # fmt: skip
 
   state = init(jnp.uint32(experiment.seed), stored)
+  experiments.check_statistics(experiment, state.statistics)
   gap.check_bank(experiment.bank, experiment.diffusion, state.params.schedule)
   return state
 
 
-def pieces(experiment: Experiment, levels: int | None) -> steps.Pieces:
+def pieces(experiment: Experiment, units: pipeline.Units) -> steps.Pieces:
   """The experiment's share of a training step."""
   return steps.Pieces(
     experiment.diffusion, experiment.model, experiments.live_terms(experiment), experiment.times,
-    experiment.optimizer, experiment.averages, experiment.augment, levels, experiment.num_steps, experiment.log_every,
+    experiment.optimizer, experiment.averages, experiment.augment, units, experiment.num_steps, experiment.log_every,
+    experiment.micro_batches, experiment.gradient_noise, experiment.curriculum,
   )  # fmt: skip
 
 
@@ -116,8 +130,8 @@ def judged_parameters(experiment: Experiment, state: states.TrainState) -> state
 
 
 def weights(experiment: Experiment, state: states.TrainState) -> tuple:
-  """What validation and sampling need of a replicated state: (judged parameters, statistics, seed)."""
-  return judged_parameters(experiment, state), state.statistics, state.seed
+  """What validation and sampling need of a replicated state: (judged parameters, their statistics, seed)."""
+  return judged_parameters(experiment, state), state.judged_statistics, state.seed
 
 
 class Programs(NamedTuple):
@@ -125,12 +139,14 @@ class Programs(NamedTuple):
 
   Attributes:
     dispatch: state -> (state, metrics); donates the state.
+    settle: state -> state with the judged weights' own batch statistics; the same state where there are none.
     losses: (weights, x as stored [n, ...], label [n], position [n]) -> bank losses [n, L].
     validate: weights -> validation row.
     sample: ((parameters, statistics, sampler seed), label [n], number [n]) -> samples [n, ...] in network units.
   """
 
   dispatch: Callable[[Any], tuple[Any, Any]]
+  settle: Callable[[Any], Any]
   losses: Callable[..., np.ndarray]
   validate: Callable[[Any], dict[str, float]]
   sample: Callable[..., np.ndarray]
@@ -138,20 +154,30 @@ class Programs(NamedTuple):
 
 def programs(experiment: Experiment, loaded: Loaded) -> Programs:
   """The run's functions on all devices. The training split is sent to every device when first needed, once."""
-  data = loaded.dataset
+  parts = pieces(experiment, loaded.units)
   step = devices.parallelize(
-    steps.make_step(pieces(experiment, data.levels)),
-    experiment.batch_size,
-    experiment.steps_per_dispatch,
+    steps.make_step(parts), experiment.batch_size, experiment.steps_per_dispatch
   )
-  resident = functools.cache(lambda: devices.replicate(pipeline.Resident(*loaded.train)))
-  losses = gap.bank_losses(experiment.diffusion, experiment.model, data.levels, experiment.bank)
+  resident = functools.cache(
+    lambda: devices.replicate(pipeline.Resident(*loaded.train, loaded.order))
+  )
+  losses = gap.bank_losses(experiment.diffusion, experiment.model, loaded.units, experiment.bank)
   return Programs(
     dispatch=lambda state: step(state, resident()),
+    settle=_make_settle(experiment, steps.make_statistics(parts), resident),
     losses=losses,
     validate=_make_validate(losses, loaded),
-    sample=make_sample(experiment, data.x.shape[1:]),
+    sample=make_sample(experiment, loaded.dataset.x.shape[1:]),
   )
+
+
+def _make_settle(experiment: Experiment, statistics: Callable, resident: Callable) -> Callable:
+  def one(state: states.TrainState, data, rows, cross_mean):
+    found = statistics(judged_parameters(experiment, state), state, data, rows, cross_mean)
+    return state._replace(judged_statistics=found), ()
+
+  settle = devices.parallelize(one, experiment.batch_size)
+  return lambda state: settle(state, resident())[0] if state.statistics else state
 
 
 def _make_validate(losses: Callable, loaded: Loaded) -> Callable[[Any], dict[str, float]]:
@@ -178,16 +204,20 @@ def make_denoiser(
   With forward_mode=True it has a jvp, which likelihoods need.
   """
 
+  batch_key = streams.stream(0, 'dropout')  # one draw for all samples, whatever the chunk
+
   def network(z: Array, noise: Array, key) -> Array:
     conditioning = Conditioning(label, jnp.zeros((z.shape[0], 0), z.dtype))
     variables = {'params': parameters.network, **statistics}
-    return experiment.model.apply(variables, z, noise, conditioning, keys=key, **mode)[0]
+    return experiment.model.apply(
+      variables, z, noise, conditioning, keys=key, batch_key=batch_key, **mode
+    )[0]
 
   return gaussian.denoiser(path, experiment.diffusion.parameterization, network)
 
 
 def make_sample(
-  experiment: Experiment, shape: tuple[int, ...], chunk: int = 128
+  experiment: Experiment, shape: tuple[int, ...], chunk: int = 128, members: int = 0
 ) -> Callable[..., np.ndarray]:
   """Draws samples on all devices.
 
@@ -195,6 +225,7 @@ def make_sample(
     experiment: with its `sampling`.
     shape: of one sample.
     chunk: samples a device draws at a time.
+    members: of an ensemble, whose parameters and statistics then come as tuples, one each; 0 for a single network.
 
   Returns:
     (replicated (parameters, statistics, sampler seed), label [n], number [n]) -> samples [n, *shape] in network
@@ -205,20 +236,25 @@ def make_sample(
   """
 
   def draw(weights, label: Array, number: Array) -> Array:
-    parameters, statistics, seed = weights
-    path = gaussian.bind(experiment.diffusion, parameters.schedule)
+    *networks, seed = weights
+    networks = list(zip(*networks, strict=True)) if members else [networks]
+    path = gaussian.bind(experiment.diffusion, networks[0][0].schedule)
     conditional, null = (
-      make_denoiser(experiment, path, parameters, statistics, label)
+      ensembles.mean([make_denoiser(experiment, path, *one, label) for one in networks])
+      if members
+      else make_denoiser(experiment, path, *networks[0], label)
       for label in (label, jnp.full_like(label, NULL))
     )
-    walk = experiments.plan_walk(experiment, path, conditional, null)
     keys = streams.row_keys(streams.stream(seed, 'sampler'), number)
+    walk = experiments.plan_walk(experiment, path, conditional, null, keys)
     return samplers.sample(walk.denoise, path, walk.sampler, walk.grid, keys, shape)
 
   return devices.over_rows(draw, chunk)
 
 
-def make_apply(experiment: Experiment, levels: int | None, weights: Any, chunk: int = 64) -> Apply:
+def make_apply(
+  experiment: Experiment, units: pipeline.Units, weights: Any, chunk: int = 64
+) -> Apply:
   """The judged network for metrics that ask it, e.g. for likelihoods; see `evaluate.Apply`."""
 
   def apply(function: Callable, x: np.ndarray, label: np.ndarray) -> Any:
@@ -227,7 +263,7 @@ def make_apply(experiment: Experiment, levels: int | None, weights: Any, chunk: 
       path = gaussian.bind(experiment.diffusion, parameters.schedule)
       denoise = make_denoiser(experiment, path, parameters, statistics, label, forward_mode=True)
       keys = streams.row_keys(streams.stream(seed, 'likelihood'), position)
-      return function(denoise, path, keys, pipeline.normalize(x, levels))
+      return function(denoise, path, keys, pipeline.normalize(x, units))
 
     return devices.over_rows(rows, chunk)(weights, x, label, np.arange(len(x)))
 

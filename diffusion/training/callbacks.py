@@ -5,7 +5,7 @@ dict of numbers and strings that is saved in every checkpoint, so patience survi
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diffusion import checks
@@ -41,13 +41,38 @@ class DrawSamples(NamedTuple):
   """Write a picture of samples from the averaged weights."""
 
 
-Action = Continue | Stop | Save | DrawSamples
+class SetLearningRateScale(NamedTuple):
+  """Multiply the schedule's learning rate by this from now on."""
+
+  scale: float
+
+
+class Snapshot(NamedTuple):
+  """Keep the averages as they are now, for later reconstruction."""
+
+
+class Remember(NamedTuple):
+  """Keep the state as one to go back to."""
+
+
+class Rollback(NamedTuple):
+  """Go back at least so many steps, skip the batches seen since, and change the order of the data."""
+
+  steps: int
+  reason: str
+
+
+Action = (
+  Continue | Stop | Save | DrawSamples | SetLearningRateScale | Snapshot | Remember | Rollback
+)
 
 
 class Callback(NamedTuple):
   """`update(state, event) -> (state, action)`, called at every step divisible by `every`.
 
   `every` = 0 means whenever the run validates. `extend(state)` is the state when a finished run is taken further.
+  `survives_rollback`: its state is kept where the others' are turned back. `finding(state)` is what a report says of
+  it, as (quantity, number, meaning), or None.
   """
 
   name: str
@@ -55,6 +80,8 @@ class Callback(NamedTuple):
   init: Callable[[], CallbackState]
   update: Callable[[CallbackState, Event], tuple[CallbackState, Action]]
   extend: Callable[[CallbackState, int], CallbackState] = lambda state, step: state
+  survives_rollback: bool = False
+  finding: Callable[[CallbackState], tuple[str, float, str] | None] = lambda state: None
 
 
 def _metric(row: Mapping[str, Any], name: str) -> float:
@@ -65,41 +92,102 @@ def _metric(row: Mapping[str, Any], name: str) -> float:
 
 @technique('early stopping on held-out loss', 'trajectory', 'prechelt1998early')
 def early_stopping(
-  metric: str = 'validation/eps', patience: int = 1000, min_delta: float = 0.0
+  metric: str | Sequence[str] = 'validation/eps',
+  patience: int = 1000,
+  min_delta: float = 0.0,
+  *,
+  share: float = 0.0,
 ) -> Callback:
-  """Stops when `metric` has not fallen by more than `min_delta` below its best for `patience` steps.
+  """Stops when no metric has fallen by more than `min_delta` below its best for `patience` steps.
+
+  With a `share` the patience is max(patience, share x step): a long run waits longer.
 
   Args:
-    metric: a name in the validation row; smaller is better. A value that is not finite is no improvement.
+    metric: a name in the validation row, or several; smaller is better. A value that is not finite is no improvement.
     patience: steps, >= 1.
     min_delta: >= 0.
+    share: of the elapsed steps, in [0, 1); 0 is off.
 
   Raises:
     ValueError: an argument out of its range, or (when called) a metric that the row does not have.
 
   Source: Prechelt (1998), "Early stopping - but when?", criterion UP in steps.
   """
+  metrics = (metric,) if isinstance(metric, str) else tuple(metric)
+  if not metrics:
+    raise ValueError(f'metric must name at least one metric, got {metric!r}')
   checks.integer('patience', patience)
   checks.at_least('min_delta', min_delta, 0)
+  checks.in_range('share', share, 0, 1, ends='[)')
 
   def update(state: CallbackState, event: Event) -> tuple[CallbackState, Action]:
-    value = _metric(event.row, metric)
-    if math.isfinite(value) and value < state['best'] - min_delta:
-      return {'best': value, 'best_step': event.step, 'since': event.step}, Continue()
-    if event.step - state['since'] >= patience:
-      best = f'{state["best"]:.6g} at step {state["best_step"]}'
-      return state, Stop(
-        f'early stopping: {metric} has not fallen below {best} for {event.step - state["since"]} steps'
-      )
+    state = {'since': state['since'], 'best': dict(state['best'])}
+    for name in metrics:
+      value, best = _metric(event.row, name), state['best'].get(name, [math.inf, 0])
+      if math.isfinite(value) and value < best[0] - min_delta:
+        state['best'][name] = [value, event.step]
+        state['since'] = event.step
+    waited = event.step - state['since']
+    if waited >= max(patience, share * event.step):
+      bests = [(name, *state['best'].get(name, [math.inf, 0])) for name in metrics]
+      below = ', '.join(f'{name} has not fallen below {b:.6g} at step {s}' for name, b, s in bests)
+      return state, Stop(f'early stopping: {below} for {waited} steps')
     return state, Continue()
 
   return Callback(
     'early_stopping',
     0,
-    lambda: {'best': math.inf, 'best_step': 0, 'since': 0},
+    lambda: {'since': 0, 'best': {}},
     update,
     lambda state, step: state | {'since': step},
   )
+
+
+@technique('reduced learning rate on a plateau', 'update', 'goodfellow2016deep')
+def reduce_on_plateau(
+  metric: str = 'validation/eps',
+  factor: float = 0.5,
+  patience: int = 1000,
+  min_delta: float = 0.0,
+  min_scale: float = 1e-3,
+) -> Callback:
+  """Multiplies the learning rate by `factor` when `metric` has not fallen by `min_delta` for `patience` steps.
+
+  Args:
+    metric: a name in the validation row; smaller is better.
+    factor: in (0, 1).
+    patience: steps, >= 1, counted anew after each reduction.
+    min_delta: >= 0.
+    min_scale: the least product of factors, in (0, 1).
+
+  Raises:
+    ValueError: an argument out of its range.
+
+  Source: Goodfellow et al. (2016), section 8.3.1, name it as what practice does; the rule is folklore.
+  """
+  checks.in_range('factor', factor, 0, 1, ends='()')
+  checks.integer('patience', patience)
+  checks.at_least('min_delta', min_delta, 0)
+  checks.in_range('min_scale', min_scale, 0, 1, ends='()')
+
+  def update(state: CallbackState, event: Event) -> tuple[CallbackState, Action]:
+    value = _metric(event.row, metric)
+    if math.isfinite(value) and value < state['best'] - min_delta:
+      return state | {'best': value, 'since': event.step}, Continue()
+    if event.step - state['since'] < patience or state['scale'] <= min_scale:
+      return state, Continue()
+    scale = max(state['scale'] * factor, min_scale)
+    return state | {'scale': scale, 'since': event.step}, SetLearningRateScale(scale)
+
+  return Callback(
+    'reduce_on_plateau', 0, lambda: {'best': math.inf, 'since': 0, 'scale': 1.0}, update
+  )
+
+
+def snapshots(every: int) -> Callback:
+  """Keeps the averages every `every` steps, >= 1, in the run's `snapshots`, for `averaging.reconstruct`."""
+  checks.integer('every', every)
+  return Callback('snapshots', every, dict, lambda state, event: (state, Snapshot()))
 
 
 def checkpoint(metric: str = 'validation/eps', every: int = 0) -> Callback:

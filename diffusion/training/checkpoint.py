@@ -16,33 +16,38 @@ _METRIC = 'metric'
 
 
 class Restored(NamedTuple):
-  """A restored checkpoint, and which newer ones could not be read."""
+  """A restored checkpoint, by its number in the folder (batches drawn so far), and which others could not be read."""
 
-  step: int
+  number: int
   state: Any
   record: dict[str, Any]
   damaged: tuple[int, ...]
 
 
 class Checkpoints(NamedTuple):
-  """`save(step, host tree, record, metric)`, `restore(target, which, before)`, `steps()`, `wait()`, `close()`."""
+  """`save(number, host tree, record, metric)`, `restore(target, which, until)`, `steps()`, `last_record()`,
+  `close()`."""
 
   save: Callable[[int, Any, dict[str, Any], float], None]
-  restore: Callable[[Any, str], Restored | None]
+  restore: Callable[..., Restored | None]
   steps: Callable[[], list[tuple[int, float]]]
+  last_record: Callable[[], dict[str, Any]]
   close: Callable[[], None]
 
 
-def _preservation():
+def _preservation(latest: int, best: int):
   policies = ocp.training.preservation_policies
   # The best by metric may be old and the latest may be bad: each is kept for its own sake, and one spare of the latest
   # in case the newest is damaged.
   return policies.AnyPreservationPolicy(
-    [policies.LatestN(2), policies.BestN(get_metric_fn=lambda m: -m[_METRIC], n=1)]
+    [
+      policies.LatestN(latest),
+      *([policies.BestN(get_metric_fn=lambda m: -m[_METRIC], n=best)] if best else []),
+    ]
   )
 
 
-def open_checkpoints(directory: str | pathlib.Path) -> Checkpoints:
+def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int = 1) -> Checkpoints:
   """Opens (and creates) a directory of checkpoints.
 
   A save is asynchronous: it returns when the tree, which must be NumPy arrays, has been handed over. `record` is
@@ -50,15 +55,18 @@ def open_checkpoints(directory: str | pathlib.Path) -> Checkpoints:
 
   Args:
     directory: where; made absolute.
+    latest: how many of the newest to keep, >= 1.
+    best: how many of those with the lowest metric to keep.
 
   Returns:
-    Checkpoints. `restore(target, 'latest' | 'best')` returns None where there is nothing; it moves what it cannot read
-    into `damaged/` beside the directory, and goes on with the next. `close` waits for the save in flight.
+    Checkpoints. `restore(target, 'latest' | 'best', until)` returns None where there is nothing (up to the number
+    `until`, if given); it moves what it cannot read into `damaged/` beside the directory, and goes on with the next.
+    `close` waits for the save in flight.
   """
   root = pathlib.Path(directory).absolute()
   root.mkdir(parents=True, exist_ok=True)
   keeper = ocp.training.Checkpointer(
-    root, preservation_policy=_preservation(), cleanup_tmp_directories=True
+    root, preservation_policy=_preservation(latest, best), cleanup_tmp_directories=True
   )
 
   def save(step: int, tree: Any, record: dict[str, Any], metric: float) -> None:
@@ -78,9 +86,10 @@ def open_checkpoints(directory: str | pathlib.Path) -> Checkpoints:
   def steps() -> list[tuple[int, float]]:
     return [(c.step, (c.metrics or {}).get(_METRIC, math.inf)) for c in keeper.checkpoints]
 
-  def restore(target: Any, which: str) -> Restored | None:
+  def restore(target: Any, which: str, until: float = math.inf) -> Restored | None:
     damaged: list[int] = []
-    order = sorted(steps(), key=(lambda s: (s[1], s[0])) if which == 'best' else (lambda s: -s[0]))
+    known = [one for one in steps() if one[0] <= until]
+    order = sorted(known, key=(lambda s: (s[1], s[0])) if which == 'best' else (lambda s: -s[0]))
     for step, _ in order:
       try:
         state, record = _load(keeper, step, target)
@@ -99,7 +108,11 @@ def open_checkpoints(directory: str | pathlib.Path) -> Checkpoints:
       )
     return None
 
-  return Checkpoints(save, restore, steps, keeper.close)
+  def last_record() -> dict[str, Any]:
+    number = max(number for number, _ in steps())
+    return json.loads(keeper.metadata(number).custom_metadata['record'])
+
+  return Checkpoints(save, restore, steps, last_record, keeper.close)
 
 
 class FormatError(ValueError):

@@ -4,14 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, devices
-from diffusion.data import augment, sources, splits
+from diffusion import checks, devices, streams
+from diffusion.citations import technique
+from diffusion.data import augment, pipeline, sources, splits
 from diffusion.evaluation import gap
 from diffusion.evaluation.evaluate import Metric
 from diffusion.process import gaussian
 from diffusion.sampling import grids, samplers
+from diffusion.sampling.ensembles import monte_carlo
 from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval
 from diffusion.training.callbacks import Callback
 from diffusion.training.loop import Cadence, check_cadence
@@ -19,8 +22,10 @@ from diffusion.types import (
   Array,
   Augment,
   Average,
+  Curriculum,
   Denoiser,
   Diffusion,
+  Key,
   Model,
   Optimizer,
   Path,
@@ -28,6 +33,7 @@ from diffusion.types import (
   Sampler,
   Term,
   Times,
+  Variables,
 )
 
 
@@ -44,6 +50,7 @@ class Sampling(NamedTuple):
     grid_rows: samples of each class in `samples.png`.
     per_class: samples of each class that the metrics judge; unlabelled data counts as one class.
     grid: (path, steps) -> times [steps + 1], from `sampling.grids`; uniform in t by default.
+    monte_carlo: thinned networks averaged in every evaluation, which keeps dropout on; 0 turns it off.
   """
 
   sampler: Callable[[Path], Sampler] = samplers.ddim
@@ -54,6 +61,7 @@ class Sampling(NamedTuple):
   grid_rows: int = 8
   per_class: int = 100
   grid: Callable[[Path, int], Array] = lambda path, steps: grids.uniform_time(steps)
+  monte_carlo: int = 0
 
 
 class Experiment(NamedTuple):
@@ -73,6 +81,10 @@ class Experiment(NamedTuple):
     sampling: how samples are drawn.
     metrics: what judges the samples of the finished run.
     steps_per_dispatch: training steps in one call of the devices; more costs nothing but a slower reaction to signals.
+    normalization: (training split as stored, levels) -> units, from `data.pipeline`.
+    curriculum: which examples are drawn, from `data.curriculum`; None draws all.
+    micro_batches: parts of a batch whose gradients are summed one after another, to fit a large batch into memory.
+    gradient_noise: log the gradient's noise scale, in examples; it needs micro_batches >= 2 to compare.
   """
 
   seed: int
@@ -95,6 +107,10 @@ class Experiment(NamedTuple):
   sampling: Sampling = Sampling()
   metrics: Sequence[Metric] = ()
   steps_per_dispatch: int = 1
+  normalization: pipeline.Normalization = pipeline.unit_range
+  curriculum: Curriculum | None = None
+  micro_batches: int = 1
+  gradient_noise: bool = False
 
 
 def check(experiment: Experiment) -> None:
@@ -108,6 +124,7 @@ def check(experiment: Experiment) -> None:
   checks.integer('sampling_steps', experiment.sampling.steps)
   checks.at_least('guidance', experiment.sampling.guidance, 0)
   devices.check_batch(experiment.batch_size)
+  _check_micro_batches(experiment)
   check_cadence(cadence(experiment), experiment.callbacks)
   if not live_terms(experiment):
     raise ValueError('no term of the loss is on: an experiment needs one')
@@ -119,6 +136,62 @@ def check(experiment: Experiment) -> None:
   if len(set(names)) < len(names):
     raise ValueError(f'two callbacks of one name: {names}')
   check_sampling(experiment, (1,))
+
+
+@technique('gradient accumulation', 'update', 'goyal2017accurate', active=lambda parts: parts != 1)
+def accumulation(parts: int, rows: int) -> int:
+  """`parts` micro-batches of a device's `rows`, whose gradients are summed: one batch to rounding in less memory.
+
+  Args:
+    parts: >= 1; 1 is off.
+    rows: of a device.
+
+  Raises:
+    ValueError: parts that do not divide the rows.
+
+  Source: Goyal et al. (2017), section 2; batch statistics are of a micro-batch.
+  """
+  checks.integer('micro_batches', parts)
+  if rows % parts:
+    raise ValueError(f'micro_batches must divide the {rows} rows of a device, got {parts}')
+  return parts
+
+
+@technique('gradient noise scale', 'update', 'mccandlish2018empirical', active=lambda on: on)
+def noise_scale(on: bool, parts: int) -> bool:
+  """tr(Sigma) / |G|^2 in examples, logged: the batch size above which a larger batch hardly helps.
+
+  From the square norms of the gradients of micro-batches and of whole batches, both means over the logged window.
+
+  Args:
+    on: measure it.
+    parts: micro-batches, >= 2 if on.
+
+  Raises:
+    ValueError: one micro-batch, which has nothing to be compared with.
+
+  Source: McCandlish et al. (2018), equation 2.9 and appendix A.1.
+  """
+  if on and parts < 2:
+    raise ValueError(
+      f'gradient_noise compares parts of a batch: set micro_batches >= 2, got {parts}'
+    )
+  return on
+
+
+def _check_micro_batches(experiment: Experiment) -> None:
+  parts = accumulation(experiment.micro_batches, devices.rows_of_a_device(experiment.batch_size))
+  noise_scale(experiment.gradient_noise, parts)
+
+
+def check_statistics(experiment: Experiment, statistics: Variables) -> None:
+  """Raises ValueError where batch normalization would see one row of a device at a time."""
+  rows = devices.rows_of_a_device(experiment.batch_size) // experiment.micro_batches
+  if statistics and rows < 2:
+    raise ValueError(
+      f'batch normalization needs at least 2 rows a device and micro-batch, got {rows}: use a batch_size above '
+      f'{experiment.batch_size}, fewer micro_batches, or another normalization'
+    )
 
 
 def live_terms(experiment: Experiment) -> dict[str, tuple[float, Term]]:
@@ -157,8 +230,10 @@ class Walk(NamedTuple):
   grid: Array
 
 
-def plan_walk(experiment: Experiment, path: Path, conditional: Denoiser, null: Denoiser) -> Walk:
-  """The experiment's sampling plan around two denoisers.
+def plan_walk(
+  experiment: Experiment, path: Path, conditional: Denoiser, null: Denoiser, keys: Key
+) -> Walk:
+  """The experiment's sampling plan around two denoisers; `keys`, one a sample, are for Monte-Carlo dropout.
 
   Raises:
     ValueError: guidance of an unconditional network, or what the plan's pieces refuse.
@@ -166,6 +241,9 @@ def plan_walk(experiment: Experiment, path: Path, conditional: Denoiser, null: D
   plan = experiment.sampling
   if plan.guidance != 1 and not experiment.model.num_classes:
     raise ValueError(f'guidance of an unconditional network must be 1, got {plan.guidance}')
+  if plan.monte_carlo:
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, streams.tag('monte carlo'))
+  conditional, null = (monte_carlo(one, keys, plan.monte_carlo) for one in (conditional, null))
   denoise = classifier_free(conditional, null, plan.guidance)
   if plan.interval is not None:
     denoise = in_interval(denoise, conditional, path, *plan.interval)
@@ -187,10 +265,12 @@ def check_sampling(experiment: Experiment, shape: tuple[int, ...]) -> int:
   def nothing(z: Array, t: Array, key=None) -> Prediction:
     return Prediction(z, z)
 
-  walk = plan_walk(experiment, path, nothing, nothing)
+  keys = streams.row_keys(jax.random.key(0), jnp.arange(1))
+  walk = plan_walk(experiment, path, nothing, nothing, keys)
   samplers.check_grid(walk.grid[:-1] if len(walk.grid) > 2 else walk.grid)
   plan = experiment.sampling
-  calls = samplers.evaluations(walk.sampler, plan.steps, shape)
+  draws = max(1, plan.monte_carlo)
+  calls = draws * samplers.evaluations(walk.sampler, plan.steps, shape)
   if plan.guidance == 1:
     return calls
   if plan.interval is None:
@@ -198,4 +278,4 @@ def check_sampling(experiment: Experiment, shape: tuple[int, ...]) -> int:
   level = np.asarray(path.log_snr(walk.grid[:-1]))
   inside = (level >= plan.interval[0]) & (level <= plan.interval[1])
   a_step = samplers.evaluations(walk.sampler, 1, shape, denoise_last=False)
-  return calls + int(a_step * inside[:-1].sum() + inside[-1])
+  return calls + draws * int(a_step * inside[:-1].sum() + inside[-1])

@@ -8,7 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion import devices
-from diffusion.training.callbacks import Callback, CallbackState, DrawSamples, Event, Save, Stop
+from diffusion.training.callbacks import (
+  Action,
+  Callback,
+  CallbackState,
+  DrawSamples,
+  Event,
+  Remember,
+  Rollback,
+  Save,
+  SetLearningRateScale,
+  Snapshot,
+  Stop,
+)
 
 
 class Cadence(NamedTuple):
@@ -20,31 +32,60 @@ class Cadence(NamedTuple):
   steps_per_dispatch: int
 
 
+class Place(NamedTuple):
+  """Where a run is: `step` on its trajectory, `cursor` in the batches drawn. A rollback turns back the step alone."""
+
+  step: int
+  cursor: int
+
+  def after(self, steps: int) -> 'Place':
+    """So many steps on."""
+    return Place(self.step + steps, self.cursor + steps)
+
+
+class Remembered(NamedTuple):
+  """A state to go back to, as if it had been reached by another order of the data."""
+
+  step: int
+  state: Any
+  callback_states: dict[str, CallbackState]
+
+
 class Tools(NamedTuple):
   """What the loop acts through. `state` is the replicated TrainState throughout.
 
   Attributes:
     dispatch: state -> (state, metrics on the device); donates the state.
     validate: state -> a row of metrics.
-    save: (step, state, callback states, metric, reason to stop or None) -> None.
+    save: (place, state, callback states, metric, reason to stop or None) -> None.
     draw: (step, state) -> None.
     write: (row, timing) -> None.
     interrupted: () -> the name of the signal that asks to leave, or None.
+    settle: state -> state, before it is validated, drawn from or saved.
+    rescale: (state, scale) -> state with this learning-rate scale.
+    snapshot: (step, state) -> None; keeps the averages of this step.
+    remember: (place, state, callback states) -> None.
+    recall: (place, steps, state) -> the newest remembered state at least so many steps back, or None.
   """
 
   dispatch: Callable[[Any], tuple[Any, Any]]
   validate: Callable[[Any], dict[str, float]]
-  save: Callable[[int, Any, dict[str, CallbackState], float, str | None], None]
+  save: Callable[[Place, Any, dict[str, CallbackState], float, str | None], None]
   draw: Callable[[int, Any], None]
   write: Callable[[dict[str, Any], dict[str, float]], None]
   interrupted: Callable[[], str | None]
+  settle: Callable[[Any], Any]
+  rescale: Callable[[Any, float], Any]
+  snapshot: Callable[[int, Any], None]
+  remember: Callable[[Place, Any, dict[str, CallbackState]], None]
+  recall: Callable[[Place, int, Any], Remembered | None]
 
 
 class Outcome(NamedTuple):
   """How a run ended. `finished` is False when a signal interrupted it."""
 
   state: Any
-  step: int
+  place: Place
   callback_states: dict[str, CallbackState]
   reason: str
   finished: bool
@@ -96,74 +137,119 @@ class _Clock:
 
 def train(
   state: Any,
-  start: int,
+  start: Place,
   cadence: Cadence,
   callbacks: Sequence[Callback],
   callback_states: Mapping[str, CallbackState],
   tools: Tools,
 ) -> Outcome:
-  """Trains from step `start` until `num_steps`, a callback's Stop, or a signal.
+  """Trains from `start` until `num_steps`, a callback's Stop, or a signal.
 
   A row that nothing waits for is written after the next dispatch is on its way, so that the device never idles for a
   number; at most two dispatches are in flight. However the run ends, its last state is saved.
   """
-  states, step, clock = dict(callback_states), start, _Clock(start)
-  pending, previous, saved, reason = None, None, None, None
+  states, place, clock = dict(callback_states), start, _Clock(start.cursor)
+  pending, previous, saved, reason, signal = None, None, start, None, None
 
-  def write(row_step: int, metrics: Any, more: Mapping[str, float]) -> dict[str, Any]:
-    row = {'step': row_step} | flatten(devices.to_host(metrics)) | dict(more)
-    tools.write(row, clock.lap(row_step))
+  def write(at: Place, metrics: Any, more: Mapping[str, float]) -> dict[str, Any]:
+    row = at._asdict() | flatten(devices.to_host(metrics)) | dict(more)
+    tools.write(row, clock.lap(at.cursor))
     return row
 
-  while step < cadence.num_steps and reason is None:
+  while place.step < cadence.num_steps and reason is None and signal is None:
     state, metrics = tools.dispatch(state)
-    step += cadence.steps_per_dispatch
+    place = place.after(cadence.steps_per_dispatch)
     if previous is not None:
       devices.wait(previous)
     previous = metrics['loss']
     if pending is not None:
       write(*pending, {})
       pending = None
-    if step % cadence.log_every == 0:
-      validating = step % cadence.validate_every == 0
-      due = [c for c in callbacks if (step % c.every == 0 if c.every else validating)]
+    if place.step % cadence.log_every == 0:
+      validating = place.step % cadence.validate_every == 0
+      due = [c for c in callbacks if (place.step % c.every == 0 if c.every else validating)]
       if due or validating:
-        row = write(step, metrics, tools.validate(state) if validating else {})
-        metric, draw, reason = _react(due, states, Event(step, row))
-        if metric is not None or reason is not None:
-          tools.save(step, state, states, math.inf if metric is None else metric, reason)
-          saved = step
-        if draw:
-          tools.draw(step, state)
+        state = tools.settle(state) if validating else state
+        row = write(place, metrics, tools.validate(state) if validating else {})
+        actions = _react(due, states, Event(place.step, row))
+        back = _first(actions, Rollback)
+        if back is not None:
+          state, place, states, reason = _go_back(back, place, state, states, callbacks, tools)
+          if reason is None:
+            tools.save(place, state, states, math.inf, None)
+            saved = place
+        else:
+          state, done, reason = _act(actions, place, state, states, tools)
+          saved = place if done else saved
       else:
-        pending = (step, metrics)
-    signal = tools.interrupted()
-    if signal is not None and reason is None:
-      break
-  else:
-    signal = None
+        pending = (place, metrics)
+    signal = tools.interrupted() if reason is None else None
   if pending is not None:
     write(*pending, {})
   finished = signal is None
   reason = reason or (f'all {cadence.num_steps} steps done' if finished else signal)
-  if saved != step and step > start:
-    tools.save(step, state, states, math.inf, reason if finished else None)
-  return Outcome(state, step, states, reason, finished)
+  if saved != place:
+    tools.save(place, tools.settle(state), states, math.inf, reason if finished else None)
+  return Outcome(state, place, states, reason, finished)
 
 
-def _react(
-  due: Sequence[Callback], states: dict[str, CallbackState], event: Event
-) -> tuple[float | None, bool, str | None]:
-  """Updates the callbacks that are due, all of them before anything acts, so that a save holds their new states.
-
-  Returns:
-    (the metric to save with, or None for no save; whether to draw; the first reason to stop, or None).
-  """
+def _react(due: Sequence[Callback], states: dict[str, CallbackState], event: Event) -> list[Action]:
+  """Updates the callbacks that are due, all of them before anything acts, so that a save holds their new states."""
   actions = []
   for callback in due:
     states[callback.name], action = callback.update(states[callback.name], event)
     actions.append(action)
-  metrics = [action.metric for action in actions if isinstance(action, Save)]
-  reasons = [action.reason for action in actions if isinstance(action, Stop)]
-  draw = any(isinstance(action, DrawSamples) for action in actions)
-  return next(iter(metrics), None), draw, next(iter(reasons), None)
+  return actions
+
+
+def _first(actions: Sequence[Action], kind: type) -> Any:
+  """The first action of a kind, or None."""
+  return next((action for action in actions if isinstance(action, kind)), None)
+
+
+def _act(
+  actions: Sequence[Action],
+  place: Place,
+  state: Any,
+  states: dict[str, CallbackState],
+  tools: Tools,
+) -> tuple[Any, bool, str | None]:
+  """Does what the callbacks ask. Returns (state, whether it was saved, the first reason to stop or None)."""
+  scale, save, stop = (_first(actions, kind) for kind in (SetLearningRateScale, Save, Stop))
+  if scale is not None:
+    state = tools.rescale(state, scale.scale)
+  draw = _first(actions, DrawSamples) is not None
+  saving = save is not None or stop is not None
+  if saving or draw:
+    state = tools.settle(state)
+  if saving:
+    tools.save(
+      place, state, states, math.inf if save is None else save.metric, stop and stop.reason
+    )
+  if _first(actions, Remember) is not None:
+    tools.remember(place, state, states)
+  if _first(actions, Snapshot) is not None:
+    tools.snapshot(place.step, state)
+  if draw:
+    tools.draw(place.step, state)
+  return state, saving, stop and stop.reason
+
+
+def _go_back(
+  back: Rollback,
+  place: Place,
+  state: Any,
+  states: dict[str, CallbackState],
+  callbacks: Sequence[Callback],
+  tools: Tools,
+) -> tuple[Any, Place, dict[str, CallbackState], str | None]:
+  """(state, place, callback states) to go on from, and a reason to stop if there is nothing to go back to.
+
+  The batches seen since are passed over (the cursor stays) and later ones come in another order (a new salt). What a
+  guard has counted stays, or it would forget why it went back.
+  """
+  found = tools.recall(place, back.steps, state)
+  if found is None:
+    return state, place, states, f'{back.reason}, and there is no state to go back to'
+  survivors = {c.name: states[c.name] for c in callbacks if c.survives_rollback}
+  return found.state, Place(found.step, place.cursor), found.callback_states | survivors, None

@@ -40,7 +40,9 @@ class TrainState(NamedTuple):
     skipped: int32, steps left out because something was not finite.
     skipped_in_a_row: int32, of those the ones at the very end.
     params: what is learned.
+    learning_rate_scale: a factor of the learning rate, which callbacks set.
     statistics: the network's other variables, e.g. batch-norm averages.
+    judged_statistics: those of the judged weights, made before each validation.
     optimizer: the optimizer's state.
     averages: one state an average, by name.
     times: the state of the draw of t.
@@ -54,7 +56,9 @@ class TrainState(NamedTuple):
   skipped: Array
   skipped_in_a_row: Array
   params: Parameters
+  learning_rate_scale: Array
   statistics: Variables
+  judged_statistics: Variables
   optimizer: Any
   averages: dict[str, Any]
   times: Any
@@ -107,7 +111,9 @@ def init_state(
     jnp.asarray(seed, jnp.uint32),
     *zeros,
     params=parameters,
+    learning_rate_scale=jnp.ones(()),
     statistics=statistics,
+    judged_statistics=jax.tree.map(jnp.copy, statistics),
     optimizer=optimizer.init(parameters),
     averages={name: average.init(parameters) for name, average in averages.items()},
     times=times.init(),

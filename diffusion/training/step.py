@@ -1,6 +1,5 @@
 """One training step as one pure function of one state, for the rows of one device."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -20,13 +19,16 @@ from diffusion.types import (
   Conditioning,
   Context,
   CrossMean,
+  Curriculum,
   Diffusion,
+  Key,
   Model,
   Optimizer,
   Prediction,
   Rows,
   Term,
   Times,
+  Variables,
 )
 
 BUCKETS = 8  # equal parts of [0, 1) by t, for the loss per noise level
@@ -39,9 +41,12 @@ class Pieces(NamedTuple):
     diffusion, model, times, optimizer, augment: one each.
     terms: name -> (factor, term); the loss is the sum of factor x term. 'denoise' is the one that plots follow.
     averages: name -> average.
-    levels: of the stored data, None for floats.
+    units: of the stored data.
     num_steps: the horizon of `progress` in [0, 1].
     log_every: steps whose metrics are averaged into one logged row.
+    micro_batches: parts of a batch whose gradients are computed one after another.
+    gradient_noise: measure the gradient's noise scale, from the parts.
+    curriculum: of the examples, or None.
   """
 
   diffusion: Diffusion
@@ -51,15 +56,21 @@ class Pieces(NamedTuple):
   optimizer: Optimizer
   averages: Mapping[str, Average]
   augment: Augment
-  levels: int | None
+  units: pipeline.Units
   num_steps: int
   log_every: int
+  micro_batches: int = 1
+  gradient_noise: bool = False
+  curriculum: Curriculum | None = None
 
 
-def empty_window(terms: Mapping[str, tuple[float, Term]], optimizer: Optimizer) -> dict[str, Array]:
+def empty_window(
+  terms: Mapping[str, tuple[float, Term]], optimizer: Optimizer, gradient_noise: bool = False
+) -> dict[str, Array]:
   """Sums of nothing, one buffer a leaf."""
   names = ['steps', 'loss', 'gradient_norm', 'update_norm', *optimizer.measured]
   names += [f'loss/{name}' for name in terms]
+  names += ['gradient_square', 'gradient_variance'] * gradient_noise
   return {name: jnp.zeros(()) for name in names} | {
     'bucket_sum': jnp.zeros(BUCKETS),
     'bucket_count': jnp.zeros(BUCKETS),
@@ -75,6 +86,8 @@ def summarize(
     for name, value in window.items()
     if name != 'steps' and 'bucket' not in name
   }
+  if 'gradient_square' in means:
+    means['noise_scale'] = means['gradient_variance'] / means['gradient_square']
   return means | {
     'loss_bucket': window['bucket_sum'] / window['bucket_count'],
     'learning_rate': learning_rate,
@@ -83,71 +96,147 @@ def summarize(
   }
 
 
-def _draws(pieces: Pieces, state: TrainState, batch: Batch, rows: Rows) -> tuple[Array, ...]:
-  """This batch's t, importance weights, eps, and row keys of dropout and of the terms' own draws."""
+class Draws(NamedTuple):
+  """What chance decides of a batch, by row [B]."""
 
-  def key(purpose: str):
-    return streams.batch_key(state.seed, purpose, state.salt, state.cursor)
+  t: Array
+  importance: Array
+  eps: Array
+  dropout: Key
+  term: Key
 
+
+def _key(state: TrainState, purpose: str) -> Key:
+  return streams.batch_key(state.seed, purpose, state.salt, state.cursor)
+
+
+def _draws(pieces: Pieces, state: TrainState, batch: Batch, rows: Rows) -> Draws:
   path = gaussian.bind(pieces.diffusion, state.params.schedule)
   progress = state.step / pieces.num_steps
-  t, importance = pieces.times.draw(state.times, key('time'), rows, progress, path)
-  eps = streams.normal(streams.row_keys(key('noise'), rows.index), batch.x.shape[1:])
-  dropout, term = (streams.row_keys(key(name), rows.index) for name in ('dropout', 'term'))
-  return t, importance, eps, dropout, term
+  t, importance = pieces.times.draw(state.times, _key(state, 'time'), rows, progress, path)
+  eps = streams.normal(streams.row_keys(_key(state, 'noise'), rows.index), batch.x.shape[1:])
+  dropout, term = (streams.row_keys(_key(state, name), rows.index) for name in ('dropout', 'term'))
+  return Draws(t, importance, eps, dropout, term)
 
 
-def _loss(pieces: Pieces, state: TrainState, batch: Batch, rows: Rows, t, draws) -> Callable:
-  """(params, (log_snr, slope) [B]) -> (mean loss, (terms, loss of each row))."""
-  importance, eps, dropout, term_keys = draws
+def _loss(
+  pieces: Pieces, state: TrainState, statistics, batch: Batch, draws: Draws, cross_mean: CrossMean
+) -> Callable:
+  """(params, (log_snr, slope) [B]) -> (mean loss, (terms, loss of each row, new statistics))."""
   conditioning = Conditioning(batch.label, batch.augment_label)
   parameterization = pieces.diffusion.parameterization
+  batch_key = jax.random.fold_in(_key(state, 'dropout'), streams.tag('batch'))
 
   def loss(params: Parameters, level: tuple[Array, Array]):
     log_snr, slope = level
     marginal = pieces.diffusion.process(log_snr)
-    variables = {'params': params.network, **state.statistics}
+    variables = {'params': params.network, **statistics}
 
-    def predict(z: Array, **mode) -> Prediction:
+    def predict(z: Array, **mode) -> tuple[Prediction, Variables]:
       inputs, noise = parameterization.encode(z, marginal)
-      output, _ = pieces.model.apply(variables, inputs, noise, conditioning, keys=dropout, **mode)
-      return parameterization.decode(output, z, marginal)
+      output, moved = pieces.model.apply(
+        variables, inputs, noise, conditioning, keys=draws.dropout, batch_key=batch_key,
+        cross_mean=cross_mean, update_statistics=True, **mode,
+      )  # fmt: skip
+      return parameterization.decode(output, z, marginal), moved
 
-    z = gaussian.diffuse(batch.x, eps, marginal)
+    z = gaussian.diffuse(batch.x, draws.eps, marginal)
+    prediction, moved = predict(z)
     context = Context(
-      params.network, batch, eps, z, t, log_snr, slope, marginal, predict(z),
-      functools.partial(predict, forward_mode=True), term_keys,
+      params.network, batch, draws.eps, z, draws.t, log_snr, slope, marginal, prediction,
+      lambda z: predict(z, forward_mode=True)[0], draws.term,
     )  # fmt: skip
     terms = {
       name: term.apply(params.terms[name], context) for name, (_, term) in pieces.terms.items()
     }
     rows_loss = sum(factor * terms[name] for name, (factor, _) in pieces.terms.items())
-    return jnp.mean(importance * rows_loss), (terms, rows_loss)
+    return jnp.mean(draws.importance * rows_loss), (terms, rows_loss, moved)
 
   return loss
 
 
-def _gradient(pieces: Pieces, state: TrainState, batch: Batch, rows: Rows):
-  """(mean loss, its gradient, terms, loss of each row, t).
+class Gradient(NamedTuple):
+  """The result of going forward and backward: `value` and `gradient` are means over rows, the next two are by row."""
+
+  value: Array
+  gradient: Parameters
+  terms: dict[str, Array]
+  rows_loss: Array
+  statistics: Variables
+
+
+def _gradient(
+  pieces: Pieces, state: TrainState, statistics, batch: Batch, draws: Draws, cross_mean: CrossMean
+) -> Gradient:
+  """The gradient of these rows.
 
   A learned schedule follows the gradient of the mean *squared* loss (Kingma et al., 2021, appendix I.2). Row i's loss
   depends on the schedule through its own log-SNR and slope alone, so it is enough to multiply the gradient that
   reaches them by 2 loss_i on its way to the parameters.
   """
-  t, *draws = _draws(pieces, state, batch, rows)
 
   def noise_level(schedule):
     path = gaussian.bind(pieces.diffusion, schedule)
-    return path.log_snr(t), path.slope(t)
+    return path.log_snr(draws.t), path.slope(draws.t)
 
   level, to_schedule = jax.vjp(noise_level, state.params.schedule)
   loss = jax.value_and_grad(
-    _loss(pieces, state, batch, rows, t, draws), argnums=(0, 1), has_aux=True
+    _loss(pieces, state, statistics, batch, draws, cross_mean), argnums=(0, 1), has_aux=True
   )
-  (value, (terms, rows_loss)), (gradient, at_level) = loss(state.params, level)
-  squared = jax.tree.map(lambda g: 2 * draws[0] * rows_loss * g, at_level)
+  (value, (terms, rows_loss, moved)), (gradient, at_level) = loss(state.params, level)
+  squared = jax.tree.map(lambda g: 2 * draws.importance * rows_loss * g, at_level)
   (schedule,) = to_schedule(squared)
-  return value, gradient._replace(schedule=schedule), terms, rows_loss, t
+  return Gradient(value, gradient._replace(schedule=schedule), terms, rows_loss, moved)
+
+
+def _accumulated(
+  pieces: Pieces, state: TrainState, batch: Batch, draws: Draws, cross_mean: CrossMean
+) -> tuple[Gradient, Array]:
+  """The gradient of all rows in `micro_batches` parts, one after another, and the mean square norm of the parts'.
+
+  The draws are made before, so the sum is that of one batch to rounding; only batch statistics are of a part.
+  """
+  count = pieces.micro_batches
+  parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), (batch, draws))
+
+  def one(total, part):
+    gradient, value, square, statistics = total
+    found = _gradient(pieces, state, statistics, *part, cross_mean)
+    if pieces.gradient_noise:
+      square += optax.tree.norm(cross_mean(found.gradient), squared=True) / count
+    gradient = jax.tree.map(lambda a, b: a + b / count, gradient, found.gradient)
+    total = gradient, value + found.value / count, square, found.statistics
+    return total, (found.terms, found.rows_loss)
+
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  start = zeros, jnp.zeros(()), jnp.zeros(()), state.statistics
+  (gradient, value, square, statistics), by_row = jax.lax.scan(one, start, parts)
+  terms, rows_loss = jax.tree.map(lambda x: x.reshape(-1), by_row)
+  return Gradient(value, gradient, terms, rows_loss, statistics), square
+
+
+def _noise(small: Array, large: Array, rows: int, parts: int) -> dict[str, Array]:
+  """Unbiased |G|^2 and tr(Sigma) from the square norms of gradients of rows / parts and of all rows.
+
+  Source: McCandlish et al. (2018), appendix A.1.
+  """
+  few = rows / parts
+  return {
+    'gradient_square': (rows * large - few * small) / (rows - few),
+    'gradient_variance': (small - large) / (1 / few - 1 / rows),
+  }
+
+
+def _batch(pieces: Pieces, state: TrainState, data: pipeline.Resident, rows: Rows) -> Batch:
+  """The rows of this step's batch, chosen and transformed."""
+  index = pipeline.indices(state.seed, state.salt, state.cursor, rows, data.x.shape[0])
+  progress = state.step / pieces.num_steps
+  if pieces.curriculum is not None:
+    keys = streams.row_keys(_key(state, 'curriculum'), rows.index)
+    index = pipeline.restrict(index, keys, pieces.curriculum.share(progress), data.order)
+  batch = pipeline.gather(data, index, pieces.units)
+  batch = pieces.augment(streams.row_keys(_key(state, 'augmentation'), rows.index), batch)
+  return batch if pieces.curriculum is None else pieces.curriculum.transform(batch, progress)
 
 
 def make_step(pieces: Pieces) -> Callable:
@@ -160,21 +249,26 @@ def make_step(pieces: Pieces) -> Callable:
   """
 
   def step(state: TrainState, data: pipeline.Resident, rows: Rows, cross_mean: CrossMean):
-    index = pipeline.indices(state.seed, state.salt, state.cursor, rows, data.x.shape[0])
-    batch = pipeline.gather(data, index, pieces.levels)
-    augmentation = streams.batch_key(state.seed, 'augmentation', state.salt, state.cursor)
-    batch = pieces.augment(streams.row_keys(augmentation, rows.index), batch)
-
-    value, gradient, terms, rows_loss, t = _gradient(pieces, state, batch, rows)
-    bucket = jax.nn.one_hot((t * BUCKETS).astype(jnp.int32), BUCKETS)
-    value, gradient, means = cross_mean((value, gradient, {
-      **{f'loss/{name}': jnp.mean(term) for name, term in terms.items()},
-      'bucket_sum': rows_loss @ bucket,
+    batch = _batch(pieces, state, data, rows)
+    draws = _draws(pieces, state, batch, rows)
+    if pieces.micro_batches == 1:
+      found, parts_square = (
+        _gradient(pieces, state, state.statistics, batch, draws, cross_mean),
+        None,
+      )
+    else:
+      found, parts_square = _accumulated(pieces, state, batch, draws, cross_mean)
+    bucket = jax.nn.one_hot((draws.t * BUCKETS).astype(jnp.int32), BUCKETS)
+    value, gradient, means = cross_mean((found.value, found.gradient, {
+      **{f'loss/{name}': jnp.mean(term) for name, term in found.terms.items()},
+      'bucket_sum': found.rows_loss @ bucket,
       'bucket_count': bucket.sum(0),
     }))  # fmt: skip
 
-    rate = pieces.optimizer.learning_rate(state.optimizer)
-    updates, optimizer = pieces.optimizer.update(gradient, state.optimizer, state.params)
+    rate = pieces.optimizer.learning_rate(state.optimizer) * state.learning_rate_scale
+    updates, optimizer = pieces.optimizer.update(
+      gradient, state.optimizer, state.params, learning_rate=rate
+    )
     params = optax.apply_updates(state.params, updates)
     norms = {'gradient_norm': optax.tree.norm(gradient), 'update_norm': optax.tree.norm(updates)}
     good = (
@@ -187,11 +281,15 @@ def make_step(pieces: Pieces) -> Callable:
     window = jax.tree.map(lambda total: jnp.where(fresh, 0, total), state.window)
     measured = {'steps': 1.0, 'loss': value, **norms, **means}
     measured |= pieces.optimizer.measure(optimizer)
+    if pieces.gradient_noise:
+      large = norms['gradient_norm'] ** 2
+      measured |= _noise(parts_square, large, rows.total, pieces.micro_batches)
     moved = state._replace(
       params=params,
+      statistics=found.statistics,
       optimizer=optimizer,
       averages={n: a.update(state.averages[n], params) for n, a in pieces.averages.items()},
-      times=pieces.times.update(state.times, t, rows_loss, cross_mean),
+      times=pieces.times.update(state.times, draws.t, found.rows_loss, cross_mean),
       window={name: window[name] + measured[name] for name in window},
     )
     kept = state._replace(window=window)
@@ -206,3 +304,33 @@ def make_step(pieces: Pieces) -> Callable:
     return state, summarize(state.window, rate, state)
 
   return step
+
+
+def make_statistics(pieces: Pieces, batches: int = 16) -> Callable:
+  """(parameters, state, data, rows, cross_mean) -> statistics of these parameters.
+
+  The plain mean over the first `batches` batches of the run, with its noise and augmentations and without dropout: a
+  function of the parameters and the seed alone.
+  """
+
+  def statistics(params: Parameters, state: TrainState, data, rows: Rows, cross_mean: CrossMean):
+    def one(statistics, i: Array):
+      now = state._replace(
+        params=params, step=jnp.full((), pieces.num_steps), cursor=i, salt=jnp.zeros((), jnp.int32)
+      )
+      batch = _batch(pieces, now, data, rows)
+      draws = _draws(pieces, now, batch, rows)
+      path = gaussian.bind(pieces.diffusion, params.schedule)
+      marginal = path.marginal(draws.t)
+      z = gaussian.diffuse(batch.x, draws.eps, marginal)
+      inputs, noise = pieces.diffusion.parameterization.encode(z, marginal)
+      _, statistics = pieces.model.apply(
+        {'params': params.network, **statistics}, inputs, noise,
+        Conditioning(batch.label, batch.augment_label), cross_mean=cross_mean,
+        update_statistics=True, statistics_decay=i / (i + 1),
+      )  # fmt: skip
+      return statistics, None
+
+    return jax.lax.scan(one, state.statistics, jnp.arange(batches))[0]
+
+  return statistics

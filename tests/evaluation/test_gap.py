@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from diffusion import devices, streams
+from diffusion.data import pipeline
 from diffusion.evaluation import gap
 from diffusion.process import gaussian, marginals, parameterizations, schedules
 from diffusion.training.state import Parameters
@@ -55,7 +56,9 @@ def losses(
   diffusion = gaussian.Diffusion(schedule(), marginals.variance_preserving, parameterization())
   label = np.zeros(len(x), np.int32) if label is None else label
   position = np.arange(len(x)) if position is None else position
-  return gap.bank_losses(diffusion, model, LEVELS, bank, chunk)(weights(seed), x, label, position)
+  return gap.bank_losses(diffusion, model, pipeline.Units(LEVELS), bank, chunk)(
+    weights(seed), x, label, position
+  )
 
 
 def test_zero_x0_is_the_signal():

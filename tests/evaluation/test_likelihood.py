@@ -12,10 +12,10 @@ from tests.training import tiny
 
 
 def judged(made, loaded, weights):
-  apply = assembly.make_apply(made, loaded.dataset.levels, weights)
+  apply = assembly.make_apply(made, loaded.units, weights)
   x, label = loaded.train
   return Judged(
-    x, label, loaded.train, loaded.test, loaded.dataset.class_names, loaded.dataset.levels, apply
+    x, label, loaded.train, loaded.test, loaded.dataset.class_names, loaded.units, apply
   )
 
 

@@ -1,5 +1,6 @@
 """The canonical convolution is the plain one: values, both gradients, and the form the gradients promise."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,7 +145,7 @@ def test_a_zero_layer_starts_at_zero_and_an_ordinary_one_at_unit_gain():
   x = jnp.asarray(np.random.default_rng(3).normal(size=(4, 16, 16, 32)), jnp.float32)
   zero, ordinary = (
     layer.init_with_output(jax.random.key(0), x)[0]
-    for layer in (convolution.conv(64, zero=True), convolution.conv(64))
+    for layer in (convolution.conv(64, kernel_init=nn.initializers.zeros), convolution.conv(64))
   )
   assert (np.asarray(zero) == 0).all()
   # LeCun: variance in = variance out; away from the border, where zeros are averaged in.

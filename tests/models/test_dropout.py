@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffusion import streams
+from diffusion.models import dropout
 from diffusion.models.dropout import Dropout
 
 SHAPE = (7, 5)
@@ -16,10 +17,14 @@ def row_keys(count, seed=0):
   return streams.row_keys(jax.random.key(seed), jnp.arange(count))
 
 
+def elements(rate):
+  return Dropout((dropout.elements(rate),))
+
+
 def drop(rate, x, keys):
   if keys is None:
-    return Dropout(rate).apply({}, x, None)
-  return jax.jit(lambda x, keys: Dropout(rate).apply({}, x, keys))(x, keys)
+    return elements(rate).apply({}, x, None)
+  return jax.jit(lambda x, keys: elements(rate).apply({}, x, keys))(x, keys)
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
@@ -50,7 +55,7 @@ def test_evaluation_and_rate_zero_are_the_identity_without_a_random_operation(ra
   np.testing.assert_array_equal(drop(rate, x, keys), x)
 
   def program(rate, keys):
-    return jax.make_jaxpr(lambda x, keys: Dropout(rate).apply({}, x, keys))(x, keys)
+    return jax.make_jaxpr(lambda x, keys: elements(rate).apply({}, x, keys))(x, keys)
 
   assert program(rate, keys).eqns == []
   assert 'random_bits' in str(program(0.5, row_keys(3)))
@@ -71,13 +76,13 @@ class TwoLayers(nn.Module):
 
   @nn.compact
   def __call__(self, x, keys):
-    return Dropout(0.5)(x, keys), Inner(name='inner')(x, keys)
+    return elements(0.5)(x, keys), Inner(name='inner')(x, keys)
 
 
 class Inner(nn.Module):
   @nn.compact
   def __call__(self, x, keys):
-    return Dropout(0.5)(x, keys)
+    return elements(0.5)(x, keys)
 
 
 def test_two_layers_drop_independently():

@@ -12,18 +12,16 @@ from diffusion.types import Conditioning
 class Recorder(nn.Module):
   """y = w z + c_noise + label, and ten more in forward mode; a thousand more with keys."""
 
-  forward_mode: bool
-
   @nn.compact
-  def __call__(self, z, noise, conditioning, keys):
+  def __call__(self, z, noise, conditioning, mode):
     w = self.param('w', nn.initializers.constant(2.0), ())
     self.variable('extra', 'count', lambda: jnp.full((), 7.0))
     y = w * z + noise[:, None] + conditioning.label[:, None]
-    return y + (10 if self.forward_mode else 0) + (1000 if keys is not None else 0)
+    return y + (10 if mode.forward_mode else 0) + (1000 if mode.keys is not None else 0)
 
 
 def test_a_model_passes_everything_on():
-  model = functional.from_linen(Recorder)
+  model = functional.from_linen(Recorder())
   z, noise = jnp.array([[1.0], [3.0]]), jnp.array([0.25, 0.5])
   told = Conditioning(jnp.array([100, 200]), jnp.zeros((2, 0)))
   variables = model.init(jax.random.key(0), z, noise, told)
@@ -44,8 +42,8 @@ def test_a_model_passes_everything_on():
 
 
 def test_a_model_says_how_many_classes_its_module_was_given():
-  assert functional.from_linen(Recorder).num_classes == 0
-  assert functional.from_linen(Recorder, 7).num_classes == 7
+  assert functional.from_linen(Recorder()).num_classes == 0
+  assert functional.from_linen(Recorder(), 7).num_classes == 7
   for made in (mlp.mlp, unet.unet):
     assert made().num_classes == 0
     assert made(num_classes=3).num_classes == 3

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from diffusion import streams
-from diffusion.models import unet
+from diffusion.models import activations, initializers, normalization, unet
 from diffusion.models.dropout import Dropout
+from diffusion.models.functional import Mode
 from diffusion.types import NULL, Conditioning
 
 ROWS = 3
@@ -69,7 +70,7 @@ def training():
 
     def watch(call, arguments, kwargs, context):
       y = call(*arguments, **kwargs)
-      if isinstance(context.module, Dropout) and context.method_name == '__call__':
+      if isinstance(context.module, Dropout) and context.module.place == 'units':
         seen['/'.join(context.module.path)] = y == 0
       return y
 
@@ -274,13 +275,19 @@ def test_without_dropout_the_program_has_no_random_operation():
   assert 'random_bits' in program(wet, row_keys())
 
 
+def style(rescale):
+  init = initializers.lecun()
+  zero = initializers.outputs(True, init)
+  return unet.Style(normalization.group(), activations.silu(), init, zero, rescale)
+
+
 @pytest.mark.parametrize('rescale', [False, True])
 def test_residual_block_starts_as_the_identity_over_root_two_if_rescaled(rescale):
-  block = unet.ResidualBlock(8, 0.0, rescale, False)
+  block = unet.ResidualBlock(8, (), 1.0, style(rescale))
   x = np.repeat(np.asarray(inputs()[0]), 4, axis=-1)
   embedding = jnp.ones((ROWS, 16))
-  variables = compiled(lambda: block.init(jax.random.key(0), x, embedding, None))()
-  apply = compiled(lambda variables, embedding: block.apply(variables, x, embedding, None))
+  variables = compiled(lambda: block.init(jax.random.key(0), x, embedding, Mode()))()
+  apply = compiled(lambda variables, embedding: block.apply(variables, x, embedding, Mode()))
   out = apply(variables, embedding)
   np.testing.assert_allclose(out, np.asarray(x) / (2**0.5 if rescale else 1), rtol=1e-6)
   moved = perturbed(variables)
@@ -293,9 +300,9 @@ def test_attention_is_softmax_attention_over_pixels(rescale, x64):
   """Against NumPy: normalize by groups, project, softmax(q k^T / sqrt c) v, project, add."""
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 3, 4, 12))
-  attention = unet.Attention(rescale)
-  start = compiled(attention.init)(jax.random.key(0), x)
-  apply = compiled(attention.apply)
+  attention = unet.Attention(style(rescale))
+  start = compiled(lambda: attention.init(jax.random.key(0), x, Mode()))()
+  apply = compiled(lambda variables, x: attention.apply(variables, x, Mode()))
   same = np.asarray(apply(start, x))
   np.testing.assert_allclose(same, x / (2**0.5 if rescale else 1), rtol=1e-6)  # zero at the start
   variables = perturbed(jax.tree.map(lambda p: p.astype(jnp.float64), start), 0.5)
@@ -318,14 +325,14 @@ def test_attention_is_softmax_attention_over_pixels(rescale, x64):
 
 def test_group_sizes():
   for channels in range(1, 600):
-    g = unet.groups(channels)
+    g = normalization.groups(channels)
     assert channels % g == 0
     assert g <= 32
     assert g == 1 or channels // g >= 4
     better = [n for n in range(g + 1, 33) if channels % n == 0 and channels // n >= 4]
     assert better == [], channels
   # DDPM's 32 groups wherever its network has 128 channels or more.
-  assert [unet.groups(c) for c in (128, 256, 384, 512)] == [32] * 4
+  assert [normalization.groups(c) for c in (128, 256, 384, 512)] == [32] * 4
 
 
 @pytest.mark.parametrize(

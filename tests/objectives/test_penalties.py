@@ -72,7 +72,9 @@ def test_jacobian_of_exact_denoisers_in_closed_form(log_snr, x64):
 def one_step(terms):
   made = tiny.experiment(terms={'denoise': (1.0, losses.denoising(weights.uniform('v'))), **terms})
   _, state, data = tiny.start(made)
-  step = jax.jit(steps.make_step(tiny.assembly.pieces(made, None)), static_argnums=3)
+  step = jax.jit(
+    steps.make_step(tiny.assembly.pieces(made, tiny.pipeline.Units())), static_argnums=3
+  )
   state, metrics = step(state, data, Rows(jnp.arange(32), 32), lambda tree: tree)
   return state, {name: np.asarray(value) for name, value in metrics.items()}
 

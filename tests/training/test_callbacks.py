@@ -6,7 +6,14 @@ import math
 import pytest
 
 from diffusion.training import callbacks
-from diffusion.training.callbacks import Continue, DrawSamples, Event, Save, Stop
+from diffusion.training.callbacks import (
+  Continue,
+  DrawSamples,
+  Event,
+  Save,
+  SetLearningRateScale,
+  Stop,
+)
 
 
 def play(callback, values, metric='validation/eps', period=10, state=None):
@@ -29,8 +36,7 @@ def test_early_stopping_counts_patience_in_steps_from_the_best():
   assert [isinstance(a, Stop) for a in actions] == [False] * 5 + [
     True
   ]  # step 60: 30 after the best at 30
-  assert state['best'] == 3
-  assert state['best_step'] == 30
+  assert state['best'] == {'validation/eps': [3, 30]}
   assert '3 at step 30' in actions[-1].reason
 
 
@@ -51,7 +57,35 @@ def test_early_stopping_needs_more_than_min_delta():
 def test_early_stopping_recovers_from_a_nan_first_metric():
   actions, state = play(callbacks.early_stopping(patience=30), [math.nan, 2, 1, math.nan, 0.5])
   assert all(isinstance(a, Continue) for a in actions)
-  assert state['best'] == 0.5
+  assert state['best'] == {'validation/eps': [0.5, 50]}
+
+
+def test_early_stopping_with_a_share_waits_longer_in_a_longer_run():
+  values = [5, 4] + [4.5] * 30
+  short, _ = play(callbacks.early_stopping(patience=20), values)
+  assert len(short) == 4  # best at 20, stopped at 40
+  shared, _ = play(callbacks.early_stopping(patience=20, share=0.5), values)
+  assert len(shared) == 4  # 20 of 40 steps
+  longer, _ = play(callbacks.early_stopping(patience=20, share=0.75), values)
+  assert len(longer) == 8  # 60 of 80 steps
+
+
+def test_early_stopping_of_several_metrics_waits_for_the_last_to_stop_falling():
+  stop = callbacks.early_stopping(['a', 'b'], patience=20)
+  state = stop.init()
+  for step, (a, b) in enumerate([(5, 5), (4, 6), (4, 4), (4, 4), (4, 4)], 1):
+    state, action = stop.update(state, Event(10 * step, {'a': a, 'b': b}))
+    assert isinstance(action, Stop) == (step == 5)
+  assert 'a has not fallen below 4 at step 20, b has not fallen below 4 at step 30' in action.reason
+
+
+def test_a_plateau_reduces_the_rate_by_factors_down_to_its_floor():
+  plateau = callbacks.reduce_on_plateau(factor=0.5, patience=20, min_scale=0.2)
+  actions, state = play(plateau, [3, 2] + [2] * 10)
+  scales = [a.scale if isinstance(a, SetLearningRateScale) else None for a in actions]
+  assert scales == [None] * 3 + [0.5, None, 0.25, None, 0.2] + [None] * 4
+  assert state['scale'] == 0.2
+  assert not any(isinstance(a, SetLearningRateScale) for a in play(plateau, range(50, 0, -1))[0])
 
 
 def test_a_restart_in_the_middle_changes_nothing():
@@ -72,7 +106,7 @@ def test_extending_gives_a_stopped_run_its_patience_again():
   state = stop.extend(state, 30)
   state, action = stop.update(state, Event(40, {'validation/eps': 4}))
   assert isinstance(action, Continue)
-  assert state['best'] == 3
+  assert state['best'] == {'validation/eps': [3, 10]}
   _, action = stop.update(state, Event(50, {'validation/eps': 4}))
   assert isinstance(action, Stop)
 

@@ -34,7 +34,7 @@ def test_best_survives_a_non_finite_metric_and_latest_survives_best_keeping(tmp_
   keeper = save_all(tmp_path / 'c', [3.0, 1.0, 2.0, bad, bad, bad])
   assert [step for step, _ in keeper.steps()] == [2, 5, 6]
   best, latest = keeper.restore(TARGET, 'best'), keeper.restore(TARGET, 'latest')
-  assert (best.step, latest.step) == (2, 6)
+  assert (best.number, latest.number) == (2, 6)
   np.testing.assert_array_equal(best.state['w'], tree(2)['w'])
   np.testing.assert_array_equal(latest.state['w'], tree(6)['w'])
   assert best.record['callbacks']['early_stopping']['best'] == math.inf
@@ -76,7 +76,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, c
   keeper = save_all(tmp_path / 'c', [1.0, 2.0, 3.0])
   damage(tmp_path / 'c' / '3', how)
   restored = keeper.restore(TARGET, 'latest')
-  assert restored.step == 2
+  assert restored.number == 2
   assert restored.damaged == (3,)
   np.testing.assert_array_equal(restored.state['w'], tree(2)['w'])
   assert 'checkpoint 3 is damaged and set aside' in capsys.readouterr().out

@@ -67,7 +67,7 @@ def test_wrappers_act_in_turn_around_the_guided_denoiser():
 
   made = plan(wrappers=(one_more, doubled))
   path = gaussian.bind(made.diffusion, ())
-  walk = experiments.plan_walk(made, path, lambda z, t, key=None: z, None)
+  walk = experiments.plan_walk(made, path, lambda z, t, key=None: z, None, None)
   assert walk.denoise(3.0, None) == 7.0  # the last wrapper is the outermost: doubled, then plus one
 
 

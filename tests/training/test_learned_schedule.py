@@ -11,6 +11,7 @@ from diffusion.process import analytic, gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
 from diffusion.sampling import likelihood
 from diffusion.training import step as steps
+from diffusion.models.functional import identity
 from diffusion.types import Rows
 from tests.training import tiny
 
@@ -28,13 +29,13 @@ def test_schedule_follows_the_gradient_of_the_mean_squared_loss(x64):
   """Against finite differences of mean L^2 over the batch, with the step's draws; the network's is that of mean L."""
   made = experiment(dropout=0.0)
   loaded, state, data = tiny.start(made)
-  pieces = tiny.assembly.pieces(made, None)
+  pieces = tiny.assembly.pieces(made, steps.pipeline.Units())
   rows = Rows(jnp.arange(32), 32)
   index = steps.pipeline.indices(state.seed, state.salt, state.cursor, rows, data.x.shape[0])
-  batch = steps.pipeline.gather(data, index, None)
-  value, gradient, _, per_row, t = steps._gradient(pieces, state, batch, rows)
-  _, *draws = steps._draws(pieces, state, batch, rows)
-  loss = steps._loss(pieces, state, batch, rows, t, draws)
+  batch = steps.pipeline.gather(data, index, steps.pipeline.Units())
+  draws, t = steps._draws(pieces, state, batch, rows), steps._draws(pieces, state, batch, rows).t
+  value, gradient, _, per_row, _ = steps._gradient(pieces, state, {}, batch, draws, identity)
+  loss = steps._loss(pieces, state, {}, batch, draws, identity)
 
   def rows_loss(params):
     path = gaussian.bind(LEARNED, params.schedule)
@@ -96,7 +97,9 @@ def test_training_the_schedule_lowers_the_variance_of_the_bound():
   loaded, state, data = tiny.start(made)
   bad = state.params.schedule | {'height': state.params.schedule['height'].at[1].set(8.0)}
   state = state._replace(params=state.params._replace(schedule=bad))
-  step = jax.jit(steps.make_step(tiny.assembly.pieces(made, None)), static_argnums=3)
+  step = jax.jit(
+    steps.make_step(tiny.assembly.pieces(made, steps.pipeline.Units())), static_argnums=3
+  )
   rows = Rows(jnp.arange(32), 32)
   same = lambda tree: tree  # noqa: E731
   before = exact_bound(state.params.schedule)

@@ -5,7 +5,16 @@ import pytest
 
 from diffusion import devices
 from diffusion.training import callbacks, loop
-from diffusion.training.callbacks import Callback, Continue, Save, Stop
+from diffusion.training.callbacks import (
+  Callback,
+  Continue,
+  Remember,
+  Rollback,
+  Save,
+  SetLearningRateScale,
+  Snapshot,
+  Stop,
+)
 from diffusion.training.loop import Cadence, Tools
 
 
@@ -34,10 +43,13 @@ class Scene:
 
   def __init__(self, k=1, interrupt_at=None, losses=None):
     self.rows, self.saves, self.drawn, self.validated = [], [], [], []
+    self.scales, self.snapshots, self.ring = [], [], []
     self.k, self.interrupt_at, self.losses, self.steps = k, interrupt_at, losses, 0
     self.tools = Tools(
       self.dispatch, self.validate, self.save, lambda step, state: self.drawn.append((step, state)),
       lambda row, timing: self.rows.append(row), lambda: 'SIGTERM' if self.steps == interrupt_at else None,
+      lambda state: state, lambda state, scale: self.scales.append(scale) or state,
+      lambda step, state: self.snapshots.append((step, state)), self.remember, self.recall,
     )  # fmt: skip
 
   def dispatch(self, state):
@@ -53,13 +65,21 @@ class Scene:
     self.validated.append(state)
     return {'validation/eps': 10.0 - state if state < 60 else state}
 
-  def save(self, step, state, states, metric, reason):
-    assert step == state
-    self.saves.append((step, metric, reason, {k: dict(v) for k, v in states.items()}))
+  def save(self, place, state, states, metric, reason):
+    assert place.step == state
+    self.saves.append((place.step, metric, reason, {k: dict(v) for k, v in states.items()}))
+
+  def remember(self, place, state, states):
+    self.ring.append((place, {k: dict(v) for k, v in states.items()}))
+
+  def recall(self, place, steps, state):
+    known = [one for one in self.ring if one[0].cursor <= place.cursor - steps]
+    return known and loop.Remembered(known[-1][0].step, known[-1][0].step, known[-1][1]) or None
 
   def train(self, cadence, calls=(), start=0, states=None):
     states = states or {c.name: c.init() for c in calls}
-    return loop.train(start, start, cadence, calls, states, self.tools)
+    place = loop.Place(start, start)
+    return loop.train(start, place, cadence, calls, states, self.tools)
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +98,8 @@ def test_one_host_conversion_of_each_metric_per_logged_dispatch():
     Counted.conversions == 10 * 3
   )  # three metrics, ten logged dispatches, none in the ninety others
   assert scene.rows[-1] == {
-    'step': 100, 'loss': 1.0, 'skipped_in_a_row': 0, 'loss_bucket/0': 1.0, 'loss_bucket/1': 2.0, 'validation/eps': 100
+    'step': 100, 'cursor': 100, 'loss': 1.0, 'skipped_in_a_row': 0, 'loss_bucket/0': 1.0,
+    'loss_bucket/1': 2.0, 'validation/eps': 100
   }  # fmt: skip
 
 
@@ -112,12 +133,12 @@ def test_early_stop_saves_once_with_every_callback_state_and_the_reason():
   scene = Scene()
   outcome = scene.train(Cadence(200, 10, 10, 1), calls)
   assert outcome.finished
-  assert outcome.step == 70  # the best is at 50, the rise from 60 on
+  assert outcome.place.step == 70  # the best is at 50, the rise from 60 on
   assert outcome.reason.startswith('early stopping')
   assert [save[0] for save in scene.saves] == list(range(10, 80, 10))
   step, metric, reason, states = scene.saves[-1]
   assert (step, metric, reason) == (70, 70, outcome.reason)
-  assert states['early_stopping'] == {'best': -40.0, 'best_step': 50, 'since': 50}
+  assert states['early_stopping'] == {'best': {'validation/eps': [-40.0, 50]}, 'since': 50}
   assert states['checkpoint']['last_save'] == 70
   assert scene.saves[4][2] is None
 
@@ -134,7 +155,7 @@ def test_a_signal_saves_at_that_step_and_is_not_a_finish():
   scene = Scene(interrupt_at=13)
   outcome = scene.train(Cadence(100, 10, 50, 1), [callbacks.divergence_guard(10)])
   assert not outcome.finished
-  assert (outcome.step, outcome.reason) == (13, 'SIGTERM')
+  assert (outcome.place.step, outcome.reason) == (13, 'SIGTERM')
   assert [(s[0], s[2]) for s in scene.saves] == [(13, None)]
   assert [row['step'] for row in scene.rows] == [10]
 
@@ -142,7 +163,7 @@ def test_a_signal_saves_at_that_step_and_is_not_a_finish():
 def test_stopping_by_divergence():
   scene = Scene(losses=[1.0] * 20 + [50.0] * 80)
   outcome = scene.train(Cadence(100, 10, 50, 1), [callbacks.divergence_guard(10)])
-  assert outcome.step == 30
+  assert outcome.place.step == 30
   assert outcome.reason.startswith('diverged')
   assert scene.saves[-1][0] == 30
 
@@ -165,6 +186,46 @@ def test_the_first_stop_wins_and_later_callbacks_still_update():
   outcome = Scene().train(Cadence(50, 10, 10, 1), [stopping('a'), stopping('b')])
   assert outcome.reason == 'a'
   assert outcome.callback_states == {'a': {'seen': 10}, 'b': {'seen': 10}}
+
+
+def test_a_rollback_turns_back_the_step_and_all_callbacks_but_the_guard():
+  def act(state, event):
+    state = {'seen': state['seen'] + 1}
+    if event.step == 30 and state['seen'] == 3:
+      return state, Rollback(10, 'spike')
+    return state, Remember() if event.step == 20 else Continue()
+
+  def count(state, event):
+    return {'n': state['n'] + 1}, Continue()
+
+  guard = Callback('guard', 10, lambda: {'seen': 0}, act, survives_rollback=True)
+  other = Callback('other', 10, lambda: {'n': 0}, count)
+  scene = Scene()
+  outcome = scene.train(Cadence(50, 10, 50, 1), [other, guard])
+  assert [(row['step'], row['cursor']) for row in scene.rows] == [
+    (10, 10), (20, 20), (30, 30), (30, 40), (40, 50), (50, 60),
+  ]  # fmt: skip
+  assert outcome.place == loop.Place(50, 60)
+  assert outcome.callback_states == {'guard': {'seen': 6}, 'other': {'n': 5}}
+  # The state gone back to is saved at once, with the guard's count.
+  assert scene.saves[0] == (20, np.inf, None, {'guard': {'seen': 3}, 'other': {'n': 2}})
+
+
+def test_a_rollback_without_a_state_to_go_back_to_ends_the_run():
+  guard = Callback('guard', 10, dict, lambda s, e: (s, Rollback(10, 'diverged')))
+  outcome = Scene().train(Cadence(50, 10, 50, 1), [guard])
+  assert outcome.place.step == 10
+  assert outcome.reason == 'diverged, and there is no state to go back to'
+
+
+def test_scales_and_snapshots_reach_the_tools():
+  def act(state, event):
+    return state, SetLearningRateScale(0.5) if event.step == 20 else Snapshot()
+
+  scene = Scene()
+  scene.train(Cadence(30, 10, 30, 1), [Callback('c', 10, dict, act)])
+  assert scene.scales == [0.5]
+  assert scene.snapshots == [(10, 10), (30, 30)]
 
 
 @pytest.mark.parametrize(

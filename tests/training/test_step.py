@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion import devices
-from diffusion.data import augment
+from diffusion.data import augment, pipeline
 from diffusion.optimizers import averaging
 from diffusion.training import assembly
 from diffusion.training import step as steps
@@ -16,9 +16,12 @@ from tests.training import tiny
 COUNTERS = {'.step', '.cursor', '.skipped', '.skipped_in_a_row'}
 
 
-def one_device(experiment, levels=None):
+FLOATS = pipeline.Units()
+
+
+def one_device(experiment, units=FLOATS):
   """The step on one device, outside of pmap."""
-  step = steps.make_step(assembly.pieces(experiment, levels))
+  step = steps.make_step(assembly.pieces(experiment, units))
   rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
   return jax.jit(lambda state, data: step(state, data, rows, lambda tree: tree))
 
@@ -214,7 +217,7 @@ def test_nothing_is_compiled_after_the_first_dispatch():
 
 def lowered(experiment):
   _, state, data = tiny.start(experiment)
-  step = steps.make_step(assembly.pieces(experiment, None))
+  step = steps.make_step(assembly.pieces(experiment, pipeline.Units()))
   program = devices.parallelize(step, experiment.batch_size)
   return program.lower(devices.replicate(state), devices.replicate(data)).as_text()
 
@@ -247,7 +250,7 @@ def test_conditioned_augmentation_reaches_the_network():
   loaded, state, data = tiny.start(made)
   kernel = jax.tree_util.tree_leaves_with_path(state.params.network)
   (name,) = [path for path, _ in kernel if "['augment']" in jax.tree_util.keystr(path)]
-  step = jax.jit(steps.make_step(assembly.pieces(made, loaded.dataset.levels)), static_argnums=3)
+  step = jax.jit(steps.make_step(assembly.pieces(made, loaded.units)), static_argnums=3)
   moved = state
   for _ in range(
     3

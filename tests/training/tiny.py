@@ -66,8 +66,8 @@ def images(**changes) -> experiments.Experiment:
 def start(experiment: experiments.Experiment):
   """(loaded data, first state on one device, resident training split)."""
   loaded = assembly.load_data(experiment)
-  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.dataset.levels)
-  return loaded, state, pipeline.Resident(*map(jnp.asarray, loaded.train))
+  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
+  return loaded, state, pipeline.Resident(*map(jnp.asarray, loaded.train), loaded.order)
 
 
 def leaves(tree) -> dict[str, np.ndarray]:

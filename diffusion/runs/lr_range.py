@@ -1,0 +1,103 @@
+"""The learning-rate range test: one short training with a rate that rises until the loss does."""
+
+import json
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import checks, devices, workdir
+from diffusion.citations import technique
+from diffusion.optimizers import chains
+from diffusion.optimizers.schedules import LearningRate
+from diffusion.reporting import plots
+from diffusion.runs.session import Setting, open_session
+from diffusion.training import assembly
+
+_LOST = 4.0  # times the lowest loss so far, where the test ends
+
+
+@technique('learning-rate range test', 'update', 'smith2017cyclical')
+def rising(low: float, high: float, steps: int) -> LearningRate:
+  """low (high / low)^(n / (steps - 1)) at update n.
+
+  Args:
+    low, high: 0 < low < high.
+    steps: >= 2.
+
+  Raises:
+    ValueError: an argument out of its range.
+
+  Source: Smith (2017), section 3.3, with a geometric rise for a linear one.
+  """
+  checks.positive('lr_low', low)
+  checks.in_range('lr_high', high, low, math.inf, ends='()')
+  checks.integer('num_steps', steps, 2)
+  return lambda count: low * (high / low) ** (jnp.asarray(count) / (steps - 1))
+
+
+def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[np.ndarray, float, float]:
+  """(smoothed losses, the rate of their steepest fall, the rate of their minimum).
+
+  Smoothing is a centered mean over a tenth of the rows; the fall is a slope against log rate.
+
+  Raises:
+    ValueError: fewer than 10 rows.
+  """
+  if len(rates) < 10:
+    raise ValueError(
+      f'a range test needs at least 10 logged rows, got {len(rates)}: log more often'
+    )
+  size = max(3, len(rates) // 10) | 1
+  padded = np.pad(np.asarray(losses, np.float64), size // 2, mode='edge')
+  smooth = np.convolve(padded, np.full(size, 1 / size), 'valid')
+  lowest = int(np.argmin(smooth))
+  slope = np.gradient(smooth, np.log(rates))
+  steepest = int(np.argmin(slope[: lowest + 1])) if lowest else 0
+  return smooth, float(rates[steepest]), float(rates[lowest])
+
+
+def run(setting: Setting, low: float, high: float) -> int:
+  """Trains over `num_steps` with a rising rate and writes `lr_range.json` and `lr_range.png`; no checkpoint is touched.
+
+  It ends early where the loss is not finite or four times its lowest.
+  """
+  session, state = open_session(setting)
+  experiment = session.experiment
+  schedule = rising(low, high, experiment.num_steps)
+  optimizer = chains.at_rate(experiment.optimizer, schedule)
+  every = experiment.steps_per_dispatch
+  experiment = experiment._replace(optimizer=optimizer, log_every=every)
+  programs = assembly.programs(experiment, session.loaded)
+  state, rows, lowest, previous = devices.replicate(state), [], math.inf, None
+  for step in range(every, experiment.num_steps + 1, every):
+    state, metrics = programs.dispatch(state)
+    if previous is not None:
+      rate, loss = (float(x) for x in devices.to_host(previous))
+      rows.append((rate, loss))
+      lowest = min(lowest, loss) if math.isfinite(loss) else lowest
+      if not math.isfinite(loss) or loss > _LOST * lowest:
+        break
+    previous = (metrics['learning_rate'], metrics['loss'])
+    del step
+  finite = [row for row in rows if math.isfinite(row[1])]
+  rates, losses = (list(column) for column in zip(*finite, strict=True))
+  smooth, steepest, best = suggest(rates, losses)
+  folder = setting.workdir
+  folder.mkdir(parents=True, exist_ok=True)
+  result = {
+    'time': workdir.now(), 'rates': rates, 'losses': losses, 'steepest': steepest, 'lowest': best,
+    'ended_early': len(rows) < experiment.num_steps // every - 1,
+  }  # fmt: skip
+  (folder / 'lr_range.json').write_text(json.dumps(result, indent=2) + '\n')
+  path = plots.rate_range(
+    rates,
+    losses,
+    smooth,
+    folder / 'lr_range.png',
+    marks={'steepest fall': steepest, 'lowest': best},
+  )
+  print(f'the loss falls fastest at a learning rate of {steepest:.2g} and is lowest at {best:.2g}')
+  print(path)
+  return 0

@@ -1,0 +1,109 @@
+"""What the loop acts through in a real run: devices, checkpoints, pictures, files."""
+
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from diffusion import devices
+from diffusion.reporting import records
+from diffusion.runs.session import Session, picture, stored_samples
+from diffusion.training import assembly, loop
+from diffusion.training.checkpoint import Checkpoints, open_checkpoints
+
+_RING = 3  # states to go back to
+
+
+def open_ring(folder: pathlib.Path, cursor: int) -> Checkpoints:
+  """The states to go back to. Those beyond `cursor`, of a start that was killed, are forgotten."""
+  if folder.exists():
+    for path in folder.iterdir():
+      if path.name.isdigit() and int(path.name) > cursor:
+        shutil.rmtree(path)
+  return open_checkpoints(folder, latest=_RING, best=0)
+
+
+def make_tools(
+  session: Session,
+  keeper: Checkpoints,
+  ring: Checkpoints,
+  sinks: records.Sink,
+  target: Any,
+  interrupted: Callable[[], str | None],
+) -> loop.Tools:
+  """The tools of a run; `target` is a host state of the right shapes."""
+  experiment, programs = session.experiment, session.programs
+
+  def write(row, timing) -> None:
+    images = {'images_per_second': timing['steps_per_second'] * experiment.batch_size}
+    sinks.write(row, timing | images)
+
+  def save(place, state, callback_states, metric, reason) -> None:
+    record = {'step': place.step, 'callbacks': callback_states, 'reason': reason}
+    keeper.save(place.cursor, devices.to_host(state), record, metric)
+
+  def remember(place, state, callback_states) -> None:
+    record = {'step': place.step, 'callbacks': callback_states}
+    ring.save(place.cursor, devices.to_host(state), record, 0.0)
+
+  def recall(place, steps, state) -> loop.Remembered | None:
+    found = ring.restore(target, 'latest', place.cursor - steps)
+    if found is None:
+      return None
+    print(f'step {place.step}: going back to step {found.record["step"]}', flush=True)
+    return loop.Remembered(
+      found.record['step'], resumed(found.state, state), found.record['callbacks']
+    )
+
+  def draw(step, state) -> None:
+    path = session.folder / 'samples' / f'step_{step:08d}.png'
+    weights = assembly.weights(experiment, state)
+    data = session.loaded.dataset
+    labels = assembly.picture_labels(experiment, data.levels, data.num_classes)
+    samples = stored_samples(programs.sample, weights, labels, session.loaded.units)
+    picture(data, session.loaded.validation[0], samples, path, f'step {step}')
+
+  def snapshot(step, state) -> None:
+    averages = devices.to_host(
+      {n: a.read(state.averages[n]) for n, a in experiment.averages.items()}
+    )
+    folder = session.folder / 'snapshots'
+    folder.mkdir(exist_ok=True)
+    ocp.save(folder.absolute() / f'step_{step:08d}', averages, overwrite=True)
+
+  return loop.Tools(
+    dispatch=programs.dispatch,
+    validate=lambda state: programs.validate(assembly.weights(experiment, state)),
+    save=save,
+    draw=draw,
+    write=write,
+    interrupted=interrupted,
+    settle=programs.settle,
+    rescale=rescaled,
+    snapshot=snapshot,
+    remember=remember,
+    recall=recall,
+  )
+
+
+def rescaled(state: Any, scale: float) -> Any:
+  """A replicated state with this learning-rate scale."""
+  kind = state.learning_rate_scale.dtype
+  return state._replace(learning_rate_scale=devices.replicate(np.asarray(scale, kind)))
+
+
+def resumed(remembered: Any, now: Any) -> Any:
+  """A remembered host state, to go on from at the replicated state `now`: replicated.
+
+  It has the old state's trajectory and the new one's data: the cursor stays, so that the batches since are not seen
+  again, the salt grows, so that those to come are others, and what was skipped stays counted.
+  """
+  here = devices.to_host((now.cursor, now.salt, now.skipped))
+  state = remembered._replace(
+    cursor=here[0], salt=here[1] + 1, skipped=here[2], skipped_in_a_row=np.zeros_like(here[2])
+  )
+  return devices.replicate(jax.tree.map(np.asarray, state))
