@@ -42,8 +42,8 @@ def checked(source: Source, missing: str = 'refuse', copies: str = 'report') -> 
       if test is not None:
         test, found['missing values, test'] = _without_missing(test, data.x, missing)
     train, test = _without_copies(train, test, copies == 'drop', found)
-    found['constant channels'] = _constant(train[0])
-    return validated(data._replace(x=train[0], label=train[1], test=test, found=found))
+    data = validated(data._replace(x=train[0], label=train[1], test=test))
+    return data._replace(found=found | {'constant channels': _constant(data.x)})
 
   return Source(source.name, load, load)
 

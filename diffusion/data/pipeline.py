@@ -196,7 +196,7 @@ def restrict(index: Array, keys: Key, share: Array, order: Array) -> Array:
     share: in (0, 1].
     order: the split's examples from the first to the last [n].
   """
-  allowed = jnp.ceil(share * order.shape[0]).astype(jnp.int32)
+  allowed = jnp.maximum(jnp.round(share * order.shape[0]).astype(jnp.int32), 1)
   drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, allowed))(keys)
   return jnp.where(share >= 1, index, order[drawn])
 

@@ -139,7 +139,8 @@ class Programs(NamedTuple):
 
   Attributes:
     dispatch: state -> (state, metrics); donates the state.
-    settle: state -> state with the judged weights' own batch statistics; the same state where there are none.
+    settle: state -> state with the judged weights' own batch statistics, donating it; or the same state, where there
+      are none.
     losses: (weights, x as stored [n, ...], label [n], position [n]) -> bank losses [n, L].
     validate: weights -> validation row.
     sample: ((parameters, statistics, sampler seed), label [n], number [n]) -> samples [n, ...] in network units.

@@ -61,7 +61,7 @@ class Tools(NamedTuple):
     draw: (step, state) -> None.
     write: (row, timing) -> None.
     interrupted: () -> the name of the signal that asks to leave, or None.
-    settle: state -> state, before it is validated, drawn from or saved.
+    settle: state -> state, before it is validated, drawn from or saved; donates the state.
     rescale: (state, scale) -> state with this learning-rate scale.
     snapshot: (step, state) -> None; keeps the averages of this step.
     remember: (place, state, callback states) -> None.
@@ -189,7 +189,8 @@ def train(
   finished = signal is None
   reason = reason or (f'all {cadence.num_steps} steps done' if finished else signal)
   if saved != place:
-    tools.save(place, tools.settle(state), states, math.inf, reason if finished else None)
+    state = tools.settle(state)
+    tools.save(place, state, states, math.inf, reason if finished else None)
   return Outcome(state, place, states, reason, finished)
 
 

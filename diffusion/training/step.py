@@ -197,7 +197,7 @@ def _accumulated(
   The draws are made before, so the sum is that of one batch to rounding; only batch statistics are of a part.
   """
   count = pieces.micro_batches
-  parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), (batch, draws))
+  parts = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), (batch, draws))
 
   def one(total, part):
     gradient, value, square, statistics = total

@@ -108,3 +108,123 @@ def test_a_traced_rate_is_the_same_number_and_may_vary_over_a_population():
 def test_a_rate_out_of_range_is_an_error_with_its_value(rate, keyed):
   with pytest.raises(ValueError, match=f'dropout .* got {rate}'):
     drop(rate, jnp.ones((2, 3)), row_keys(2) if keyed else None)
+
+
+IMAGE = (6, 8, 3)
+FAMILY = {
+  'elements': dropout.elements,
+  'at_input': dropout.at_input,
+  'spatial': dropout.spatial,
+  'stochastic_depth': dropout.stochastic_depth,
+  'drop_connect': dropout.drop_connect,
+}
+
+
+def thinned(one, x, rows, depth=1.0):
+  """`rows` independent results of one drop on the same x: [rows, ...]."""
+  keys = jax.random.split(jax.random.key(1), rows)
+  return np.asarray(jax.jit(jax.vmap(lambda key: one.act(key, x, depth)))(keys), np.float64)
+
+
+@pytest.mark.parametrize('name', FAMILY)
+@pytest.mark.parametrize('rate', [0.1, 0.5])
+def test_every_member_keeps_the_mean_and_drops_its_share(name, rate):
+  x = jnp.asarray(np.random.default_rng(0).uniform(0.5, 2.0, size=IMAGE), jnp.float32)
+  y = thinned(FAMILY[name](rate), x, 4000)
+  error = np.asarray(x) * np.sqrt(rate / (1 - rate) / 4000)
+  assert (np.abs(y.mean(0) - np.asarray(x)) < 5 * error).all()
+  np.testing.assert_allclose((y == 0).mean(), rate, atol=5 * np.sqrt(rate * (1 - rate) / 4000))
+
+
+def test_spatial_dropout_drops_whole_channels_and_stochastic_depth_whole_rows():
+  x = jnp.ones(IMAGE)
+  channels = (thinned(dropout.spatial(0.5), x, 300) == 0).reshape(300, -1, 3)
+  assert (channels.all(1) | ~channels.any(1)).all()
+  assert {tuple(row) for row in channels.all(1)} == {
+    (a, b, c) for a in (True, False) for b in (True, False) for c in (True, False)
+  }
+  rows = (thinned(dropout.stochastic_depth(0.5), x, 300) == 0).reshape(300, -1)
+  assert (rows.all(1) | ~rows.any(1)).all()
+  assert 0.3 < rows.all(1).mean() < 0.7
+
+
+def test_stochastic_depth_grows_with_depth():
+  x = jnp.ones((1,))
+  for depth in (0.25, 0.5, 1.0):
+    y = thinned(dropout.stochastic_depth(0.4), x, 20_000, depth)
+    np.testing.assert_allclose((y == 0).mean(), 0.4 * depth, atol=0.015)
+    np.testing.assert_allclose(y.max(), 1 / (1 - 0.4 * depth), rtol=1e-6)
+
+
+@pytest.mark.parametrize('size', [1, 3, 5])
+def test_drop_block_drops_squares_of_about_the_share_and_keeps_the_sum(size):
+  shape, rate = (16, 16, 2), 0.2
+  y = thinned(dropout.drop_block(rate, size), jnp.ones(shape), 2000)
+  # Squares overlap, so a little less than the rate goes: 1 - (1 - gamma)^(size^2) in the middle.
+  gamma = rate * 256 / (size**2 * (17 - size) ** 2)
+  middle = (y[:, 7:9, 7:9] == 0).mean()
+  np.testing.assert_allclose(middle, 1 - (1 - gamma) ** (size**2), atol=0.015)
+  np.testing.assert_allclose(y.sum((1, 2, 3)), np.prod(shape), rtol=1e-5)
+  # Every zero lies in a square of zeros of this side.
+  zero = y == 0
+  inside = np.zeros_like(zero)
+  for i in range(17 - size):
+    for j in range(17 - size):
+      block = zero[:, i : i + size, j : j + size].all((1, 2), keepdims=True)
+      inside[:, i : i + size, j : j + size] |= block
+  assert (inside == zero).all()
+
+
+def test_drop_block_wants_images_and_fits_small_ones():
+  assert thinned(dropout.drop_block(0.3, 7), jnp.ones((2, 2, 1)), 50).shape == (50, 2, 2, 1)
+  with pytest.raises(ValueError, match=r'DropBlock needs images .* \(5,\)'):
+    thinned(dropout.drop_block(0.3), jnp.ones(5), 2)
+
+
+def test_drop_connect_thins_kernels_alone_and_wants_one_key_for_all_rows():
+  params = {'a': {'kernel': jnp.ones((300, 20)), 'bias': jnp.ones(20)}, 'b': {'scale': jnp.ones(9)}}
+  drops = [dropout.drop_connect(0.3), dropout.spatial(0.9)]
+  found = dropout.drop_kernels(drops, params, jax.random.key(0))
+  np.testing.assert_array_equal(found['a']['bias'], 1)
+  np.testing.assert_array_equal(found['b']['scale'], 1)
+  kernel = np.asarray(found['a']['kernel'])
+  np.testing.assert_allclose((kernel == 0).mean(), 0.3, atol=0.03)
+  np.testing.assert_allclose(kernel.max(), 1 / 0.7, rtol=1e-6)
+  off = dropout.drop_kernels([dropout.drop_connect(0.0)], params, None)
+  assert off is params
+  with pytest.raises(ValueError, match='needs batch_key'):
+    dropout.drop_kernels(drops, params, None)
+
+
+@pytest.mark.parametrize('place', dropout.PLACES)
+def test_a_layer_applies_the_drops_of_its_place_and_off_leaves_no_code(place):
+  made = [
+    dropout.elements(0.5), dropout.stochastic_depth(0.5), dropout.at_input(0.5), dropout.drop_connect(0.5)
+  ]  # fmt: skip
+  keys, x = row_keys(50), jnp.ones((50, 40))
+  alone = [one for one in made if one.place == place]
+  layer = Dropout(tuple(made), place)
+  np.testing.assert_array_equal(
+    layer.apply({}, x, keys), Dropout(tuple(alone), place).apply({}, x, keys)
+  )
+  off = (
+    dropout.elements(0),
+    dropout.stochastic_depth(0.0),
+    dropout.at_input(0),
+    dropout.spatial(0),
+  )
+  program = jax.make_jaxpr(lambda x, keys: Dropout(off, place).apply({}, x, keys))(x, keys)
+  assert program.eqns == []
+
+
+def test_two_drops_of_one_place_draw_independently():
+  keys, x = row_keys(400), jnp.ones((400, 30))
+  pair = Dropout((dropout.elements(0.5), dropout.elements(0.5))).apply({}, x, keys)
+  np.testing.assert_allclose((np.asarray(pair) == 0).mean(), 0.75, atol=0.02)
+
+
+@pytest.mark.parametrize('name', [*FAMILY, 'drop_block'])
+def test_the_family_refuses_rates_out_of_range(name):
+  for rate in (1.0, -0.1):
+    with pytest.raises(ValueError, match=f'got {rate}'):
+      getattr(dropout, name)(rate)

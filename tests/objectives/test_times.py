@@ -183,3 +183,56 @@ def test_importance_is_uniform_until_every_bucket_was_seen():
 def test_bad_arguments_are_named_with_their_value(make, names):
   with pytest.raises(ValueError, match=names):
     make()
+
+
+@pytest.mark.parametrize('base', [times.uniform, times.stratified])
+def test_a_timestep_curriculum_opens_the_noisy_end_first_and_ends_as_its_base(base):
+  made = times.curriculum(base(), clusters=5, until=0.5)
+  rows, key = Rows(jnp.arange(4000), 4000), jax.random.key(0)
+  for progress, opened in ((0.0, 1), (0.13, 2), (0.3, 3), (0.49, 4)):
+    t = np.asarray(made.draw((), key, rows, jnp.asarray(progress), None)[0])
+    low = 1 - opened / 5
+    assert low <= t.min() < low + 0.01
+    assert 0.99 < t.max() < 1
+    np.testing.assert_allclose(t.mean(), (1 + low) / 2, atol=0.02)  # even over what is open
+  expected = base().draw((), key, rows, 0.5, None)
+  for progress in (0.5, 1.0):
+    for a, b in zip(made.draw((), key, rows, jnp.asarray(progress), None), expected, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_a_curriculum_paced_by_loss_opens_when_the_loss_no_longer_falls():
+  made = times.curriculum_by_loss(
+    times.uniform(), clusters=3, patience=5, min_delta=0.01, decay=0.5
+  )
+  state, opened = made.init(), []
+  losses = [2.0 * 0.8**i for i in range(20)] + [0.02] * 40
+  for loss in losses:
+    state = made.update(state, jnp.zeros(4), jnp.full(4, loss), lambda tree: tree)
+    opened.append(int(state['opened']))
+  assert opened[:20] == [1] * 20  # still falling
+  assert opened[-1] == 3
+  assert sorted(opened) == opened
+  first, second = opened.index(2), opened.index(3)
+  assert 20 <= first <= 40
+  assert second >= first + 5
+  rows, key = Rows(jnp.arange(1000), 1000), jax.random.key(0)
+  early = np.asarray(made.draw(made.init(), key, rows, 0.0, None)[0])
+  assert 2 / 3 <= early.min() < 0.68
+  last = made.draw(state, key, rows, 0.0, None)[0]
+  np.testing.assert_array_equal(last, times.uniform().draw((), key, rows, 0.0, None)[0])
+
+
+@pytest.mark.parametrize(
+  'make, names',
+  [
+    (lambda: times.curriculum(times.uniform(), 1), 'clusters .* got 1'),
+    (lambda: times.curriculum(times.uniform(), until=0.0), 'until .* got 0.0'),
+    (lambda: times.curriculum_by_loss(times.uniform(), patience=0), 'patience .* got 0'),
+    (lambda: times.curriculum_by_loss(times.uniform(), min_delta=1.0), 'min_delta .* got 1.0'),
+    (lambda: times.curriculum_by_loss(times.uniform(), decay=1.0), 'decay .* got 1.0'),
+  ],
+)
+def test_bad_curricula_are_refused(make, names):
+  with pytest.raises(ValueError, match=names):
+    make()

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion import streams
+from diffusion.models.functional import identity
 from diffusion.objectives import losses, times, weights
 from diffusion.optimizers import chains, schedules
 from diffusion.process import analytic, gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
 from diffusion.sampling import likelihood
 from diffusion.training import step as steps
-from diffusion.models.functional import identity
 from diffusion.types import Rows
 from tests.training import tiny
 

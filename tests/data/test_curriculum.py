@@ -1,0 +1,108 @@
+"""Curricula: what is held back, that nothing is at the end, and that easy comes first."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import streams
+from diffusion.data import curriculum, pipeline
+from diffusion.types import Batch
+from tests.training import tiny
+
+
+def test_the_pace_is_linear_and_ends_at_all():
+  pace = curriculum.linear(0.2, 0.5)
+  np.testing.assert_allclose(
+    [pace(p) for p in (0.0, 0.25, 0.5, 0.9)], [0.2, 0.6, 1.0, 1.0], rtol=1e-6
+  )
+
+
+def restricted(share, rows=4000, n=50):
+  rng = np.random.default_rng(0)
+  order = jnp.asarray(rng.permutation(n).astype(np.int32))
+  index = jnp.asarray(rng.integers(n, size=rows).astype(np.int32))
+  keys = streams.row_keys(jax.random.key(0), jnp.arange(rows))
+  found = pipeline.restrict(index, keys, jnp.asarray(share), order)
+  return np.asarray(found), np.asarray(index), np.asarray(order)
+
+
+def test_a_restricted_batch_holds_the_first_share_evenly_and_a_full_one_is_the_epochs():
+  found, index, order = restricted(0.3)
+  counts = np.bincount(found, minlength=50)
+  assert set(np.flatnonzero(counts)) == set(order[:15])
+  expected = 4000 / 15
+  assert ((counts[order[:15]] - expected) ** 2 / expected).sum() < 40  # chi-square, 14 degrees
+  found, index, _ = restricted(1.0)
+  np.testing.assert_array_equal(found, index)
+
+
+def test_by_class_ranks_by_the_given_order_and_refuses_another_one():
+  label = np.array([2, 0, 1, 1, 2])
+  made = curriculum.by_class([1, 2, 0])
+  np.testing.assert_array_equal(made.rank(np.zeros((5, 1)), label), [1, 2, 0, 0, 1])
+  for order in ([0, 1], [0, 1, 2, 2], [0, 1, 3]):
+    with pytest.raises(ValueError, match='order must name every class once'):
+      curriculum.by_class(order).rank(np.zeros((5, 1)), label)
+
+
+def test_distance_to_the_class_mean_in_closed_form():
+  x = np.array([[0.0, 0.0], [2.0, 0.0], [1.0, 3.0], [10.0, 10.0]])
+  found = curriculum.distance_to_class_mean(x, np.array([0, 0, 0, 1]))
+  np.testing.assert_allclose(found, [np.sqrt(2), np.sqrt(2), 2.0, 0.0])
+
+
+def batch():
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 2)))
+  return Batch(x, jnp.zeros(3, int), jnp.zeros((3, 0)), jnp.zeros(3, int))
+
+
+def test_by_resolution_averages_blocks_that_shrink_to_pixels():
+  made = curriculum.by_resolution(2, 0.5)
+  assert made.rank is None
+  for progress, size in ((0.0, 4), (0.2, 4), (0.26, 2), (0.49, 2), (0.5, 1), (1.0, 1)):
+    x = np.asarray(made.transform(batch(), jnp.asarray(progress)).x)
+    blocks = x.reshape(3, 8 // size, size, 8 // size, size, 2)
+    assert np.abs(blocks - blocks[:, :, :1, :, :1]).max() == 0  # constant within a block
+    whole = np.asarray(batch().x).reshape(blocks.shape).mean((2, 4))
+    np.testing.assert_allclose(blocks[:, :, 0, :, 0], whole, atol=1e-6)
+  assert np.abs(x - np.asarray(batch().x)).max() == 0
+
+
+def test_images_that_cannot_be_halved_are_refused():
+  with pytest.raises(ValueError, match=r'sides divisible by 16, got \(8, 8, 2\)'):
+    curriculum.by_resolution(4).transform(batch(), jnp.zeros(()))
+
+
+def indices_of(experiment, step):
+  """Which examples the batch at this step holds."""
+  from diffusion.training import assembly
+  from diffusion.training import step as steps
+  from diffusion.types import Rows
+
+  loaded, state, data = tiny.start(experiment)
+  pieces = assembly.pieces(experiment, loaded.units)
+  state = state._replace(step=jnp.int32(step), cursor=jnp.int32(step))
+  rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
+  return loaded, np.asarray(steps._batch(pieces, state, data, rows).index)
+
+
+def test_a_step_sees_easy_examples_first_and_the_plain_run_in_the_end():
+  plain = tiny.experiment()
+  made = plain._replace(curriculum=curriculum.by_class([1, 0], curriculum.linear(0.3, 0.5)))
+  loaded, early = indices_of(made, 0)
+  assert (loaded.train[1][early] == 1).all()
+  assert set(loaded.train[1][indices_of(made, 19)[1]]) == {0, 1}
+  np.testing.assert_array_equal(indices_of(made, 20)[1], indices_of(plain, 20)[1])
+
+
+@pytest.mark.parametrize(
+  'make, message',
+  [
+    (lambda: curriculum.linear(0.0), 'start .* got 0'), (lambda: curriculum.linear(0.5, 1.5), 'until .* got 1.5'),
+    (lambda: curriculum.by_resolution(0), 'halvings'), (lambda: curriculum.by_resolution(1, 0.0), 'until'),
+  ],
+)  # fmt: skip
+def test_bad_arguments_are_refused(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()

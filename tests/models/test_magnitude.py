@@ -1,0 +1,125 @@
+"""Magnitude preservation: unit variance in, unit variance out, whatever the length of the weights."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusion import streams
+from diffusion.models import magnitude
+from diffusion.models.functional import Mode
+from diffusion.optimizers import chains, directions, schedules
+from diffusion.types import Conditioning
+
+compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+SMALL = {'width': 16, 'multipliers': (1, 2), 'blocks': 1, 'attention': (4,), 'num_classes': 3}
+
+
+def normal(*shape, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize('side', [0, 1, 3])
+def test_a_kernel_keeps_unit_variance_at_any_length_of_its_weights(side):
+  layer = magnitude.Kernel(64, side)
+  x = normal(64, 16, 16, 32)
+  variables = compiled(lambda: layer.init(jax.random.key(0), x, Mode()))()
+  for scale in (1.0, 30.0):
+    y = layer.apply(jax.tree.map(lambda p, s=scale: s * p, variables), x, Mode())
+    np.testing.assert_allclose(np.asarray(y[:, 1:-1, 1:-1]).std(), 1.0, atol=0.05)
+
+
+def test_activation_sum_and_concatenation_keep_unit_variance():
+  a, b = normal(200_000), normal(200_000, seed=1)
+  np.testing.assert_allclose((np.asarray(magnitude.mp_silu(a)) ** 2).mean(), 1.0, atol=0.01)
+  for share in (0.0, 0.3, 0.5, 1.0):
+    np.testing.assert_allclose(np.asarray(magnitude.mp_sum(a, b, share)).std(), 1.0, atol=0.01)
+  both = np.asarray(magnitude.mp_concatenate(normal(5000, 8), normal(5000, 24, seed=1)))
+  np.testing.assert_allclose((both**2).mean(), 1.0, atol=0.02)
+  np.testing.assert_allclose((both[:, :8] ** 2).sum(), (both[:, 8:] ** 2).sum(), rtol=0.05)
+
+
+def test_blocks_keep_unit_variance_at_initialization():
+  # Attention averages values, and padding with zeros loses some at the border: looked at without either.
+  x, embedding = normal(16, 16, 16, 16), normal(16, 64)
+  for encoder in (True, False):
+    block = magnitude.Block(32, encoder, False, (), 1.0)
+    y = compiled(lambda b=block: b.init_with_output(jax.random.key(0), x, embedding, Mode())[0])()
+    np.testing.assert_allclose((np.asarray(y)[:, 2:-2, 2:-2] ** 2).mean(), 1.0, atol=0.05)
+
+
+@functools.cache
+def network():
+  model = magnitude.unet(**SMALL, dropout=0.2)
+  z, noise = normal(4, 8, 8, 2), normal(4)
+  told = Conditioning(jnp.zeros(4, int), jnp.zeros((4, 2)))
+  return model, z, noise, told, compiled(model.init)(jax.random.key(0), z, noise, told)
+
+
+def test_the_network_starts_at_zero_and_hears_everything_once_its_gains_are_up():
+  model, z, noise, told, variables = network()
+  apply = compiled(lambda v, z, noise, told: model.apply(v, z, noise, told)[0])
+  np.testing.assert_array_equal(apply(variables, z, noise, told), 0)
+  names = {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(variables)}
+  assert not any('bias' in name or 'scale' in name for name in names)
+  awake = jax.tree.map(lambda p: p + (p.ndim == 0), variables)
+  base = np.asarray(apply(awake, z, noise, told))
+  for changed in (
+    (z + 0.5, noise, told), (z, noise + 0.3, told), (z, noise, told._replace(label=jnp.full(4, -1))),
+    (z, noise, told._replace(augment=jnp.ones((4, 2)))),
+  ):  # fmt: skip
+    assert np.abs(np.asarray(apply(awake, *changed)) - base).max() > 1e-3
+  keys = streams.row_keys(jax.random.key(0), jnp.arange(4))
+  wet = compiled(lambda k: model.apply(awake, z, noise, told, keys=k)[0])(keys)
+  assert np.abs(np.asarray(wet) - base).max() > 1e-3
+
+
+def test_forward_mode_has_a_jvp_of_the_same_network():
+  model, z, noise, told, variables = network()
+  awake = jax.tree.map(lambda p: p + (p.ndim == 0), variables)
+
+  @compiled
+  def both(z):
+    forward = lambda z: model.apply(awake, z, noise, told, forward_mode=True)[0]  # noqa: E731
+    return model.apply(awake, z, noise, told)[0], *jax.jvp(forward, (z,), (jnp.ones_like(z),))
+
+  plain, same, slope = both(z)
+  np.testing.assert_allclose(plain, same, atol=1e-5)
+  assert np.abs(np.asarray(slope)).max() > 1e-3
+
+
+def test_with_fixed_norms_the_lengths_of_weights_stay_through_training():
+  _, _, _, _, variables = network()
+  params = variables['params']
+  optimizer = chains.chain(directions.adam(), schedules.constant(0.05), fix_norms=True)
+  state, first = optimizer.init(params), params
+  for i in range(10):
+    gradient = jax.tree.map(lambda p, i=i: normal(*p.shape, seed=i), params)
+    updates, state = compiled(optimizer.update)(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+  checked = 0
+  for (path, before), after in zip(
+    jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(params), strict=True
+  ):
+    if 'kernel' in jax.tree_util.keystr(path):
+      axes = tuple(range(before.ndim - 1))
+      old, new = (np.sqrt((np.asarray(w, np.float64) ** 2).sum(axes)) for w in (before, after))
+      np.testing.assert_allclose(new, old, rtol=1e-5)
+      assert np.abs(np.asarray(after) - np.asarray(before)).max() > 0.01
+      checked += 1
+  assert checked > 15
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    ({'width': 12}, 'width .* got 12'), ({'multipliers': ()}, 'multipliers'), ({'blocks': 0}, 'blocks'),
+    ({'dropout': 1.0}, 'dropout .* got 1.0'), ({'num_classes': -1}, 'num_classes'),
+  ],
+)  # fmt: skip
+def test_bad_arguments_are_refused(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    magnitude.unet(**arguments)
