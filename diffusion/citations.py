@@ -71,7 +71,8 @@ def technique(
       on a JAX tracer the technique counts as on. Always on by default.
 
   Returns:
-    The decorator. A call that raises is not noted.
+    The decorator. A call that raises is not noted. The decorated factory has the record as its
+    attribute `technique`.
 
   Raises:
     ValueError: for an empty name, an unknown place, a malformed key, or an `active` that asks for
@@ -99,6 +100,7 @@ def technique(
             used.append(record)
       return made
 
+    noted.technique = record
     return noted
 
   return decorate

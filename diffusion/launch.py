@@ -3,11 +3,12 @@
 An experiment file ends in `launch.run(build, Config(), SMOKE)`. Nothing below this file sees a configuration.
 """
 
+import ast
 import dataclasses
 import difflib
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -24,7 +25,7 @@ __all__ = ['Experiment', 'Sampling', 'load', 'load_ensemble', 'load_snapshots', 
 _MODES = ('train', 'sample', 'evaluate', 'lr_range')
 
 
-def _define_flags() -> None:
+def _define_flags(arms: Mapping[str, Any] | None) -> None:
   flags.DEFINE_string('workdir', None, 'Folder of the run; a second start on it resumes.')
   flags.DEFINE_enum(
     'mode',
@@ -44,6 +45,9 @@ def _define_flags() -> None:
   flags.DEFINE_float('lr_high', 1.0, 'Last learning rate of --mode=lr_range.')
   flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on CPU; 0 chooses.')
   flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error.')
+  if arms is not None:
+    flags.DEFINE_string('arm', None, 'Which of the arms to run; short for --config.arm.')
+    flags.DEFINE_boolean('list_arms', False, 'Print the arms and leave.')
 
 
 def _wants_smoke(argv: Sequence[str]) -> bool:
@@ -75,13 +79,30 @@ def _fail(message: str) -> None:
   raise SystemExit(2)
 
 
-def run(build: Callable[[Any], Experiment], config: Any, smoke: Any) -> None:
+def _arm_lines(path: str, arms: Mapping[str, Any]) -> Iterator[str]:
+  """Each arm's name and line, read from the experiment's source."""
+  for node in ast.parse(pathlib.Path(path).read_text()).body:
+    target = getattr(node, 'target', None) or next(iter(getattr(node, 'targets', [])), None)
+    if isinstance(target, ast.Name) and target.id == 'ARMS':
+      for key, value in zip(node.value.keys, node.value.values, strict=True):
+        yield f'{key.value:<28} {ast.unparse(value.body)}'
+      return
+  yield from arms
+
+
+def run(
+  build: Callable[[Any], Experiment],
+  config: Any,
+  smoke: Any,
+  arms: Mapping[str, Any] | None = None,
+) -> None:
   """Runs an experiment file as a program; leaves with status 0, 2 for bad input, 128 + n for signal n.
 
   Args:
     build: configuration -> Experiment; pure.
     config: the dataclass of numbers.
     smoke: another instance of it, for --smoke.
+    arms: named variants, one of which `config.arm` names; they give the program --arm and --list_arms.
   """
   argv = sys.argv
   small = _wants_smoke(argv)
@@ -90,7 +111,7 @@ def run(build: Callable[[Any], Experiment], config: Any, smoke: Any) -> None:
     _check_keys(argv[1:], base)
   except ValueError as error:
     _fail(str(error))
-  _define_flags()
+  _define_flags(arms)
   holder = config_flags.DEFINE_config_dataclass('config', base)
   for flag in flags.FLAGS.get_key_flags_for_module(__name__):
     flags.FLAGS.register_key_flag_for_module(
@@ -103,7 +124,12 @@ def run(build: Callable[[Any], Experiment], config: Any, smoke: Any) -> None:
         f'unexpected argument {arguments[1]!r}: every setting is a --flag or a --config.key=value'
       )
     overrides = config_flags.get_override_values(flags.FLAGS['config'])
+    if arms is not None and flags.FLAGS.list_arms:
+      print('\n'.join(_arm_lines(argv[0], arms)))
+      return
     try:
+      if arms is not None:
+        overrides = _choose_arm(holder.value, overrides, arms)
       status = _main(build, holder.value, base, overrides, small)
     except (ValueError, OSError) as error:
       if flags.FLAGS.debug:
@@ -118,6 +144,19 @@ def run(build: Callable[[Any], Experiment], config: Any, smoke: Any) -> None:
     raise SystemExit(status)
 
   app.run(main)
+
+
+def _choose_arm(config: Any, overrides: dict[str, Any], arms: Mapping[str, Any]) -> dict[str, Any]:
+  """Puts --arm into the configuration and the overrides; raises ValueError for an arm there is not."""
+  if flags.FLAGS.arm is not None:
+    config.arm = flags.FLAGS.arm
+    overrides = overrides | {'arm': flags.FLAGS.arm}
+  if config.arm not in arms:
+    near = difflib.get_close_matches(config.arm, arms, 1, 0.0)
+    raise ValueError(
+      f'unknown arm {config.arm!r}: the nearest is {near[0]!r}; --list_arms shows all'
+    )
+  return overrides
 
 
 def _one_line(error: Exception) -> str:

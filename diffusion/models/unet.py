@@ -164,12 +164,26 @@ def level_drops(rate: float | Sequence[float], levels: int) -> tuple[Drop, ...]:
 
 
 @technique('long skips', 'network', 'ronneberger2015unet', active=lambda on: on)
-def _skips(on: bool) -> bool:
+def long_skips(on: bool) -> bool:
+  """Each level's maps on the way down are concatenated to those on the way up.
+
+  Args:
+    on: the `skips` argument of `unet`, True by default.
+
+  Source: Ronneberger et al. (2015), figure 1.
+  """
   return on
 
 
 @technique('scaled residual sums', 'network', 'song2021score', active=lambda on: on)
-def _rescale(on: bool) -> bool:
+def rescaled_sums(on: bool) -> bool:
+  """(x + h) / sqrt(2) for every residual sum, which keeps the variance of independent summands.
+
+  Args:
+    on: the `rescale` argument of `unet`, False by default.
+
+  Source: Song et al. (2021), appendix H.
+  """
   return on
 
 
@@ -229,11 +243,11 @@ def unet(
   init = kernel_init or initializers.lecun()
   style = Style(
     norm or normalization.group(), activation or activations.silu(), init,
-    initializers.outputs(zero_outputs, init), _rescale(rescale),
+    initializers.outputs(zero_outputs, init), rescaled_sums(rescale),
   )  # fmt: skip
   module = UNet(
     width, tuple(multipliers), blocks, tuple(attention), level_drops(dropout, len(multipliers)),
-    tuple(drops), num_classes, _skips(skips), style,
+    tuple(drops), num_classes, long_skips(skips), style,
   )  # fmt: skip
   model = from_linen(module, num_classes, drops)
   factor = 2 ** (len(multipliers) - 1)

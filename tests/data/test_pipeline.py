@@ -280,3 +280,27 @@ def test_gather():
   assert batch.label.tolist() == [9, 3, 9]
   assert batch.index.tolist() == [5, 0, 5]
   assert batch.augment_label.shape == (3, 0)
+
+
+@pytest.mark.parametrize('levels', [17, 256, None])
+def test_standardized_data_has_mean_zero_and_deviation_one(levels):
+  rng = np.random.default_rng(0)
+  x = (
+    rng.integers(0, levels, (40, 4, 4, 2)).astype(np.uint8) if levels else rng.normal(3, 7, (40, 5))
+  )
+  units = pipeline.standardized()(x, levels)
+  found = np.asarray(pipeline.normalize(jnp.asarray(x), units), np.float64)
+  np.testing.assert_allclose([found.mean(), found.std()], [0, 1], atol=1e-5)
+  np.testing.assert_allclose(pipeline.sigma_data(x, units), 1.0, rtol=1e-6)
+  back = pipeline.denormalize(found, units)
+  if levels:
+    np.testing.assert_array_equal(back, x)
+    ends = pipeline.normalize(jnp.array([0, levels - 1], jnp.uint8), units)
+    np.testing.assert_allclose(ends, units.range, rtol=1e-5)
+  else:
+    np.testing.assert_allclose(back, x, rtol=1e-5)
+
+
+def test_data_that_does_not_vary_cannot_be_standardized():
+  with pytest.raises(ValueError, match='all values are 3'):
+    pipeline.standardized()(np.full((4, 2), 3.0), None)

@@ -255,3 +255,13 @@ def test_gradient_of_learned_is_that_of_finite_differences(x64):
 def test_bad_arguments_are_named_with_their_value(make, names):
   with pytest.raises(ValueError, match=names):
     make()
+
+
+@pytest.mark.parametrize('factor', [0.25, 1.0, 4.0])
+def test_shifted_moves_log_snr_by_twice_the_log_of_its_factor(factor):
+  """log_snr(t) of noise scaled by the resolution: sigma / alpha divided by the factor at every t."""
+  t = jnp.linspace(0, 1, 9)
+  plain, moved = schedules.cosine(), schedules.shifted(schedules.cosine(), factor)
+  np.testing.assert_allclose(
+    moved.log_snr((), t) - plain.log_snr((), t), 2 * np.log(factor), atol=1e-4
+  )

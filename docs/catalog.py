@@ -1,0 +1,123 @@
+"""Writes docs/CATALOG.md and docs/references.bib from the techniques' docstrings and tests: `python -m docs.catalog`.
+
+The functions say what they do, their ranges and their sources; `tests/cases/` say the line to write and the tests.
+"""
+
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
+
+import diffusion
+from diffusion import citations
+from diffusion.reporting import bibliography
+from tests import cases
+
+ROOT = pathlib.Path(__file__).parents[1]
+HEAD = """# Catalogue
+
+Every technique of stable, regularized training that this codebase has: {count} of them. Each is one pure function in
+the room of the place where it acts, is turned on by the line under its name (one keyword of `launch.Experiment`; the
+dots stand for what the experiment has anyway), and is cited by the report of a run that uses it.
+
+For each row two tests run: *live* compares it on with it off, in the direction it claims; *form* holds its closed form
+or its statistics. What is off costs nothing: the program of a step with everything off is the plain step's to the
+letter. All are in `tests/test_catalog.py` and `tests/cases/`.
+
+Random draws come from separate streams (`diffusion/streams.py`): split, initialization, order of the data, curriculum,
+augmentation, noise level, noise, dropout, terms of the loss, validation, sampler, likelihood. Turning one technique on
+leaves the draws of all others as they were (`tests/test_streams.py`).
+
+This page is generated: change the docstrings or `tests/cases/`, then run `python -m docs.catalog`.
+"""
+
+
+def factories() -> dict[citations.Technique, object]:
+  """Every decorated factory of the package but those of the core, by its record."""
+  found = {}
+  for info in pkgutil.walk_packages(diffusion.__path__, 'diffusion.'):
+    module = importlib.import_module(info.name)
+    for value in vars(module).values():
+      record = getattr(value, 'technique', None)
+      own = isinstance(record, citations.Technique) and value.__module__ == info.name
+      if own and record.place != 'core':
+        found[record] = value
+  return found
+
+
+def rows() -> list[citations.Technique]:
+  """The techniques by place, then by function."""
+  order = citations.PLACES.index
+  return sorted(factories(), key=lambda one: (order(one.place), one.qualified_name))
+
+
+def _sections(docstring: str) -> dict[str, str]:
+  """The parts of a docstring: its text under '', and what follows 'Args:', 'Raises:', 'Source:' and so on."""
+  parts, name = {'': []}, ''
+  for line in inspect.cleandoc(docstring).splitlines():
+    head = re.match(r'(Args|Returns|Raises|Source|Attributes):\s*(.*)', line)
+    if head:
+      name = head[1]
+      parts[name] = [head[2]]
+    else:
+      parts[name].append(line)
+  return {name: inspect.cleandoc('\n'.join(lines)).strip() for name, lines in parts.items()}
+
+
+def _paragraph(text: str) -> str:
+  return ' '.join(text.split())
+
+
+def _arguments(text: str, function: object) -> list[str]:
+  """One item an argument: its text, and its default."""
+  defaults = inspect.signature(function).parameters
+  items = []
+  for entry in re.split(r'\n(?=\S)', text):
+    names, _, meaning = entry.partition(':')
+    given = [
+      f'{name} = {defaults[name].default!r}'
+      for name in re.split(r',\s*', names.strip())
+      if name in defaults and defaults[name].default is not inspect.Parameter.empty
+      and isinstance(defaults[name].default, int | float | str | bool | None)
+    ]  # fmt: skip
+    default = f' Default {", ".join(given)}.' if given else ''
+    items.append(f'  - `{names.strip()}`: {_paragraph(meaning)}{default}')
+  return items
+
+
+def entry(record: citations.Technique, function: object) -> str:
+  """One technique's section."""
+  short = record.qualified_name.removeprefix('diffusion.')
+  case, parts = cases.CASES[short], _sections(function.__doc__)
+  lines = [f'### {record.name}', '', f'`{case.line}`', '']
+  lines += [_paragraph(text) + '\n' for text in parts[''].split('\n\n')]
+  lines.append(f'- Function: `{record.qualified_name}`')
+  if 'Args' in parts:
+    lines += ['- Arguments:', *_arguments(parts['Args'], function)]
+  keys = ', '.join(f'`{key}`' for key in record.keys)
+  lines.append(f'- Source: {_paragraph(parts["Source"]) if "Source" in parts else ""} [{keys}]')
+  lines.append(f'- Live: `tests/test_catalog.py::test_the_technique_is_live[{short}]`')
+  lines.append(f'- Form: `{case.proof}`')
+  return '\n'.join(lines)
+
+
+def files() -> dict[str, str]:
+  """Path in the repository -> text of the generated files."""
+  made = factories()
+  parts, keys = [HEAD.format(count=len(made))], []
+  for place in citations.PLACES[1:]:
+    here = [one for one in rows() if one.place == place]
+    keys += [key for one in here for key in one.keys]
+    parts.append(f'## {place.capitalize()} ({len(here)})\n')
+    parts += [entry(one, made[one]) + '\n' for one in here]
+  return {
+    'docs/CATALOG.md': '\n'.join(parts),
+    'docs/references.bib': bibliography.entries(sorted(set(keys))).rstrip() + '\n',
+  }
+
+
+if __name__ == '__main__':
+  for path, text in files().items():
+    (ROOT / path).write_text(text)
+    print(path)

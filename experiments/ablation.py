@@ -1,0 +1,235 @@
+"""One technique at a time on the digits: an arm is the baseline's run but for one line of `ARMS`.
+
+Run     python -m experiments.ablation --workdir=runs/dropout --arm=dropout
+        python -m experiments.ablation --list_arms
+Smoke   python -m experiments.ablation --workdir=runs/smoke --arm=dropout --smoke
+
+Expect  Every arm passes its smoke run (`tests/test_ablation.py` runs a few, `python -m benchmarks.arms` all). No arm's
+        effect has been measured over seeds yet, so none is claimed.
+
+Arms of one seed are paired: what an arm does not toggle draws the same numbers, from the split to the sampler. The
+baseline is a plain run: Adam with clipping, a warm-up and a cosine, an average of the weights, and no regularizer.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from diffusion import launch
+from diffusion.data import augment, cleaning, curriculum, pipeline, sources, splits
+from diffusion.evaluation import gap, memorization, recognition
+from diffusion.models import activations, dit, dropout, initializers, magnitude, normalization, unet
+from diffusion.objectives import losses, penalties, times, weights
+from diffusion.optimizers import averaging, chains, clipping, directions, schedules
+from diffusion.process import gaussian, marginals, parameterizations
+from diffusion.process import schedules as noise
+from diffusion.sampling import grids, guidance, samplers, solvers
+from diffusion.training import callbacks, guards
+from diffusion.types import Diffusion, Model, Optimizer
+
+
+@dataclasses.dataclass
+class Config:
+  """The numbers of the experiment; `--arm` names the line of `ARMS`."""
+
+  arm: str = 'baseline'
+  seed: int = 0
+  num_steps: int = 500
+  batch_size: int = 128
+  steps_per_dispatch: int = 5
+  log_every: int = 10
+  validate_every: int = 50
+  width: int = 32
+  blocks: int = 2
+  learning_rate: float = 2e-3
+  warmup_steps: int = 30
+  clip_norm: float = 1.0
+  ema_decay: float = 0.99
+  sampling_steps: int = 25
+  samples_per_class: int = 100
+  train_limit: int = 0
+  synthetic: bool = False
+
+
+SMOKE = Config(
+  num_steps=20, batch_size=16, log_every=5, validate_every=10, width=8, blocks=1, warmup_steps=2,
+  sampling_steps=4, samples_per_class=2, synthetic=True,
+)  # fmt: skip
+
+
+def data(c: Config) -> sources.Source:
+  """The digits, or images of their shape."""
+  return sources.synthetic_images((8, 8, 1)) if c.synthetic else sources.digits()
+
+
+def network(c: Config, dropout: Any = 0.0, **parts: Any) -> Model:
+  """The baseline's network with some parts chosen."""
+  return unet.unet(c.width, (1, 2), c.blocks, (), dropout, num_classes=10, **parts)
+
+
+def rate(c: Config) -> schedules.LearningRate:
+  """The baseline's learning rate."""
+  return schedules.warmup_cosine(c.learning_rate, c.num_steps, c.warmup_steps)
+
+
+def update(c: Config, direction: Any = None, learning_rate: Any = None, **parts: Any) -> Optimizer:
+  """The baseline's update with some parts chosen."""
+  if 'clip' not in parts:
+    parts['clip'] = clipping.global_norm(c.clip_norm)
+  return chains.chain(direction or directions.adam(), learning_rate or rate(c), **parts)
+
+
+def stopping(*more: callbacks.Callback) -> list[callbacks.Callback]:
+  """The baseline's callbacks and some more."""
+  return [callbacks.checkpoint('validation/eps'), *more]
+
+
+def loss(term: Any = None, **more: Any) -> dict[str, Any]:
+  """The baseline's loss with another main term, or with more terms."""
+  return {'denoise': (1.0, term or losses.denoising(weights.uniform('v')))} | more
+
+
+def noising(schedule: Any) -> Diffusion:
+  """The baseline's diffusion under another schedule."""
+  return gaussian.Diffusion(schedule, marginals.variance_preserving, parameterizations.v())
+
+
+def plan(c: Config, sampler: Any = samplers.ddim, **parts: Any) -> launch.Sampling:
+  """The baseline's sampling with some parts chosen."""
+  return launch.Sampling(sampler, c.sampling_steps, per_class=c.samples_per_class, **parts)
+
+
+def build(c: Config) -> launch.Experiment:
+  """The baseline but for the arm's line. What the arm replaces is never made, so the report does not cite it."""
+  chosen = ARMS[c.arm](c)
+  baseline = {
+    'data': lambda: data(c),
+    'diffusion': lambda: noising(noise.cosine()),
+    'model': lambda: network(c),
+    'terms': loss,
+    'times': times.stratified,
+    'optimizer': lambda: update(c),
+    'averages': lambda: {'ema': averaging.ema(c.ema_decay)},
+    'judged': lambda: 'ema',
+    'callbacks': stopping,
+    'sampling': lambda: plan(c),
+  }
+  return launch.Experiment(
+    seed=c.seed,
+    num_steps=c.num_steps,
+    batch_size=c.batch_size,
+    log_every=c.log_every,
+    steps_per_dispatch=c.steps_per_dispatch,
+    validate_every=c.validate_every,
+    split=splits.Fractions(limit=c.train_limit),
+    bank=gap.bank(draws=2),
+    metrics=[recognition.support_vectors(), memorization.nearest_neighbor_ratio()],
+    **chosen,
+    **{name: make() for name, make in baseline.items() if name not in chosen},
+  )
+
+
+# fmt: off
+ARMS: dict[str, Callable[[Config], dict[str, Any]]] = {
+  'baseline': lambda c: {},
+  # the network
+  'dropout': lambda c: {'model': network(c, dropout=0.1)},
+  'dropout_by_level': lambda c: {'model': network(c, dropout=(0.0, 0.2))},
+  'input_dropout': lambda c: {'model': network(c, drops=[dropout.at_input(0.05)])},
+  'spatial_dropout': lambda c: {'model': network(c, drops=[dropout.spatial(0.1)])},
+  'drop_block': lambda c: {'model': network(c, drops=[dropout.drop_block(0.1, 3)])},
+  'drop_connect': lambda c: {'model': network(c, drops=[dropout.drop_connect(0.1)])},
+  'stochastic_depth': lambda c: {'model': network(c, drops=[dropout.stochastic_depth(0.1)])},
+  'layer_norm': lambda c: {'model': network(c, norm=normalization.layer())},
+  'rms_norm': lambda c: {'model': network(c, norm=normalization.rms())},
+  'batch_norm': lambda c: {'model': network(c, norm=normalization.batch())},
+  'no_norm': lambda c: {'model': network(c, norm=normalization.none())},
+  'relu': lambda c: {'model': network(c, activation=activations.relu())},
+  'leaky_relu': lambda c: {'model': network(c, activation=activations.leaky_relu())},
+  'elu': lambda c: {'model': network(c, activation=activations.elu())},
+  'gelu': lambda c: {'model': network(c, activation=activations.gelu())},
+  'mish': lambda c: {'model': network(c, activation=activations.mish())},
+  'he_init': lambda c: {'model': network(c, kernel_init=initializers.he())},
+  'xavier_init': lambda c: {'model': network(c, kernel_init=initializers.xavier())},
+  'orthogonal_init': lambda c: {'model': network(c, kernel_init=initializers.orthogonal())},
+  'no_zero_outputs': lambda c: {'model': network(c, zero_outputs=False)},
+  'rescaled_sums': lambda c: {'model': network(c, rescale=True)},
+  'no_skips': lambda c: {'model': network(c, skips=False)},
+  'magnitude_preserving': lambda c: {'model': magnitude.unet(c.width, (1, 2), c.blocks, (), num_classes=10)},
+  'transformer': lambda c: {'model': dit.dit(4 * c.width, 4, 4, num_classes=10)},
+  # the loss
+  'l1_penalty': lambda c: {'terms': loss(l1=(1e-6, penalties.l1()))},
+  'l2_penalty': lambda c: {'terms': loss(l2=(1e-5, penalties.l2()))},
+  'jacobian_penalty': lambda c: {'terms': loss(jacobian=(0.01, penalties.jacobian()))},
+  'learned_uncertainty': lambda c: {'terms': loss(losses.uncertain(weights.uniform('v')))},
+  'variational_bound': lambda c: {'terms': loss(losses.weighted_bound(weights.uniform()))},
+  'uniform_eps': lambda c: {'terms': loss(losses.denoising(weights.uniform('eps')))},
+  'min_snr': lambda c: {'terms': loss(losses.denoising(weights.min_snr(5.0)))},
+  'p2': lambda c: {'terms': loss(losses.denoising(weights.p2()))},
+  'sigmoid_weight': lambda c: {'terms': loss(losses.denoising(weights.sigmoid()))},
+  # the update
+  'weight_decay': lambda c: {'optimizer': update(c, weight_decay=0.01)},
+  'coupled_l2': lambda c: {'optimizer': update(c, coupled_l2=1e-4)},
+  'proximal_l1': lambda c: {'optimizer': update(c, l1=1e-4)},
+  'fixed_norms': lambda c: {'optimizer': update(c, fix_norms=True)},
+  'no_clipping': lambda c: {'optimizer': update(c, clip=None)},
+  'clip_blocks': lambda c: {'optimizer': update(c, clip=clipping.blocks(0.1))},
+  'adaptive_clipping': lambda c: {'optimizer': update(c, clip=clipping.adaptive(0.01))},
+  'clip_values': lambda c: {'optimizer': update(c, clip=clipping.value(0.01))},
+  'rmsprop': lambda c: {'optimizer': update(c, directions.rmsprop())},
+  'momentum': lambda c: {'optimizer': update(c, directions.momentum(0.9), schedules.warmup_cosine(0.1, c.num_steps))},
+  'lion': lambda c: {'optimizer': update(c, directions.lion(), schedules.warmup_cosine(3e-4, c.num_steps))},
+  'muon': lambda c: {'optimizer': update(c, directions.muon())},
+  'prodigy': lambda c: {'optimizer': update(c, directions.prodigy(), schedules.constant(1.0))},
+  'schedule_free': lambda c: {'optimizer': chains.schedule_free(directions.adam(b1=0.0), rate(c)), 'judged': ''},
+  'constant_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.constant(c.learning_rate))},
+  'linear_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.linear(c.learning_rate, c.num_steps))},
+  'exponential_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.exponential(c.learning_rate, 100))},
+  'stepwise_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.steps(c.learning_rate, (250, 400)))},
+  'restarts': lambda c: {'optimizer': update(c, learning_rate=schedules.cyclical(c.learning_rate, 100))},
+  'one_cycle': lambda c: {'optimizer': update(c, learning_rate=schedules.one_cycle(c.learning_rate, c.num_steps))},
+  'inverse_sqrt': lambda c: {'optimizer': update(c, learning_rate=schedules.inverse_sqrt(c.learning_rate, 100))},
+  'plateau': lambda c: {'callbacks': stopping(callbacks.reduce_on_plateau(patience=c.validate_every))},
+  'micro_batches': lambda c: {'micro_batches': 4},
+  # the averages
+  'no_average': lambda c: {'averages': {}, 'judged': ''},
+  'half_life': lambda c: {'averages': {'ema': averaging.half_life(5_000, c.batch_size)}},
+  'power_average': lambda c: {'averages': {'ema': averaging.power(0.1)}},
+  'swa': lambda c: {'averages': {'ema': averaging.swa(c.num_steps // 2)}},
+  # the data
+  'standardized': lambda c: {'normalization': pipeline.standardized(), 'sampling': plan(c, wrappers=())},
+  'checked': lambda c: {'data': cleaning.checked(data(c), copies='drop')},
+  'flip': lambda c: {'augment': augment.flip()},
+  'shift': lambda c: {'augment': augment.shift(1)},
+  'rotate': lambda c: {'augment': augment.rotate(10.0)},
+  'scale': lambda c: {'augment': augment.scale(1.1)},
+  'shear': lambda c: {'augment': augment.shear(0.1)},
+  'crop': lambda c: {'augment': augment.crop(0.9)},
+  'color_jitter': lambda c: {'augment': augment.color_jitter(0.1, 0.1)},
+  'cutout': lambda c: {'augment': augment.cutout(2)},
+  'non_leaky': lambda c: {'augment': augment.conditioned(0.12, augment.shift(1), augment.rotate(10.0))},
+  'curriculum_by_class': lambda c: {'curriculum': curriculum.by_class(range(10))},
+  'curriculum_by_difficulty': lambda c: {'curriculum': curriculum.by_difficulty()},
+  'curriculum_by_resolution': lambda c: {'curriculum': curriculum.by_resolution(2)},
+  # the noise level
+  'linear_betas': lambda c: {'diffusion': noising(noise.linear_beta())},
+  'sigmoid_schedule': lambda c: {'diffusion': noising(noise.sigmoid())},
+  'uniform_times': lambda c: {'times': times.uniform()},
+  'logit_normal_times': lambda c: {'times': times.logit_normal()},
+  'importance_times': lambda c: {'times': times.importance()},
+  'timestep_curriculum': lambda c: {'times': times.curriculum(times.stratified())},
+  'timestep_curriculum_by_loss': lambda c: {'times': times.curriculum_by_loss(times.stratified())},
+  # the trajectory
+  'early_stopping': lambda c: {'callbacks': stopping(callbacks.early_stopping(patience=150))},
+  'spike_guard': lambda c: {'callbacks': stopping(guards.spike_guard(c.log_every))},
+  # sampling
+  'monte_carlo_dropout': lambda c: {'model': network(c, dropout=0.1), 'sampling': plan(c, monte_carlo=4)},
+  'ancestral': lambda c: {'sampling': plan(c, samplers.ancestral)},
+  'dpm_solver': lambda c: {'sampling': plan(c, solvers.dpm_solver, grid=grids.karras)},
+  'cool_samples': lambda c: {'sampling': plan(c, wrappers=(lambda d, p: guidance.score_temperature(d, p, 0.9),))},
+}
+# fmt: on
+
+
+if __name__ == '__main__':
+  launch.run(build, Config(), SMOKE, arms=ARMS)
