@@ -23,11 +23,13 @@ class Transformation(NamedTuple):
     name: for errors.
     size: how many numbers say what it did.
     transform: (key, x [H, W, C]) -> (x, what it did [size]), zeros for nothing.
+    turns: it mirrors, or turns by more than 45 degrees, which makes another digit or letter of some.
   """
 
   name: str
   size: int
   transform: Callable[[Key, Array], tuple[Array, Array]]
+  turns: bool = False
 
   def __call__(self, keys: Key, batch: Batch) -> Batch:
     """Transforms every row, and tells nobody."""
@@ -42,15 +44,27 @@ def _rows(transformation: Transformation, keys: Key, batch: Batch) -> tuple[Arra
   return jax.vmap(transformation.transform)(keys, batch.x)
 
 
-def chain(*augments: Augment) -> Augment:
-  """Applies the augmentations in turn, each with keys of its own. With none, the identity."""
+class Chain(NamedTuple):
+  """Augmentations one after another; see `chain`."""
 
-  def apply(keys: Key, batch: Batch) -> Batch:
-    for i, augment in enumerate(augments):
+  augments: tuple[Augment, ...]
+
+  def __call__(self, keys: Key, batch: Batch) -> Batch:
+    """Applies them in turn."""
+    for i, augment in enumerate(self.augments):
       batch = augment(jax.vmap(jax.random.fold_in, (0, None))(keys, i), batch)
     return batch
 
-  return apply
+
+def chain(*augments: Augment) -> Augment:
+  """Applies the augmentations in turn, each with keys of its own. With none, the identity."""
+  return Chain(augments)
+
+
+def leaky_turns(augment: Augment) -> list[str]:
+  """Names of the transformations that turn images without telling the network."""
+  parts = augment.augments if isinstance(augment, Chain) else (augment,)
+  return [one.name for one in parts if isinstance(one, Transformation) and one.turns]
 
 
 @technique('non-leaky conditioned augmentation', 'data', 'karras2022edm', 'jun2020distribution')
@@ -97,7 +111,7 @@ def flip() -> Transformation:
     mirrored = jax.random.bernoulli(key)
     return jnp.where(mirrored, x[:, ::-1], x), mirrored[None].astype(x.dtype)
 
-  return Transformation('flip', 1, transform)
+  return Transformation('flip', 1, transform, turns=True)
 
 
 @technique('random shifts', 'data', 'karras2022edm')
@@ -159,7 +173,7 @@ def rotate(degrees: float) -> Transformation:
     # Rows grow downward, so this samples from the point turned clockwise.
     return _warp(x, jnp.array([[c, s], [-s, c]]), jnp.zeros(2)), jnp.stack([c - 1, s])
 
-  return Transformation('rotate', 2, transform)
+  return Transformation('rotate', 2, transform, turns=degrees > 45)
 
 
 @technique('random scaling', 'data', 'karras2022edm')

@@ -13,6 +13,7 @@ import numpy as np
 from diffusion import checks
 from diffusion.citations import technique
 
+_ORIENTED = ('mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot')
 PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10')  # what `diffusion.data.prepare` knows
 
 
@@ -28,6 +29,7 @@ class Dataset(NamedTuple):
     test: (x, label) of an official test set, or None.
     note: what a reader of results must know, e.g. that the data is synthetic; empty otherwise.
     found: what `cleaning.checked` found, by name.
+    oriented: a mirrored or turned example may be of another class, as with digits and letters.
   """
 
   name: str
@@ -38,6 +40,7 @@ class Dataset(NamedTuple):
   test: tuple[np.ndarray, np.ndarray] | None = None
   note: str = ''
   found: Mapping[str, int | str] = MappingProxyType({})
+  oriented: bool = False
 
   @property
   def num_classes(self) -> int:
@@ -139,7 +142,8 @@ def digits() -> Source:
 
     data = datasets.load_digits()
     x = data.images.astype(np.uint8)[..., None]
-    return Dataset('digits', x, data.target.astype(np.int32), 17, tuple('0123456789'))
+    names = tuple('0123456789')
+    return Dataset('digits', x, data.target.astype(np.int32), 17, names, oriented=True)
 
   return _source('digits', load)
 
@@ -301,7 +305,7 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
       x, test = _reduce(x, size), (_reduce(test[0], size), test[1]) if test else None
       note = f'images reduced to {size}x{size} by averaging blocks'
     names = tuple(features['label'].names)
-    return Dataset(name, x, label, 256, names, test, note)
+    return Dataset(name, x, label, 256, names, test, note, oriented=name in _ORIENTED)
 
   return _source(name, load)
 

@@ -12,13 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion import checks
 from diffusion.citations import technique
 from diffusion.models import dropout as dropouts
 from diffusion.models.convolution import canonical, plain
 from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import fourier
 from diffusion.models.functional import Mode, from_linen
+from diffusion.models.unet import check_arguments, for_images
 from diffusion.types import Array, Conditioning, Model
 
 _EPSILON = 1e-4
@@ -222,15 +222,7 @@ def unet(
   Source: Karras et al. (2024), section 2.3 and appendix B (configuration G). Deviations: averaging of 2 x 2 pixels and
   repetition for resampling, the noise features of this codebase, the weights' length kept by the optimizer.
   """
-  checks.integer('width', width)
-  if width % 8:
-    raise ValueError(f'width must be a multiple of 8 (noise features come in pairs), got {width}')
-  if not multipliers:
-    raise ValueError(f'multipliers must name at least one level, got {multipliers!r}')
-  for multiplier in multipliers:
-    checks.integer('multipliers', multiplier)
-  checks.integer('blocks', blocks)
-  checks.integer('num_classes', num_classes, 0)
+  check_arguments(width, multipliers, blocks, num_classes)
   module = MagnitudePreservingUNet(
     width,
     tuple(multipliers),
@@ -239,4 +231,4 @@ def unet(
     (dropouts.elements(dropout), *drops),
     num_classes,
   )
-  return from_linen(module, num_classes, drops)
+  return for_images(from_linen(module, num_classes, drops), len(multipliers))

@@ -163,6 +163,43 @@ def level_drops(rate: float | Sequence[float], levels: int) -> tuple[Drop, ...]:
   return tuple(dropout.elements(one) for one in rates)
 
 
+def check_arguments(width: int, multipliers: Sequence[int], blocks: int, num_classes: int) -> None:
+  """Raises ValueError for sizes that no U-Net has."""
+  checks.integer('width', width)
+  if width % 8:
+    raise ValueError(f'width must be a multiple of 8 (noise features come from it), got {width}')
+  if not multipliers:
+    raise ValueError(f'multipliers must name at least one level, got {multipliers!r}')
+  for multiplier in multipliers:
+    checks.integer('multipliers', multiplier)
+  checks.integer('blocks', blocks)
+  checks.integer('num_classes', num_classes, 0)
+
+
+def for_images(model: Model, levels: int) -> Model:
+  """The model with one clear ValueError for what is not an image that can be halved `levels` - 1 times."""
+  factor = 2 ** (levels - 1)
+
+  def check(z: Array) -> None:
+    if z.ndim != 4 or z.shape[1] % factor or z.shape[2] % factor:
+      raise ValueError(
+        f'a U-Net of {levels} levels needs images [B, H, W, C] with H and W divisible by {factor}, got '
+        f'{z.shape}: use fewer multipliers or pad the images'
+      )
+
+  def init(key: Key, z: Array, noise: Array, conditioning: Conditioning):
+    check(z)
+    return model.init(key, z, noise, conditioning)
+
+  def apply(
+    variables: Variables, z: Array, noise: Array, conditioning: Conditioning, **options: Any
+  ):
+    check(z)
+    return model.apply(variables, z, noise, conditioning, **options)
+
+  return Model(init, apply, model.num_classes)
+
+
 @technique('long skips', 'network', 'ronneberger2015unet', active=lambda on: on)
 def long_skips(on: bool) -> bool:
   """Each level's maps on the way down are concatenated to those on the way up.
@@ -231,15 +268,7 @@ def unet(
   Source: Ho et al. (2020), appendix B. Deviations: the embedding is of log-SNR (see `embeddings`), the class
   embedding is new, downsampling is DDPM's strided convolution.
   """
-  checks.integer('width', width)
-  if width % 8:
-    raise ValueError(f'width must be a multiple of 8 (noise features are half of it), got {width}')
-  if not multipliers:
-    raise ValueError(f'multipliers must name at least one level, got {multipliers!r}')
-  for multiplier in multipliers:
-    checks.integer('multipliers', multiplier)
-  checks.integer('blocks', blocks)
-  checks.integer('num_classes', num_classes, 0)
+  check_arguments(width, multipliers, blocks, num_classes)
   init = kernel_init or initializers.lecun()
   style = Style(
     norm or normalization.group(), activation or activations.silu(), init,
@@ -249,24 +278,4 @@ def unet(
     width, tuple(multipliers), blocks, tuple(attention), level_drops(dropout, len(multipliers)),
     tuple(drops), num_classes, long_skips(skips), style,
   )  # fmt: skip
-  model = from_linen(module, num_classes, drops)
-  factor = 2 ** (len(multipliers) - 1)
-
-  def check(z: Array) -> None:
-    if z.ndim != 4 or z.shape[1] % factor or z.shape[2] % factor:
-      raise ValueError(
-        f'a U-Net of {len(multipliers)} levels needs images [B, H, W, C] with H and W divisible by {factor}, got '
-        f'{z.shape}: use fewer multipliers or pad the images'
-      )
-
-  def init(key: Key, z: Array, noise: Array, conditioning: Conditioning):
-    check(z)
-    return model.init(key, z, noise, conditioning)
-
-  def apply(
-    variables: Variables, z: Array, noise: Array, conditioning: Conditioning, **options: Any
-  ):
-    check(z)
-    return model.apply(variables, z, noise, conditioning, **options)
-
-  return Model(init, apply, num_classes)
+  return for_images(from_linen(module, num_classes, drops), len(multipliers))

@@ -1,6 +1,7 @@
 """An experiment's pieces put together: the functions that a run calls, compiled for all devices."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion import devices, streams
-from diffusion.data import pipeline, sources, splits
+from diffusion.data import augment, pipeline, sources, splits
 from diffusion.evaluation import gap
 from diffusion.evaluation.evaluate import Apply
 from diffusion.process import gaussian
@@ -46,6 +47,14 @@ def load_data(experiment: Experiment) -> Loaded:
     raise ValueError(
       f'the network has num_classes={experiment.model.num_classes}, {data.name} has {data.num_classes} classes: make '
       'them agree'
+    )
+  turned = augment.leaky_turns(experiment.augment)
+  if turned and data.oriented and experiment.model.num_classes:
+    print(
+      f'warning: {" and ".join(turned)} of {data.name} may make an image of another class, and the network is not '
+      'told: put it into augment.conditioned, or leave it out',
+      file=sys.stderr,
+      flush=True,
     )
   samples = experiment.sampling.per_class * max(1, data.num_classes)
   for metric in experiment.metrics:

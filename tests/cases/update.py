@@ -7,9 +7,8 @@ import optax
 
 from diffusion.optimizers import averaging, chains, clipping, directions, schedules
 from diffusion.runs import lr_range
-from diffusion.training import callbacks
+from diffusion.training import callbacks, gradient
 from diffusion.training import experiment as experiments
-from diffusion.training import step as steps
 from diffusion.training.callbacks import Event, SetLearningRateScale
 from tests.cases.base import TREE, add, differs, rising, same
 
@@ -202,7 +201,7 @@ add(
 
 def live_accumulation():
   assert experiments.accumulation(4, 8) == 4
-  draws = steps.Draws(*(jnp.arange(8.0) for _ in range(5)))
+  draws = gradient.Draws(*(jnp.arange(8.0) for _ in range(5)))
   assert draws.t.reshape(4, 2).shape == (4, 2)
 
 
@@ -211,7 +210,10 @@ def live_noise_scale():
   small = [4.0, 5.0, 8.0]
   rising(
     -1e-9,
-    *(steps._noise(jnp.asarray(s), jnp.asarray(4.0), 32, 4)['gradient_variance'] for s in small),
+    *(
+      gradient.noise_estimates(jnp.asarray(s), jnp.asarray(4.0), 32, 4)['gradient_variance']
+      for s in small
+    ),
   )
 
 

@@ -397,3 +397,12 @@ def test_bad_arguments_of_the_others_are_named(make, message):
 def test_vectors_are_refused_by_name(name):
   with pytest.raises(ValueError, match=rf'{name} needs images'):
     ON[name](keys(), batch(shape=(7,)))
+
+
+def test_turns_that_nobody_is_told_of_are_named():
+  given = augment.chain(
+    augment.flip(), augment.shift(1), augment.rotate(90.0), augment.rotate(10.0)
+  )
+  assert augment.leaky_turns(given) == ['flip', 'rotate']
+  assert augment.leaky_turns(augment.flip()) == ['flip']
+  assert augment.leaky_turns(augment.conditioned(0.5, augment.flip())) == []

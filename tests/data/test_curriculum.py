@@ -76,15 +76,14 @@ def test_images_that_cannot_be_halved_are_refused():
 
 def indices_of(experiment, step):
   """Which examples the batch at this step holds."""
-  from diffusion.training import assembly
-  from diffusion.training import step as steps
+  from diffusion.training import assembly, gradient
   from diffusion.types import Rows
 
   loaded, state, data = tiny.start(experiment)
   pieces = assembly.pieces(experiment, loaded.units)
   state = state._replace(step=jnp.int32(step), cursor=jnp.int32(step))
   rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
-  return loaded, np.asarray(steps._batch(pieces, state, data, rows).index)
+  return loaded, np.asarray(gradient.take_batch(pieces, state, data, rows).index)
 
 
 def test_a_step_sees_easy_examples_first_and_the_plain_run_in_the_end():

@@ -93,3 +93,13 @@ def test_guidance_needs_a_null_class():
   made = plan(guidance=2.0)._replace(model=mlp.mlp(16, 2, 0.0))
   with pytest.raises(ValueError, match='guidance of an unconditional network must be 1, got 2.0'):
     experiments.check(made)
+
+
+def test_turned_digits_with_labels_are_warned_of_once_by_name(capsys):
+  flipped = tiny.images(augment=tiny.augment.flip())
+  tiny.assembly.load_data(flipped)
+  said = capsys.readouterr().err
+  assert said.count('warning: flip of digits may make an image of another class') == 1
+  told = tiny.images(augment=tiny.augment.conditioned(0.1, tiny.augment.flip()))
+  tiny.assembly.load_data(told)
+  assert capsys.readouterr().err == ''

@@ -11,6 +11,7 @@ from diffusion.optimizers import chains, schedules
 from diffusion.process import analytic, gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
 from diffusion.sampling import likelihood
+from diffusion.training import gradient as gradients
 from diffusion.training import step as steps
 from diffusion.types import Rows
 from tests.training import tiny
@@ -33,9 +34,12 @@ def test_schedule_follows_the_gradient_of_the_mean_squared_loss(x64):
   rows = Rows(jnp.arange(32), 32)
   index = steps.pipeline.indices(state.seed, state.salt, state.cursor, rows, data.x.shape[0])
   batch = steps.pipeline.gather(data, index, steps.pipeline.Units())
-  draws, t = steps._draws(pieces, state, batch, rows), steps._draws(pieces, state, batch, rows).t
-  value, gradient, _, per_row, _ = steps._gradient(pieces, state, {}, batch, draws, identity)
-  loss = steps._loss(pieces, state, {}, batch, draws, identity)
+  draws, t = (
+    gradients.draw(pieces, state, batch, rows),
+    gradients.draw(pieces, state, batch, rows).t,
+  )
+  value, gradient, _, per_row, _ = gradients.whole(pieces, state, {}, batch, draws, identity)
+  loss = gradients.make_loss(pieces, state, {}, batch, draws, identity)
 
   def rows_loss(params):
     path = gaussian.bind(LEARNED, params.schedule)

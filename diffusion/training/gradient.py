@@ -1,0 +1,219 @@
+"""The gradient of a batch: what is drawn, what is lost, and its slope, in one part or in several."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffusion import streams
+from diffusion.data import pipeline
+from diffusion.process import gaussian
+from diffusion.training.state import Parameters, TrainState
+from diffusion.types import (
+  Array,
+  Augment,
+  Average,
+  Batch,
+  Conditioning,
+  Context,
+  CrossMean,
+  Curriculum,
+  Diffusion,
+  Key,
+  Model,
+  Optimizer,
+  Prediction,
+  Rows,
+  Term,
+  Times,
+  Variables,
+)
+
+
+class Pieces(NamedTuple):
+  """What a step is made of.
+
+  Attributes:
+    diffusion, model, times, optimizer, augment: one each.
+    terms: name -> (factor, term); the loss is the sum of factor x term. 'denoise' is the one that plots follow.
+    averages: name -> average.
+    units: of the stored data.
+    num_steps: the horizon of `progress` in [0, 1].
+    log_every: steps whose metrics are averaged into one logged row.
+    micro_batches: parts of a batch whose gradients are computed one after another.
+    gradient_noise: measure the gradient's noise scale, from the parts.
+    curriculum: of the examples, or None.
+  """
+
+  diffusion: Diffusion
+  model: Model
+  terms: Mapping[str, tuple[float, Term]]
+  times: Times
+  optimizer: Optimizer
+  averages: Mapping[str, Average]
+  augment: Augment
+  units: pipeline.Units
+  num_steps: int
+  log_every: int
+  micro_batches: int = 1
+  gradient_noise: bool = False
+  curriculum: Curriculum | None = None
+
+
+class Draws(NamedTuple):
+  """What chance decides of a batch, by row [B]."""
+
+  t: Array
+  importance: Array
+  eps: Array
+  dropout: Key
+  term: Key
+
+
+def stream_key(state: TrainState, purpose: str) -> Key:
+  """The key of one purpose for the batch that the state is about to see."""
+  return streams.batch_key(state.seed, purpose, state.salt, state.cursor)
+
+
+def draw(pieces: Pieces, state: TrainState, batch: Batch, rows: Rows) -> Draws:
+  """Draws for these rows, each from its place in the global batch."""
+  path = gaussian.bind(pieces.diffusion, state.params.schedule)
+  progress = state.step / pieces.num_steps
+  t, importance = pieces.times.draw(state.times, stream_key(state, 'time'), rows, progress, path)
+  eps = streams.normal(streams.row_keys(stream_key(state, 'noise'), rows.index), batch.x.shape[1:])
+  dropout, term = (
+    streams.row_keys(stream_key(state, name), rows.index) for name in ('dropout', 'term')
+  )
+  return Draws(t, importance, eps, dropout, term)
+
+
+def make_loss(
+  pieces: Pieces,
+  state: TrainState,
+  statistics: Variables,
+  batch: Batch,
+  draws: Draws,
+  cross_mean: CrossMean,
+) -> Callable:
+  """(params, (log_snr, slope) [B]) -> (mean loss, (terms, loss of each row, new statistics))."""
+  conditioning = Conditioning(batch.label, batch.augment_label)
+  parameterization = pieces.diffusion.parameterization
+  batch_key = jax.random.fold_in(stream_key(state, 'dropout'), streams.tag('batch'))
+
+  def loss(params: Parameters, level: tuple[Array, Array]):
+    log_snr, slope = level
+    marginal = pieces.diffusion.process(log_snr)
+    variables = {'params': params.network, **statistics}
+
+    def predict(z: Array, **mode) -> tuple[Prediction, Variables]:
+      inputs, noise = parameterization.encode(z, marginal)
+      output, moved = pieces.model.apply(
+        variables, inputs, noise, conditioning, keys=draws.dropout, batch_key=batch_key,
+        cross_mean=cross_mean, update_statistics=True, **mode,
+      )  # fmt: skip
+      return parameterization.decode(output, z, marginal), moved
+
+    z = gaussian.diffuse(batch.x, draws.eps, marginal)
+    prediction, moved = predict(z)
+    context = Context(
+      params.network, batch, draws.eps, z, draws.t, log_snr, slope, marginal, prediction,
+      lambda z: predict(z, forward_mode=True)[0], draws.term,
+    )  # fmt: skip
+    terms = {
+      name: term.apply(params.terms[name], context) for name, (_, term) in pieces.terms.items()
+    }
+    rows_loss = sum(factor * terms[name] for name, (factor, _) in pieces.terms.items())
+    return jnp.mean(draws.importance * rows_loss), (terms, rows_loss, moved)
+
+  return loss
+
+
+class Gradient(NamedTuple):
+  """The result of going forward and backward: `value` and `gradient` are means over rows, the next two are by row."""
+
+  value: Array
+  gradient: Parameters
+  terms: dict[str, Array]
+  rows_loss: Array
+  statistics: Variables
+
+
+def whole(
+  pieces: Pieces,
+  state: TrainState,
+  statistics: Variables,
+  batch: Batch,
+  draws: Draws,
+  cross_mean: CrossMean,
+) -> Gradient:
+  """The gradient of these rows.
+
+  A learned schedule follows the gradient of the mean *squared* loss (Kingma et al., 2021, appendix I.2). Row i's loss
+  depends on the schedule through its own log-SNR and slope alone, so it is enough to multiply the gradient that
+  reaches them by 2 loss_i on its way to the parameters.
+  """
+
+  def noise_level(schedule):
+    path = gaussian.bind(pieces.diffusion, schedule)
+    return path.log_snr(draws.t), path.slope(draws.t)
+
+  level, to_schedule = jax.vjp(noise_level, state.params.schedule)
+  loss = jax.value_and_grad(
+    make_loss(pieces, state, statistics, batch, draws, cross_mean), argnums=(0, 1), has_aux=True
+  )
+  (value, (terms, rows_loss, moved)), (gradient, at_level) = loss(state.params, level)
+  squared = jax.tree.map(lambda g: 2 * draws.importance * rows_loss * g, at_level)
+  (schedule,) = to_schedule(squared)
+  return Gradient(value, gradient._replace(schedule=schedule), terms, rows_loss, moved)
+
+
+def accumulated(
+  pieces: Pieces, state: TrainState, batch: Batch, draws: Draws, cross_mean: CrossMean
+) -> tuple[Gradient, Array]:
+  """The gradient of all rows in `micro_batches` parts, one after another, and the mean square norm of the parts'.
+
+  The draws are made before, so the sum is that of one batch to rounding; only batch statistics are of a part.
+  """
+  count = pieces.micro_batches
+  parts = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), (batch, draws))
+
+  def one(total, part):
+    gradient, value, square, statistics = total
+    found = whole(pieces, state, statistics, *part, cross_mean)
+    if pieces.gradient_noise:
+      square += optax.tree.norm(cross_mean(found.gradient), squared=True) / count
+    gradient = jax.tree.map(lambda a, b: a + b / count, gradient, found.gradient)
+    total = gradient, value + found.value / count, square, found.statistics
+    return total, (found.terms, found.rows_loss)
+
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  start = zeros, jnp.zeros(()), jnp.zeros(()), state.statistics
+  (gradient, value, square, statistics), by_row = jax.lax.scan(one, start, parts)
+  terms, rows_loss = jax.tree.map(lambda x: x.reshape(-1), by_row)
+  return Gradient(value, gradient, terms, rows_loss, statistics), square
+
+
+def noise_estimates(small: Array, large: Array, rows: int, parts: int) -> dict[str, Array]:
+  """Unbiased |G|^2 and tr(Sigma) from the square norms of gradients of rows / parts and of all rows.
+
+  Source: McCandlish et al. (2018), appendix A.1.
+  """
+  few = rows / parts
+  return {
+    'gradient_square': (rows * large - few * small) / (rows - few),
+    'gradient_variance': (small - large) / (1 / few - 1 / rows),
+  }
+
+
+def take_batch(pieces: Pieces, state: TrainState, data: pipeline.Resident, rows: Rows) -> Batch:
+  """The rows of this step's batch, chosen and transformed."""
+  index = pipeline.indices(state.seed, state.salt, state.cursor, rows, data.x.shape[0])
+  progress = state.step / pieces.num_steps
+  if pieces.curriculum is not None:
+    keys = streams.row_keys(stream_key(state, 'curriculum'), rows.index)
+    index = pipeline.restrict(index, keys, pieces.curriculum.share(progress), data.order)
+  batch = pipeline.gather(data, index, pieces.units)
+  batch = pieces.augment(streams.row_keys(stream_key(state, 'augmentation'), rows.index), batch)
+  return batch if pieces.curriculum is None else pieces.curriculum.transform(batch, progress)
