@@ -13,7 +13,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from diffusion import devices, provenance, statistics, streams
 from diffusion.data import augment, pipeline, sources
@@ -89,6 +89,7 @@ def excess(called: int, of: int, base: int, base_of: int) -> tuple[float, float,
 
 def main(_) -> None:
   """Trains twice and prints both excess shares."""
+  logging.set_verbosity(logging.ERROR)
   devices.configure(128)
   print(f'commit {provenance.code()["commit"]}, {devices.describe()}')
   judge, called = classifiers(*orientation_data())
