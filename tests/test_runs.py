@@ -16,6 +16,7 @@ from diffusion import launch, provenance
 from diffusion.reporting import records
 from diffusion.training import assembly, checkpoint
 from diffusion.workdir import read_record
+from tests.quick import QUICK
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -30,6 +31,7 @@ NUMBERS = [
 def start(workdir, *flags, experiment='mixture', **options):
   """The program, started."""
   environment = os.environ | {'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
+  environment |= QUICK if '--smoke' in flags else {}
   return subprocess.Popen(
     [sys.executable, '-m', f'experiments.{experiment}', f'--workdir={workdir}', '--cpu_devices=2', *flags],
     cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options,

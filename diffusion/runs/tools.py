@@ -1,7 +1,6 @@
 """What the loop acts through in a real run: devices, checkpoints, pictures, files."""
 
 import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +19,9 @@ _RING = 3  # states to go back to
 
 def open_ring(folder: pathlib.Path, cursor: int) -> Checkpoints:
   """The states to go back to. Those beyond `cursor`, of a start that was killed, are forgotten."""
-  if folder.exists():
-    for path in folder.iterdir():
-      if path.name.isdigit() and int(path.name) > cursor:
-        shutil.rmtree(path)
-  return open_checkpoints(folder, latest=_RING, best=0)
+  ring = open_checkpoints(folder, latest=_RING, best=0)
+  ring.forget(cursor)
+  return ring
 
 
 def make_tools(
@@ -54,6 +51,7 @@ def make_tools(
     found = ring.restore(target, 'latest', place.cursor - steps)
     if found is None:
       return None
+    ring.forget(found.number)  # what was remembered since lies nearer to what went wrong
     print(f'step {place.step}: going back to step {found.record["step"]}', flush=True)
     return loop.Remembered(
       found.record['step'], resumed(found.state, state), found.record['callbacks']

@@ -26,12 +26,13 @@ class Restored(NamedTuple):
 
 class Checkpoints(NamedTuple):
   """`save(number, host tree, record, metric)`, `restore(target, which, until)`, `steps()`, `last_record()`,
-  `close()`."""
+  `forget(beyond)`, `close()`."""
 
   save: Callable[[int, Any, dict[str, Any], float], None]
   restore: Callable[..., Restored | None]
   steps: Callable[[], list[tuple[int, float]]]
   last_record: Callable[[], dict[str, Any]]
+  forget: Callable[[float], None]
   close: Callable[[], None]
 
 
@@ -61,7 +62,7 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
   Returns:
     Checkpoints. `restore(target, 'latest' | 'best', until)` returns None where there is nothing (up to the number
     `until`, if given); it moves what it cannot read into `damaged/` beside the directory, and goes on with the next.
-    `close` waits for the save in flight.
+    `forget` deletes the checkpoints with larger numbers. `close` waits for the save in flight.
   """
   root = pathlib.Path(directory).absolute()
   root.mkdir(parents=True, exist_ok=True)
@@ -87,6 +88,7 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
     return [(c.step, (c.metrics or {}).get(_METRIC, math.inf)) for c in keeper.checkpoints]
 
   def restore(target: Any, which: str, until: float = math.inf) -> Restored | None:
+    keeper.wait()  # what is still being written counts: whether it is done is chance
     damaged: list[int] = []
     known = [one for one in steps() if one[0] <= until]
     order = sorted(known, key=(lambda s: (s[1], s[0])) if which == 'best' else (lambda s: -s[0]))
@@ -112,7 +114,13 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
     number = max(number for number, _ in steps())
     return json.loads(keeper.metadata(number).custom_metadata['record'])
 
-  return Checkpoints(save, restore, steps, last_record, keeper.close)
+  def forget(beyond: float) -> None:
+    keeper.wait()
+    for number, _ in steps():
+      if number > beyond:
+        keeper.delete(number)
+
+  return Checkpoints(save, restore, steps, last_record, forget, keeper.close)
 
 
 class FormatError(ValueError):

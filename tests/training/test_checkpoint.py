@@ -84,7 +84,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, c
   keeper.save(3, tree(33), {}, 0.5)  # the way is free again
   keeper.close()
   again = checkpoint.open_checkpoints(tmp_path / 'c').restore(TARGET, 'best')
-  assert again.step == 3
+  assert again.number == 3
   assert again.state['n'] == 33
 
 
@@ -117,4 +117,18 @@ def test_another_format_version_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 2)
   with pytest.raises(checkpoint.FormatError, match='has format 1, this version reads 2'):
     keeper.restore(TARGET, 'latest')
+  keeper.close()
+
+
+def test_forgetting_deletes_what_is_beyond_a_number_and_what_is_in_flight_is_found(tmp_path):
+  keeper = checkpoint.open_checkpoints(tmp_path / 'c', latest=3, best=0)
+  for number in (1, 2, 3, 4):
+    keeper.save(number, TARGET, {'n': number}, 0.0)
+  assert keeper.restore(TARGET, 'latest').number == 4  # the last save was not waited for
+  assert keeper.restore(TARGET, 'latest', 3).number == 3
+  assert keeper.last_record() == {'n': 4}
+  keeper.forget(2)
+  assert [number for number, _ in keeper.steps()] == [2]
+  assert keeper.restore(TARGET, 'latest').record == {'n': 2}
+  assert keeper.restore(TARGET, 'latest', 1) is None
   keeper.close()
