@@ -81,9 +81,9 @@ def train(told: bool):
 def excess(called: int, of: int, base: int, base_of: int) -> tuple[float, float, float]:
   """p - q and Newcombe's interval, in points."""
   p, q = statistics.wilson(called, of), statistics.wilson(base, base_of)
-  difference = p.value - q.value
-  low = difference - math.hypot(p.value - p.low, q.high - q.value)
-  high = difference + math.hypot(p.high - p.value, q.value - q.low)
+  difference = p.estimate - q.estimate
+  low = difference - math.hypot(p.estimate - p.low, q.high - q.estimate)
+  high = difference + math.hypot(p.high - p.estimate, q.estimate - q.low)
   return 100 * difference, 100 * low, 100 * high
 
 

@@ -1,5 +1,7 @@
 """Whole runs with what acts on the trajectory: rollback, plateaus, snapshots, and what a restart makes of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +17,27 @@ from diffusion.training.callbacks import Callback, Continue, SetLearningRateScal
 from diffusion.training.checkpoint import open_checkpoints
 from tests.training import tiny
 
+AVERAGES = {
+  'ema': averaging.ema(0.9), 'narrow': averaging.power(0.05), 'wide': averaging.power(0.1),
+  'middle': averaging.power(0.07),
+}  # fmt: skip
+
 
 def experiment(*more, **changes):
   return tiny.experiment(
     num_steps=200, log_every=5, validate_every=50,
-    averages={'ema': averaging.ema(0.9), 'narrow': averaging.power(0.05), 'wide': averaging.power(0.1)},
+    averages={name: AVERAGES[name] for name in ('ema', 'narrow', 'wide')},
     callbacks=[callbacks.checkpoint(), guards.spike_guard(5, back=20, minimum=8), *more], **changes,
   )  # fmt: skip
+
+
+@functools.cache
+def compiled(averages):
+  """The programs of calm and of hit batches; callbacks are no part of them."""
+  made = experiment()
+  made = made._replace(averages={name: AVERAGES[name] for name in averages})
+  wild = made._replace(augment=lambda keys, batch: batch._replace(x=1e3 * batch.x))
+  return [assembly.programs(one, assembly.load_data(made)) for one in (made, wild)]
 
 
 class Run:
@@ -30,8 +46,7 @@ class Run:
   def __init__(self, folder, made, bad=(), interrupt_at=None):
     self.made, self.folder, self.rows = made, folder, []
     self.loaded, self.first, _ = tiny.start(made)
-    wild = made._replace(augment=lambda keys, batch: batch._replace(x=1e3 * batch.x))
-    programs = [assembly.programs(one, self.loaded) for one in (made, wild)]
+    programs = compiled(tuple(made.averages))
     self.cursor, self.interrupt_at = 0, interrupt_at
 
     def dispatch(state):
@@ -115,7 +130,7 @@ def test_a_learning_rate_scale_acts_from_the_next_step_and_is_in_the_checkpoint(
 def test_snapshots_of_two_tracks_make_an_average_of_a_width_between(tmp_path):
   """Against the average of that width, tracked directly in the same run; every leaf, relative in norm."""
   made = experiment(callbacks.snapshots(20))
-  made = made._replace(averages=made.averages | {'middle': averaging.power(0.07)})
+  made = made._replace(averages=AVERAGES)
   outcome = Run(tmp_path / 'r', made).go()
   kept = loading.load_snapshots(tmp_path / 'r')
   assert list(kept) == list(range(20, 201, 20))
