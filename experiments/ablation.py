@@ -197,7 +197,7 @@ ARMS: dict[str, Callable[[Config], dict[str, Any]]] = {
   'power_average': lambda c: {'averages': {'ema': averaging.power(0.1)}},
   'swa': lambda c: {'averages': {'ema': averaging.swa(c.num_steps // 2)}},
   # the data
-  'standardized': lambda c: {'normalization': pipeline.standardized(), 'sampling': plan(c, wrappers=())},
+  'standardized': lambda c: {'normalization': pipeline.standardized()},
   'checked': lambda c: {'data': cleaning.checked(data(c), copies='drop')},
   'flip': lambda c: {'augment': augment.flip()},
   'shift': lambda c: {'augment': augment.shift(1)},

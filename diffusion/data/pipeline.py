@@ -130,7 +130,7 @@ def unit_range(x: np.ndarray, levels: int | None) -> Units:
 def standardized() -> Normalization:
   """Zero mean and unit deviation over the training split: two numbers for all pixels and channels.
 
-  Thresholds of x0 in [-1, 1] no longer fit: give `clip_x0` the range of the run's data.
+  The plain `clip_x0` of a run's sampling follows the data's new range; other thresholds do not.
 
   Raises:
     ValueError: (on load) data that does not vary.

@@ -85,6 +85,7 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Ru
     experiment = _recorded_experiment(folder, record)
   data = record['data']
   units = pipeline.Units(data['levels'], data['mean'], data['deviation'])
+  experiment = assembly.fitted(experiment, units)
   example = np.zeros((1, *data['shape']), np.float32 if data['levels'] is None else np.uint8)
   target = assembly.host_target(assembly.init_state(experiment, example, units))
   keeper = open_checkpoints(folder / 'checkpoints')

@@ -61,6 +61,7 @@ def open_session(setting: Setting) -> tuple[Session, Any]:
       f'--extend must be a multiple of steps_per_dispatch = {experiment.steps_per_dispatch}, got {setting.extend}'
     )
   loaded = assembly.load_data(experiment)
+  experiment = assembly.fitted(experiment, loaded.units)
   state = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
   record = _fresh_record(setting, loaded, used, experiment)
   return Session(
@@ -81,6 +82,7 @@ def data_record(loaded: Loaded) -> dict[str, Any]:
     'deviation': loaded.units.deviation,
     'fingerprint': splits.dataset_fingerprint(data.x, data.label),
     'class_names': list(data.class_names),
+    'found': dict(data.found),
     'examples': sizes,
     'split_hashes': loaded.split.hashes,
   }

@@ -15,6 +15,7 @@ from diffusion.evaluation import gap
 from diffusion.evaluation.evaluate import Apply
 from diffusion.process import gaussian
 from diffusion.sampling import ensembles, samplers
+from diffusion.sampling.guidance import clip_x0
 from diffusion.training import experiment as experiments
 from diffusion.training import state as states
 from diffusion.training import step as steps
@@ -79,6 +80,16 @@ def load_data(experiment: Experiment) -> Loaded:
     )
     order = np.argsort(score, kind='stable').astype(np.int32)
   return Loaded(data, split, units, order, *parts)
+
+
+def fitted(experiment: Experiment, units: pipeline.Units) -> Experiment:
+  """The experiment with the plain `clip_x0` of its sampling set to the range that the data has in these units."""
+  if units.levels is None or units.range == (-1.0, 1.0):
+    return experiment
+  low, high = units.range
+  clip = functools.partial(clip_x0, low=low, high=high)
+  wrappers = tuple(clip if one is clip_x0 else one for one in experiment.sampling.wrappers)
+  return experiment._replace(sampling=experiment.sampling._replace(wrappers=wrappers))
 
 
 def init_state(

@@ -179,7 +179,7 @@ def train(
             tools.save(place, state, states, math.inf, None)
             saved = place
         else:
-          state, done, reason = _act(actions, place, state, states, tools)
+          state, done, reason = _act(actions, place, state, states, tools, settled=validating)
           saved = place if done else saved
       else:
         pending = (place, metrics)
@@ -214,6 +214,7 @@ def _act(
   state: Any,
   states: dict[str, CallbackState],
   tools: Tools,
+  settled: bool,
 ) -> tuple[Any, bool, str | None]:
   """Does what the callbacks ask. Returns (state, whether it was saved, the first reason to stop or None)."""
   scale, save, stop = (_first(actions, kind) for kind in (SetLearningRateScale, Save, Stop))
@@ -221,7 +222,7 @@ def _act(
     state = tools.rescale(state, scale.scale)
   draw = _first(actions, DrawSamples) is not None
   saving = save is not None or stop is not None
-  if saving or draw:
+  if (saving or draw) and not settled:
     state = tools.settle(state)
   if saving:
     tools.save(

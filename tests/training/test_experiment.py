@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from diffusion import citations
+from diffusion.data import pipeline
 from diffusion.models import mlp
 from diffusion.process import gaussian
 from diffusion.sampling import grids, guidance, samplers, solvers
 from diffusion.training import experiment as experiments
+from diffusion.types import Prediction
 from tests.training import tiny
 
 
@@ -103,3 +105,18 @@ def test_turned_digits_with_labels_are_warned_of_once_by_name(capsys):
   told = tiny.images(augment=tiny.augment.conditioned(0.1, tiny.augment.flip()))
   tiny.assembly.load_data(told)
   assert capsys.readouterr().err == ''
+
+
+def test_clipping_follows_standardized_data():
+  """Samples of a standardized run reach the darkest and the brightest level, which [-1, 1] would cut off."""
+  made = tiny.images(normalization=pipeline.standardized())
+  loaded = tiny.assembly.load_data(made)
+  low, high = loaded.units.range
+  assert low < 0 and high > 1.5
+  (clip,) = tiny.assembly.fitted(made, loaded.units).sampling.wrappers
+  path = gaussian.bind(made.diffusion, ())
+  z, t = jnp.array([[-9.0], [9.0]]), jnp.full(2, 0.5)
+  found = clip(lambda z, t, key=None: Prediction(z, z), path)(z, t).x0
+  np.testing.assert_allclose(found, [[low], [high]], rtol=1e-6)
+  plain = tiny.images()
+  assert tiny.assembly.fitted(plain, tiny.assembly.load_data(plain).units) is plain
