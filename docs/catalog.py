@@ -62,7 +62,10 @@ def _sections(docstring: str) -> dict[str, str]:
       parts[name] = [head[2]]
     else:
       parts[name].append(line)
-  return {name: inspect.cleandoc('\n'.join(lines)).strip() for name, lines in parts.items()}
+  texts = {name: inspect.cleandoc('\n'.join(lines)).strip() for name, lines in parts.items()}
+  if 'Source' not in texts and 'Source: ' in texts['']:  # a docstring of one paragraph
+    texts[''], _, texts['Source'] = texts[''].partition('Source: ')
+  return texts
 
 
 def _paragraph(text: str) -> str:
@@ -96,7 +99,7 @@ def entry(record: citations.Technique, function: object) -> str:
   if 'Args' in parts:
     lines += ['- Arguments:', *_arguments(parts['Args'], function)]
   keys = ', '.join(f'`{key}`' for key in record.keys)
-  lines.append(f'- Source: {_paragraph(parts["Source"]) if "Source" in parts else ""} [{keys}]')
+  lines.append(f'- Source: {_paragraph(parts["Source"])} [{keys}]')
   lines.append(f'- Live: `tests/test_catalog.py::test_the_technique_is_live[{short}]`')
   lines.append(f'- Form: `{case.proof}`')
   return '\n'.join(lines)
