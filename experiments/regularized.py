@@ -1,6 +1,6 @@
 """Handwritten digits with the sensible regularizers on: a recipe to start from, and to take away from.
 
-Expect  EXPECT
+Expect  Not yet run in full.
 Run     python -m experiments.regularized --workdir=runs/regularized
 Smoke   python -m experiments.regularized --workdir=runs/smoke --smoke
 
