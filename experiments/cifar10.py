@@ -40,6 +40,7 @@ class Config:
   validation_fraction: float = 0.02
   patience: int = 200_000
   width: int = 128
+  multipliers: tuple[int, ...] = (1, 2, 2, 2)
   blocks: int = 2
   dropout: float = 0.1
   learning_rate: float = 2e-4
@@ -55,6 +56,7 @@ class Config:
 
 SMOKE = Config(
   num_steps=2, batch_size=4, steps_per_dispatch=1, log_every=2, validate_every=2, width=8, blocks=1,
+  multipliers=(1, 2),
   warmup_steps=1, validation_fraction=0.1, sampling_steps=2, samples=4, grid_rows=4, synthetic=True,
 )  # fmt: skip
 
@@ -77,7 +79,7 @@ def build(c: Config) -> launch.Experiment:
     diffusion=gaussian.Diffusion(
       noise.linear_beta(), marginals.variance_preserving, parameterizations.eps()
     ),
-    model=unet.unet(c.width, (1, 2, 2, 2), c.blocks, (16,), c.dropout),
+    model=unet.unet(c.width, c.multipliers, c.blocks, (16,), c.dropout),
     terms={'denoise': (1.0, losses.denoising(weights.uniform('eps')))},
     times=times.stratified(),
     optimizer=chains.adamw(

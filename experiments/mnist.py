@@ -43,6 +43,7 @@ class Config:
   validation_fraction: float = 0.02
   patience: int = 5_000
   width: int = 64
+  multipliers: tuple[int, ...] = (1, 2, 2)
   blocks: int = 2
   dropout: float = 0.1
   label_dropout: float = 0.1
@@ -62,6 +63,7 @@ class Config:
 
 SMOKE = Config(
   num_steps=4, batch_size=8, steps_per_dispatch=1, log_every=2, validate_every=4, width=8, blocks=1,
+  multipliers=(1, 2),
   warmup_steps=1, validation_fraction=0.1, sampling_steps=2, samples_per_class=1, synthetic=True,
 )  # fmt: skip
 
@@ -85,7 +87,7 @@ def build(c: Config) -> launch.Experiment:
     diffusion=gaussian.Diffusion(
       noise.cosine(), marginals.variance_preserving, parameterizations.v()
     ),
-    model=unet.unet(c.width, (1, 2, 2), c.blocks, (7,), c.dropout, num_classes=10),
+    model=unet.unet(c.width, c.multipliers, c.blocks, (7,), c.dropout, num_classes=10),
     terms={'denoise': (1.0, losses.denoising(weights.min_snr(c.min_snr_gamma)))},
     times=times.stratified(),
     optimizer=chains.adamw(rate, c.weight_decay, c.clip_norm),

@@ -47,6 +47,7 @@ class Config:
   validation_fraction: float = 0.02
   patience: int = 5_000
   width: int = 64
+  multipliers: tuple[int, ...] = (1, 2, 2)
   blocks: int = 2
   dropout: float = 0.1
   log_snr_min: float = -9.0
@@ -65,6 +66,7 @@ class Config:
 
 SMOKE = Config(
   num_steps=4, batch_size=8, steps_per_dispatch=1, log_every=2, validate_every=4, width=8, blocks=1,
+  multipliers=(1, 2),
   warmup_steps=1, validation_fraction=0.1, sampling_steps=2, samples=4, likelihood_examples=8, synthetic=True,
 )  # fmt: skip
 
@@ -91,7 +93,7 @@ def build(c: Config) -> launch.Experiment:
       marginals.variance_preserving,
       parameterizations.v(),
     ),
-    model=unet.unet(c.width, (1, 2, 2), c.blocks, (7,), c.dropout),
+    model=unet.unet(c.width, c.multipliers, c.blocks, (7,), c.dropout),
     terms={'denoise': (1.0, losses.weighted_bound(weights.uniform()))},
     times=times.stratified(),
     optimizer=chains.adamw(rate, c.weight_decay, c.clip_norm),

@@ -19,3 +19,11 @@ def x64():
   """float64 for one test."""
   with jax.enable_x64(True):
     yield
+
+
+def pytest_collection_modifyitems(items):
+  """Slow tests first in each half of the list, which two workers begin with: none is left to run alone at the end."""
+  slow = [item for item in items if 'slow' in item.keywords]
+  quick = [item for item in items if 'slow' not in item.keywords]
+  half = len(quick) // 2
+  items[:] = slow[::2] + quick[:half] + slow[1::2] + quick[half:]

@@ -1,4 +1,4 @@
-"""The ablation's arms: each is one line, each makes an experiment, and a sample of them runs."""
+"""The ablation's arms: each is one line, each makes an experiment, and one that adds state of its own runs."""
 
 import dataclasses
 import inspect
@@ -44,8 +44,8 @@ def test_every_arm_makes_an_experiment_that_passes_its_checks(arm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('arm', ['batch_norm', 'drop_connect', 'non_leaky'])
-def test_some_arms_pass_their_smoke_run(tmp_path, arm):
+@pytest.mark.parametrize('arm', ['batch_norm'])
+def test_an_arm_passes_its_smoke_run(tmp_path, arm):
   """All of them: python -m benchmarks.arms."""
   status, output = finish(start(tmp_path / arm, '--smoke', f'--arm={arm}', experiment='ablation'))
   assert status == 0, output
