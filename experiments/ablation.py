@@ -4,8 +4,8 @@ Run     python -m experiments.ablation --workdir=runs/dropout --arm=dropout
         python -m experiments.ablation --list_arms
 Smoke   python -m experiments.ablation --workdir=runs/smoke --arm=dropout --smoke
 
-Expect  Every arm makes an experiment that passes its checks (`tests/test_ablation.py`); `python -m benchmarks.arms` makes
-        the smoke run of each. No arm's effect has been measured over seeds yet, so none is claimed.
+Expect  Every arm makes an experiment that passes its checks (`tests/test_ablation.py`); `python -m benchmarks.arms`
+        makes the smoke run of each. No arm's effect has been measured over seeds yet, so none is claimed.
 
 Arms of one seed are paired: what an arm does not toggle draws the same numbers, from the split to the sampler. The
 baseline is a plain run: Adam with clipping, a warm-up and a cosine, an average of the weights, and no regularizer.
