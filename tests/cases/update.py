@@ -7,10 +7,12 @@ import optax
 
 from diffusion.optimizers import averaging, chains, clipping, directions, schedules
 from diffusion.runs import lr_range
-from diffusion.training import callbacks, gradient
-from diffusion.training import experiment as experiments
+from diffusion.training import assembly, callbacks, gradient
 from diffusion.training.callbacks import Event, SetLearningRateScale
+from diffusion.training.step import make_step
+from diffusion.types import Rows
 from tests.cases.base import TREE, add, differs, rising, same
+from tests.training import tiny
 
 GRADIENT = jax.tree.map(lambda w: 3.0 + 0 * w, TREE)
 ONCE = schedules.constant(0.1)
@@ -200,9 +202,17 @@ add(
 
 
 def live_accumulation():
-  assert experiments.accumulation(4, 8) == 4
-  draws = gradient.Draws(*(jnp.arange(8.0) for _ in range(5)))
-  assert draws.t.reshape(4, 2).shape == (4, 2)
+  """The step walks over its parts in a loop of their number; with one part there is no loop."""
+
+  def loops(parts):
+    made = tiny.experiment(micro_batches=parts)
+    loaded, state, data = tiny.start(made)
+    step = make_step(assembly.pieces(made, loaded.units))
+    rows = Rows(jnp.arange(32), 32)
+    program = jax.make_jaxpr(lambda s, d: step(s, d, rows, lambda tree: tree))(state, data)
+    return [e.params['length'] for e in program.eqns if e.primitive.name == 'scan']
+
+  assert loops(4).count(4) == loops(1).count(4) + 1
 
 
 def live_noise_scale():
