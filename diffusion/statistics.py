@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 
 class Interval(NamedTuple):
@@ -70,6 +70,36 @@ def mean_t(values: Sequence[float], confidence: float = 0.95) -> Interval:
   return Interval(mean, mean - half_width, mean + half_width)
 
 
+def ratio_of_means(
+  numerator: Sequence[float], denominator: Sequence[float], confidence: float = 0.95
+) -> Interval:
+  """The ratio `mean(a) / mean(b)` of paired values with the delta method's t interval.
+
+  Its variance is that of the mean of `a - r b`, over `mean(b)^2`.
+
+  Args:
+    numerator, denominator: [n] each, n >= 2 finite numbers, paired; the denominator's mean is not zero.
+    confidence: two-sided coverage, in (0, 1).
+
+  Returns:
+    The ratio and its bounds.
+
+  Raises:
+    ValueError: for lists of different lengths, too few values, or a value out of range.
+
+  Source: Cochran (1977), Sampling Techniques, equation 6.12.
+  """
+  a, b = _sample(numerator), _sample(denominator)
+  if a.size != b.size or b.mean() == 0:
+    raise ValueError(
+      f'a ratio needs pairs and a mean denominator other than 0, got {a.size} over {b.size} values of mean {b.mean()!r}'
+    )
+  ratio = float(a.mean() / b.mean())
+  rest = mean_t(a - ratio * b, confidence)
+  half = (rest.high - rest.low) / 2 / abs(float(b.mean()))
+  return Interval(ratio, ratio - half, ratio + half)
+
+
 def bootstrap_mean(
   values: Sequence[float], confidence: float = 0.95, resamples: int = 9999, seed: int = 0
 ) -> Interval:
@@ -109,6 +139,87 @@ def bootstrap_mean(
     rng=np.random.default_rng(seed),
   ).confidence_interval
   return Interval(mean, float(bounds.low), float(bounds.high))
+
+
+def excess_fraction(
+  successes: int, trials: int, null_successes: int, null_trials: int, confidence: float = 0.95
+) -> Interval:
+  """What a proportion f has beyond its null f0: `(f - f0) / (1 - f0)`, the share that f0 leaves unexplained.
+
+  It is one minus the ratio of the two complements; the ratio's bounds are recovered from the two Wilson intervals.
+
+  Args:
+    successes, trials: of f.
+    null_successes, null_trials: of f0, which must be below 1/2.
+    confidence: two-sided coverage, in (0, 1).
+
+  Returns:
+    The excess and its bounds, at most 1; negative where f is below its null.
+
+  Raises:
+    ValueError: for a value outside its range.
+
+  Source: Donner & Zou (2012), Statistical Methods in Medical Research 21:347-359, equation 7.
+  """
+  # The complements' intervals are those of the proportions, mirrored.
+  miss, null = (
+    Interval(1 - p.estimate, 1 - p.high, 1 - p.low)
+    for p in (
+      wilson(successes, trials, confidence),
+      wilson(null_successes, null_trials, confidence),
+    )
+  )
+  if null.estimate <= 0.5:
+    raise ValueError(
+      f'the null must be below 1/2, got {null_successes} of {null_trials}: the event says nothing here'
+    )
+  product = miss.estimate * null.estimate
+
+  def bound(miss_end: float, null_end: float, sign: int) -> float:
+    a = miss_end * (2 * miss.estimate - miss_end)
+    b = null_end * (2 * null.estimate - null_end)
+    return (product + sign * math.sqrt(max(product**2 - a * b, 0.0))) / b  # 0 but for rounding
+
+  low, high = bound(miss.low, null.high, -1), bound(miss.high, null.low, 1)
+  return Interval(1 - miss.estimate / null.estimate, 1 - high, 1 - low)
+
+
+def auc(positive: Sequence[float], negative: Sequence[float], confidence: float = 0.95) -> Interval:
+  """The probability that a positive scores above a negative (ties count half), the area under the ROC curve.
+
+  The bounds are the two A with `|A_hat - A| = z sqrt(V(A))`, V the variance under exponential scores.
+
+  Args:
+    positive: [m], m >= 2 finite scores of what should score high.
+    negative: [n], n >= 2 finite scores of what should score low.
+    confidence: two-sided coverage, in (0, 1).
+
+  Returns:
+    The area and its bounds, in [0, 1].
+
+  Raises:
+    ValueError: for too few values, a value that is not finite, or a bad confidence.
+
+  Source: Hanley & McNeil (1982), Radiology 143:29-36, for V; Newcombe (2006), Statistics in Medicine 25:559-573,
+  method 5, for the bounds.
+  """
+  positive, negative = _sample(positive), _sample(negative)
+  _check_confidence(confidence)
+  m, n = positive.size, negative.size
+  estimate = float(stats.mannwhitneyu(positive, negative).statistic / (m * n))
+  z = stats.norm.ppf((1 + confidence) / 2)
+  extra = (m + n) / 2 - 1
+
+  def distance(a: float) -> float:
+    variance = a * (1 - a) / (m * n) * (1 + extra * ((1 - a) / (2 - a) + a / (1 + a)))
+    return (estimate - a) ** 2 - z**2 * variance
+
+  inside = min(
+    max(estimate, 1e-12), 1 - 1e-12
+  )  # at 0 and 1 both sides vanish, which is not the root sought
+  low = optimize.brentq(distance, 0, inside) if distance(0) > 0 else 0.0
+  high = optimize.brentq(distance, inside, 1) if distance(1) > 0 else 1.0
+  return Interval(estimate, low, high)
 
 
 def zero_event_upper(trials: int, confidence: float = 0.95) -> float:

@@ -1,16 +1,60 @@
 """What the metrics of a finished run are given, and what they return."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion.data import pipeline
 from diffusion.data.pipeline import Units
+from diffusion.evaluation.features import Features
 from diffusion.statistics import Interval
+from diffusion.types import Array, Denoiser, Key, Path
 
-# (function, x as stored [n, ...], label [n]) -> tree of NumPy arrays [n, ...]: function(denoise, path, keys [b],
-# x [b, ...] in network units) of the judged weights, row by row on all devices.
-Apply = Callable[[Callable, np.ndarray, np.ndarray], Any]
+Examples = tuple[np.ndarray, np.ndarray]  # (x [n, ...] as stored, label [n])
+
+
+class Plan(NamedTuple):
+  """What will be judged, known before training: numbers of samples, classes and examples, and an example's shape."""
+
+  samples: int
+  classes: int
+  shape: tuple[int, ...]
+  train: int
+  held_out: int
+
+
+class Asked(NamedTuple):
+  """What the judged network is asked about, on a device.
+
+  Attributes:
+    denoise: the judged denoiser, of rows with these labels.
+    path: the bound schedule and process.
+    keys: one a row [b].
+    x: examples in network units [b, ...].
+    label: what the network is told of each [b]; the null label where it is told nothing.
+  """
+
+  denoise: Denoiser
+  path: Path
+  keys: Key
+  x: Array
+  label: Array
+
+
+class Network(NamedTuple):
+  """The judged network.
+
+  Attributes:
+    apply: (function(Asked, shared) -> tree of [b, ...], x as stored [n, ...], label [n], shared tree) -> tree of NumPy
+      arrays [n, ...], row by row on all devices.
+    normalize: x as stored -> network units.
+    tell: labels [n] -> what the network is told, the null label where it is told nothing.
+  """
+
+  apply: Callable[..., Any]
+  normalize: Callable[[np.ndarray], Array]
+  tell: Callable[[np.ndarray], np.ndarray]
 
 
 class Judged(NamedTuple):
@@ -22,16 +66,46 @@ class Judged(NamedTuple):
     train, held_out: (x [n, ...], label [n]); held_out is validation and test together.
     class_names: one a class.
     units: of the stored data.
-    apply: asks the judged network.
+    network: the judged one; None where there are samples only.
+    kept: what `once` remembers.
   """
 
   samples: np.ndarray
   labels: np.ndarray
-  train: tuple[np.ndarray, np.ndarray]
-  held_out: tuple[np.ndarray, np.ndarray]
+  train: Examples
+  held_out: Examples
   class_names: tuple[str, ...]
   units: Units
-  apply: Apply
+  network: Network | None
+  kept: dict[Hashable, Any]
+
+  def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    """What `make` returns, computed for the first metric that asks for `key` and remembered for the others."""
+    if key not in self.kept:
+      self.kept[key] = make()
+    return self.kept[key]
+
+  def x(self, which: str) -> np.ndarray:
+    """The 'samples', or the 'train' or 'held_out' examples, as stored."""
+    return self.samples if which == 'samples' else getattr(self, which)[0]
+
+  def embed(self, features: Features, which: str) -> np.ndarray:
+    """Features [n, F] of the 'samples', 'train' or 'held_out'; computed once."""
+    return self.once(
+      (features, which), lambda: features.apply(shown(self.x(which), self.units.levels))
+    )
+
+
+def shown(x: np.ndarray, levels: int | None) -> np.ndarray:
+  """Stored examples as features take them: uint8 images of brightness 0 to 255, or float vectors [n, d]."""
+  return x.reshape(len(x), -1) if levels is None else pipeline.to_uint8(x, levels)
+
+
+def subset(x: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
+  """At most `limit` rows, chosen at random in their order: samples come class by class in turn, so no fixed stride."""
+  if len(x) <= limit:
+    return x
+  return x[np.sort(np.random.default_rng(seed).choice(len(x), limit, replace=False))]
 
 
 class Finding(NamedTuple):
@@ -46,9 +120,13 @@ class Metric(NamedTuple):
   """What judges the samples of a finished run.
 
   Attributes:
-    check: (number of samples, number of classes) -> None; raises ValueError before training for what it cannot judge.
+    check: raises ValueError before training for what it cannot judge.
     measure: the findings of the samples.
   """
 
-  check: Callable[[int, int], None]
+  check: Callable[[Plan], None]
   measure: Callable[[Judged], list[Finding]]
+
+
+def check_nothing(plan: Plan) -> None:
+  """The check of a metric that can judge anything."""

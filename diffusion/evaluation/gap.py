@@ -81,16 +81,25 @@ def denoiser_losses(denoise: Denoiser, path: Path, x: Array, keys: Key, bank: Ba
     keys: one key a row [B]; its draws depend on its key, the level and the draw.
     bank: noise levels and draws.
   """
+
+  def measure(z: Array, t: Array, eps: Array) -> Array:
+    return eps_loss(x, eps, denoise(z, t), path.log_snr(t))
+
+  return on_bank(path, x, keys, bank, measure)
+
+
+def on_bank(path: Path, x: Array, keys: Key, bank: Bank, measure: Callable) -> Any:
+  """What `measure(z, t, eps)` says of each row of x at every level of the bank: its tree of [B] as a tree of [B, L],
+  the mean over the draws. Row i's draws depend on its key, the level and the draw."""
   times = path.time(jnp.asarray(bank.log_snr))
 
   def one(_, i: Array):
     eps = streams.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape[1:])
     t = jnp.broadcast_to(times[i // bank.draws], x.shape[:1])
-    z = gaussian.diffuse(x, eps, path.marginal(t))
-    return None, eps_loss(x, eps, denoise(z, t), path.log_snr(t))
+    return None, measure(gaussian.diffuse(x, eps, path.marginal(t)), t, eps)
 
   _, values = jax.lax.scan(one, None, jnp.arange(len(bank.log_snr) * bank.draws))
-  return values.reshape(len(bank.log_snr), bank.draws, -1).mean(1).T
+  return jax.tree.map(lambda v: v.reshape(len(bank.log_snr), bank.draws, -1).mean(1).T, values)
 
 
 def summarize(

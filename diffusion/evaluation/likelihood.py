@@ -1,13 +1,13 @@
 """Likelihood of held-out data, beside that of training data."""
 
 import math
+from typing import Any
 
 import numpy as np
 
 from diffusion import checks, statistics
-from diffusion.evaluation.evaluate import Finding, Judged, Metric
+from diffusion.evaluation.evaluate import Asked, Finding, Judged, Metric, check_nothing
 from diffusion.sampling import likelihood
-from diffusion.types import Array, Denoiser, Key, Path
 
 
 def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = None) -> Metric:
@@ -31,12 +31,12 @@ def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = No
     checks.integer('steps', steps)
 
   def judge(judged: Judged) -> list[Finding]:
-    def rows(denoise: Denoiser, path: Path, keys: Key, x: Array):
+    def rows(asked: Asked, shared: Any):
       return likelihood.bound(
-        denoise,
-        path,
-        x,
-        keys,
+        asked.denoise,
+        asked.path,
+        asked.x,
+        asked.keys,
         levels=judged.units.levels,
         support=judged.units.range,
         steps=steps,
@@ -47,7 +47,7 @@ def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = No
     time = 'continuous time' if steps is None else f'{steps} steps'
     for name, (x, label) in (('held-out', judged.held_out), ('training', judged.train)):
       chosen = np.linspace(0, len(x) - 1, min(limit, len(x))).round().astype(int)
-      parts = judged.apply(rows, x[chosen], label[chosen])
+      parts = judged.network.apply(rows, x[chosen], label[chosen])
       total, *each = (
         likelihood.bits_per_dim(np.asarray(part, np.float64), x[0].size)
         for part in (parts.total, *parts)
@@ -61,4 +61,4 @@ def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = No
       found.append(Finding(f'{name} bits/dim', statistics.mean_t(total), meaning))
     return found
 
-  return Metric(lambda samples, classes: None, judge)
+  return Metric(check_nothing, judge)

@@ -1,47 +1,26 @@
 """Memorization: are samples copies of training examples? Never without what held-out data would score."""
 
+import math
+
 import numpy as np
 
 from diffusion import checks, statistics
 from diffusion.citations import technique
-from diffusion.evaluation.evaluate import Finding, Judged, Metric
+from diffusion.evaluation import neighbors
+from diffusion.evaluation.evaluate import Finding, Judged, Metric, Plan
+from diffusion.statistics import Interval
 
 
-def nearest(
-  queries: np.ndarray, reference: np.ndarray, chunk: int = 512
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The two nearest references of each query, exactly, without an n x m x d array.
+def _two_references(plan: Plan) -> None:
+  if plan.train < 2:
+    raise ValueError(
+      f'nearest-neighbor metrics need at least 2 training examples, got {plan.train}'
+    )
 
-  Args:
-    queries: [m, ...].
-    reference: [n, ...], n >= 2.
-    chunk: queries at a time.
 
-  Returns:
-    (index of the nearest [m], its distance [m], the distance of the second nearest [m]), Euclidean, float64.
-
-  Raises:
-    ValueError: fewer than two references.
-  """
-  if len(reference) < 2:
-    raise ValueError(f'nearest-neighbor ratios need at least 2 references, got {len(reference)}')
-  flat = reference.reshape(len(reference), -1)
-  center = flat.mean(0, dtype=np.float64)  # near the origin the identity below keeps its digits
-  r = flat - center
-  norms = (r**2).sum(1)
-  count = min(8, len(r))
-  found = []
-  for start in range(0, len(queries), chunk):
-    part = queries[start : start + chunk].reshape(-1, flat.shape[1]).astype(np.float64)
-    square = norms - 2 * (part - center) @ r.T  # + |q|^2, the same for all references
-    near = np.argpartition(square, count - 1, axis=1)[:, :count]
-    # For near copies it loses digits all the same: measure the few that matter directly, and order them by that.
-    distance = np.linalg.norm(part[:, None] - flat[near].astype(np.float64), axis=2)
-    order = np.argsort(distance, axis=1)[:, :2]
-    near = np.take_along_axis(near, order, 1)
-    distance = np.take_along_axis(distance, order, 1)
-    found.append((near[:, 0], distance[:, 0], distance[:, 1]))
-  return tuple(np.concatenate(column) for column in zip(*found, strict=True))
+def judged_ratios(judged: Judged, which: str) -> tuple[np.ndarray, np.ndarray]:
+  """`ratios` of the 'samples' or the 'held_out' examples to the training set; computed once."""
+  return judged.once(('ratios', which), lambda: ratios(judged.x(which), judged.train[0]))
 
 
 def ratios(queries: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -49,16 +28,25 @@ def ratios(queries: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.n
 
   Duplicates are dropped first: two copies of one image would make r = 1 and hide a third. The index is into the
   original `reference`.
+
+  Raises:
+    ValueError: fewer than two distinct references, or what `neighbors.nearest` raises.
   """
-  flat = reference.reshape(len(reference), -1)
-  _, kept = np.unique(flat, axis=0, return_index=True)
-  index, first, second = nearest(queries, reference[kept])
-  return kept[index], first / second
+  kept = neighbors.distinct(reference)
+  if len(kept) < 2:
+    raise ValueError(
+      f'nearest-neighbor ratios need at least 2 distinct references, got {len(kept)}'
+    )
+  index, distance = neighbors.nearest(queries, reference[kept])
+  return kept[index[:, 0]], distance[:, 0] / distance[:, 1]
 
 
 @technique('nearest-neighbor ratio', 'core', 'yoon2023memorize', 'gu2023memorization')
 def nearest_neighbor_ratio(threshold: float = 1 / 3) -> Metric:
   """The memorized fraction f: the share of samples with |x - NN1| < threshold |x - NN2|; and f0, that of held-out data.
+
+  Beside them stands the adjusted fraction (f - f0) / (1 - f0), the share of samples that resemblance among real
+  examples does not explain.
 
   Args:
     threshold: in (0, 1); 1/3 in both papers.
@@ -66,18 +54,172 @@ def nearest_neighbor_ratio(threshold: float = 1 / 3) -> Metric:
   Raises:
     ValueError: threshold out of its range.
 
-  Source: Yoon et al. (2023); Gu et al. (2023), section 2.2. The held-out null is this project's.
+  Source: Yoon et al. (2023); Gu et al. (2023), section 2.2. The held-out null and the adjustment are this project's.
   """
   checks.in_range('threshold', threshold, 0, 1, ends='()')
 
   def judge(judged: Judged) -> list[Finding]:
-    fractions = []
-    for queries in (judged.samples, judged.held_out[0]):
-      _, r = ratios(queries, judged.train[0])
-      fractions.append(statistics.wilson(int((r < threshold).sum()), len(r)))
-    return [
-      Finding('memorized fraction', fractions[0], f'samples with a nearest-neighbor ratio below {threshold:.3g}'),
-      Finding('its held-out null', fractions[1], 'the same of real held-out examples: what no copying looks like'),
-    ]  # fmt: skip
+    counts = []
+    for which in ('samples', 'held_out'):
+      _, r = judged_ratios(judged, which)
+      counts.append((int((r < threshold).sum()), len(r)))
+    share, null = (statistics.wilson(*count) for count in counts)
+    near = f'samples with a nearest-neighbor ratio below {threshold:.3g}'
+    same = 'the same of real held-out examples: what no copying looks like'
+    found = [Finding('memorized fraction', share, near), Finding('its held-out null', null, same)]
+    if 2 * counts[1][0] < counts[1][1]:
+      adjusted = statistics.excess_fraction(*counts[0], *counts[1])
+      meaning = 'the fraction beyond its null, (f - f0) / (1 - f0)'
+      found.append(Finding('adjusted memorized fraction', adjusted, meaning))
+    return found
 
-  return Metric(lambda samples, classes: None, judge)
+  return Metric(_two_references, judge)
+
+
+@technique('calibrated nearest-neighbor ratio', 'core', 'yoon2023memorize')
+def calibrated_ratio(quantile: float = 0.001) -> Metric:
+  """The share of samples with a nearest-neighbor ratio below the `quantile` of held-out data's ratios.
+
+  The threshold is the data's own instead of 1/3, so that by construction a share of about `quantile` is no copying.
+
+  Args:
+    quantile: q in (0, 0.5].
+
+  Raises:
+    ValueError: quantile out of its range; before training, fewer than 10 / q held-out examples.
+
+  Source: this project's; the ratio is that of Yoon et al. (2023).
+  """
+  checks.in_range('quantile', quantile, 0, 0.5, ends='(]')
+  least = math.ceil(10 / quantile * (1 - 1e-9))  # 10 / 0.001 is just above 10,000
+
+  def check(plan: Plan) -> None:
+    _two_references(plan)
+    if plan.held_out < least:
+      raise ValueError(
+        f'the {quantile:g} quantile of held-out ratios needs at least {least} held-out examples, got {plan.held_out}: '
+        f'a quantile of {10 / plan.held_out:.2g} would do'
+      )
+
+  def judge(judged: Judged) -> list[Finding]:
+    _, null = judged_ratios(judged, 'held_out')
+    threshold = calibrate(null, quantile)
+    _, r = judged_ratios(judged, 'samples')
+    share = statistics.wilson(int((r < threshold).sum()), len(r))
+    meaning = (
+      f'ratio below {threshold:.3g}, the {quantile:g} quantile of {len(null)} held-out examples'
+    )
+    return [Finding('memorized fraction, calibrated', share, meaning)]
+
+  return Metric(check, judge)
+
+
+def calibrate(null: np.ndarray, quantile: float) -> float:
+  """The largest threshold below which at most the share `quantile` of the null's ratios [n] lies.
+
+  Raises:
+    ValueError: fewer than 10 / quantile ratios, where the quantile would be a guess.
+  """
+  if len(null) * quantile < 10 * (1 - 1e-9):  # 0.001 * 10000 is just below 10
+    raise ValueError(
+      f'the {quantile:g} quantile needs {math.ceil(10 / quantile)} ratios, got {len(null)}'
+    )
+  return float(np.sort(null)[math.floor(len(null) * quantile + 1e-9)])
+
+
+@technique('authenticity', 'core', 'alaa2022faithful')
+def authenticity() -> Metric:
+  """The share of samples farther from their nearest training example than that one is from its own nearest.
+
+  A sample nearer than that counts as a copy. Real held-out examples score about one half where the data is locally
+  uniform, which is why their share stands beside it.
+
+  Source: Alaa et al. (2022), section 3.3 and appendix, on the data itself instead of a hypersphere embedding.
+  """
+
+  def judge(judged: Judged) -> list[Finding]:
+    found = []
+    for name, which in (('authenticity', 'samples'), ('authenticity, held-out', 'held_out')):
+      authentic = is_authentic(judged.x(which), judged.train[0])
+      share = statistics.wilson(int(authentic.sum()), len(authentic))
+      meaning = 'farther from the nearest training example than that is from its own nearest'
+      found.append(Finding(name, share, meaning))
+    return found
+
+  return Metric(_two_references, judge)
+
+
+def is_authentic(queries: np.ndarray, reference: np.ndarray) -> np.ndarray:
+  """Whether each query is farther from its nearest distinct reference than that is from its own nearest: bool [m].
+
+  Raises:
+    ValueError: fewer than two distinct references, or what `neighbors.nearest` raises.
+  """
+  kept = reference[neighbors.distinct(reference)]
+  if len(kept) < 2:
+    raise ValueError(f'authenticity needs at least 2 distinct references, got {len(kept)}')
+  index, distance = neighbors.nearest(queries, kept, 1)
+  met, place = np.unique(index[:, 0], return_inverse=True)
+  own = neighbors.nearest(kept[met], kept, 2).distance[:, 1]  # the first is the reference itself
+  return distance[:, 0] > own[place]
+
+
+def effective_memorization(
+  sizes: np.ndarray,
+  successes: np.ndarray,
+  trials: np.ndarray,
+  level: float = 0.9,
+  draws: int = 2000,
+  seed: int = 0,
+) -> Interval:
+  """EMM, the largest training-set size at which the memorized fraction is still `level`: the crossing, in log n.
+
+  Between the last size at or above `level` and the next one the fraction is interpolated linearly in log n. The
+  interval is that of binomial redraws of the counts.
+
+  Args:
+    sizes: [K] ascending sizes of training sets, K >= 2.
+    successes, trials: [K] samples called memorized, and samples drawn, at each size.
+    level: the fraction asked for, in (0, 1).
+    draws: redraws for the interval, >= 100.
+    seed: of the redraws.
+
+  Returns:
+    The size and the central 95 % of its redraws. An end is infinite, or 0, where the fractions do not cross within
+    the sizes: the truth lies beyond them.
+
+  Raises:
+    ValueError: sizes not ascending, or values out of their ranges.
+
+  Source: Gu et al. (2023), definition 2; the interval is this project's.
+  """
+  sizes, successes, trials = (np.asarray(x, np.float64) for x in (sizes, successes, trials))
+  checks.in_range('level', level, 0, 1, ends='()')
+  checks.integer('draws', draws, 100)
+  if sizes.ndim != 1 or len(sizes) < 2 or np.any(np.diff(sizes) <= 0) or sizes[0] <= 0:
+    raise ValueError(f'sizes must be two or more ascending positive numbers, got {sizes.tolist()}')
+  if (
+    successes.shape != sizes.shape
+    or trials.shape != sizes.shape
+    or np.any((successes < 0) | (successes > trials) | (trials < 1))
+  ):
+    raise ValueError(
+      f'successes must lie in [0, trials], one a size, got {successes.tolist()} of {trials.tolist()}'
+    )
+  fractions = successes / trials
+  random = np.random.default_rng(seed)
+  redrawn = random.binomial(trials.astype(int), fractions, (draws, len(sizes))) / trials
+  found = np.sort([_crossing(np.log(sizes), one, level) for one in redrawn])
+  low, high = found[round(0.025 * (draws - 1))], found[round(0.975 * (draws - 1))]
+  return Interval(_crossing(np.log(sizes), fractions, level), float(low), float(high))
+
+
+def _crossing(log_sizes: np.ndarray, fractions: np.ndarray, level: float) -> float:
+  above = np.flatnonzero(fractions >= level)
+  if not above.size:
+    return 0.0
+  i = above[-1]
+  if i == len(fractions) - 1:
+    return math.inf
+  share = (fractions[i] - level) / (fractions[i] - fractions[i + 1])
+  return float(np.exp(log_sizes[i] + share * (log_sizes[i + 1] - log_sizes[i])))

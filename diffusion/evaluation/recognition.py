@@ -4,7 +4,7 @@ import numpy as np
 
 from diffusion import checks, statistics
 from diffusion.citations import technique
-from diffusion.evaluation.evaluate import Finding, Judged, Metric
+from diffusion.evaluation.evaluate import Finding, Judged, Metric, Plan
 
 
 @technique('support-vector recognition of samples', 'core', 'cortes1995support')
@@ -24,10 +24,10 @@ def support_vectors(c: float = 10.0) -> Metric:
   """
   checks.positive('c', c)
 
-  def check(samples: int, classes: int) -> None:
-    if classes < 2:
+  def check(plan: Plan) -> None:
+    if plan.classes < 2:
       raise ValueError(
-        f'recognition needs at least two classes, the data has {classes}: leave it out of the metrics'
+        f'recognition needs at least two classes, the data has {plan.classes}: leave it out of the metrics'
       )
 
   def judge(judged: Judged) -> list[Finding]:

@@ -53,8 +53,10 @@ def judge_best(session: Session, target: Any, sampler_seed: int, again: bool = F
   held_out = tuple(
     np.concatenate(pair) for pair in zip(loaded.validation, loaded.test, strict=True)
   )
-  apply = assembly.make_apply(experiment, loaded.units, weights)
-  judged = Judged(samples, labels, loaded.train, held_out, data.class_names, loaded.units, apply)
+  network = assembly.judged_network(experiment, loaded.units, weights)
+  judged = Judged(
+    samples, labels, loaded.train, held_out, data.class_names, loaded.units, network, {}
+  )
   for metric in experiment.metrics:
     findings += metric.measure(judged)
   count = check_sampling(experiment, samples.shape[1:])
@@ -123,7 +125,7 @@ def _pictures(session: Session, judged: Judged, step: int, suffix: str) -> None:
   rows = records.read_json_lines(folder / 'metrics.jsonl')
   plots.curves(rows, folder / 'curves.png', title=f'{data.name}{note}', best_step=step)
   if data.levels is not None:
-    index, ratio = memorization.ratios(judged.samples, judged.train[0])
+    index, ratio = memorization.judged_ratios(judged, 'samples')
     closest = np.argsort(ratio)[:24]
     pairs = (judged.samples[closest], judged.train[0][index[closest]])
     plots.memorization_strip(

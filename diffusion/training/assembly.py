@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from diffusion import devices, streams
 from diffusion.data import augment, pipeline, sources, splits
 from diffusion.evaluation import gap
-from diffusion.evaluation.evaluate import Apply
+from diffusion.evaluation.evaluate import Asked, Network, Plan
 from diffusion.process import gaussian
 from diffusion.sampling import ensembles, samplers
 from diffusion.sampling.guidance import clip_x0
@@ -57,9 +57,6 @@ def load_data(experiment: Experiment) -> Loaded:
       file=sys.stderr,
       flush=True,
     )
-  samples = experiment.sampling.per_class * max(1, data.num_classes)
-  for metric in experiment.metrics:
-    metric.check(samples, data.num_classes)
   split = splits.make(data.x, data.label, experiment.split, data.test is not None)
   pipeline.check_size(len(split.train), experiment.batch_size)
   if len(split.validation) < 2:
@@ -72,6 +69,7 @@ def load_data(experiment: Experiment) -> Loaded:
     digests = splits.content_hashes(data.test[0], experiment.split.salt)
     split.hashes['test'] = splits.fingerprint(digests)
   train = parts[0]
+  check_metrics(experiment, data, [len(x) for x, _ in parts])
   units = experiment.normalization(train[0], data.levels)
   order = None
   if experiment.curriculum is not None:
@@ -80,6 +78,14 @@ def load_data(experiment: Experiment) -> Loaded:
     )
     order = np.argsort(score, kind='stable').astype(np.int32)
   return Loaded(data, split, units, order, *parts)
+
+
+def check_metrics(experiment: Experiment, data: sources.Dataset, sizes: Sequence[int]) -> None:
+  """Raises ValueError, before training, for a metric that cannot judge so many samples of such data."""
+  samples = experiment.sampling.per_class * max(1, data.num_classes)
+  plan = Plan(samples, data.num_classes, data.x.shape[1:], sizes[0], sizes[1] + sizes[2])
+  for metric in experiment.metrics:
+    metric.check(plan)
 
 
 def fitted(experiment: Experiment, units: pipeline.Units) -> Experiment:
@@ -273,22 +279,26 @@ def make_sample(
   return devices.over_rows(draw, chunk)
 
 
-def make_apply(
+def judged_network(
   experiment: Experiment, units: pipeline.Units, weights: Any, chunk: int = 64
-) -> Apply:
-  """The judged network for metrics that ask it, e.g. for likelihoods; see `evaluate.Apply`."""
+) -> Network:
+  """The judged network for metrics that ask it, e.g. for likelihoods; see `evaluate.Network`."""
 
-  def apply(function: Callable, x: np.ndarray, label: np.ndarray) -> Any:
-    def rows(shared, x: Array, label: Array, position: Array) -> Any:
-      parameters, statistics, seed = shared
+  def tell(label: np.ndarray) -> np.ndarray:
+    return label if experiment.model.num_classes else np.full_like(label, NULL)
+
+  def apply(function: Callable, x: np.ndarray, label: np.ndarray, shared: Any = ()) -> Any:
+    def rows(given, x: Array, label: Array, told: Array, position: Array) -> Any:
+      (parameters, statistics, seed), more = given
       path = gaussian.bind(experiment.diffusion, parameters.schedule)
       denoise = make_denoiser(experiment, path, parameters, statistics, label, forward_mode=True)
       keys = streams.row_keys(streams.stream(seed, 'likelihood'), position)
-      return function(denoise, path, keys, pipeline.normalize(x, units))
+      return function(Asked(denoise, path, keys, pipeline.normalize(x, units), told), more)
 
-    return devices.over_rows(rows, chunk)(weights, x, label, np.arange(len(x)))
+    given = (weights, devices.replicate(shared))
+    return devices.over_rows(rows, chunk)(given, x, label, tell(label), np.arange(len(x)))
 
-  return apply
+  return Network(apply, lambda x: pipeline.normalize(jnp.asarray(x), units), tell)
 
 
 def class_labels(num_classes: int, per_class: int) -> np.ndarray:

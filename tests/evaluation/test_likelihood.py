@@ -12,11 +12,10 @@ from tests.training import tiny
 
 
 def judged(made, loaded, weights):
-  apply = assembly.make_apply(made, loaded.units, weights)
+  network = assembly.judged_network(made, loaded.units, weights)
   x, label = loaded.train
-  return Judged(
-    x, label, loaded.train, loaded.test, loaded.dataset.class_names, loaded.units, apply
-  )
+  names = loaded.dataset.class_names
+  return Judged(x, label, loaded.train, loaded.test, names, loaded.units, network, {})
 
 
 def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
@@ -31,14 +30,14 @@ def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
   assert value.low < value.estimate < value.high
   assert 'reconstruction' in found['training bits/dim'].meaning
 
-  def rows(denoise, path, keys, x):
-    return exact.bound(denoise, path, x, keys, levels=None, draws=4).total
+  def rows(asked, shared):
+    return exact.bound(asked.denoise, asked.path, asked.x, asked.keys, levels=None, draws=4).total
 
   x, label = loaded.train
   chosen = np.linspace(0, len(x) - 1, 40).round().astype(int)
-  nats = given.apply(rows, x[chosen], label[chosen])
+  nats = given.network.apply(rows, x[chosen], label[chosen])
   np.testing.assert_allclose(value.estimate, nats.mean() / (8 * np.log(2)), rtol=1e-6)
-  alone = given.apply(rows, x[chosen[:1]], label[chosen[:1]])
+  alone = given.network.apply(rows, x[chosen[:1]], label[chosen[:1]])
   np.testing.assert_allclose(alone[0], nats[0], rtol=1e-4)
 
 

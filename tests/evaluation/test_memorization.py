@@ -1,65 +1,18 @@
-"""Nearest neighbors against brute force, planted copies, and the ratio's known law for uniform data."""
+"""Memorization: planted copies, the ratio's known law for uniform data, calibration, and where copying ends."""
 
 import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from diffusion.evaluation import memorization
-from diffusion.evaluation.evaluate import Judged
+from diffusion.evaluation.evaluate import Plan
+from tests.evaluation.given import judged, values
 
 
 def pictures(seed, n, shape=(4, 4, 1)):
   return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
-
-
-def brute_force(queries, reference):
-  """Nearest index, and the two smallest distances: from the full table of differences."""
-  q = queries.reshape(len(queries), 1, -1).astype(np.float64)
-  table = np.sqrt(((q - reference.reshape(len(reference), -1)) ** 2).sum(-1))
-  return table.argmin(1), *np.sort(table, axis=1)[:, :2].T
-
-
-@pytest.mark.parametrize('chunk', [1, 7, 512])
-def test_nearest_is_brute_force(chunk):
-  queries, reference = pictures(0, 50), pictures(1, 83)
-  index, first, second = memorization.nearest(queries, reference, chunk)
-  expected = brute_force(queries, reference)
-  np.testing.assert_array_equal(index, expected[0])
-  np.testing.assert_allclose(first, expected[1], rtol=1e-12)
-  np.testing.assert_allclose(second, expected[2], rtol=1e-12)
-
-
-def test_nearest_of_two_references():
-  index, first, second = memorization.nearest(np.array([[0.0], [9.0]]), np.array([[1.0], [11.0]]))
-  assert index.tolist() == [0, 1]
-  assert (first.tolist(), second.tolist()) == ([1, 2], [11, 8])
-  with pytest.raises(ValueError, match='at least 2 references, got 1'):
-    memorization.nearest(np.zeros((3, 2)), np.zeros((1, 2)))
-
-
-def test_near_copies_keep_their_digits():
-  """Far from the origin, |q|^2 - 2 q r + |r|^2 in float64 would lose a distance of 1e-6 altogether."""
-  random = np.random.default_rng(2)
-  reference = 1e4 + random.normal(size=(60, 16))
-  offset = 1e-6 * random.normal(size=(60, 16))
-  queries = reference + offset
-  index, first, second = memorization.nearest(queries, reference)
-  exact = np.linalg.norm(queries - reference, axis=1)
-  np.testing.assert_array_equal(index, np.arange(60))
-  np.testing.assert_allclose(first, exact, rtol=1e-8)
-  np.testing.assert_allclose(second, brute_force(queries, reference)[2], rtol=1e-8)
-
-
-def test_close_neighbors_far_from_the_origin_are_not_confused():
-  """Three references closer to each other than float64 resolves in |r|^2: still the two nearest ones."""
-  random = np.random.default_rng(3)
-  center = 1000 + random.normal(size=16)
-  direction = random.normal(size=16)
-  reference = center + np.array([1.0, 2.0, 4.0, 8.0, 1e6, 2e6])[:, None] * 1e-6 * direction
-  index, first, second = memorization.nearest(center[None], reference)
-  assert index.tolist() == [0]
-  assert first[0] / second[0] == pytest.approx(0.5, rel=1e-4)
 
 
 def test_ratios_see_a_copy_of_a_duplicated_image():
@@ -74,24 +27,16 @@ def test_ratios_see_a_copy_of_a_duplicated_image():
   np.testing.assert_array_equal(index[5:9], np.arange(20, 24))
 
 
-def judged(samples, train, held_out):
-  def none(x):
-    return np.zeros(len(x), np.int32)
-
-  return Judged(
-    samples, none(samples), (train, none(train)), (held_out, none(held_out)), (), 256, None
-  )
-
-
 @pytest.mark.parametrize('copies', [0, 30, 100])
 def test_planted_copies_are_counted(copies):
   train = pictures(6, 300)
   noisy = train[:copies].astype(int) + np.random.default_rng(7).integers(-2, 3, (copies, 4, 4, 1))
   samples = np.concatenate([np.clip(noisy, 0, 255).astype(np.uint8), pictures(8, 100 - copies)])
   train = np.concatenate([train, train[:50]])
-  found, null = memorization.nearest_neighbor_ratio().measure(
+  found, null, adjusted = memorization.nearest_neighbor_ratio().measure(
     judged(samples, train, pictures(9, 200))
   )
+  assert adjusted.value.estimate == pytest.approx(copies / 100)
   assert found.value.estimate == copies / 100
   assert found.value.low <= copies / 100 <= found.value.high
   assert null.value.estimate == 0
@@ -99,6 +44,7 @@ def test_planted_copies_are_counted(copies):
 
 
 def test_the_null_is_that_of_the_held_out_data():
+  """Where the null is that high, there is nothing to adjust."""
   train = pictures(10, 100)
   found, null = memorization.nearest_neighbor_ratio().measure(
     judged(pictures(11, 40), train, train[:40])
@@ -107,20 +53,90 @@ def test_the_null_is_that_of_the_held_out_data():
 
 
 @pytest.mark.parametrize('threshold', [0.2, 1 / 3, 0.6])
-@pytest.mark.parametrize('dimension', [1, 2])
+@pytest.mark.parametrize('dimension', [1, 2, 4, 8])
 def test_uniform_data_follow_the_law_of_the_ratio(dimension, threshold):
   """P(r < k) = k^d for a locally uniform density: d1^d / d2^d is uniform on [0, 1]."""
   random = np.random.default_rng(12)
-  reference = random.uniform(0, 1, (20_000, dimension))
-  queries = random.uniform(0.1, 0.9, (1500, dimension))  # away from the border
-  _, null = memorization.nearest_neighbor_ratio(threshold).measure(
-    judged(queries, reference, queries)
-  )
+  # 2,000 balls of 8 uniform points each, far apart, a query in the middle of each: no border, no dependence.
+  middles = 4.0 * np.arange(2000)[:, None] * np.eye(1, dimension)
+  ways = random.normal(size=(2000, 8, dimension))
+  ways /= np.linalg.norm(ways, axis=2, keepdims=True)
+  points = middles[:, None] + ways * random.uniform(size=(2000, 8, 1)) ** (1 / dimension)
+  _, r = memorization.ratios(middles, points.reshape(-1, dimension))
   expected = threshold**dimension
-  assert abs(null.value.estimate - expected) < 4.5 * math.sqrt(expected * (1 - expected) / 1500)
+  counted = (r < threshold).sum()
+  assert stats.binomtest(int(counted), 2000, expected).pvalue > 1e-5
 
 
 @pytest.mark.parametrize('threshold', [0.0, 1.0, -1, math.nan])
 def test_bad_thresholds_are_named(threshold):
   with pytest.raises(ValueError, match=rf'threshold .* got {threshold}'):
     memorization.nearest_neighbor_ratio(threshold)
+
+
+def test_calibration_takes_the_datas_own_threshold():
+  """By construction a share q of the null is below it, and copies are found beyond that share."""
+  random = np.random.default_rng(13)
+  null = random.uniform(0, 1, 1000)
+  threshold = memorization.calibrate(null, 0.02)
+  assert (null < threshold).sum() == 20
+  train, held_out = random.normal(size=(500, 12)), random.normal(size=(1200, 12))
+  samples = np.concatenate(
+    [train[:30] + 0.01 * random.normal(size=(30, 12)), random.normal(size=(270, 12))]
+  )
+  found = values(memorization.calibrated_ratio(0.01), judged(samples, train, held_out))
+  assert (
+    found['memorized fraction, calibrated'].low
+    < 0.1 + 0.9 * 0.01
+    < found['memorized fraction, calibrated'].high
+  )
+
+
+def test_calibration_refuses_to_guess():
+  with pytest.raises(ValueError, match='0.001 quantile needs 10000 ratios, got 9999'):
+    memorization.calibrate(np.ones(9999), 0.001)
+  memorization.calibrate(np.linspace(0, 1, 10_000), 0.001)
+  plan = Plan(samples=100, classes=0, shape=(2,), train=100, held_out=9999)
+  with pytest.raises(
+    ValueError, match='at least 10000 held-out examples, got 9999: a quantile of 0.001 would do'
+  ):
+    memorization.calibrated_ratio().check(plan)
+  memorization.calibrated_ratio().check(plan._replace(held_out=10_000))
+  with pytest.raises(ValueError, match='quantile .* got 0.6'):
+    memorization.calibrated_ratio(0.6)
+
+
+def test_authenticity_counted_by_hand():
+  """References 0, 1, 5: own nearest at 1, 1, 4. 0.5 is within 1 of 0; 2.2 is 1.2 from 1; 8 is 3 from 5; 10 is 5 off."""
+  queries = np.array([[0.5], [2.2], [8.0], [10.0]])
+  reference = np.array([[0.0], [1.0], [5.0], [5.0]])
+  np.testing.assert_array_equal(
+    memorization.is_authentic(queries, reference), [False, True, False, True]
+  )
+
+
+def test_copies_are_not_authentic_and_fresh_data_is_half():
+  random = np.random.default_rng(14)
+  train, held_out = random.normal(size=(500, 6)), random.normal(size=(400, 6))
+  found = values(memorization.authenticity(), judged(train[:200] + 1e-6, train, held_out))
+  assert found['authenticity'].high < 0.03
+  assert 0.4 < found['authenticity, held-out'].estimate < 0.75
+
+
+def test_effective_memorization_is_the_crossing_in_log_n():
+  """Fractions 1, 0.95, 0.85, 0 at n = 10, 100, 1000, 10^4: 0.9 lies half way in log n from 100 to 1000."""
+  sizes, trials = np.array([10, 100, 1000, 10_000]), np.full(4, 10_000)
+  found = memorization.effective_memorization(sizes, np.array([10_000, 9_500, 8_500, 0]), trials)
+  assert found.estimate == pytest.approx(10**2.5, rel=1e-9)
+  assert 250 < found.low < found.estimate < found.high < 400
+
+
+def test_effective_memorization_beyond_the_sizes():
+  all_of_it = memorization.effective_memorization([10, 20], [100, 95], [100, 100])
+  assert all_of_it.estimate == all_of_it.high == math.inf
+  none_of_it = memorization.effective_memorization([10, 20], [10, 5], [100, 100])
+  assert none_of_it == (0, 0, 0)
+  with pytest.raises(ValueError, match='ascending'):
+    memorization.effective_memorization([20, 10], [1, 1], [2, 2])
+  with pytest.raises(ValueError, match='successes must lie'):
+    memorization.effective_memorization([10, 20], [3, 1], [2, 2])

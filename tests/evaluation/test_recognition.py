@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusion.data import sources
+from diffusion.data import pipeline, sources
 from diffusion.evaluation import recognition
 from diffusion.evaluation.evaluate import Judged
 from diffusion.models import mlp
@@ -29,8 +29,9 @@ def judge(digits, relabel):
     (x[:900], label[:900]),
     (x[1300:], label[1300:]),
     names,
-    17,
+    pipeline.Units(17),
     None,
+    {},
   )
   return {finding.name: finding for finding in recognition.support_vectors().measure(given)}
 

@@ -1,0 +1,65 @@
+"""What distances between sets of images are measured on: functions images -> [B, F] with a name and a hash.
+
+A distance is a number of its features as much as of the samples, so both stand in its name.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Features(NamedTuple):
+  """A function of examples with the name and hash that its distances carry.
+
+  Attributes:
+    name: of the network and its layer.
+    digest: the first digits of the SHA-256 of its weights; '' without weights.
+    width: F; 0 if it is the examples' own number of values.
+    apply: uint8 images [B, H, W, C] (brightness 0 to 255), or float vectors [B, d] -> float32 [B, F].
+  """
+
+  name: str
+  digest: str
+  width: int
+  apply: Callable[[np.ndarray], np.ndarray]
+
+
+def label(features: Features) -> str:
+  """Name and hash, as they stand in a distance's name."""
+  return f'{features.name}, {features.digest}' if features.digest else features.name
+
+
+def distance_name(features: Features) -> str:
+  """'FD(name, hash)'; 'FID' for the standard Inception weights alone."""
+  return 'FID' if features.name == 'inception-v3 pool' else f'FD({label(features)})'
+
+
+def width(features: Features, shape: tuple[int, ...]) -> int:
+  """The number of features of an example of this shape."""
+  return features.width or int(np.prod(shape))
+
+
+def check_examples(x: np.ndarray) -> None:
+  """Raises ValueError unless x is uint8 images [B, H, W, C], C in {1, 3}, or finite float vectors [B, d]."""
+  if x.ndim == 4 and x.shape[-1] in (1, 3):
+    if x.dtype != np.uint8:
+      raise ValueError(
+        f'images must be uint8 from 0 to 255, got {x.dtype} in [{x.min():g}, {x.max():g}]: '
+        'scale them to 0 ... 255 and round'
+      )
+  elif x.ndim != 2 or x.dtype.kind != 'f' or not np.isfinite(x).all():
+    raise ValueError(
+      f'examples must be uint8 images [B, H, W, 1 or 3] or finite float vectors [B, d], got {x.dtype} {list(x.shape)}'
+    )
+
+
+def pixels() -> Features:
+  """The numbers themselves: brightness / 255 of images, vectors as they are."""
+
+  def apply(x: np.ndarray) -> np.ndarray:
+    check_examples(x)
+    flat = x.reshape(len(x), -1).astype(np.float32)
+    return flat / 255 if x.dtype == np.uint8 else flat
+
+  return Features('pixels', '', 0, apply)

@@ -1,0 +1,204 @@
+"""Distances between the distributions of two sets of features: Frechet, its extrapolation, and the kernel distance."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion import checks, statistics
+from diffusion.citations import technique
+from diffusion.evaluation import features as features_
+from diffusion.evaluation.evaluate import Finding, Judged, Metric, Plan, subset
+from diffusion.evaluation.features import Features
+from diffusion.statistics import Interval
+
+
+class Moments(NamedTuple):
+  """Mean [F] and unbiased covariance [F, F] of features, float64, and how many there were."""
+
+  mean: np.ndarray
+  covariance: np.ndarray
+  count: int
+
+
+def moments(x: np.ndarray) -> Moments:
+  """Moments of features [n, F], n >= 2.
+
+  Raises:
+    ValueError: fewer than two rows, another shape, or a number that is not finite.
+  """
+  x = np.asarray(x, np.float64)
+  if x.ndim != 2 or len(x) < 2 or not np.isfinite(x).all():
+    raise ValueError(f'moments need two or more finite rows of features, got shape {x.shape}')
+  return Moments(x.mean(0), np.atleast_2d(np.cov(x, rowvar=False)), len(x))
+
+
+def distance(a: Moments, b: Moments) -> float:
+  """The squared Frechet (2-Wasserstein) distance of two Gaussians.
+
+  |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)). The trace of the root is the sum of the roots of the
+  eigenvalues of A^T S_b A with S_a = A A^T, which is symmetric, so no complex numbers and no jitter come in.
+
+  Source: Dowson & Landau (1982), equation 4.
+  """
+  values, vectors = np.linalg.eigh(a.covariance)
+  root = vectors * np.sqrt(
+    np.maximum(values, 0)
+  )  # a covariance has no negative eigenvalue but for rounding
+  inner = np.linalg.eigvalsh(root.T @ b.covariance @ root)
+  trace = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(np.maximum(inner, 0)).sum()
+  return float(((a.mean - b.mean) ** 2).sum() + trace)
+
+
+def extrapolated(samples: np.ndarray, reference: Moments, points: int = 15, seed: int = 0) -> float:
+  """The distance that infinitely many samples would have: the intercept of the distance against 1 / N.
+
+  The bias of the reference's own finite number stays.
+
+  Args:
+    samples: features [m, F], m >= 2 (F + 1).
+    reference: moments of the reference.
+    points: subsets, of evenly spaced sizes from max(m / 10, F + 1) to m, >= 3; each is drawn without replacement.
+    seed: of the subsets.
+
+  Raises:
+    ValueError: too few samples.
+
+  Source: Chong & Forsyth (2020), section 4.
+  """
+  checks.integer('points', points, 3)
+  _check_count(len(samples), samples.shape[1])
+  random = np.random.default_rng(seed)
+  low = max(len(samples) // 10, samples.shape[1] + 1)
+  sizes = np.linspace(low, len(samples), points).round().astype(int)
+  subsets = (samples[random.choice(len(samples), size, replace=False)] for size in sizes)
+  distances = [distance(moments(subset), reference) for subset in subsets]
+  return float(np.polynomial.polynomial.polyfit(1 / sizes, distances, 1)[0])
+
+
+def _check_count(count: int, width: int) -> None:
+  least = 2 * (width + 1)
+  if count < least:
+    raise ValueError(
+      f'the Frechet distance of {width} features needs at least {least} samples, got {count}: '
+      'raise sampling.per_class, or use narrower features'
+    )
+
+
+@technique(
+  'Frechet distance', 'core', 'heusel2017gans', 'dowson1982frechet', 'chong2020effectively'
+)
+def frechet(features: Features | None = None) -> Metric:
+  """The Frechet distance of samples to the training set, its value for infinitely many samples, and held-out data's.
+
+  It rewards copying: the training set itself would score 0. It is the FID only with `features.inception`.
+
+  Args:
+    features: what is compared; the numbers themselves by default.
+
+  Raises:
+    ValueError: before training, fewer than 2 (F + 1) samples for F features.
+
+  Source: Heusel et al. (2017), section 2; Chong & Forsyth (2020) for the extrapolation.
+  """
+  features = features_.pixels() if features is None else features
+
+  def check(plan: Plan) -> None:
+    _check_count(plan.samples, features_.width(features, plan.shape))
+
+  def judge(judged: Judged) -> list[Finding]:
+    reference = judged.once((features, 'moments'), lambda: moments(judged.embed(features, 'train')))
+    samples, real = judged.embed(features, 'samples'), judged.embed(features, 'held_out')
+    name = features_.distance_name(features)
+    value, infinite = distance(moments(samples), reference), extrapolated(samples, reference)
+    sizes = f'{len(samples)} samples against {reference.count} training examples'
+    found = [
+      Finding(name, value, f'{sizes}; blind to copying'),
+      Finding(f'{name}, infinite samples', infinite, 'extrapolated in 1 / N'),
+    ]
+    if len(real) > samples.shape[1]:
+      meaning = f'the same of {len(real)} held-out examples: what perfect samples would score'
+      found.append(Finding(f'{name}, held-out', distance(moments(real), reference), meaning))
+    return found
+
+  return Metric(check, judge)
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray, blocks: int = 10, seed: int = 0) -> Interval:
+  """The squared maximum mean discrepancy of two sets of features under k(x, y) = (x.y / F + 1)^3, unbiased.
+
+  Both sets are dealt at random into disjoint blocks; each pair of blocks gives an independent unbiased estimate, and
+  the interval is Student's over them.
+
+  Args:
+    a, b: features [m, F], [n, F]; each block must hold at least two rows.
+    blocks: >= 2.
+    seed: of the dealing.
+
+  Raises:
+    ValueError: too few rows.
+
+  Source: Binkowski et al. (2018), equation 4 and section 4.
+  """
+  checks.integer('blocks', blocks, 2)
+  if min(len(a), len(b)) < 2 * blocks:
+    raise ValueError(
+      f'the kernel distance in {blocks} blocks needs at least {2 * blocks} rows of each, got {len(a)} and {len(b)}'
+    )
+  random = np.random.default_rng(seed)
+  parts = [np.array_split(random.permutation(len(x)), blocks) for x in (a, b)]
+  return statistics.mean_t([_discrepancy(a[i], b[j]) for i, j in zip(*parts, strict=True)])
+
+
+def _discrepancy(a: np.ndarray, b: np.ndarray) -> float:
+  a, b = a.astype(np.float64), b.astype(np.float64)
+
+  def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+  def within(x: np.ndarray) -> float:
+    k = kernel(x, x)
+    return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+
+  return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+
+@technique('kernel distance', 'core', 'binkowski2018demystifying')
+def kernel(features: Features | None = None, blocks: int = 10, limit: int = 10_000) -> Metric:
+  """The kernel distance of samples to the training set, beside that of held-out data, with intervals.
+
+  It is unbiased, so for equal distributions it is 0 on average, whatever the number of samples.
+
+  Args:
+    features: what is compared; the numbers themselves by default.
+    blocks: estimates averaged, >= 2.
+    limit: rows of each set used at most; the work grows with limit^2 / blocks.
+
+  Raises:
+    ValueError: arguments out of range; before training, fewer than two samples a block.
+
+  Source: Binkowski et al. (2018).
+  """
+  features = features_.pixels() if features is None else features
+  checks.integer('blocks', blocks, 2)
+  checks.integer('limit', limit, 2 * blocks)
+
+  def check(plan: Plan) -> None:
+    if plan.samples < 2 * blocks:
+      raise ValueError(
+        f'the kernel distance in {blocks} blocks needs at least {2 * blocks} samples, got {plan.samples}'
+      )
+
+  def judge(judged: Judged) -> list[Finding]:
+    train, name = judged.embed(features, 'train'), f'kernel distance({features_.label(features)})'
+    found = []
+    for which, title in (('samples', name), ('held_out', f'{name}, held-out')):
+      x = judged.embed(features, which)
+      if len(x) < 2 * blocks:
+        continue
+      value = kernel_distance(subset(x, limit), subset(train, limit), blocks)
+      found.append(
+        Finding(title, value, 'squared discrepancy to the training set, 0 for equal distributions')
+      )
+    return found
+
+  return Metric(check, judge)

@@ -1,0 +1,257 @@
+"""Fidelity and diversity apart: precision and recall, density and coverage, the Vendi score, class entropy."""
+
+import math
+
+import numpy as np
+
+from diffusion import checks, statistics
+from diffusion.citations import technique
+from diffusion.evaluation import features as features_
+from diffusion.evaluation import neighbors
+from diffusion.evaluation.evaluate import Finding, Judged, Metric, Plan, check_nothing, subset
+from diffusion.evaluation.features import Features
+from diffusion.statistics import Interval
+
+
+def radii(x: np.ndarray, k: int) -> np.ndarray:
+  """The distance of each row to its k-th nearest other row: [n].
+
+  Raises:
+    ValueError: fewer than k + 1 rows.
+  """
+  if len(x) < k + 1:
+    raise ValueError(f'balls to the {k}-th neighbor need at least {k + 1} rows, got {len(x)}')
+  return neighbors.nearest(x, x, k + 1).distance[
+    :, -1
+  ]  # the first is the row itself, or a duplicate of it
+
+
+def balls(
+  queries: np.ndarray, centers: np.ndarray, radius: np.ndarray, chunk: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+  """(how many balls hold each query [m], whether each ball holds any query [n]); on its surface is inside.
+
+  Memory is chunk x n.
+  """
+  q, c = queries.astype(np.float64), centers.astype(np.float64)
+  middle = c.mean(0)
+  q, c = q - middle, c - middle
+  norms, square = (c**2).sum(1), radius.astype(np.float64) ** 2
+  counts, hit = [], np.zeros(len(c), bool)
+  for start in range(0, len(q), chunk):
+    part = q[start : start + chunk]
+    distance = (part**2).sum(1)[:, None] + norms - 2 * part @ c.T
+    slack = 1e-12 * ((part**2).sum(1)[:, None] + norms)  # rounding of the line above
+    inside = distance <= square + slack
+    counts.append(inside.sum(1))
+    hit |= inside.any(0)
+  return np.concatenate(counts), hit
+
+
+@technique('precision and recall', 'core', 'kynkaanniemi2019improved')
+def precision_recall(features: Features | None = None, k: int = 3, limit: int = 10_000) -> Metric:
+  """The share of samples among the real examples' balls, and of real examples among the samples'.
+
+  A ball reaches to the k-th neighbor in its own set. The real examples are the training set; as many of them as
+  samples are taken, since both numbers depend on the sizes.
+
+  Args:
+    features: what is compared; the numbers themselves by default.
+    k: >= 1.
+    limit: rows of each set at most.
+
+  Raises:
+    ValueError: arguments out of range; before training, fewer than k + 1 samples.
+
+  Source: Kynkaanniemi et al. (2019), section 3, equation 1.
+  """
+  features, check = _prepared(features, k, limit)
+
+  def judge(judged: Judged) -> list[Finding]:
+    samples, real = _equal(judged, features, limit)
+    precise, _ = balls(samples, real, radii(real, k))
+    recalled, _ = balls(real, samples, radii(samples, k))
+    label = features_.label(features)
+    return [
+      Finding(f'{name}({label})', _share(counts > 0), f'{meaning}, k = {k}, {len(samples)} of each')
+      for name, counts, meaning in (
+        ('precision', precise, 'samples within the training examples\' balls'),
+        ('recall', recalled, 'training examples within the samples\' balls'),
+      )
+    ]  # fmt: skip
+
+  return Metric(check, judge)
+
+
+@technique('density and coverage', 'core', 'naeem2020reliable')
+def density_coverage(features: Features | None = None, k: int = 5, limit: int = 10_000) -> Metric:
+  """Density: real balls a sample lies in, over k; coverage: the share of real balls that hold a sample.
+
+  Density is 1 on average for equal distributions and may exceed it; coverage's expectation then is
+  1 - prod_{i=1..k} (n - i) / (2 n - i) with n of each, given in its meaning.
+
+  Args:
+    features: what is compared; the numbers themselves by default.
+    k: >= 1.
+    limit: rows of each set at most.
+
+  Raises:
+    ValueError: arguments out of range; before training, fewer than k + 1 samples.
+
+  Source: Naeem et al. (2020), equations 3 and 4; the expectation is their lemma 2.
+  """
+  features, check = _prepared(features, k, limit)
+
+  def judge(judged: Judged) -> list[Finding]:
+    samples, real = _equal(judged, features, limit)
+    counts, hit = balls(samples, real, radii(real, k))
+    label, n = features_.label(features), len(samples)
+    density = statistics.mean_t(counts / k)
+    held = f'balls that hold a sample; {expected_coverage(n, k):.3f} for equal distributions'
+    return [
+      Finding(
+        f'density({label})', density, f'balls of training examples a sample lies in, over k = {k}'
+      ),
+      Finding(f'coverage({label})', _share(hit), held),
+    ]
+
+  return Metric(check, judge)
+
+
+def expected_coverage(n: int, k: int) -> float:
+  """Coverage's expectation for n samples and n real examples of one distribution: see `density_coverage`."""
+  return 1 - math.prod((n - i) / (2 * n - i) for i in range(1, k + 1))
+
+
+@technique('Vendi score', 'core', 'friedman2023vendi')
+def vendi(features: Features | None = None, limit: int = 10_000) -> Metric:
+  """The effective number of distinct samples: exp of the entropy of the eigenvalues of K / n, K cosine similarities.
+
+  It is 1 for copies of one image and n for n orthogonal ones. Real held-out examples stand beside it, in equal number.
+
+  Args:
+    features: what is compared; the numbers themselves by default.
+    limit: rows at most.
+
+  Raises:
+    ValueError: limit below 1.
+
+  Source: Friedman & Dieng (2023), definition 3.1.
+  """
+  features = features_.pixels() if features is None else features
+  checks.integer('limit', limit)
+
+  def judge(judged: Judged) -> list[Finding]:
+    samples, real = (judged.embed(features, which) for which in ('samples', 'held_out'))
+    count = min(limit, len(samples), len(real))
+    name = f'Vendi score({features_.label(features)})'
+    meaning = f'effective number of distinct among {count}'
+    return [
+      Finding(name, vendi_score(subset(samples, count)), f'{meaning} samples'),
+      Finding(f'{name}, held-out', vendi_score(subset(real, count)), f'{meaning} real ones'),
+    ]
+
+  return Metric(check_nothing, judge)
+
+
+def vendi_score(x: np.ndarray) -> float:
+  """The Vendi score of features [n, F], through whichever of the n x n and F x F products is smaller.
+
+  Raises:
+    ValueError: a row of zeros, which has no direction.
+  """
+  x = x.astype(np.float64)
+  norm = np.linalg.norm(x, axis=1, keepdims=True)
+  if not norm.all():
+    raise ValueError(
+      f'row {int(np.argmin(norm))} of the features is zero and has no cosine similarity'
+    )
+  x = x / norm
+  values = np.linalg.eigvalsh((x @ x.T if len(x) <= x.shape[1] else x.T @ x) / len(x))
+  values = values[values > 1e-12]  # 0 log 0 = 0
+  return float(np.exp(-(values * np.log(values)).sum()))
+
+
+def class_entropy(probabilities: np.ndarray) -> float:
+  """exp of the entropy of the mean class probabilities [n, K] (or one-hot calls): the effective number of classes."""
+  mean = probabilities.mean(0, dtype=np.float64)
+  mean = mean[mean > 0]
+  return float(np.exp(-(mean * np.log(mean)).sum()))
+
+
+@technique('sliced Wasserstein distance', 'core', 'rabin2012wasserstein')
+def sliced_wasserstein(projections: int = 256, limit: int = 10_000, seed: int = 0) -> Metric:
+  """The 2-Wasserstein distance of one-dimensional projections, root of the mean square over random directions.
+
+  For vectors of few dimensions; beside it stands that of held-out data, in equal number.
+
+  Args:
+    projections: random directions, >= 1.
+    limit: rows at most.
+    seed: of the directions.
+
+  Raises:
+    ValueError: arguments out of range.
+
+  Source: Rabin et al. (2012), definition 2.
+  """
+  checks.integer('projections', projections)
+  checks.integer('limit', limit)
+
+  def judge(judged: Judged) -> list[Finding]:
+    parts = [
+      features_.pixels().apply(_flat(judged, which)) for which in ('samples', 'train', 'held_out')
+    ]
+    count = min(limit, *map(len, parts))
+    samples, train, real = (subset(part, count) for part in parts)
+    meaning = f'{projections} projections of {count} of each, to the training set'
+    return [
+      Finding('sliced Wasserstein distance', sliced_distance(samples, train, projections, seed), meaning),
+      Finding('sliced Wasserstein distance, held-out', sliced_distance(real, train, projections, seed), meaning),
+    ]  # fmt: skip
+
+  return Metric(check_nothing, judge)
+
+
+def sliced_distance(a: np.ndarray, b: np.ndarray, projections: int = 256, seed: int = 0) -> float:
+  """The sliced 2-Wasserstein distance of rows [n, d] and as many others.
+
+  Raises:
+    ValueError: different numbers of rows.
+  """
+  if a.shape != b.shape:
+    raise ValueError(f'sliced distances compare equal numbers of rows, got {a.shape} and {b.shape}')
+  directions = np.random.default_rng(seed).normal(size=(a.shape[1], projections))
+  directions /= np.linalg.norm(directions, axis=0)
+  sides = (np.sort(x.astype(np.float64) @ directions, axis=0) for x in (a, b))
+  left, right = sides
+  return float(np.sqrt(((left - right) ** 2).mean()))
+
+
+def _flat(judged: Judged, which: str) -> np.ndarray:
+  x = judged.x(which)
+  return x.reshape(len(x), -1).astype(np.float64)
+
+
+def _prepared(features: Features | None, k: int, limit: int):
+  checks.integer('k', k)
+  checks.integer('limit', limit, k + 1)
+
+  def check(plan: Plan) -> None:
+    if min(plan.samples, plan.train) < k + 1:
+      raise ValueError(
+        f'balls to the {k}-th neighbor need at least {k + 1} samples and training examples, got {plan.samples} and '
+        f'{plan.train}'
+      )
+
+  return (features_.pixels() if features is None else features), check
+
+
+def _equal(judged: Judged, features: Features, limit: int) -> tuple[np.ndarray, np.ndarray]:
+  samples, real = judged.embed(features, 'samples'), judged.embed(features, 'train')
+  count = min(limit, len(samples), len(real))
+  return subset(samples, count), subset(real, count)
+
+
+def _share(called: np.ndarray) -> Interval:
+  return statistics.wilson(int(called.sum()), called.size)

@@ -1,0 +1,162 @@
+"""What the network itself says of its training set: membership, and how near it is to the denoiser that copies."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import checks, statistics, streams
+from diffusion.citations import technique
+from diffusion.evaluation import gap
+from diffusion.evaluation.evaluate import Asked, Finding, Judged, Metric, Plan
+from diffusion.process import analytic, gaussian
+from diffusion.statistics import Interval
+from diffusion.types import Array, Denoiser, Key, Path
+
+
+def _some(x: np.ndarray, label: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+  chosen = np.sort(np.random.default_rng(0).permutation(len(x))[:limit])
+  return x[chosen], label[chosen]
+
+
+def _bank(log_snr: Sequence[float], draws: int) -> gap.Bank:
+  checks.integer('draws', draws)
+  if not log_snr or not all(math.isfinite(level) for level in log_snr):
+    raise ValueError(f'log_snr must hold at least one finite level, got {log_snr!r}')
+  return gap.Bank(tuple(log_snr), draws)
+
+
+@technique('membership by loss', 'core', 'carlini2023extracting', 'matsumoto2023membership')
+def membership(
+  log_snr: Sequence[float] = (2.0, 0.0, -2.0), draws: int = 50, limit: int = 1000
+) -> Metric:
+  """The area under the curve by which the loss at fixed noise tells training from held-out examples; 1/2 is chance.
+
+  The score of an example is minus its eps-loss, the mean over draws of eps.
+
+  Args:
+    log_snr: noise levels, each with an area of its own; descending.
+    draws: of eps at each, >= 1.
+    limit: examples of each split, >= 2.
+
+  Raises:
+    ValueError: arguments out of range.
+
+  Source: Matsumoto et al. (2023), section 3; Carlini et al. (2023), section 5.1, for what it says of privacy.
+  """
+  bank = _bank(log_snr, draws)
+  checks.integer('limit', limit, 2)
+
+  def rows(asked: Asked, shared: Any) -> Array:
+    return gap.denoiser_losses(asked.denoise, asked.path, asked.x, asked.keys, bank)
+
+  def judge(judged: Judged) -> list[Finding]:
+    train, held_out = (
+      judged.network.apply(rows, *_some(*split, limit)) for split in (judged.train, judged.held_out)
+    )
+    return [
+      Finding(
+        f'membership AUC, log-SNR {level:g}',
+        statistics.auc(-train[:, i], -held_out[:, i]),
+        f'{len(train)} training against {len(held_out)} held-out examples, {draws} draws; 0.5 is chance',
+      )
+      for i, level in enumerate(bank.log_snr)
+    ]
+
+  return Metric(_two_of_each, judge)
+
+
+def _two_of_each(plan: Plan) -> None:
+  if min(plan.train, plan.held_out) < 2:
+    raise ValueError(
+      f'membership needs at least 2 training and held-out examples, got {plan.train} and {plan.held_out}'
+    )
+
+
+@technique('distance to the empirical denoiser', 'core', 'gu2023memorization')
+def copying_distance(
+  log_snr: Sequence[float] = (4.0, 2.0, 0.0, -2.0), draws: int = 4, limit: int = 256
+) -> Metric:
+  """M: how far the network is from the denoiser of the finite training set, which copies, at held-out examples.
+
+  M = E|D - D_emp| / E|D_mean - D_emp| over noised held-out examples, D_mean the training set's mean: 0 is the copyist,
+  1 as far from it as a denoiser that knows the mean alone. Where the examples' labels are told to the network, D_emp
+  knows them too.
+
+  Args:
+    log_snr: noise levels, descending.
+    draws: of eps at each, >= 1.
+    limit: held-out examples, >= 2.
+
+  Raises:
+    ValueError: arguments out of range.
+
+  Source: the empirical denoiser: Gu et al. (2023), equation 3. The normalization is this project's.
+  """
+  bank = _bank(log_snr, draws)
+  checks.integer('limit', limit, 2)
+
+  def rows(asked: Asked, train: tuple[Array, Array]) -> tuple[Array, Array]:
+    x, label = train
+    copyist, mean = analytic.empirical(asked.path, x, label, asked.label), x.mean(0)
+
+    def measure(z: Array, t: Array, eps: Array) -> tuple[Array, Array]:
+      copy = copyist(z, t).x0
+      parts = (asked.denoise(z, t).x0 - copy, mean - copy)
+      return tuple(jnp.linalg.norm(part.reshape(len(z), -1), axis=1) for part in parts)
+
+    return gap.on_bank(asked.path, asked.x, asked.keys, bank, measure)
+
+  def judge(judged: Judged) -> list[Finding]:
+    x, label = judged.train
+    train = judged.network.normalize(x), jnp.asarray(label)
+    near, scale = judged.network.apply(rows, *_some(*judged.held_out, limit), train)
+    meaning = 'distance to the denoiser that copies, over that of the mean: 0 is the copyist'
+    return [
+      Finding(f'M, log-SNR {level:g}', statistics.ratio_of_means(near[:, i], scale[:, i]), meaning)
+      for i, level in enumerate(bank.log_snr)
+    ]
+
+  return Metric(_two_of_each, judge)
+
+
+def score_position(
+  denoise: Denoiser,
+  empirical: Denoiser,
+  truth: Denoiser,
+  path: Path,
+  x: Array,
+  key: Key,
+  log_snr: Sequence[float],
+) -> list[Interval]:
+  """G at each noise level: 1 at the population's denoiser D*, -1 at the copyist D_emp.
+
+  G = (E|D - D_emp| - E|D - D*|) / E|D_emp - D*|, over noised fresh examples.
+
+  Args:
+    denoise, empirical, truth: D, D_emp of the training set, and D* of the population.
+    path: the bound schedule and process.
+    x: fresh examples in network units [B, ...].
+    key: of the noise.
+    log_snr: noise levels.
+
+  Returns:
+    G and its jackknife interval over the examples, one a level.
+  """
+
+  @jax.jit
+  def norms(level: Array) -> tuple[Array, Array, Array]:
+    t = jnp.broadcast_to(path.time(level), x.shape[:1])
+    keys = streams.row_keys(key, jnp.arange(len(x)))
+    z = gaussian.diffuse(x, streams.normal(keys, x.shape[1:]), path.marginal(t))
+    d, copy, best = (f(z, t).x0.reshape(len(x), -1) for f in (denoise, empirical, truth))
+    return tuple(jnp.linalg.norm(a - b, axis=1) for a, b in ((d, copy), (d, best), (copy, best)))
+
+  found = []
+  for level in log_snr:
+    near, far, scale = (np.asarray(n, np.float64) for n in norms(jnp.asarray(level)))
+    found.append(statistics.ratio_of_means(near - far, scale))
+  return found

@@ -1,0 +1,266 @@
+"""Novelty of samples as a set: the data-copying test C_T and the feature likelihood divergence."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from diffusion import checks
+from diffusion.citations import technique
+from diffusion.evaluation import features as features_
+from diffusion.evaluation import neighbors
+from diffusion.evaluation.evaluate import Finding, Judged, Metric, Plan, subset
+from diffusion.evaluation.features import Features
+from diffusion.statistics import Interval
+from diffusion.types import Array
+
+
+class Copying(NamedTuple):
+  """The test of each cell and of all: z [cells], weights w [cells] (sum 1), C_T = sum w z with its interval."""
+
+  z: np.ndarray
+  weights: np.ndarray
+  statistic: Interval
+
+
+def copying_test(
+  samples: np.ndarray,
+  held_out: np.ndarray,
+  train: np.ndarray,
+  cells: int = 3,
+  least: int = 20,
+  seed: int = 0,
+) -> Copying:
+  """Are samples nearer to the training set than held-out examples are? C_T < 0 says copying, > 0 underfitting.
+
+  k-means cells of the training set; in each, z of the Mann-Whitney U of the distances to the nearest training example,
+  samples against held-out: (U - m n / 2) / sqrt(m n (m + n + 1) / 12), N(0, 1) where neither is nearer. Weights are the
+  cells' shares of the held-out examples. The cells are independent at the null, so C_T has variance sum w^2; the
+  interval is C_T -+ 1.96 of its root.
+
+  Args:
+    samples, held_out, train: features [m, F], [n, F], [t, F].
+    cells: k-means cells, >= 1.
+    least: a cell with fewer samples or held-out examples is left out; >= 2.
+    seed: of k-means.
+
+  Raises:
+    ValueError: no cell holds enough of both.
+
+  Source: Meehan et al. (2020), section 4 and definition 4.3; there the threshold is a share of the samples.
+  """
+  from sklearn.cluster import KMeans
+
+  checks.integer('cells', cells)
+  checks.integer('least', least, 2)
+  means = KMeans(cells, n_init=4, random_state=seed).fit(train)
+  distances, places = [], []
+  for x in (samples, held_out):
+    distances.append(neighbors.nearest(x, train, 1).distance[:, 0])
+    places.append(means.predict(x))
+  z, sizes = [], []
+  for cell in range(cells):
+    generated, real = (d[p == cell] for d, p in zip(distances, places, strict=True))
+    if min(len(generated), len(real)) >= least:
+      z.append(_mann_whitney_z(generated, real))
+      sizes.append(len(real))
+  if not z:
+    raise ValueError(
+      f'none of the {cells} cells holds {least} samples and {least} held-out examples: use fewer cells or more of both'
+    )
+  weights = np.array(sizes) / sum(sizes)
+  estimate = float(weights @ z)
+  half = float(scipy.stats.norm.ppf(0.975) * np.sqrt((weights**2).sum()))
+  return Copying(np.array(z), weights, Interval(estimate, estimate - half, estimate + half))
+
+
+def _mann_whitney_z(a: np.ndarray, b: np.ndarray) -> float:
+  """z of U = #(a > b) + #(a = b) / 2, ties corrected."""
+  ranks = scipy.stats.rankdata(np.concatenate([a, b]))
+  m, n = len(a), len(b)
+  u = ranks[:m].sum() - m * (m + 1) / 2
+  _, ties = np.unique(ranks, return_counts=True)
+  total = m + n
+  variance = m * n / 12 * (total + 1 - (ties**3 - ties).sum() / (total * (total - 1)))
+  return (
+    float((u - m * n / 2) / np.sqrt(variance)) if variance > 0 else 0.0
+  )  # all equal: no difference
+
+
+def principal_components(train: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """(mean [F], the `count` leading principal directions [F, count]) of features [n, F]."""
+  mean = train.mean(0, dtype=np.float64)
+  _, _, directions = np.linalg.svd(np.cov(train.astype(np.float64), rowvar=False), hermitian=True)
+  return mean, directions[:count].T
+
+
+@technique('data-copying test', 'core', 'meehan2020nonparametric')
+def data_copying(
+  features: Features | None = None, components: int = 64, cells: int = 3, least: int = 20
+) -> Metric:
+  """C_T of the samples (see `copying_test`), on the leading principal components of the training set's features.
+
+  Args:
+    features: what is compared; the numbers themselves by default.
+    components: at most so many, >= 1.
+    cells: k-means cells, >= 1.
+    least: fewer samples or held-out examples in a cell leave it out, >= 2.
+
+  Raises:
+    ValueError: arguments out of range; before training, fewer than `least` samples or held-out examples.
+
+  Source: Meehan et al. (2020).
+  """
+  features = features_.pixels() if features is None else features
+  for name, value, low in (('components', components, 1), ('cells', cells, 1), ('least', least, 2)):
+    checks.integer(name, value, low)
+
+  def check(plan: Plan) -> None:
+    if min(plan.samples, plan.held_out) < least:
+      raise ValueError(
+        f'the data-copying test needs at least {least} samples and held-out examples, got {plan.samples} and '
+        f'{plan.held_out}'
+      )
+
+  def judge(judged: Judged) -> list[Finding]:
+    parts = [judged.embed(features, which) for which in ('samples', 'held_out', 'train')]
+    mean, directions = principal_components(parts[2], components)
+    found = copying_test(*((part - mean) @ directions for part in parts), cells, least)
+    each = ', '.join(f'{z:.2f}' for z in found.z)
+    meaning = (
+      f'below 0 copying, above 0 underfitting, N(0, sum w^2) if neither; z of the cells: {each}'
+    )
+    return [Finding(f'C_T({features_.label(features)})', found.statistic, meaning)]
+
+  return Metric(check, judge)
+
+
+class Mixture(NamedTuple):
+  """Gaussians of equal weight: centers [m, F] and the logarithm of each one's variance a dimension [m]."""
+
+  centers: Array
+  log_variance: Array
+
+
+def fit_widths(
+  centers: np.ndarray, x: np.ndarray, steps: int = 100, floor: float = 1e-4
+) -> Mixture:
+  """Gaussians at fixed centers, their widths fitted to other points by expectation maximization.
+
+  s_j^2 <- sum_i r_ij |x_i - c_j|^2 / (F sum_i r_ij), r_ij the responsibility of center j for point i; the likelihood
+  never falls.
+
+  Args:
+    centers: [m, F].
+    x: points [n, F].
+    steps: iterations, >= 1.
+    floor: least variance, as a share of the mean squared distance a dimension between points and centers; > 0. A
+      center that lies on a point would else shrink to nothing.
+  """
+  checks.integer('steps', steps)
+  checks.positive('floor', floor)
+  centers, x = jnp.asarray(centers, jnp.float32), jnp.asarray(x, jnp.float32)
+  scale = _squares(x, centers).mean() / x.shape[1]
+  fitted = jax.jit(_maximize, static_argnums=3)(centers, x, floor * scale, steps)
+  return Mixture(centers, fitted)
+
+
+def _squares(x: Array, centers: Array) -> Array:
+  product = jnp.matmul(x, centers.T, precision=jax.lax.Precision.HIGHEST)
+  square = (x**2).sum(1)[:, None] + (centers**2).sum(1) - 2 * product
+  return jnp.maximum(square, 0)  # rounding may leave a tiny negative square
+
+
+def _log_parts(squares: Array, log_variance: Array, width: int) -> Array:
+  return -0.5 * (squares * jnp.exp(-log_variance) + width * (log_variance + jnp.log(2 * jnp.pi)))
+
+
+def _maximize(centers: Array, x: Array, floor: Array, steps: int) -> Array:
+  squares, width = _squares(x, centers), x.shape[1]
+
+  def step(log_variance, _):
+    share = jax.nn.softmax(_log_parts(squares, log_variance, width), axis=1)
+    mass = share.sum(0)
+    variance = (share * squares).sum(0) / (width * jnp.maximum(mass, 1e-30))
+    # A center responsible for nothing keeps its width.
+    variance = jnp.where(mass > 1e-20, variance, jnp.exp(log_variance))
+    return jnp.log(jnp.maximum(variance, floor)), None
+
+  start = jnp.full(len(centers), jnp.log(squares.min(1).mean() / width + floor))
+  return jax.lax.scan(step, start, length=steps)[0]
+
+
+def log_density(mixture: Mixture, x: np.ndarray, chunk: int = 1024) -> np.ndarray:
+  """The log density of points [n, F] under a mixture: float64 [n]."""
+
+  @jax.jit
+  def some(part: Array) -> Array:
+    parts = _log_parts(_squares(part, mixture.centers), mixture.log_variance, part.shape[1])
+    return jax.nn.logsumexp(parts, axis=1) - jnp.log(len(mixture.centers))
+
+  x = x.astype(np.float32)
+  pieces = [np.asarray(some(x[i : i + chunk]), np.float64) for i in range(0, len(x), chunk)]
+  return np.concatenate(pieces)
+
+
+@technique('feature likelihood divergence', 'core', 'jiralerspong2023feature')
+def feature_likelihood(features: Features | None = None, limit: int = 5_000) -> Metric:
+  """FLD: how much worse held-out features are explained by Gaussians at the samples than by Gaussians at real ones.
+
+  100 (L0 - L) / F, L the mean log density of held-out features under Gaussians at the samples whose widths are fitted
+  to the training set, L0 the same for one half of the training set as centers and the other half to fit. 0 is as good
+  as real data; lower is better. A copy gets a narrow Gaussian that explains its original and nothing held out.
+
+  Args:
+    features: what is compared; the numbers themselves by default. They are standardized by the training set.
+    limit: rows of each set at most, >= 2.
+
+  Raises:
+    ValueError: limit out of range; before training, fewer than 2 samples or 4 training examples.
+
+  Source: Jiralerspong et al. (2023), section 3; widths by EM with a floor instead of by gradient.
+  """
+  features = features_.pixels() if features is None else features
+  checks.integer('limit', limit, 2)
+
+  def check(plan: Plan) -> None:
+    if plan.samples < 2 or plan.train < 4:
+      raise ValueError(
+        f'the feature likelihood needs at least 2 samples and 4 training examples, got {plan.samples} and {plan.train}'
+      )
+
+  def judge(judged: Judged) -> list[Finding]:
+    parts = [judged.embed(features, which) for which in ('samples', 'train', 'held_out')]
+    samples, train, real = (subset(part, limit) for part in standardized(*parts))
+    value, baseline = likelihood_divergence(samples, train, real), baseline_divergence(train, real)
+    name = f'FLD({features_.label(features)})'
+    return [Finding(name, value - baseline, '0 is as good as training examples; higher is worse')]
+
+  return Metric(check, judge)
+
+
+def standardized(
+  samples: np.ndarray, train: np.ndarray, held_out: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The three with the training set's means and deviations removed, and what is constant in it left out."""
+  mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
+  varies = deviation > 1e-6 * deviation.max()
+  return tuple(
+    ((x - mean)[:, varies] / deviation[varies]).astype(np.float32)
+    for x in (samples, train, held_out)
+  )
+
+
+def likelihood_divergence(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> float:
+  """-100 / F times the mean log density of held-out features under Gaussians at the samples; widths fitted."""
+  density = log_density(fit_widths(samples, train), held_out)
+  return float(-100 * density.mean() / samples.shape[1])
+
+
+def baseline_divergence(train: np.ndarray, held_out: np.ndarray, seed: int = 0) -> float:
+  """The same of one random half of the training set as samples, the other half to fit."""
+  order = np.random.default_rng(seed).permutation(len(train))
+  half = len(train) // 2
+  return likelihood_divergence(train[order[:half]], train[order[half:]], held_out)

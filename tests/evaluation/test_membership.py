@@ -1,0 +1,129 @@
+"""What the network says of its training set: known for the copyist and for the truth."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import devices
+from diffusion.data import pipeline
+from diffusion.evaluation import membership
+from diffusion.evaluation.evaluate import Asked, Network, Plan
+from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
+from diffusion.training import assembly
+from diffusion.types import NULL
+from tests.evaluation.given import judged
+from tests.training import tiny
+
+PATH = gaussian.bind(
+  gaussian.Diffusion(schedules.cosine(), marginals.variance_preserving, parameterizations.v()), ()
+)
+MEANS = jnp.stack([jnp.ones(8), -jnp.ones(8)])
+
+
+def draw(seed, n):
+  random = np.random.default_rng(seed)
+  return (random.normal(size=(n, 8)) * 0.5 + random.choice([-1, 1], n)[:, None]).astype(np.float32)
+
+
+def truth():
+  return analytic.gaussian_mixture(PATH, jnp.ones(2) / 2, MEANS, jnp.stack([0.25 * jnp.eye(8)] * 2))
+
+
+def network(denoise):
+  """A network that is this denoiser, one row a device at a time as the real one."""
+
+  def apply(function, x, label, shared=()):
+    keys = jax.vmap(jax.random.key)(jnp.arange(len(x)))
+    told = jnp.full(len(x), NULL)
+    return jax.device_get(function(Asked(denoise, PATH, keys, jnp.asarray(x), told), shared))
+
+  return Network(apply, jnp.asarray, lambda label: np.full_like(label, NULL))
+
+
+def given(denoise, train):
+  return judged(train[:5], train, draw(1, 200), network=network(denoise))
+
+
+def test_the_copyist_knows_its_training_set_and_the_truth_does_not():
+  train = draw(0, 200)
+  copyist, fair = analytic.empirical(PATH, jnp.asarray(train)), truth()
+  metric = membership.membership(log_snr=(5.0, 3.0), draws=20)
+  for finding in metric.measure(given(copyist, train)):
+    assert finding.value.low > 0.9
+  for finding in metric.measure(given(fair, train)):
+    assert finding.value.low < 0.5 < finding.value.high
+
+
+def test_distance_to_the_copyist_is_zero_for_it_alone():
+  train = draw(0, 200)
+  metric = membership.copying_distance(log_snr=(4.0, 0.0))
+  for finding in metric.measure(given(analytic.empirical(PATH, jnp.asarray(train)), train)):
+    assert finding.value.estimate < 1e-5
+  for finding in metric.measure(given(truth(), train)):
+    assert finding.value.low > 0.05
+
+
+def test_a_denoiser_that_knows_the_mean_alone_is_at_distance_one():
+  train = draw(0, 200)
+
+  def mean(z, t, key=None):
+    x0 = jnp.broadcast_to(train.mean(0), z.shape)
+    return analytic.empirical(PATH, jnp.asarray(train))(z, t)._replace(x0=x0)
+
+  for finding in membership.copying_distance(log_snr=(4.0, 0.0)).measure(given(mean, train)):
+    assert finding.value.estimate == pytest.approx(1, rel=1e-6)
+
+
+def test_score_position_is_one_for_the_truth_and_minus_one_for_the_copyist():
+  train = jnp.asarray(draw(0, 100))
+  copyist, fair = analytic.empirical(PATH, train), truth()
+
+  def between(z, t, key=None):
+    return jax.tree.map(lambda a, b: (a + b) / 2, copyist(z, t), fair(z, t))
+
+  for denoise, expected in ((fair, 1), (copyist, -1), (between, 0)):
+    found = membership.score_position(
+      denoise, copyist, fair, PATH, jnp.asarray(draw(2, 100)), jax.random.key(0), (4.0, 0.0, -2.0)
+    )
+    for value in found:
+      assert value.estimate == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_conditional_copyist_is_of_the_class(monkeypatch):
+  """The real network of an experiment is asked with its labels, and an unconditional one without."""
+  made = tiny.experiment()
+  loaded, state, _ = tiny.start(made)
+  weights = assembly.weights(made, devices.replicate(state))
+  real = assembly.judged_network(made, loaded.units, weights)
+  label = np.array([0, 1, 1], np.int32)
+  np.testing.assert_array_equal(real.tell(label), label)
+  got = real.apply(
+    lambda asked, shared: (asked.label, asked.x + shared), *(part[:3] for part in loaded.test), 2.0
+  )
+  np.testing.assert_array_equal(got[0], loaded.test[1][:3])
+  np.testing.assert_allclose(
+    got[1], pipeline.normalize(loaded.test[0][:3], loaded.units) + 2, rtol=1e-6
+  )
+  free = assembly.judged_network(
+    made._replace(model=made.model._replace(num_classes=0)), loaded.units, weights
+  )
+  np.testing.assert_array_equal(free.tell(label), [NULL] * 3)
+
+
+@pytest.mark.parametrize(
+  'make, says',
+  [
+    (lambda: membership.membership(draws=0), 'draws .* got 0'),
+    (lambda: membership.membership(log_snr=()), 'log_snr must hold at least one finite level'),
+    (lambda: membership.copying_distance(log_snr=(np.nan,)), 'log_snr must hold'),
+    (lambda: membership.copying_distance(limit=1), 'limit .* got 1'),
+    (
+      lambda: membership.membership().check(Plan(5, 0, (2,), 1, 9)),
+      'at least 2 training and held-out examples, got 1 and 9',
+    ),
+  ],
+)
+def test_bad_arguments_are_named(make, says):
+  with pytest.raises(ValueError, match=says):
+    make()

@@ -1,0 +1,125 @@
+"""The data-copying test at its null and on copies; the feature likelihood's fit, baseline and direction."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from diffusion.evaluation import novelty
+from diffusion.evaluation.evaluate import Plan
+from tests.evaluation.given import judged, values
+
+
+def clusters(random, n, width=4):
+  """Three groups of unequal shares."""
+  centers = 6 * np.eye(3, width)
+  return random.normal(size=(n, width)) + centers[random.choice(3, n, p=(0.5, 0.3, 0.2))]
+
+
+def test_copying_is_standard_normal_in_each_cell_at_its_null():
+  """Fresh samples against held-out: z of up to 120 x 3 cells against N(0, 1), and C_T over the root of sum w^2."""
+  random = np.random.default_rng(0)
+  z, whole = [], []
+  for seed in range(120):
+    train = clusters(random, 60)
+    found = novelty.copying_test(clusters(random, 150), clusters(random, 150), train, seed=seed)
+    z += found.z.tolist()
+    whole.append(found.statistic.estimate / np.sqrt((found.weights**2).sum()))
+    assert found.weights.sum() == pytest.approx(1)
+  assert len(z) > 340  # a cell of a few is left out now and then
+  for values_ in (z, whole):
+    assert scipy.stats.kstest(values_, 'norm').pvalue > 1e-3
+    assert abs(np.var(values_) - 1) < 4.5 * np.sqrt(2 / len(values_))
+
+
+def test_z_is_that_of_scipy():
+  random = np.random.default_rng(1)
+  a, b = random.normal(size=30), random.normal(0.3, 1, size=40)
+  a[:5] = b[:5]  # ties
+  expected = scipy.stats.mannwhitneyu(a, b, use_continuity=False, method='asymptotic')
+  found = novelty._mann_whitney_z(a, b)
+  assert 2 * scipy.stats.norm.sf(abs(found)) == pytest.approx(expected.pvalue, rel=1e-9)
+  assert np.sign(found) == np.sign(expected.statistic - 600)
+  assert novelty._mann_whitney_z(np.ones(5), np.ones(6)) == 0
+
+
+def test_copies_are_strongly_negative_and_noise_strongly_positive():
+  random = np.random.default_rng(2)
+  train, held_out = clusters(random, 400), clusters(random, 300)
+  copies = train[:300] + 0.05 * random.normal(size=(300, 4))
+  noisy = clusters(random, 300) + random.normal(0, 1.5, size=(300, 4))
+  fresh = clusters(random, 300)
+  found = [
+    values(novelty.data_copying(), judged(x, train, held_out))['C_T']
+    for x in (copies, fresh, noisy)
+  ]
+  assert found[0].high < -8
+  assert abs(found[1].estimate) < 4.5
+  assert found[2].low > 4
+
+
+def test_a_cell_without_enough_is_left_out_and_none_is_an_error():
+  random = np.random.default_rng(3)
+  train = np.concatenate([random.normal(size=(50, 2)), random.normal(50, 1, (50, 2))])
+  near = random.normal(size=(40, 2))
+  found = novelty.copying_test(near, near + 0.1, train, cells=2)
+  assert found.z.shape == (1,)
+  with pytest.raises(ValueError, match='none of the 2 cells holds 20 samples'):
+    novelty.copying_test(near, 50 + near, train, cells=2)
+  with pytest.raises(
+    ValueError, match='needs at least 20 samples and held-out examples, got 19 and 30'
+  ):
+    novelty.data_copying().check(Plan(19, 0, (4,), 100, 30))
+
+
+def test_one_width_in_closed_form():
+  """A single center: s^2 = mean |x - c|^2 / F, whatever the start."""
+  random = np.random.default_rng(4)
+  x, center = random.normal(2, 3, (500, 4)), np.ones((1, 4))
+  found = novelty.fit_widths(center, x, steps=3)
+  expected = np.log(((x - center) ** 2).sum(1).mean() / 4)
+  assert float(found.log_variance[0]) == pytest.approx(expected, rel=1e-5)
+  assert novelty.log_density(found, x) == pytest.approx(
+    scipy.stats.multivariate_normal(np.ones(4), np.exp(expected)).logpdf(x), rel=1e-4
+  )
+
+
+def test_the_likelihood_never_falls_and_ends_at_the_true_widths():
+  random = np.random.default_rng(5)
+  centers = np.array([[0.0, 0.0], [30.0, 0.0]])
+  x = np.concatenate([random.normal(0, 1, (3000, 2)), centers[1] + random.normal(0, 4, (3000, 2))])
+  likelihoods = [
+    novelty.log_density(novelty.fit_widths(centers, x, n), x).mean() for n in (1, 2, 5, 20)
+  ]
+  assert all(b >= a - 1e-5 for a, b in zip(likelihoods, likelihoods[1:], strict=False))
+  widths = np.exp(0.5 * np.asarray(novelty.fit_widths(centers, x).log_variance))
+  np.testing.assert_allclose(widths, [1, 4], rtol=0.05)
+
+
+def test_a_center_on_a_point_keeps_the_least_width():
+  x = np.random.default_rng(6).normal(size=(50, 3))
+  found = novelty.fit_widths(x[:10], x[:10], floor=1e-3)
+  square = ((x[:10, None] - x[:10]) ** 2).sum(2).mean() / 3
+  np.testing.assert_allclose(np.exp(found.log_variance), 1e-3 * square, rtol=1e-4)
+  assert np.isfinite(novelty.log_density(found, x)).all()
+
+
+def test_real_data_scores_its_baseline_and_copies_and_collapse_are_worse():
+  random = np.random.default_rng(7)
+  train, held_out = clusters(random, 600), clusters(random, 300)
+  fresh, copies = clusters(random, 300), train[:300]
+  collapsed = random.normal(0, 0.1, (300, 4)) + 6 * np.eye(3, 4)[0]
+  found = [
+    values(novelty.feature_likelihood(), judged(x, train, held_out))['FLD']
+    for x in (fresh, copies, collapsed)
+  ]
+  assert abs(found[0]) < 3
+  assert found[1] > 15
+  assert found[2] > 15
+
+
+def test_components_are_the_leading_ones():
+  random = np.random.default_rng(8)
+  x = random.normal(size=(2000, 3)) * np.array([1, 5, 0.1]) + 7
+  mean, directions = novelty.principal_components(x, 2)
+  np.testing.assert_allclose(np.abs(directions), np.eye(3)[:, [1, 0]], atol=0.05)
+  np.testing.assert_allclose(mean, 7, atol=0.4)
