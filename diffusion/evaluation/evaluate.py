@@ -7,7 +7,7 @@ import numpy as np
 
 from diffusion.data import pipeline
 from diffusion.data.pipeline import Units
-from diffusion.evaluation.features import Features
+from diffusion.evaluation.features import Features, remembered
 from diffusion.statistics import Interval
 from diffusion.types import Array, Denoiser, Key, Path
 
@@ -90,10 +90,14 @@ class Judged(NamedTuple):
     return self.samples if which == 'samples' else getattr(self, which)[0]
 
   def embed(self, features: Features, which: str) -> np.ndarray:
-    """Features [n, F] of the 'samples', 'train' or 'held_out'; computed once."""
-    return self.once(
-      (features, which), lambda: features.apply(shown(self.x(which), self.units.levels))
-    )
+    """Features [n, F] of the 'samples', 'train' or 'held_out'; computed once; of the data kept on disk."""
+
+    def make() -> np.ndarray:
+      x = shown(self.x(which), self.units.levels)
+      keep = features.digest and which != 'samples'
+      return remembered(features, x) if keep else features.apply(x)
+
+    return self.once((features, which), make)
 
 
 def shown(x: np.ndarray, levels: int | None) -> np.ndarray:

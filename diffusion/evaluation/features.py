@@ -3,6 +3,9 @@
 A distance is a number of its features as much as of the samples, so both stand in its name.
 """
 
+import hashlib
+import os
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -52,6 +55,28 @@ def check_examples(x: np.ndarray) -> None:
     raise ValueError(
       f'examples must be uint8 images [B, H, W, 1 or 3] or finite float vectors [B, d], got {x.dtype} {list(x.shape)}'
     )
+
+
+def remembered(features: Features, x: np.ndarray) -> np.ndarray:
+  """Features of examples, read from disk where the same features of the same examples were computed before.
+
+  They lie in $DIFFUSION_FEATURES, or ~/.cache/diffusion/features, under the name and hash of the features and the
+  SHA-256 of the examples.
+  """
+  default = pathlib.Path.home() / '.cache' / 'diffusion' / 'features'
+  folder = pathlib.Path(os.environ.get('DIFFUSION_FEATURES') or default)
+  content = hashlib.sha256(f'{x.dtype} {x.shape}'.encode())
+  content.update(np.ascontiguousarray(x))
+  name = f'{features.name} {features.digest}'.replace(' ', '-')
+  path = folder / f'{name}-{content.hexdigest()[:24]}.npy'
+  if path.is_file():
+    return np.load(path)
+  found = features.apply(x)
+  folder.mkdir(parents=True, exist_ok=True)
+  part = path.with_suffix(f'.{os.getpid()}.npy')
+  np.save(part, found)
+  part.replace(path)  # whole or not at all
+  return found
 
 
 def pixels() -> Features:

@@ -1,6 +1,7 @@
 """Memorization: are samples copies of training examples? Never without what held-out data would score."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -74,6 +75,32 @@ def nearest_neighbor_ratio(threshold: float = 1 / 3) -> Metric:
     return found
 
   return Metric(_two_references, judge)
+
+
+def watch(train: np.ndarray, held_out: np.ndarray, threshold: float = 1 / 3) -> Callable:
+  """What a run logs of its samples while it trains.
+
+  Returns:
+    samples as stored [m, ...] -> {memorized/fraction, its Wilson bounds memorized/low and memorized/high, the held-out
+    examples' memorized/null, and memorized/ratio, the samples' median nearest-neighbor ratio}.
+  """
+  kept = train[neighbors.distinct(train)]
+
+  def ratio(x: np.ndarray) -> np.ndarray:
+    distance = neighbors.nearest(x, kept).distance
+    return distance[:, 0] / distance[:, 1]
+
+  null = float((ratio(held_out) < threshold).mean())
+
+  def measure(samples: np.ndarray) -> dict[str, float]:
+    r = ratio(samples)
+    share = statistics.wilson(int((r < threshold).sum()), len(r))
+    row = {'fraction': share.estimate, 'low': share.low, 'high': share.high, 'null': null}
+    return {
+      f'memorized/{name}': value for name, value in (row | {'ratio': float(np.median(r))}).items()
+    }
+
+  return measure
 
 
 @technique('calibrated nearest-neighbor ratio', 'core', 'yoon2023memorize')

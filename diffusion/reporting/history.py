@@ -34,6 +34,7 @@ class Panel(NamedTuple):
 PANELS = (
   Panel('Loss', 'loss', ('loss', 'train/eps', 'validation/eps'), 'auto'),
   Panel('Generalization gap', 'held-out − training loss', ('validation/gap',), zero_line=True),
+  Panel('Memorized fraction of samples', 'fraction', ('memorized/fraction', 'memorized/null')),
   Panel('Learning rate', 'learning rate', ('learning_rate',)),
   Panel('Gradient norm', 'global L2 norm', ('gradient_norm',), 'log'),
 )
@@ -43,6 +44,8 @@ LINES = {
   'train/eps': ('training subset (eps)', BLUE),
   'validation/eps': ('held out (eps)', ORANGE),
   'validation/gap': ('', BLUE),
+  'memorized/fraction': ('samples', BLUE),
+  'memorized/null': ('held-out data', FAINT),
   'learning_rate': ('', BLUE),
   'gradient_norm': ('', BLUE),
 }
@@ -91,7 +94,7 @@ def curves(
     raise ValueError(f'none of the {len(rows)} rows has a value to draw')
   figure, places = _layout(len(panels), bool(title))
   steps = [at for _, series in panels for line in series.values() for at in line[0]]
-  back = [a['step'] for a, b in itertools.pairwise(rows) if b['step'] <= a['step']]
+  back = [a['step'] for a, b in itertools.pairwise(rows) if b['step'] < a['step']]
   pad = max(0.02 * (max(steps) - min(steps)), 0.5)
   for axes, (panel, series) in zip(places, panels, strict=True):
     axes.set_title(panel.title, loc='left', fontsize=10, color=INK)

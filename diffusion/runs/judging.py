@@ -50,12 +50,9 @@ def judge_best(session: Session, target: Any, sampler_seed: int, again: bool = F
   sampler_weights = (*weights[:2], devices.replicate(jnp.asarray(sampler_seed, jnp.uint32)))
   samples = stored_samples(session.programs.sample, sampler_weights, labels, loaded.units)
   workdir.save_samples(session.folder / f'samples{suffix}.npz', samples, labels)
-  held_out = tuple(
-    np.concatenate(pair) for pair in zip(loaded.validation, loaded.test, strict=True)
-  )
   network = assembly.judged_network(experiment, loaded.units, weights)
   judged = Judged(
-    samples, labels, loaded.train, held_out, data.class_names, loaded.units, network, {}
+    samples, labels, loaded.train, loaded.held_out, data.class_names, loaded.units, network, {}
   )
   for metric in experiment.metrics:
     findings += metric.measure(judged)

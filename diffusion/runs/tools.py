@@ -1,5 +1,6 @@
 """What the loop acts through in a real run: devices, checkpoints, pictures, files."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from diffusion import devices
+from diffusion.evaluation import memorization
 from diffusion.reporting import records
 from diffusion.runs.session import Session, picture, stored_samples
 from diffusion.training import assembly, loop
@@ -33,11 +35,13 @@ def make_tools(
   interrupted: Callable[[], str | None],
 ) -> loop.Tools:
   """The tools of a run; `target` is a host state of the right shapes."""
-  experiment, programs = session.experiment, session.programs
+  experiment, programs, loaded = session.experiment, session.programs, session.loaded
 
   def write(row, timing) -> None:
-    images = {'images_per_second': timing['steps_per_second'] * experiment.batch_size}
-    sinks.write(row, timing | images)
+    if 'steps_per_second' in timing:
+      images = timing['steps_per_second'] * experiment.batch_size
+      timing = timing | {'images_per_second': images}
+    sinks.write(row, timing)
 
   def save(place, state, callback_states, metric, reason) -> None:
     record = {'step': place.step, 'callbacks': callback_states, 'reason': reason}
@@ -65,6 +69,13 @@ def make_tools(
     samples = stored_samples(programs.sample, weights, labels, session.loaded.units)
     picture(data, session.loaded.validation[0], samples, path, f'step {step}')
 
+  watch = functools.cache(lambda: memorization.watch(loaded.train[0], loaded.held_out[0]))
+
+  def measure(state, per_class) -> dict[str, float]:
+    labels = assembly.class_labels(loaded.dataset.num_classes, per_class)
+    weights = assembly.weights(experiment, state)
+    return watch()(stored_samples(programs.sample, weights, labels, loaded.units))
+
   def snapshot(step, state) -> None:
     averages = devices.to_host(
       {n: a.read(state.averages[n]) for n, a in experiment.averages.items()}
@@ -78,6 +89,7 @@ def make_tools(
     validate=lambda state: programs.validate(assembly.weights(experiment, state)),
     save=save,
     draw=draw,
+    measure=measure,
     write=write,
     interrupted=interrupted,
     settle=programs.settle,

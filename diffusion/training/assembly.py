@@ -40,6 +40,11 @@ class Loaded(NamedTuple):
   validation: tuple[np.ndarray, np.ndarray]
   test: tuple[np.ndarray, np.ndarray]
 
+  @property
+  def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+    """Validation and test examples together."""
+    return tuple(np.concatenate(pair) for pair in zip(self.validation, self.test, strict=True))
+
 
 def load_data(experiment: Experiment) -> Loaded:
   """Loads and splits the data; raises one readable ValueError when it cannot."""

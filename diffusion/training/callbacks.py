@@ -41,6 +41,12 @@ class DrawSamples(NamedTuple):
   """Write a picture of samples from the averaged weights."""
 
 
+class MeasureMemorization(NamedTuple):
+  """Draw so many samples of each class from the averaged weights and log how near they are to the training set."""
+
+  per_class: int
+
+
 class SetLearningRateScale(NamedTuple):
   """Multiply the schedule's learning rate by this from now on."""
 
@@ -63,7 +69,15 @@ class Rollback(NamedTuple):
 
 
 Action = (
-  Continue | Stop | Save | DrawSamples | SetLearningRateScale | Snapshot | Remember | Rollback
+  Continue
+  | Stop
+  | Save
+  | DrawSamples
+  | MeasureMemorization
+  | SetLearningRateScale
+  | Snapshot
+  | Remember
+  | Rollback
 )
 
 
@@ -217,6 +231,32 @@ def sample_grid(every: int) -> Callback:
   """Writes a picture of samples every `every` steps, >= 1."""
   checks.integer('every', every)
   return Callback('sample_grid', every, dict, lambda state, event: (state, DrawSamples()))
+
+
+@technique('memorization while training', 'core', 'yoon2023memorize')
+def watch_memorization(every: int, per_class: int = 50, growth: float = 1.0) -> Callback:
+  """Logs the memorized fraction of fresh samples as training goes on: `memorized/fraction`, `memorized/null` beside it.
+
+  Args:
+    every: steps between looks, >= 1; with `growth` the least distance.
+    per_class: samples of each class, >= 1; unlabelled data counts as one class.
+    growth: the next look is at least at this multiple of the step, >= 1: 1.2 looks at geometric distances.
+
+  Raises:
+    ValueError: an argument out of its range.
+
+  Source: the fraction is that of Yoon et al. (2023); see `memorization.nearest_neighbor_ratio`.
+  """
+  checks.integer('every', every)
+  checks.integer('per_class', per_class)
+  checks.at_least('growth', growth, 1)
+
+  def update(state: CallbackState, event: Event) -> tuple[CallbackState, Action]:
+    if event.step < state['next']:
+      return state, Continue()
+    return {'next': growth * event.step}, MeasureMemorization(per_class)
+
+  return Callback('watch_memorization', every, lambda: {'next': 0.0}, update)
 
 
 @technique('divergence guard', 'trajectory', 'chowdhery2022palm')

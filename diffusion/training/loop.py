@@ -14,6 +14,7 @@ from diffusion.training.callbacks import (
   CallbackState,
   DrawSamples,
   Event,
+  MeasureMemorization,
   Remember,
   Rollback,
   Save,
@@ -59,6 +60,7 @@ class Tools(NamedTuple):
     validate: state -> a row of metrics.
     save: (place, state, callback states, metric, reason to stop or None) -> None.
     draw: (step, state) -> None.
+    measure: (state, samples of each class) -> a row of how near samples are to the training set.
     write: (row, timing) -> None.
     interrupted: () -> the name of the signal that asks to leave, or None.
     settle: state -> state, before it is validated, drawn from or saved; donates the state.
@@ -72,6 +74,7 @@ class Tools(NamedTuple):
   validate: Callable[[Any], dict[str, float]]
   save: Callable[[Place, Any, dict[str, CallbackState], float, str | None], None]
   draw: Callable[[int, Any], None]
+  measure: Callable[[Any, int], dict[str, float]]
   write: Callable[[dict[str, Any], dict[str, float]], None]
   interrupted: Callable[[], str | None]
   settle: Callable[[Any], Any]
@@ -220,10 +223,12 @@ def _act(
   scale, save, stop = (_first(actions, kind) for kind in (SetLearningRateScale, Save, Stop))
   if scale is not None:
     state = tools.rescale(state, scale.scale)
-  draw = _first(actions, DrawSamples) is not None
+  draw, measure = (_first(actions, kind) for kind in (DrawSamples, MeasureMemorization))
   saving = save is not None or stop is not None
-  if (saving or draw) and not settled:
+  if (saving or draw is not None or measure is not None) and not settled:
     state = tools.settle(state)
+  if measure is not None:  # before saving, so that no checkpoint is later than its row
+    tools.write(place._asdict() | tools.measure(state, measure.per_class), {})
   if saving:
     tools.save(
       place, state, states, math.inf if save is None else save.metric, stop and stop.reason
@@ -232,7 +237,7 @@ def _act(
     tools.remember(place, state, states)
   if _first(actions, Snapshot) is not None:
     tools.snapshot(place.step, state)
-  if draw:
+  if draw is not None:
     tools.draw(place.step, state)
   return state, saving, stop and stop.reason
 

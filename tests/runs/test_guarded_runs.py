@@ -172,3 +172,24 @@ def test_an_ensemble_samples_from_the_mean_of_its_members(tmp_path):
   alone = loading.Ensemble((runs[0],)).sample(labels, 3)
   np.testing.assert_allclose(alone, runs[0].sample(labels, 3), atol=1e-5)
   assert np.abs(both.sample(labels, 3) - alone).max() > 1e-3
+
+
+def test_memorization_is_logged_while_training_and_after_a_restart(tmp_path):
+  """Rows of their own, the same in a run cut in two as in one that was not."""
+  made = experiment(callbacks.watch_memorization(50, per_class=20))
+  whole, cut = Run(tmp_path / 'a', made), Run(tmp_path / 'b', made, interrupt_at=120)
+  whole.go()
+  cut.go()
+  cut.interrupt_at = None
+  cut.go()
+
+  def found(run):
+    return [row for row in run.rows if 'memorized/fraction' in row]
+
+  assert [row['step'] for row in found(whole)] == [50, 100, 150, 200]
+  assert found(cut) == found(whole)
+  for row in found(whole):
+    assert row['memorized/low'] <= row['memorized/fraction'] <= row['memorized/high']
+    assert 0 <= row['memorized/null'] < 0.2  # held-out examples in eight dimensions
+    assert 0 < row['memorized/ratio'] <= 1
+    assert 'loss' not in row

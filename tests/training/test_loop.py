@@ -47,6 +47,7 @@ class Scene:
     self.k, self.interrupt_at, self.losses, self.steps = k, interrupt_at, losses, 0
     self.tools = Tools(
       self.dispatch, self.validate, self.save, lambda step, state: self.drawn.append((step, state)),
+      lambda state, per_class: {'memorized/fraction': state / per_class},
       lambda row, timing: self.rows.append(row), lambda: 'SIGTERM' if self.steps == interrupt_at else None,
       lambda state: state, lambda state, scale: self.scales.append(scale) or state,
       lambda step, state: self.snapshots.append((step, state)), self.remember, self.recall,
@@ -226,6 +227,25 @@ def test_scales_and_snapshots_reach_the_tools():
   scene.train(Cadence(30, 10, 30, 1), [Callback('c', 10, dict, act)])
   assert scene.scales == [0.5]
   assert scene.snapshots == [(10, 10), (30, 30)]
+
+
+def test_a_measurement_is_a_row_of_its_own_written_before_the_save():
+  """With growth 2 looks come at 10, 20, 40, 80: each at least twice the one before."""
+  scene = Scene()
+  order = []
+  write, save = scene.tools.write, scene.tools.save
+  scene.tools = scene.tools._replace(
+    write=lambda row, timing: order.append('memorized/fraction' in row) or write(row, timing),
+    save=lambda *given: order.append('save') or save(*given),
+  )
+  calls = [callbacks.watch_memorization(10, per_class=5, growth=2.0), callbacks.checkpoint('loss')]
+  outcome = scene.train(Cadence(100, 10, 10, 1), calls)
+  found = {
+    row['step']: row['memorized/fraction'] for row in scene.rows if 'memorized/fraction' in row
+  }
+  assert found == {10: 2, 20: 4, 40: 8, 80: 16}
+  assert order[:3] == [False, True, 'save']
+  assert outcome.callback_states['watch_memorization'] == {'next': 160.0}
 
 
 @pytest.mark.parametrize(

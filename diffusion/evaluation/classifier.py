@@ -1,0 +1,164 @@
+"""Small classifiers of this project's own, whose weights are in the repository: features, and calls of classes.
+
+`python -m benchmarks.classifier` trained them. A Frechet distance of their features is comparable with another one of
+the same name and hash only, and is no FID.
+"""
+
+import functools
+import hashlib
+import importlib.resources
+import io
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import devices
+from diffusion.citations import technique
+from diffusion.evaluation import features as features_
+from diffusion.evaluation import manifold
+from diffusion.evaluation.evaluate import Finding, Judged, Metric, Plan, shown
+from diffusion.evaluation.features import Features
+from diffusion.types import Array, Params
+
+NAMES = ('digits', 'mnist')
+
+
+class Network(nn.Module):
+  """Four 3x3 convolutions (the last three halve the image), a layer of features, and the logits."""
+
+  num_classes: int
+  channels: tuple[int, ...] = (16, 32, 64, 64)
+  width: int = 64
+
+  @nn.compact
+  def __call__(self, x: Array) -> tuple[Array, Array]:
+    """Images in [-1, 1] [B, H, W, C] -> (features [B, width], logits [B, num_classes])."""
+    for i, channels in enumerate(self.channels):
+      x = nn.silu(nn.Conv(channels, (3, 3), strides=1 if i == 0 else 2)(x))
+    embedding = nn.Dense(self.width)(x.reshape(len(x), -1))
+    return embedding, nn.Dense(self.num_classes)(nn.silu(embedding))
+
+
+class Classifier(NamedTuple):
+  """A trained classifier.
+
+  Attributes:
+    name: of the data it was trained on.
+    digest: the first eight digits of the SHA-256 of its weights.
+    shape: of the images it takes.
+    call: uint8 images [B, *shape] -> (features [B, F], class probabilities [B, K]), NumPy.
+  """
+
+  name: str
+  digest: str
+  shape: tuple[int, ...]
+  call: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+  """The first eight hexadecimal digits of the SHA-256 of named arrays: names, shapes and bytes, in order of name."""
+  whole = hashlib.sha256()
+  for name in sorted(arrays):
+    whole.update(f'{name} {arrays[name].dtype} {arrays[name].shape}'.encode())
+    whole.update(np.ascontiguousarray(arrays[name]).tobytes())
+  return whole.hexdigest()[:8]
+
+
+def save(path: Any, params: Params, shape: tuple[int, ...]) -> None:
+  """Writes weights as an .npz of float16 arrays, and the shape of the images beside them."""
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  np.savez(
+    path, shape=np.array(shape), **{name: np.asarray(v, np.float16) for name, v in flat.items()}
+  )
+
+
+@functools.cache
+def load(name: str) -> Classifier:
+  """One of the classifiers in this package: 'digits' (8x8, scikit-learn's) or 'mnist' (28x28).
+
+  Raises:
+    ValueError: another name.
+  """
+  if name not in NAMES:
+    raise ValueError(f'there is no classifier of {name!r}: choose one of {", ".join(NAMES)}')
+  stored = (
+    importlib.resources.files('diffusion.evaluation') / 'weights' / f'{name}.npz'
+  ).read_bytes()
+  arrays = dict(np.load(io.BytesIO(stored)))  # float16, to be small
+  shape = tuple(int(n) for n in arrays.pop('shape'))
+  wide = {key: value.astype(np.float32) for key, value in arrays.items()}
+  params = flax.traverse_util.unflatten_dict(wide, sep='/')
+  network = Network(arrays['Dense_1/bias'].size)
+
+  def rows(params: Params, x: Array) -> tuple[Array, Array]:
+    embedding, logits = network.apply({'params': params}, x.astype(jnp.float32) / 127.5 - 1)
+    return embedding, jax.nn.softmax(logits)
+
+  mapped = functools.cache(lambda: (devices.over_rows(rows, 512), devices.replicate(params)))
+
+  def call(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    features_.check_examples(x)
+    if x.shape[1:] != shape:
+      raise ValueError(f'the {name} classifier takes images {list(shape)}, got {list(x.shape[1:])}')
+    function, weights = mapped()
+    return function(weights, x)
+
+  return Classifier(name, digest(arrays), shape, call)
+
+
+def features(name: str) -> Features:
+  """The features of a classifier in this package, 64 a image.
+
+  Raises:
+    ValueError: another name; when applied, images of another shape.
+  """
+  one = load(name)
+  return Features(f'{name} classifier', one.digest, 64, lambda x: one.call(x)[0])
+
+
+@technique('class balance of samples', 'core', 'salimans2016improved')
+def class_balance(name: str) -> Metric:
+  """How evenly the samples spread over the classes, and how many are called what was asked for.
+
+  The effective number of classes is exp of the entropy of the share of each class among the calls: the number of
+  classes where all are equally frequent, 1 where all samples are of one class. Beside it stands held-out data's.
+
+  Args:
+    name: of the classifier: 'digits' or 'mnist'.
+
+  Raises:
+    ValueError: another name; before training, data of another shape.
+
+  Source: the marginal entropy of Salimans et al. (2016), section 4.
+  """
+  one = load(name)
+
+  def check(plan: Plan) -> None:
+    if plan.shape != one.shape:
+      raise ValueError(
+        f'the {name} classifier takes images {list(one.shape)}, the data has {list(plan.shape)}'
+      )
+
+  def calls(judged: Judged, which: str) -> np.ndarray:
+    probabilities = judged.once(
+      (one, which), lambda: one.call(shown(judged.x(which), judged.units.levels))[1]
+    )
+    return np.eye(probabilities.shape[1])[probabilities.argmax(1)]
+
+  def judge(judged: Judged) -> list[Finding]:
+    called = {which: calls(judged, which) for which in ('samples', 'held_out')}
+    label = f'{name} classifier, {one.digest}'
+    meaning = f'exp of the entropy of the shares of the classes, of {called["samples"].shape[1]}'
+    return [
+      Finding(f'effective classes({label})', manifold.class_entropy(called['samples']), meaning),
+      Finding(
+        f'effective classes({label}), held-out', manifold.class_entropy(called['held_out']), meaning
+      ),
+    ]
+
+  return Metric(check, judge)

@@ -1,0 +1,236 @@
+"""The Inception-v3 of the FID, in JAX, with the standard weights read from a user's file.
+
+The network is the one of the 2015-12-05 TensorFlow graph: average pools do not count the padding, and the last block
+pools by maximum. Images are resized to 299 x 299 as TensorFlow 1 did it and scaled to (x - 128) / 128.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import devices
+from diffusion.evaluation import features as features_
+from diffusion.evaluation import torch_files
+from diffusion.evaluation.features import Features
+from diffusion.types import Array
+
+SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
+FILE = 'pt_inception-2015-12-05-6726825d.pth'
+WIDTH = 2048
+SIDE = 299
+
+# (layer, x, channels, kernel, stride, padding) -> x: a convolution without bias, normalized by running statistics, ReLU
+Convolve = Callable[[str, Array, int, tuple[int, int], int, tuple[int, int]], Array]
+
+
+def features(path: str | pathlib.Path) -> Features:
+  """The 2,048 pooled features of Inception-v3 with the standard weights, by which the FID is defined.
+
+  Args:
+    path: the published file pt_inception-2015-12-05-6726825d.pth (also named weights-inception-...).
+
+  Raises:
+    ValueError: a file with another checksum.
+    OSError: the file cannot be read.
+
+  Source: Szegedy et al. (2016) for the network; Heusel et al. (2017) for the features.
+  """
+  found = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+  if found != SHA256:
+    raise ValueError(
+      f'{path} has SHA-256 {found[:16]}..., the standard weights {FILE} have {SHA256[:16]}...: only those give an FID'
+    )
+  weights = prepare(torch_files.read(path))
+  mapped: list = []  # made at the first call: factories touch no device
+
+  def apply(x: np.ndarray) -> np.ndarray:
+    features_.check_examples(x)
+    if x.ndim != 4:
+      raise ValueError(f'Inception takes images [B, H, W, 1 or 3], got {list(x.shape)}')
+    if not mapped:
+      mapped.extend((devices.over_rows(pooled, 32), devices.replicate(weights)))
+    function, shared = mapped
+    return function(shared, x)
+
+  return Features('inception-v3 pool', found[:8], WIDTH, apply)
+
+
+def prepare(state: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """PyTorch's arrays as what the network multiplies and adds: layer -> (kernel [h, w, in, out], offset [out]).
+
+  The normalization by running statistics (epsilon 0.001) is folded into the kernel, in float64.
+
+  Raises:
+    ValueError: an array that is missing or has another shape, by name.
+  """
+  prepared = {}
+  for layer, shape in layout().items():
+    names = ('conv.weight', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_var')
+    parts = []
+    for name in (f'{layer}.{name}' for name in names):
+      wanted = shape if name.endswith('conv.weight') else shape[:1]
+      got = state[name].shape if name in state else 'no such array'
+      if got != wanted:
+        raise ValueError(f'the Inception weights need {name} of shape {wanted}, the file has {got}')
+      parts.append(state[name].astype(np.float64))
+    kernel, scale, offset, mean, variance = parts
+    gain = scale / np.sqrt(variance + 1e-3)
+    prepared[layer] = (
+      (kernel * gain[:, None, None, None]).transpose(2, 3, 1, 0).astype(np.float32),
+      (offset - mean * gain).astype(np.float32),
+    )
+  return prepared
+
+
+def layout() -> dict[str, tuple[int, int, int, int]]:
+  """Layer -> shape (out, in, h, w) of its kernel in PyTorch's files: what the network asks for as it runs."""
+  found = {}
+
+  def record(layer, x, channels, kernel, stride, padding):
+    found[layer] = (channels, x.shape[-1], *kernel)
+    low = [(p, p) for p in padding]
+    return jax.lax.conv_general_dilated(
+      x,
+      jnp.zeros((*kernel, x.shape[-1], channels)),
+      (stride, stride),
+      low,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+  jax.eval_shape(lambda x: _network(record, x), jnp.zeros((1, SIDE, SIDE, 3)))
+  return found
+
+
+def pooled(weights: Mapping[str, tuple[Array, Array]], images: Array) -> Array:
+  """Features [B, 2048] of uint8 images [B, H, W, 1 or 3], with `prepare`d weights."""
+
+  def convolve(layer, x, channels, kernel, stride, padding):
+    factor, offset = weights[layer]
+    low = [(p, p) for p in padding]
+    y = jax.lax.conv_general_dilated(
+      x, factor, (stride, stride), low, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    return jax.nn.relu(y + offset)
+
+  x = jnp.broadcast_to(images, (*images.shape[:3], 3)).astype(jnp.float32)
+  return _network(convolve, (resize(x, SIDE) - 128) / 128)
+
+
+def resize(x: Array, side: int) -> Array:
+  """Images [B, H, W, C] as [B, side, side, C], bilinear as TensorFlow 1: output i reads the input at i n / side.
+
+  That is neither half-pixel centers nor aligned corners; the last rows repeat the edge.
+  """
+  for axis in (1, 2):
+    size = x.shape[axis]
+    place = np.arange(side, dtype=np.float64) * size / side
+    low = place.astype(int)
+    high = np.minimum(low + 1, size - 1)
+    share = jnp.asarray(place - low, x.dtype).reshape([-1 if a == axis else 1 for a in range(4)])
+    x = jnp.take(x, low, axis) * (1 - share) + jnp.take(x, high, axis) * share
+  return x
+
+
+def _average(x: Array) -> Array:
+  """3 x 3 means, stride 1, the padding not counted."""
+  add = lambda v: jax.lax.reduce_window(v, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME')  # noqa: E731
+  return add(x) / add(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+
+
+def _maximum(x: Array, stride: int) -> Array:
+  """3 x 3 maxima: stride 2 within the image, or stride 1 keeping its size."""
+  padding = 'VALID' if stride == 2 else 'SAME'
+  return jax.lax.reduce_window(
+    x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding
+  )
+
+
+def _network(conv: Convolve, x: Array) -> Array:
+  x = conv('Conv2d_1a_3x3', x, 32, (3, 3), 2, (0, 0))
+  x = conv('Conv2d_2a_3x3', x, 32, (3, 3), 1, (0, 0))
+  x = conv('Conv2d_2b_3x3', x, 64, (3, 3), 1, (1, 1))
+  x = _maximum(x, 2)
+  x = conv('Conv2d_3b_1x1', x, 80, (1, 1), 1, (0, 0))
+  x = conv('Conv2d_4a_3x3', x, 192, (3, 3), 1, (0, 0))
+  x = _maximum(x, 2)
+  for name, channels in (('Mixed_5b', 32), ('Mixed_5c', 64), ('Mixed_5d', 64)):
+    x = _block_a(conv, name, x, channels)
+  x = _block_b(conv, 'Mixed_6a', x)
+  for name, channels in (
+    ('Mixed_6b', 128),
+    ('Mixed_6c', 160),
+    ('Mixed_6d', 160),
+    ('Mixed_6e', 192),
+  ):
+    x = _block_c(conv, name, x, channels)
+  x = _block_d(conv, 'Mixed_7a', x)
+  x = _block_e(conv, 'Mixed_7b', x, _average)
+  x = _block_e(conv, 'Mixed_7c', x, lambda v: _maximum(v, 1))
+  return x.mean((1, 2))
+
+
+def _block_a(conv: Convolve, name: str, x: Array, pool: int) -> Array:
+  one = conv(f'{name}.branch1x1', x, 64, (1, 1), 1, (0, 0))
+  five = conv(f'{name}.branch5x5_1', x, 48, (1, 1), 1, (0, 0))
+  five = conv(f'{name}.branch5x5_2', five, 64, (5, 5), 1, (2, 2))
+  three = conv(f'{name}.branch3x3dbl_1', x, 64, (1, 1), 1, (0, 0))
+  three = conv(f'{name}.branch3x3dbl_2', three, 96, (3, 3), 1, (1, 1))
+  three = conv(f'{name}.branch3x3dbl_3', three, 96, (3, 3), 1, (1, 1))
+  pooled = conv(f'{name}.branch_pool', _average(x), pool, (1, 1), 1, (0, 0))
+  return jnp.concatenate([one, five, three, pooled], -1)
+
+
+def _block_b(conv: Convolve, name: str, x: Array) -> Array:
+  three = conv(f'{name}.branch3x3', x, 384, (3, 3), 2, (0, 0))
+  double = conv(f'{name}.branch3x3dbl_1', x, 64, (1, 1), 1, (0, 0))
+  double = conv(f'{name}.branch3x3dbl_2', double, 96, (3, 3), 1, (1, 1))
+  double = conv(f'{name}.branch3x3dbl_3', double, 96, (3, 3), 2, (0, 0))
+  return jnp.concatenate([three, double, _maximum(x, 2)], -1)
+
+
+def _block_c(conv: Convolve, name: str, x: Array, channels: int) -> Array:
+  wide, tall = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
+  one = conv(f'{name}.branch1x1', x, 192, (1, 1), 1, (0, 0))
+  seven = conv(f'{name}.branch7x7_1', x, channels, (1, 1), 1, (0, 0))
+  seven = conv(f'{name}.branch7x7_2', seven, channels, *wide)
+  seven = conv(f'{name}.branch7x7_3', seven, 192, *tall)
+  double = conv(f'{name}.branch7x7dbl_1', x, channels, (1, 1), 1, (0, 0))
+  for i, (size, shape) in enumerate(
+    ((channels, tall), (channels, wide), (channels, tall), (192, wide))
+  ):
+    double = conv(f'{name}.branch7x7dbl_{i + 2}', double, size, *shape)
+  pooled = conv(f'{name}.branch_pool', _average(x), 192, (1, 1), 1, (0, 0))
+  return jnp.concatenate([one, seven, double, pooled], -1)
+
+
+def _block_d(conv: Convolve, name: str, x: Array) -> Array:
+  three = conv(f'{name}.branch3x3_1', x, 192, (1, 1), 1, (0, 0))
+  three = conv(f'{name}.branch3x3_2', three, 320, (3, 3), 2, (0, 0))
+  seven = conv(f'{name}.branch7x7x3_1', x, 192, (1, 1), 1, (0, 0))
+  seven = conv(f'{name}.branch7x7x3_2', seven, 192, (1, 7), 1, (0, 3))
+  seven = conv(f'{name}.branch7x7x3_3', seven, 192, (7, 1), 1, (3, 0))
+  seven = conv(f'{name}.branch7x7x3_4', seven, 192, (3, 3), 2, (0, 0))
+  return jnp.concatenate([three, seven, _maximum(x, 2)], -1)
+
+
+def _block_e(conv: Convolve, name: str, x: Array, pool: Callable[[Array], Array]) -> Array:
+  wide, tall = ((1, 3), 1, (0, 1)), ((3, 1), 1, (1, 0))
+  one = conv(f'{name}.branch1x1', x, 320, (1, 1), 1, (0, 0))
+  three = conv(f'{name}.branch3x3_1', x, 384, (1, 1), 1, (0, 0))
+  double = conv(f'{name}.branch3x3dbl_1', x, 448, (1, 1), 1, (0, 0))
+  double = conv(f'{name}.branch3x3dbl_2', double, 384, (3, 3), 1, (1, 1))
+  pooled = conv(f'{name}.branch_pool', pool(x), 192, (1, 1), 1, (0, 0))
+  split = [
+    conv(f'{name}.{layer}', side, 384, *shape)
+    for side, layer, shape in (
+      (three, 'branch3x3_2a', wide),
+      (three, 'branch3x3_2b', tall),
+      (double, 'branch3x3dbl_3a', wide),
+      (double, 'branch3x3dbl_3b', tall),
+    )
+  ]
+  return jnp.concatenate([one, *split, pooled], -1)

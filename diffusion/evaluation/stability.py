@@ -1,0 +1,93 @@
+"""How steadily a run went: clipping, gradient norms, spikes of the loss and the time to recover from them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion import checks
+from diffusion.evaluation.evaluate import Finding
+
+
+class Spike(NamedTuple):
+  """Where the logged loss rose, and after how many steps it was back; inf if it was not."""
+
+  step: int
+  recovery: float
+
+
+def spikes(
+  steps: Sequence[int],
+  losses: Sequence[float],
+  deviations: float = 10.0,
+  window: int = 200,
+  minimum: int = 20,
+  floor: float = 0.05,
+) -> list[Spike]:
+  """The spikes of a logged loss.
+
+  A row is high when its log-loss exceeds median + deviations x max(1.4826 MAD, floor) of the last `window` rows that
+  were not high, at least `minimum` of them; a loss that is not finite is high. Consecutive high rows are one spike. It
+  is over at the first row within a third of that distance from the median.
+
+  Args:
+    steps, losses: of the logged rows, in order.
+    deviations, floor: see above, > 0.
+    window, minimum: rows, >= 1.
+
+  Raises:
+    ValueError: arguments out of range, or lists of different lengths.
+  """
+  checks.positive('deviations', deviations)
+  checks.positive('floor', floor)
+  checks.integer('minimum', minimum)
+  checks.integer('window', window, minimum)
+  if len(steps) != len(losses):
+    raise ValueError(f'a loss needs a step each, got {len(steps)} steps and {len(losses)} losses')
+  past: list[float] = []
+  found: list[Spike] = []
+  since = None
+  for step, loss in zip(steps, losses, strict=True):
+    value = math.log(loss) if math.isfinite(loss) and loss > 0 else math.inf
+    if len(past) < minimum:
+      past += [value] if math.isfinite(value) else []
+      continue
+    recent = np.array(past[-window:])
+    center = float(np.median(recent))
+    reach = deviations * max(1.4826 * float(np.median(np.abs(recent - center))), floor)
+    if since is not None and value <= center + reach / 3:
+      found[-1] = Spike(since, step - since)
+      since = None
+    if value > center + reach:
+      if since is None:
+        since = step
+        found.append(Spike(step, math.inf))
+    elif since is None:
+      past.append(value)
+  return found
+
+
+def findings(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
+  """What the rows of a run's metrics.jsonl say of its stability; quantities that no row has are left out."""
+  logged = [row for row in rows if 'loss' in row]
+  found = []
+  if any('clip_rate' in row for row in logged):
+    rate = float(np.mean([row['clip_rate'] for row in logged if 'clip_rate' in row]))
+    found.append(Finding('clip rate', rate, 'share of the steps whose gradient was clipped'))
+  norms = [row['gradient_norm'] for row in logged if math.isfinite(row.get('gradient_norm', math.nan))]  # fmt: skip
+  if norms:
+    middle, high = np.quantile(norms, [0.5, 0.99])
+    meaning = 'of the logged rows, each a mean over steps'
+    found += [
+      Finding('gradient norm, median', float(middle), meaning),
+      Finding('gradient norm, 99 %', float(high), meaning),
+    ]
+  risen = spikes([row['step'] for row in logged], [row['loss'] for row in logged])
+  found.append(
+    Finding('loss spikes', len(risen), 'log-loss above median + 10 deviations of the last 200 rows')
+  )
+  if risen:
+    longest = max(spike.recovery for spike in risen)
+    found.append(Finding('longest recovery', longest, 'steps from a spike until the loss was back'))
+  return found

@@ -1,0 +1,112 @@
+"""The Inception-v3 against PyTorch's, its file against its checksum, and PyTorch's files read without PyTorch."""
+
+import importlib.util
+import pathlib
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from diffusion import devices
+from diffusion.evaluation import inception, torch_files
+
+FOLDER = pathlib.Path(__file__).parent / 'torch'
+spec = importlib.util.spec_from_file_location('make', FOLDER / 'make.py')
+make = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(make)
+SUFFIXES = ('conv.weight', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_var')
+
+
+def state():
+  """Random weights of the right layout, as `make.py` gave them to PyTorch."""
+  return {
+    f'{layer}.{name}': make.random_array(
+      f'{layer}.{name}', shape if name == 'conv.weight' else shape[:1]
+    )
+    for layer, shape in inception.layout().items()
+    for name in SUFFIXES
+  }
+
+
+def test_the_layout_is_that_of_the_published_file():
+  """94 convolutions, with the 21,802,784 - 3 x 17,216 weights that Keras lists for the network without its top."""
+  shapes = inception.layout().values()
+  assert len(shapes) == 94
+  assert sum(np.prod(shape) for shape in shapes) == 21_802_784 - 3 * 17_216
+  assert sum(shape[0] for shape in shapes) == 17_216
+
+
+@pytest.mark.slow
+def test_features_are_pytorchs():
+  """torch-fidelity's extractor with the same random weights, on images that are not square: to 1e-4."""
+  expected = np.load(FOLDER / 'features.npz')['features']
+  call = devices.over_rows(inception.pooled, 2)
+  found = call(devices.replicate(inception.prepare(state())), make.images())
+  assert found.shape == (2, inception.WIDTH)
+  assert expected.std() > 0.01
+  np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+  assert np.abs(found[0] - found[1]).max() > 100 * np.abs(found - expected).max()
+
+
+def test_an_array_that_is_missing_or_wrong_is_named():
+  right = state()
+  name = 'Mixed_6b.branch7x7_2.conv.weight'
+  with pytest.raises(
+    ValueError, match=rf'need {name} .*\(128, 128, 1, 7\), the file has \(128, 128, 7, 1\)'
+  ):
+    inception.prepare(right | {name: right[name].transpose(0, 1, 3, 2)})
+  del right['Conv2d_1a_3x3.bn.bias']
+  with pytest.raises(
+    ValueError, match=r'need Conv2d_1a_3x3.bn.bias .*, the file has no such array'
+  ):
+    inception.prepare(right)
+
+
+def test_another_file_is_refused_by_its_checksum(tmp_path):
+  path = tmp_path / inception.FILE
+  path.write_bytes(b'not the weights')
+  with pytest.raises(ValueError, match=r'has SHA-256 .* only those give an FID'):
+    inception.features(path)
+  with pytest.raises(FileNotFoundError):
+    inception.features(tmp_path / 'absent.pth')
+
+
+def test_resizing_reads_where_tensorflow_1_did():
+  """4 to 6 pixels: output i at 2 i / 3, the edge repeated beyond the last."""
+  x = np.array([0.0, 3.0, 6.0, 12.0]).reshape(1, 1, 4, 1).repeat(4, 1).astype(np.float32)
+  row = np.asarray(inception.resize(x, 6))[0, 0, :, 0]
+  np.testing.assert_allclose(row, [0, 2, 4, 6, 10, 12], rtol=1e-6)
+  same = np.random.default_rng(0).uniform(size=(1, 7, 7, 3)).astype(np.float32)
+  np.testing.assert_array_equal(inception.resize(same, 7), same)
+
+
+@pytest.mark.parametrize('name', ['archive', 'stream'])
+def test_pytorchs_files_are_read_without_it(name):
+  found, expected = torch_files.read(FOLDER / f'{name}.pth'), make.small()
+  assert list(found) == list(expected)
+  for key, value in expected.items():
+    assert (found[key].dtype, found[key].shape) == (value.dtype, value.shape)
+    np.testing.assert_array_equal(found[key], value)
+
+
+def test_a_file_that_would_run_something_is_refused(tmp_path):
+  class Harm:
+    def __reduce__(self):
+      return print, ('harm',)
+
+  path = tmp_path / 'harm.pth'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('archive/data.pkl', pickle.dumps({'a': Harm()}))
+  with pytest.raises(ValueError, match='asks for builtins.print'):
+    torch_files.read(path)
+
+
+@pytest.mark.parametrize(
+  'content', [b'', b'text', pickle.dumps([1, 2]), pickle.dumps(torch_files._MAGIC)]
+)
+def test_other_files_are_refused(tmp_path, content):
+  path = tmp_path / 'odd.pth'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match='no PyTorch checkpoint of named arrays'):
+    torch_files.read(path)

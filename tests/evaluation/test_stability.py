@@ -1,0 +1,58 @@
+"""Stability from the rows of a run: spikes planted in a noisy loss are counted and timed, and noise is not."""
+
+import math
+
+import numpy as np
+import pytest
+
+from diffusion.evaluation import stability
+
+
+def falling(seed=0, n=300):
+  steps = 10 * np.arange(1, n + 1)
+  noise = np.random.default_rng(seed).normal(0, 0.1, n)
+  return steps, np.exp(-np.linspace(0, 2, n) + noise)
+
+
+def test_noise_about_a_falling_loss_has_no_spike():
+  assert all(not stability.spikes(*falling(seed)) for seed in range(50))
+
+
+def test_planted_spikes_are_counted_and_timed():
+  """Rows 100 to 103 a hundredfold, row 200 not finite, the end a thousandfold: 40 steps, 10 steps, never."""
+  steps, losses = falling()
+  losses[100:104] *= 100
+  losses[200] = math.nan
+  losses[-2:] *= 1000
+  found = stability.spikes(steps.tolist(), losses)
+  assert found == [(1010, 40), (2010, 10), (2990, math.inf)]
+
+
+def test_a_spike_is_not_over_half_way_down():
+  steps, losses = falling()
+  losses[100:110] *= np.geomspace(1000, 4, 10)
+  (spike,) = stability.spikes(steps, losses)
+  assert spike == (1010, 100)
+
+
+def test_findings_of_rows():
+  steps, losses = falling()
+  rows = [
+    {'step': int(s), 'loss': float(v), 'gradient_norm': float(i), 'clip_rate': i % 2}
+    for i, (s, v) in enumerate(zip(steps, losses, strict=True))
+  ]
+  rows.insert(5, {'step': 55, 'validation/eps': 0.5})
+  found = {f.name: f.value for f in stability.findings(rows)}
+  assert found['clip rate'] == 0.5
+  assert found['gradient norm, median'] == 149.5
+  assert found['gradient norm, 99 %'] == pytest.approx(0.99 * 299)
+  assert found['loss spikes'] == 0
+  assert 'longest recovery' not in found
+  assert {f.name for f in stability.findings([{'step': 1, 'loss': 1.0}])} == {'loss spikes'}
+
+
+def test_bad_arguments_are_named():
+  with pytest.raises(ValueError, match='window .* got 5'):
+    stability.spikes([1], [1.0], window=5)
+  with pytest.raises(ValueError, match='2 steps and 1 losses'):
+    stability.spikes([1, 2], [1.0])
