@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion import devices, provenance
-from diffusion.runs import describing, judging, lr_range, session, training
+from diffusion.runs import describing, judging, lr_range, session, suite, training
 from diffusion.runs.loading import load, load_ensemble, load_snapshots
 from diffusion.training.experiment import Experiment, Sampling
 from diffusion.workdir import read_record
@@ -36,6 +36,19 @@ def _define_flags(arms: Mapping[str, Any] | None) -> None:
   flags.DEFINE_boolean('smoke', False, 'Start from the small configuration: seconds, no download.')
   flags.DEFINE_integer(
     'seed', None, 'Seed of training; with --mode=sample or evaluate, of the sampler.'
+  )
+  flags.DEFINE_integer('num_samples', 0, 'Samples that --mode=evaluate judges; 0: as the run did.')
+  flags.DEFINE_string('sampler', '', f"Sampler instead of the run's: {', '.join(suite.SAMPLERS)}.")
+  flags.DEFINE_integer('sampler_steps', 0, 'Steps of the sampler; 0: as the run did.')
+  flags.DEFINE_list(
+    'metrics',
+    [],
+    f"Metrics of --mode=evaluate instead of the run's: all, or {', '.join(suite.METRICS)}.",
+  )
+  flags.DEFINE_string(
+    'features',
+    'pixels',
+    'What metrics compare: pixels, digits, mnist, or a file of Inception weights.',
   )
   flags.DEFINE_integer('extend', 0, 'Train so many steps past the end of a finished run.')
   flags.DEFINE_boolean(
@@ -159,6 +172,29 @@ def _choose_arm(config: Any, overrides: dict[str, Any], arms: Mapping[str, Any])
   return overrides
 
 
+def _request() -> suite.Request:
+  """What the flags ask of a judgment."""
+  f = flags.FLAGS
+  for name in ('num_samples', 'sampler_steps'):
+    if f[name].value < 0:
+      raise ValueError(f'--{name} must be >= 0, got {f[name].value}')
+  seed = 0 if f.seed is None else f.seed
+  return suite.Request(
+    seed, f.num_samples, f.sampler, f.sampler_steps, tuple(f.metrics), f.features
+  )
+
+
+def _refuse_idle_flags() -> None:
+  """Raises ValueError for a flag of judging where nothing is judged as it says."""
+  f = flags.FLAGS
+  judging_only = ('num_samples', 'metrics', 'features')
+  for name in (*judging_only, 'sampler', 'sampler_steps'):
+    if f[name].present and (
+      f.mode not in ('evaluate', 'sample') or (f.mode == 'sample' and name in judging_only)
+    ):
+      raise ValueError(f'--{name} is for --mode=evaluate, and the mode is {f.mode}')
+
+
 def _one_line(error: Exception) -> str:
   text = ' '.join(str(error).split())
   return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
@@ -174,6 +210,7 @@ def _main(
   if not f.workdir and not f.dry_run:
     raise ValueError('--workdir is missing: name a folder for the run, e.g. --workdir=runs/first')
   workdir = pathlib.Path(f.workdir).expanduser().absolute() if f.workdir else None
+  _refuse_idle_flags()
   if f.extend < 0:
     raise ValueError(f'--extend must be a number of steps >= 0, got {f.extend}')
   if f.mode in ('train', 'lr_range'):
@@ -200,4 +237,4 @@ def _main(
     return training.train(setting)
   if f.mode == 'lr_range':
     return lr_range.run(setting, f.lr_low, f.lr_high)
-  return judging.judge(setting, f.mode, 0 if f.seed is None else f.seed)
+  return judging.judge(setting, f.mode, _request())

@@ -21,7 +21,7 @@ from diffusion.evaluation.evaluate import Finding
 from diffusion.reporting import bibliography, records, report
 from diffusion.statistics import Interval
 
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
 
 
 def now() -> str:
@@ -143,6 +143,17 @@ def write_report(
   return path
 
 
-def save_samples(path: pathlib.Path, samples: np.ndarray, labels: np.ndarray) -> None:
-  """Samples as stored and their labels, as an .npz."""
-  np.savez_compressed(path, samples=samples, labels=labels)
+def save_samples(
+  path: pathlib.Path, samples: np.ndarray, labels: np.ndarray, levels: int | None
+) -> None:
+  """Samples as stored, their labels, and the levels of a stored value (if it has any), as an .npz."""
+  more = {} if levels is None else {'levels': np.asarray(levels)}
+  part = path.with_suffix('.part.npz')
+  np.savez_compressed(part, samples=samples, labels=labels, **more)
+  part.replace(path)  # whole or not at all
+
+
+def load_samples(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+  """(samples, labels) that `save_samples` wrote."""
+  with np.load(path) as stored:
+    return stored['samples'], stored['labels']

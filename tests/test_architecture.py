@@ -42,7 +42,8 @@ def files(folder):
 
 
 SOURCES = files('diffusion')
-EXPERIMENTS = [path for path in files('experiments') if path.name != '__init__.py']
+TOOLS = ('evaluate', 'report')  # programs beside the experiments
+EXPERIMENTS = [p for p in files('experiments') if p.stem not in ('__init__', *TOOLS)]
 each_source = pytest.mark.parametrize('path', SOURCES, ids=str)
 
 

@@ -243,7 +243,10 @@ def schedule_free(
     count=lambda state: state['free'].base_optimizer_state['rate'].count,
     measure=lambda state: {'clip_rate': state['clip'].acted} if clip is not None else {},
     measured=('clip_rate',) if clip is not None else (),
-    read=lambda state, params: optax.contrib.schedule_free_eval_params(state['free'], params),
+    # x from y = (1 - b) z + b x, leaf by leaf: Optax's own takes b from the state, which may be a replicated one.
+    read=lambda state, params: jax.tree.map(
+      lambda y, z: (y - (1 - momentum) * z) / momentum, params, state['free'].z
+    ),
   )
 
 

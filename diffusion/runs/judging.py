@@ -7,26 +7,29 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import devices, provenance, statistics, workdir
+from diffusion import citations, devices, provenance, statistics, workdir
 from diffusion.data import pipeline
-from diffusion.evaluation import gap, memorization
+from diffusion.evaluation import gap, memorization, stability
 from diffusion.evaluation.evaluate import Finding, Judged
 from diffusion.reporting import plots, records, tables
+from diffusion.runs import suite
 from diffusion.runs.loading import load
-from diffusion.runs.session import Session, Setting, open_session, picture, restore, stored_samples
+from diffusion.runs.samples import drawn
+from diffusion.runs.session import Session, Setting, open_session, picture, restore
+from diffusion.runs.suite import Request
 from diffusion.training import assembly
-from diffusion.training.checkpoint import open_checkpoints
+from diffusion.training.checkpoint import Restored, open_checkpoints
 from diffusion.training.experiment import check_sampling
 from diffusion.workdir import read_record
 
 
-def judge_best(session: Session, target: Any, sampler_seed: int, again: bool = False) -> None:
+def judge_best(session: Session, target: Any, request: Request, again: bool = False) -> None:
   """Restores the best checkpoint, samples from it, applies the metrics, and writes pictures and report.
 
-  A run's own judgment is its `results`; another one, with other numbers of sampling, stands beside it in `evaluations`
-  and in files of its own.
+  A run's own judgment is its `results`; another one, as the request asks, stands beside it in `evaluations` and in
+  files of its own.
   """
-  experiment, loaded = session.experiment, session.loaded
+  experiment = session.experiment
   keeper = open_checkpoints(session.folder / 'checkpoints')
   best = restore(keeper, target, 'best')
   keeper.close()
@@ -36,38 +39,19 @@ def judge_best(session: Session, target: Any, sampler_seed: int, again: bool = F
   begin = time.perf_counter()
   weights = assembly.weights(experiment, devices.replicate(best.state))
   row = session.programs.validate(weights)
-  findings = [
-    Finding(
-      'best step',
-      best.record['step'],
-      'of the lowest held-out loss; all below is of its averaged weights',
-    )
-  ]
-  findings += _loss_findings(session, weights, row)
-  data = loaded.dataset
-  labels = assembly.class_labels(data.num_classes, experiment.sampling.per_class)
-  print(f'sampling {len(labels)} from the best checkpoint, step {best.record["step"]}', flush=True)
-  sampler_weights = (*weights[:2], devices.replicate(jnp.asarray(sampler_seed, jnp.uint32)))
-  samples = stored_samples(session.programs.sample, sampler_weights, labels, loaded.units)
-  workdir.save_samples(session.folder / f'samples{suffix}.npz', samples, labels)
-  network = assembly.judged_network(experiment, loaded.units, weights)
-  judged = Judged(
-    samples, labels, loaded.train, loaded.held_out, data.class_names, loaded.units, network, {}
-  )
+  step = best.record['step']
+  meaning = 'of the lowest held-out loss; all below is of its averaged weights'
+  findings = [Finding('best step', step, meaning), *_loss_findings(session, weights, row)]
+  judged = _judged(session, weights, best, request)
   for metric in experiment.metrics:
     findings += metric.measure(judged)
-  count = check_sampling(experiment, samples.shape[1:])
-  findings.append(Finding('evaluations a sample', count, 'of the network, guidance included'))
-  skipped = int(best.state.skipped)
-  findings.append(
-    Finding('skipped steps', skipped, 'steps left out because something was not finite')
-  )
-  findings += _callback_findings(session)
-  _pictures(session, judged, best.record['step'], suffix)
+  findings += _findings_of_the_run(session, judged, best)
+  _pictures(session, judged, step, suffix)
   config = provenance.config_to_json(session.setting.config)
   evaluation = {
     'time': workdir.now(),
-    'sampler_seed': sampler_seed,
+    'request': request._asdict(),
+    'samples': len(judged.samples),
     'changed': provenance.differences(session.record['config'], config),
     'seconds': time.perf_counter() - begin,
     'results': workdir.findings_to_json(findings),
@@ -81,6 +65,44 @@ def judge_best(session: Session, target: Any, sampler_seed: int, again: bool = F
   )
   print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
   print(f'report: {path}', flush=True)
+
+
+def _judged(session: Session, weights: Any, best: Restored, request: Request) -> Judged:
+  """Samples of the best checkpoint beside the data."""
+  experiment, loaded = session.experiment, session.loaded
+  data = loaded.dataset
+  labels = assembly.class_labels(data.num_classes, experiment.sampling.per_class)
+  print(f'{len(labels)} samples from the best checkpoint, step {best.record["step"]}', flush=True)
+  seeded = (*weights[:2], devices.replicate(jnp.asarray(request.seed, jnp.uint32)))
+  identity = {
+    'checkpoint': best.number,
+    'config': provenance.config_to_json(session.setting.config),
+    'seed': request.seed,
+    'sampler': request.sampler,
+    'steps': request.steps,
+  }
+  return Judged(
+    drawn(session, seeded, labels, identity),
+    labels,
+    loaded.train,
+    loaded.held_out,
+    data.class_names,
+    loaded.units,
+    assembly.judged_network(experiment, loaded.units, weights),
+    {},
+  )
+
+
+def _findings_of_the_run(session: Session, judged: Judged, best: Restored) -> list[Finding]:
+  """What sampling cost, and how steadily the run went."""
+  count = check_sampling(session.experiment, judged.samples.shape[1:])
+  skipped = int(best.state.skipped)
+  return [
+    Finding('evaluations a sample', count, 'of the network, guidance included'),
+    Finding('skipped steps', skipped, 'steps left out because something was not finite'),
+    *stability.findings(records.read_json_lines(session.folder / 'metrics.jsonl')),
+    *_callback_findings(session),
+  ]
 
 
 def _callback_findings(session: Session) -> list[Finding]:
@@ -131,8 +153,10 @@ def _pictures(session: Session, judged: Judged, step: int, suffix: str) -> None:
     )  # fmt: skip
 
 
-def judge(setting: Setting, mode: str, sampler_seed: int) -> int:
+def judge(setting: Setting, mode: str, request: Request) -> int:
   """--mode=sample: a new grid with another seed. --mode=evaluate: metrics and report anew."""
+  build = setting.build
+  setting = setting._replace(build=lambda config: request.applied(build(config)))
   session, state = open_session(setting)
   record = read_record(session.folder)
   changed = provenance.differences(record['data'], session.record['data'])
@@ -140,15 +164,39 @@ def judge(setting: Setting, mode: str, sampler_seed: int) -> int:
     raise ValueError(f'the data is not what {session.folder} was trained on: {"; ".join(changed)}')
   session = session._replace(record=record)
   if mode == 'evaluate':
-    judge_best(session, assembly.host_target(state), sampler_seed, again=True)
+    session = _as_requested(session, request)
+    judge_best(session, assembly.host_target(state), request, again=True)
     return 0
   run = load(session.folder, session.experiment)
   data = session.loaded.dataset
   labels = assembly.picture_labels(session.experiment, data.levels, data.num_classes)
-  samples = run.sample(labels, sampler_seed)
-  path = session.folder / f'samples_seed{sampler_seed}.png'
+  samples = run.sample(labels, request.seed)
+  path = session.folder / f'samples_seed{request.seed}.png'
   picture(
-    data, session.loaded.validation[0], samples, path, f'step {run.step}, seed {sampler_seed}'
+    data, session.loaded.validation[0], samples, path, f'step {run.step}, seed {request.seed}'
   )
   print(path)
   return 0
+
+
+def _as_requested(session: Session, request: Request) -> Session:
+  """The session with the number of samples and the metrics of a request; says which metrics it leaves out, and why."""
+  experiment, loaded = session.experiment, session.loaded
+  classes = max(1, loaded.dataset.num_classes)
+  if request.samples:
+    per_class = -(-request.samples // classes)
+    experiment = experiment._replace(sampling=experiment.sampling._replace(per_class=per_class))
+  sizes = [len(part[0]) for part in (loaded.train, loaded.validation, loaded.test)]
+  plan = assembly.judged_plan(experiment, loaded.dataset, sizes)
+  with citations.collect() as used:
+    if request.metrics:
+      features = suite.choose_features(request.features)
+      found, left_out = suite.choose(request.metrics, features, plan, network=True)
+      experiment = experiment._replace(metrics=list(found.values()))
+      for name, why in left_out.items():
+        print(f'left out {name}: {why}', flush=True)
+  for metric in experiment.metrics:
+    metric.check(plan)
+  known = {one.qualified_name for one in session.used}
+  used = [*session.used, *(one for one in used if one.qualified_name not in known)]
+  return session._replace(experiment=experiment, used=used)

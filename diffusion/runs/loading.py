@@ -82,7 +82,7 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Ru
   folder = pathlib.Path(folder).expanduser().absolute()
   record = read_record(folder)
   if experiment is None:
-    experiment = _recorded_experiment(folder, record)
+    experiment = recorded_experiment(folder, record)
   data = record['data']
   units = pipeline.Units(data['levels'], data['mean'], data['deviation'])
   experiment = assembly.fitted(experiment, units)
@@ -158,7 +158,7 @@ def load_snapshots(folder: str | pathlib.Path) -> dict[int, dict[str, Any]]:
   return {int(path.name.removeprefix('step_')): ocp.load(path) for path in paths}
 
 
-def _recorded_experiment(folder: pathlib.Path, record: dict[str, Any]) -> Experiment:
+def recorded_experiment(folder: pathlib.Path, record: dict[str, Any]) -> Experiment:
   """Builds from the copy of the experiment file, so that a later edit of the original changes nothing."""
   spec = importlib.util.spec_from_file_location(
     f'experiment_of_{folder.name}', folder / 'experiment.py'

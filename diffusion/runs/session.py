@@ -112,6 +112,7 @@ def _fresh_record(setting: Setting, loaded: Loaded, used, experiment: Experiment
     'step': 0,
     'wall_seconds': 0.0,
     'results': None,
+    'samples': [],
     'evaluations': [],
   }
 
@@ -125,10 +126,15 @@ def restore(keeper: Checkpoints, target: Any, which: str) -> Restored | None:
 
 
 def stored_samples(
-  sample: Callable, weights: Any, labels: np.ndarray, units: pipeline.Units
+  sample: Callable,
+  weights: Any,
+  labels: np.ndarray,
+  units: pipeline.Units,
+  numbers: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Samples 0, 1, ... with these labels, as the data is stored."""
-  return pipeline.denormalize(sample(weights, labels, np.arange(len(labels))), units)
+  """Samples with these numbers (by default all, 0, 1, ...) and their labels, as the data is stored."""
+  numbers = np.arange(len(labels)) if numbers is None else numbers
+  return pipeline.denormalize(sample(weights, labels[numbers], numbers), units)
 
 
 def picture(

@@ -11,6 +11,7 @@ from diffusion import devices, workdir
 from diffusion.reporting import records
 from diffusion.runs.judging import judge_best
 from diffusion.runs.session import Session, Setting, open_session, restore
+from diffusion.runs.suite import Request
 from diffusion.runs.tools import make_tools, open_ring
 from diffusion.training import assembly, loop
 from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoints
@@ -81,7 +82,7 @@ def train(setting: Setting) -> int:
       print(outcome.reason, flush=True)
   finally:
     keeper.close()
-  judge_best(session, target, sampler_seed=0)
+  judge_best(session, target, Request())
   return 0
 
 

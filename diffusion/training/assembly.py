@@ -74,7 +74,9 @@ def load_data(experiment: Experiment) -> Loaded:
     digests = splits.content_hashes(data.test[0], experiment.split.salt)
     split.hashes['test'] = splits.fingerprint(digests)
   train = parts[0]
-  check_metrics(experiment, data, [len(x) for x, _ in parts])
+  plan = judged_plan(experiment, data, [len(x) for x, _ in parts])
+  for metric in experiment.metrics:
+    metric.check(plan)
   units = experiment.normalization(train[0], data.levels)
   order = None
   if experiment.curriculum is not None:
@@ -85,12 +87,10 @@ def load_data(experiment: Experiment) -> Loaded:
   return Loaded(data, split, units, order, *parts)
 
 
-def check_metrics(experiment: Experiment, data: sources.Dataset, sizes: Sequence[int]) -> None:
-  """Raises ValueError, before training, for a metric that cannot judge so many samples of such data."""
+def judged_plan(experiment: Experiment, data: sources.Dataset, sizes: Sequence[int]) -> Plan:
+  """What the metrics will be given; `sizes` are those of the training, validation and test splits."""
   samples = experiment.sampling.per_class * max(1, data.num_classes)
-  plan = Plan(samples, data.num_classes, data.x.shape[1:], sizes[0], sizes[1] + sizes[2])
-  for metric in experiment.metrics:
-    metric.check(plan)
+  return Plan(samples, data.num_classes, data.x.shape[1:], sizes[0], sizes[1] + sizes[2])
 
 
 def fitted(experiment: Experiment, units: pipeline.Units) -> Experiment:

@@ -113,6 +113,22 @@ def test_each_resumes_from_a_checkpoint_to_the_bit(name, of_unet, tmp_path):
     assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
 
 
+@pytest.mark.parametrize('name', MADE)
+def test_a_replicated_state_is_read_copy_by_copy(name):
+  """What is judged is read from the state of all devices at once."""
+  optimizer = MADE[name]()
+  params = start()
+  update, state = optimizer.update(jax.grad(loss)(params), optimizer.init(params), params)
+  params = optax.apply_updates(params, update)
+  both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), (state, params))
+  for found, expected in zip(
+    jax.tree.leaves(optimizer.read(*both)),
+    jax.tree.leaves(optimizer.read(state, params)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(found, np.stack([expected, expected]), rtol=1e-6)
+
+
 def one(direction, gradients, params=None):
   """The last of some directions."""
   params = start() if params is None else params

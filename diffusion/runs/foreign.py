@@ -1,0 +1,161 @@
+"""Images that another program made, judged by the ruler of a run: its data, its splits, its metrics."""
+
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion import provenance, workdir
+from diffusion.data import pipeline, sources
+from diffusion.evaluation import features as features_
+from diffusion.evaluation import neighbors
+from diffusion.evaluation.evaluate import Examples, Finding, Judged, Plan
+from diffusion.runs import suite
+from diffusion.runs.loading import recorded_experiment
+from diffusion.runs.session import data_record
+from diffusion.training import assembly
+from diffusion.training.assembly import Loaded
+
+
+class Images(NamedTuple):
+  """Images (or vectors) from a file, their labels or None, and how many levels a stored value has (None: floats)."""
+
+  x: np.ndarray
+  label: np.ndarray | None
+  levels: int | None
+
+
+def read(path: str | pathlib.Path, class_names: Sequence[str]) -> Images:
+  """Images of a folder, or of an .npz.
+
+  Args:
+    path: a folder of images, directly in it or in subfolders named as the classes; or an .npz with `images` (or
+      `samples`, or one array) and perhaps `labels`: uint8 from 0 to 255 unless it holds `levels`, or float vectors.
+    class_names: of the data they are compared with.
+
+  Raises:
+    ValueError: nothing there, an unreadable image, several shapes, wrong types or ranges, or unknown classes.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.suffix != '.npz':
+    found = sources.folder(str(path)).load()
+    unknown = sorted(set(found.class_names) - set(class_names))
+    if unknown:
+      raise ValueError(
+        f'{path} has a folder {unknown[0]!r}, the classes are {", ".join(class_names) or "none"}'
+      )
+    if not found.class_names:
+      return Images(found.x, None, 256)
+    label = np.array([class_names.index(name) for name in found.class_names], np.int32)[found.label]
+    # Class by class in turn, as runs draw them: metrics that look at a part then look at the same part.
+    place = np.array([np.count_nonzero(label[:i] == own) for i, own in enumerate(label)])
+    order = np.lexsort((label, place))
+    return Images(found.x[order], label[order], 256)
+  if not path.is_file():
+    raise ValueError(f'no file {path}')
+  with np.load(path) as stored:
+    arrays = dict(stored)
+  label, levels = arrays.pop('labels', None), arrays.pop('levels', None)
+  names = [name for name in ('images', 'samples') if name in arrays] or list(arrays)
+  if len(names) != 1:
+    raise ValueError(
+      f'{path} must hold `images` or one array, it holds {", ".join(names) or "none"}'
+    )
+  x = arrays[names[0]]
+  features_.check_examples(x)
+  if label is not None and label.shape != x.shape[:1]:
+    raise ValueError(f'{path} holds {len(x)} images and labels of shape {list(label.shape)}')
+  return Images(x, label, None if x.ndim == 2 else 256 if levels is None else int(levels))
+
+
+def judge(
+  images: str | pathlib.Path, run: str | pathlib.Path, metrics: Sequence[str], features: str
+) -> tuple[list[Finding], list[str], dict[str, Any]]:
+  """What the metrics say of images beside a run's data, split as the run split it.
+
+  Args:
+    images: see `read`.
+    run: folder of the run whose data, splits and units are taken.
+    metrics, features: see `suite.choose` and `suite.choose_features`.
+
+  Returns:
+    (findings, what a reader must know, a record of what was judged).
+
+  Raises:
+    ValueError: as those raise; other data than the run's; images of another shape.
+  """
+  begin = time.perf_counter()
+  loaded = _data_of(pathlib.Path(run).expanduser().absolute())
+  data = loaded.dataset
+  given = read(images, data.class_names)
+  if given.x.shape[1:] != data.x.shape[1:]:
+    shapes = list(given.x.shape[1:]), list(data.x.shape[1:])
+    raise ValueError(f'{images} holds examples of shape {shapes[0]}, {data.name} has {shapes[1]}')
+  judged, notes = _beside(given, loaded)
+  plan = Plan(
+    len(given.x), data.num_classes, data.x.shape[1:], len(loaded.train[0]), len(loaded.held_out[0])
+  )
+  chosen = suite.choose_features(features)
+  found, left_out = suite.choose(metrics, chosen, plan, network=False)
+  if given.label is None and 'recognition' in found:
+    if 'all' not in metrics:
+      raise ValueError(
+        f'recognition needs to know what was asked for: put the images of {images} into class folders'
+      )
+    left_out['recognition'] = 'the images have no labels'
+    del found['recognition']
+  notes += [f'left out {name}: {why}' for name, why in left_out.items()]
+  findings = [finding for metric in found.values() for finding in metric.measure(judged)]
+  record = {
+    'time': workdir.now(),
+    'images': str(images),
+    'count': len(given.x),
+    'data': data_record(loaded),
+    'features': features_.label(chosen),
+    'command': provenance.command(),
+    'code': provenance.code()['commit'],
+    'versions': provenance.versions(),
+    'notes': notes,
+    'seconds': time.perf_counter() - begin,
+    'results': workdir.findings_to_json(findings),
+  }
+  return findings, notes, record
+
+
+def _data_of(folder: pathlib.Path) -> Loaded:
+  record = workdir.read_record(folder)
+  experiment = recorded_experiment(folder, record)
+  loaded = assembly.load_data(experiment._replace(metrics=()))
+  changed = provenance.differences(record['data'], data_record(loaded))
+  if changed:
+    raise ValueError(f'the data is not what {folder} was trained on: {"; ".join(changed)}')
+  return loaded
+
+
+def _beside(given: Images, loaded: Loaded) -> tuple[Judged, list[str]]:
+  """The images in the data's own levels where they fit them, else both in brightness; and what to know of it."""
+  units, x, notes = loaded.units, given.x, []
+  train, held_out = loaded.train, loaded.held_out
+  if units.levels is not None and given.levels != units.levels:
+    stored = np.rint(x.astype(np.float64) * (units.levels - 1) / 255).astype(np.uint8)
+    if np.array_equal(pipeline.to_uint8(stored, units.levels), x):
+      x = stored
+    else:
+      notes.append(
+        f'images with more than the {units.levels} levels of the data: both are judged in brightness, 0 to 255'
+      )
+      train, held_out = (_brightness(part, units.levels) for part in (train, held_out))
+      units = units._replace(levels=256)
+  copies = int((neighbors.nearest(x, train[0], 1).distance[:, 0] == 0).sum())
+  if copies:
+    notes.append(
+      f'WARNING: {copies} of the {len(x)} images ARE training examples, to the last pixel'
+    )
+  label = np.zeros(len(x), np.int32) if given.label is None else given.label.astype(np.int32)
+  return Judged(x, label, train, held_out, loaded.dataset.class_names, units, None, {}), notes
+
+
+def _brightness(part: Examples, levels: int) -> Examples:
+  return pipeline.to_uint8(part[0], levels), part[1]

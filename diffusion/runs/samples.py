@@ -1,0 +1,51 @@
+"""Samples of a run, drawn once: a later judgment of the same checkpoint and sampler reads them, and draws only more."""
+
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from diffusion import workdir
+from diffusion.runs.session import Session, stored_samples
+
+
+def drawn(
+  session: Session, weights: Any, labels: np.ndarray, identity: dict[str, Any]
+) -> np.ndarray:
+  """Samples with these labels [n], as the data is stored, from the run's folder as far as it has them.
+
+  Sample i depends on its number, the sampler's seed and what else `identity` holds, never on how many there are.
+
+  Args:
+    session: of the run.
+    weights: replicated (parameters, statistics, sampler seed).
+    labels: [n]; those of fewer samples are their beginning.
+    identity: all that the samples depend on, as JSON: checkpoint, seed, configuration, sampler.
+  """
+  kept = {one['file']: one for one in session.record['samples']}
+  file = next((name for name, one in kept.items() if one['identity'] == identity), None)
+  have = workdir.load_samples(session.folder / file)[0][: len(labels)] if file else None
+  start = 0 if have is None else len(have)
+  if start == len(labels):
+    return have
+  new = _draw(session, weights, labels, start)
+  samples = new if have is None else np.concatenate([have, new])
+  file = file or ('samples.npz' if not kept else f'samples_{len(kept)}.npz')
+  workdir.save_samples(session.folder / file, samples, labels, session.loaded.units.levels)
+  kept[file] = {'file': file, 'identity': identity, 'count': len(samples)}
+  session.note(samples=list(kept.values()))
+  return samples
+
+
+def _draw(session: Session, weights: Any, labels: np.ndarray, start: int) -> np.ndarray:
+  """Samples number `start` and on, in blocks of equal size, with a progress bar on a terminal."""
+  count = len(labels) - start
+  blocks = np.array_split(np.arange(start, len(labels)), max(1, count // 2000))
+  found = []
+  with tqdm.tqdm(total=count, unit=' samples', disable=None) as bar:
+    for numbers in blocks:
+      found.append(
+        stored_samples(session.programs.sample, weights, labels, session.loaded.units, numbers)
+      )
+      bar.update(len(numbers))
+  return np.concatenate(found)

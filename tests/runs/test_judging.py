@@ -1,0 +1,196 @@
+"""Judging again, and judging what others made: the same samples give the same numbers, whoever asks."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion.data import pipeline
+from diffusion.evaluation.evaluate import Plan
+from diffusion.reporting import records
+from diffusion.runs import foreign, suite
+from diffusion.workdir import load_samples, read_record
+from tests.quick import QUICK
+
+NUMBERS = (
+  '--config.num_steps=20', '--config.log_every=5', '--config.validate_every=10', '--config.width=8',
+  '--config.blocks=1', '--config.batch_size=16', '--config.sampling_steps=4', '--config.samples_per_class=4',
+  '--config.warmup_steps=2',
+)  # fmt: skip
+
+
+def program(name, *flags):
+  """(exit status, output) of an experiment's program."""
+  done = subprocess.run(
+    [sys.executable, '-m', f'experiments.{name}', *flags],
+    capture_output=True, text=True, check=False, env=os.environ | QUICK,
+  )  # fmt: skip
+  return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A short run on the real digits."""
+  folder = tmp_path_factory.mktemp('judging') / 'run'
+  status, output = program('digits', f'--workdir={folder}', *NUMBERS)
+  assert status == 0, output
+  return folder
+
+
+@pytest.mark.slow
+def test_samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_path):
+  """40 of a run, 60 in a second judgment of which 40 are read; PNGs of the 60 get the same numbers from the other
+  program."""
+  first, _ = load_samples(run / 'samples.npz')
+  assert len(first) == 40
+  names = 'nearest_neighbor_ratio,authenticity,frechet,kernel,vendi,density_coverage,recognition'
+  judging = (f'--workdir={run}', '--mode=evaluate', '--num_samples=60', f'--metrics={names}')
+  status, output = program('digits', *judging, '--features=digits')
+  assert status == 2
+  assert 'metric frechet' in output
+  assert 'at least 130 samples, got 60' in output
+  names = names.replace('frechet,', '')
+  judging = (f'--workdir={run}', '--mode=evaluate', '--num_samples=60', f'--metrics={names}')
+  status, output = program('digits', *judging, '--features=digits')
+  assert status == 0, output
+  record = read_record(run)
+  more, labels = load_samples(run / 'samples.npz')
+  np.testing.assert_array_equal(more[:40], first)
+  assert len(more) == 60
+  assert [one['count'] for one in record['samples']] == [60]
+  made = record['evaluations'][1]
+  assert made['request']['metrics'] == names.split(',')
+  assert made['samples'] == 60
+
+  pictures = pipeline.to_uint8(more, 17)
+  for i, (image, label) in enumerate(zip(pictures, labels, strict=True)):
+    folder = tmp_path / 'png' / record['data']['class_names'][label]
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image[..., 0]).save(folder / f'{i:05d}.png')
+  where = (f'--run={run}', f'--metrics={names}', '--features=digits')
+  output_file = tmp_path / 'peer.json'
+  status, output = program(
+    'evaluate', f'--images={tmp_path / "png"}', *where, f'--output={output_file}'
+  )
+  assert status == 0, output
+  found = records.read_json(output_file)
+  assert found['count'] == 60
+  assert found['notes'] == []
+  expected = made['results']
+  shared = set(found['results']) & set(expected)
+  assert len(shared) == len(found['results']) >= 10
+  for name in shared:
+    assert json.dumps(found['results'][name]) == json.dumps(expected[name]), name
+
+
+@pytest.mark.slow
+def test_another_sampler_is_another_set_of_samples(run):
+  status, output = program(
+    'digits', f'--workdir={run}', '--mode=evaluate', '--sampler=heun', '--sampler_steps=3', '--metrics=authenticity'
+  )  # fmt: skip
+  assert status == 0, output
+  record = read_record(run)
+  one = record['samples'][-1]
+  assert (one['identity']['sampler'], one['identity']['steps']) == ('heun', 3)
+  assert (run / one['file']).is_file()
+  assert record['evaluations'][-1]['results']['evaluations a sample'] == 2 * (2 * 2 + 1)  # guided
+  assert 'alaa2022faithful' in (run / 'references.bib').read_text()
+
+
+@pytest.mark.slow
+def test_training_images_are_called_so_and_odd_brightness_is_said(run, tmp_path):
+  from diffusion.data import sources
+
+  x = pipeline.to_uint8(sources.digits().load().x[:30], 17)
+  np.savez(tmp_path / 'copies.npz', images=x)
+  findings, notes, _ = foreign.judge(tmp_path / 'copies.npz', run, ['authenticity'], 'pixels')
+  assert any('ARE training examples' in note for note in notes)
+  np.savez(tmp_path / 'odd.npz', images=np.where(x == 0, np.uint8(3), x))
+  findings, notes, _ = foreign.judge(tmp_path / 'odd.npz', run, ['authenticity'], 'pixels')
+  assert len(notes) == 1
+  assert 'more than the 17 levels' in notes[0]
+  assert findings
+
+
+def write(folder, name, size, mode='L'):
+  folder.mkdir(parents=True, exist_ok=True)
+  Image.new(mode, size).save(folder / name)
+
+
+def test_folders_are_read_class_by_class_in_turn(tmp_path):
+  for name, count in (('a', 3), ('b', 2)):
+    for i in range(count):
+      write(tmp_path / 'p' / name, f'{i}.png', (4, 4))
+  found = foreign.read(tmp_path / 'p', ('b', 'c', 'a'))
+  assert found.label.tolist() == [0, 2, 0, 2, 2]
+  assert (found.x.shape, found.levels) == ((5, 4, 4, 1), 256)
+  write(tmp_path / 'flat', '0.png', (4, 4), 'RGB')
+  write(tmp_path / 'flat', '1.png', (4, 4), 'RGB')
+  assert foreign.read(tmp_path / 'flat', ()).label is None
+
+
+@pytest.mark.parametrize(
+  'arrays, says',
+  [
+    (
+      {'images': np.full((4, 2, 2, 1), 100.0)},
+      r'must be uint8 from 0 to 255, got float64 in \[100, 100\]',
+    ),
+    (
+      {'images': np.zeros((4, 2, 2, 1), np.uint8), 'labels': np.zeros(3)},
+      r'4 images and labels of shape \[3\]',
+    ),
+    ({'a': np.zeros(3), 'b': np.zeros(3)}, 'must hold `images` or one array, it holds a, b'),
+    ({'images': np.zeros((4, 2, 2), np.uint8)}, r'got uint8 \[4, 2, 2\]'),
+  ],
+)
+def test_odd_files_are_refused(tmp_path, arrays, says):
+  np.savez(tmp_path / 'x.npz', **arrays)
+  with pytest.raises(ValueError, match=says):
+    foreign.read(tmp_path / 'x.npz', ())
+
+
+def test_missing_unreadable_and_strange_folders_are_refused(tmp_path):
+  with pytest.raises(ValueError, match='no file'):
+    foreign.read(tmp_path / 'x.npz', ())
+  with pytest.raises(ValueError, match='no folder of images'):
+    foreign.read(tmp_path / 'x', ())
+  write(tmp_path / 'p' / 'z', '0.png', (4, 4))
+  with pytest.raises(ValueError, match="has a folder 'z', the classes are a, b"):
+    foreign.read(tmp_path / 'p', ('a', 'b'))
+  (tmp_path / 'bad').mkdir()
+  (tmp_path / 'bad' / '0.png').write_bytes(b'no picture')
+  with pytest.raises(ValueError, match='cannot read image'):
+    foreign.read(tmp_path / 'bad', ())
+
+
+def test_the_suite_names_what_it_cannot_do():
+  plan = Plan(samples=100, classes=0, shape=(8, 8, 1), train=300, held_out=100)
+  pixels = suite.choose_features('pixels')
+  found, left_out = suite.choose(['all'], pixels, plan, network=False)
+  assert {'recognition', 'calibrated_ratio', 'frechet', 'membership', 'class_balance'} <= set(
+    left_out
+  )
+  assert 'authenticity' in found
+  assert not set(found) & set(left_out)
+  assert set(found) | set(left_out) == set(suite.METRICS)
+  with pytest.raises(ValueError, match="unknown metric 'frechat': the nearest is 'frechet'"):
+    suite.choose(['frechat'], pixels, plan, network=True)
+  with pytest.raises(ValueError, match='metric membership: it asks the network'):
+    suite.choose(['membership'], pixels, plan, network=False)
+  with pytest.raises(
+    ValueError, match="features must be pixels, digits, mnist, or the path of .* got 'resnet'"
+  ):
+    suite.choose_features('resnet')
+  with pytest.raises(ValueError, match='sampler must be one of ddim'):
+    suite.Request(sampler='ddpm').applied(_Plain())
+
+
+class _Plain:
+  """An experiment as far as a request looks at it before it refuses."""
+
+  sampling = None
