@@ -21,12 +21,14 @@ class Fractions(NamedTuple):
     limit: if not 0, keep only so many training examples (of those left after both splits), the first in hash order
       with the classes in balance.
     salt: another salt is another split.
+    subset: with a limit, another name here is another choice of the training examples; validation and test stay.
   """
 
   validation: float = 0.1
   test: float = 0.1
   limit: int = 0
   salt: str = 'diffusion-split-1'
+  subset: str = ''
 
 
 class Split(NamedTuple):
@@ -107,8 +109,9 @@ def make(x: np.ndarray, labels: np.ndarray, fractions: Fractions, official_test:
     if fractions.limit > train.size:
       raise ValueError(f'train_limit must be at most {train.size}, got {fractions.limit}')
     # Counted anew: how many of a class went to the other parts grows with its size.
-    _, count = _rank(digests[train], labels[train])
-    train = np.sort(train[np.lexsort((digests[train], count))][: fractions.limit])
+    order = content_hashes(x[train], fractions.subset) if fractions.subset else digests[train]
+    _, count = _rank(order, labels[train])
+    train = np.sort(train[np.lexsort((order, count))][: fractions.limit])
   parts = {
     'train': train,
     'validation': np.flatnonzero(in_validation),

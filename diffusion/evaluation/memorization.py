@@ -81,8 +81,9 @@ def watch(train: np.ndarray, held_out: np.ndarray, threshold: float = 1 / 3) -> 
   """What a run logs of its samples while it trains.
 
   Returns:
-    samples as stored [m, ...] -> {memorized/fraction, its Wilson bounds memorized/low and memorized/high, the held-out
-    examples' memorized/null, and memorized/ratio, the samples' median nearest-neighbor ratio}.
+    samples as stored [m, ...] -> {memorized/fraction with its Wilson bounds memorized/low and memorized/high, that of
+    held-out examples memorized/null with its upper bound memorized/null_high, and memorized/ratio, the samples' median
+    nearest-neighbor ratio}.
   """
   kept = train[neighbors.distinct(train)]
 
@@ -90,14 +91,21 @@ def watch(train: np.ndarray, held_out: np.ndarray, threshold: float = 1 / 3) -> 
     distance = neighbors.nearest(x, kept).distance
     return distance[:, 0] / distance[:, 1]
 
-  null = float((ratio(held_out) < threshold).mean())
+  def share(x: np.ndarray) -> tuple[Interval, float]:
+    r = ratio(x)
+    return statistics.wilson(int((r < threshold).sum()), len(r)), float(np.median(r))
+
+  null, _ = share(held_out)
 
   def measure(samples: np.ndarray) -> dict[str, float]:
-    r = ratio(samples)
-    share = statistics.wilson(int((r < threshold).sum()), len(r))
-    row = {'fraction': share.estimate, 'low': share.low, 'high': share.high, 'null': null}
+    found, middle = share(samples)
     return {
-      f'memorized/{name}': value for name, value in (row | {'ratio': float(np.median(r))}).items()
+      'memorized/fraction': found.estimate,
+      'memorized/low': found.low,
+      'memorized/high': found.high,
+      'memorized/null': null.estimate,
+      'memorized/null_high': null.high,
+      'memorized/ratio': middle,
     }
 
   return measure

@@ -95,6 +95,7 @@ def _fresh_record(setting: Setting, loaded: Loaded, used, experiment: Experiment
     'smoke': setting.smoke,
     'config': provenance.config_to_json(setting.config),
     'data': data_record(loaded),
+    'bank': {'log_snr': list(experiment.bank.log_snr), 'draws': experiment.bank.draws},
     'seed': experiment.seed,
     'num_steps': experiment.num_steps,
     'techniques': [technique._asdict() for technique in used],

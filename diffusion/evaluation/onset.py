@@ -1,0 +1,88 @@
+"""When things begin, from the rows of a run: generalization, overfitting, copying. Times are steps; inf is censored."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion import checks
+
+Rows = Sequence[Mapping[str, Any]]
+FRACTIONS = (0.01, 0.05, 0.2)
+
+
+class Onsets(NamedTuple):
+  """Steps at which things begin; inf where they did not before the run's end.
+
+  Attributes:
+    learned: tau_gen, the held-out loss's excess over its least value is within 5 % of what it was at first.
+    near_best: the held-out loss is within 1.05 of its least value.
+    gap: the generalization gap's interval lies above 0, and does at the next validation too.
+    best: tau_of, the held-out loss is least; inf if that is the last validation.
+    copying: the memorized fraction's interval lies above its held-out null's, and does at the next look too.
+    memorized: tau_mem(theta), the memorized fraction is theta, for each of `FRACTIONS`.
+    end: the last step.
+  """
+
+  learned: float
+  near_best: float
+  gap: float
+  best: float
+  copying: float
+  memorized: tuple[float, ...]
+  end: int
+
+  @property
+  def window(self) -> float:
+    """Omega = log(tau_mem(0.05) / tau_gen), inf where copying was not seen."""
+    return math.log(self.memorized[1] / self.learned) if self.learned else math.inf
+
+
+def onsets(rows: Rows, floor: float | None = None) -> Onsets:
+  """The onsets of a run.
+
+  Args:
+    rows: of its metrics.jsonl, with `validation/eps` and `validation/gap_low`, and `memorized/...` where
+      `callbacks.watch_memorization` logged them.
+    floor: the least held-out loss there could be (the Bayes floor), where it is known; else the run's least one.
+
+  Raises:
+    ValueError: fewer than two validations, or a loss that is not finite.
+
+  Source: tau_gen and tau_mem: Bonnaire et al. (2025), section 3, on the excess loss.
+  """
+  validated = [row for row in rows if 'validation/eps' in row]
+  looked = [row for row in rows if 'memorized/fraction' in row]
+  steps, losses = _columns(validated, 'step', 'validation/eps')
+  if len(steps) < 2 or not np.isfinite(losses).all():
+    raise ValueError(f'onsets need two or more finite held-out losses, got {losses.tolist()}')
+  least = losses.min()
+  excess = losses - (least if floor is None else floor)
+  best = steps[int(losses.argmin())]
+  _, fractions = _columns(looked, 'step', 'memorized/fraction')
+  seen = [int(row['step']) for row in looked]
+  apart = [row['memorized/low'] > row['memorized/null_high'] for row in looked]
+  return Onsets(
+    learned=first(steps, excess <= 0.05 * excess[0]),
+    near_best=first(steps, losses <= 1.05 * least),
+    gap=first(steps, [row['validation/gap_low'] > 0 for row in validated], 2),
+    best=float(best) if best != steps[-1] else math.inf,
+    copying=first(seen, apart, 2),
+    memorized=tuple(first(seen, fractions >= theta) for theta in FRACTIONS),
+    end=int(max(row['step'] for row in rows)),
+  )
+
+
+def first(steps: Sequence[int], happened: Sequence[bool], times: int = 1) -> float:
+  """The step of the first of `times` >= 1 looks in a row at which it happened; inf if there is none.
+
+  At the last look fewer in a row are enough, for there is no further one.
+  """
+  checks.integer('times', times)
+  held = [all(happened[i : i + times]) for i in range(len(steps))]
+  return next((float(step) for step, yes in zip(steps, held, strict=True) if yes), math.inf)
+
+
+def _columns(rows: Rows, *names: str) -> list[np.ndarray]:
+  return [np.array([row[name] for row in rows], np.float64) for name in names]

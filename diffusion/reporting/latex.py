@@ -1,0 +1,89 @@
+"""Tables and documents for LaTeX (booktabs), from the same rows as the Markdown ones."""
+
+import math
+import numbers
+import re
+from collections.abc import Sequence
+
+from diffusion.reporting import tables
+from diffusion.statistics import Interval
+
+_SPECIAL = {
+  '\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}',
+  '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}', '>': r'\textgreater{}',
+  '–': '--', '±': r'$\pm$', '−': '$-$', '×': r'$\times$', '…': r'\dots{}',
+}  # fmt: skip
+
+
+def escape(text: str) -> str:
+  """Text as LaTeX shows it; a character that pdflatex does not know becomes a question mark."""
+  known = ''.join(_SPECIAL.get(c, c) for c in text)
+  return known.encode('ascii', 'replace').decode()
+
+
+def tabular(headers: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 3) -> str:
+  """A booktabs tabular: first column left, the others right; an interval in brackets after its estimate.
+
+  Args:
+    headers: one title a column.
+    rows: cells as `tables.markdown` takes them.
+    digits: significant digits of floats.
+
+  Raises:
+    ValueError: for no headers, or a row of another length.
+  """
+  if not headers or any(len(row) != len(headers) for row in rows):
+    raise ValueError(f'every row must have {len(headers)} cells, as the headers {list(headers)!r}')
+  numeric = [
+    any(isinstance(row[i], numbers.Real | Interval) for row in rows) for i in range(len(headers))
+  ]
+  lines = [
+    rf'\begin{{tabular}}{{@{{}}{"".join("r" if n else "l" for n in numeric)}@{{}}}}',
+    r'\toprule',
+  ]
+  lines.append(' & '.join(map(escape, headers)) + r' \\')
+  lines.append(r'\midrule')
+  lines += [' & '.join(_cell(value, digits) for value in row) + r' \\' for row in rows]
+  return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}'])
+
+
+def table(caption: str, content: str, label: str) -> str:
+  """A table environment around a tabular, scaled down where it is wider than the line."""
+  return '\n'.join([
+    r'\begin{table}[htbp]', r'\centering', rf'\caption{{{escape(caption)}}}', rf'\label{{{label}}}', r'\small',
+    r'\begin{adjustbox}{max width=\linewidth}', content, r'\end{adjustbox}', r'\end{table}',
+  ])  # fmt: skip
+
+
+def figure(caption: str, file: str, label: str) -> str:
+  """A figure environment around a picture."""
+  return '\n'.join([
+    r'\begin{figure}[htbp]', r'\centering', rf'\includegraphics[width=\linewidth]{{{file}}}',
+    rf'\caption{{{escape(caption)}}}', rf'\label{{{label}}}', r'\end{figure}',
+  ])  # fmt: skip
+
+
+def document(title: str, parts: Sequence[str], bibliography: str) -> str:
+  """A whole article that pdflatex compiles; `bibliography` is the name of the .bib file, or ''."""
+  cited = [r'\nocite{*}', r'\bibliographystyle{plain}', rf'\bibliography{{{bibliography}}}']
+  return '\n\n'.join([
+    r'\documentclass[a4paper]{article}',
+    r'\usepackage[T1]{fontenc}' + '\n' + r'\usepackage{booktabs,graphicx,adjustbox}' + '\n'
+    r'\usepackage[margin=2cm]{geometry}',
+    rf'\title{{{escape(title)}}}' + '\n' + r'\date{}',
+    r'\begin{document}' + '\n' + r'\maketitle',
+    *parts,
+    *(['\n'.join(cited)] if bibliography else []),
+    r'\end{document}',
+  ]) + '\n'  # fmt: skip
+
+
+def _cell(value: object, digits: int) -> str:
+  if isinstance(value, Interval):
+    return escape(tables.with_interval(value))
+  if value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool)):
+    text = tables.number(value, digits)
+    if value is not None and not math.isfinite(value):
+      return text
+    return re.sub(r'^(-?[0-9.]+)e([+-])0*(\d+)$', r'$\1 \\cdot 10^{\2\3}$', text).replace('{+', '{')
+  return escape(str(value))

@@ -1,0 +1,245 @@
+"""Runs side by side: grouped by what their configurations differ in, averaged over seeds, paired by seed."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from diffusion import comparisons, statistics
+from diffusion.citations import Technique
+from diffusion.reporting import records
+from diffusion.statistics import Interval
+from diffusion.workdir import read_record
+
+
+class Run(NamedTuple):
+  """A run as the comparison sees it.
+
+  Attributes:
+    folder: its workdir.
+    variant: what its configuration differs in from the other runs', the seed aside.
+    seed: of training.
+    results: name -> estimate of each quantity.
+    own: name -> the run's own interval, where it has one.
+    marks: what a reader must know: rollbacks, skipped steps, an early or an unfinished end, odd data or code.
+    record: run.json.
+    rows: of metrics.jsonl.
+  """
+
+  folder: pathlib.Path
+  variant: str
+  seed: int
+  results: dict[str, float]
+  own: dict[str, Interval]
+  marks: tuple[str, ...]
+  record: dict[str, Any]
+  rows: list[dict[str, Any]]
+
+
+class Effect(NamedTuple):
+  """A variant against the baseline in one quantity, paired by seed.
+
+  Attributes:
+    variant, quantity: which.
+    pairs: seeds that both have.
+    difference: mean of the paired differences, Student's interval; None with one pair.
+    ratio: geometric mean of the paired ratios; None with one pair or where a value is not positive.
+    p: exact sign-flip p-value of the differences; None with one pair.
+    adjusted: p after Holm's adjustment over the variants in this quantity.
+  """
+
+  variant: str
+  quantity: str
+  pairs: int
+  difference: Interval | None
+  ratio: Interval | None
+  p: float | None
+  adjusted: float | None
+
+
+def load(folders: Sequence[str | pathlib.Path]) -> list[Run]:
+  """The runs in these folders, in their order.
+
+  Raises:
+    ValueError: no run in a folder or no results yet, one folder twice, two runs of one variant and seed, or runs on
+      other data, other splits or another validation bank.
+  """
+  paths = [pathlib.Path(folder).expanduser().absolute() for folder in folders]
+  if not paths:
+    raise ValueError('there is no run to report: name the folders of one or more')
+  for path in paths:
+    if paths.count(path) > 1:
+      raise ValueError(f'{path} is named twice')
+  found = [read_record(path) for path in paths]
+  for path, record in zip(paths, found, strict=True):
+    if record['results'] is None:
+      raise ValueError(
+        f'{path} has no results yet ({record["status"]} at step {record["step"]}): finish it first'
+      )
+    _check_comparable(paths[0], found[0], path, record)
+  varying = _varying([record['config'] for record in found])
+  several = len({record['experiment'] for record in found}) > 1
+  runs = [_run(path, record, varying, several) for path, record in zip(paths, found, strict=True)]
+  seen: dict[tuple[str, int], Run] = {}
+  for run in runs:
+    other = seen.setdefault((run.variant, run.seed), run)
+    if other is not run:
+      raise ValueError(
+        f'{other.folder} and {run.folder} are the same variant ({run.variant}) with the same seed {run.seed}'
+      )
+  return runs
+
+
+def _check_comparable(
+  first: pathlib.Path, base: Mapping, path: pathlib.Path, record: Mapping
+) -> None:
+  for name, a, b in (
+    ('data', base['data']['fingerprint'], record['data']['fingerprint']),
+    ('validation examples', *(r['data']['split_hashes']['validation'] for r in (base, record))),
+    ('test examples', *(r['data']['split_hashes']['test'] for r in (base, record))),
+    ('a validation bank', base['bank'], record['bank']),
+  ):
+    if a != b:
+      raise ValueError(
+        f'{path} has other {name} than {first} ({b} and {a}): their numbers cannot be compared'
+      )
+
+
+def _varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+  """The configuration's names in which the runs differ, the seed aside, in their order."""
+  names = list(dict.fromkeys(name for config in configs for name in config))
+  absent = object()
+  return [
+    n
+    for n in names
+    if n != 'seed' and any(c.get(n, absent) != configs[0].get(n, absent) for c in configs)
+  ]
+
+
+def _run(path: pathlib.Path, record: dict[str, Any], varying: Sequence[str], several: bool) -> Run:
+  parts = [record['experiment']] if several else []
+  config = record['config']
+  parts += [config[n] if n == 'arm' else f'{n}={config[n]}' for n in varying if n in config]
+  results, own = {}, {}
+  for name, value in record['results'].items():
+    if isinstance(value, Mapping):
+      own[name] = Interval(**value)
+      results[name] = own[name].estimate
+    elif isinstance(value, int | float):
+      results[name] = value
+  rows = records.read_json_lines(path / 'metrics.jsonl')
+  variant = ', '.join(parts) or record['experiment']
+  return Run(path, variant, record['seed'], results, own, _marks(record), record, rows)
+
+
+def _marks(record: Mapping[str, Any]) -> tuple[str, ...]:
+  """What makes a run other than a plain one."""
+  results, start = record['results'], record['starts'][-1]
+  marks = []
+  if record['status'] != 'finished':
+    marks.append(f'UNFINISHED at step {record["step"]}')
+  elif record['reason'].startswith('diverged'):
+    marks.append(f'DIVERGED at step {record["step"]}')
+  elif record['step'] < record['num_steps']:
+    marks.append(f'stopped early at step {record["step"]} of {record["num_steps"]}')
+  for name, text in (('skipped steps', 'steps skipped'), ('rollbacks', 'rollbacks')):
+    if name in results and results[name]:
+      marks.append(f'{results[name]} {text}')
+  if record['smoke']:
+    marks.append('SMOKE')
+  if record['data']['note']:
+    marks.append(record['data']['note'])
+  if start['code']['diff']:
+    marks.append('uncommitted changes')
+  return tuple(marks)
+
+
+def variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
+  """Variant -> its runs by seed, variants in the order of the runs."""
+  found: dict[str, list[Run]] = {}
+  for run in runs:
+    found.setdefault(run.variant, []).append(run)
+  return {name: sorted(group, key=lambda run: run.seed) for name, group in found.items()}
+
+
+def quantities(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
+  """The names to report: those wanted, or all that every run has.
+
+  Raises:
+    ValueError: a wanted one that some run does not have.
+  """
+  shared = [name for name in runs[0].results if all(name in run.results for run in runs)]
+  for name in wanted:
+    if name not in shared:
+      without = next(run.folder for run in runs if name not in run.results)
+      raise ValueError(f'{without} has no {name!r}; all runs have {", ".join(shared)}')
+  return list(wanted) or shared
+
+
+def summary(group: Sequence[Run], quantity: str) -> Interval | float:
+  """Mean over seeds with Student's interval; of a single run its own interval, or its number."""
+  if len(group) > 1:
+    return statistics.mean_t([run.results[quantity] for run in group])
+  return group[0].own[quantity] if quantity in group[0].own else group[0].results[quantity]
+
+
+def choose_baseline(groups: Mapping[str, list[Run]], wanted: str | None) -> str:
+  """The variant that the others are compared with: by name, by one of its folders, or the first.
+
+  Raises:
+    ValueError: neither a variant nor a folder.
+  """
+  if wanted is None:
+    return next(iter(groups))
+  folder = pathlib.Path(wanted).expanduser().absolute()
+  for name, group in groups.items():
+    if name == wanted or any(run.folder == folder for run in group):
+      return name
+  raise ValueError(
+    f'the baseline must be one of {"; ".join(groups)}, or a folder of theirs, got {wanted!r}'
+  )
+
+
+def effects(groups: Mapping[str, list[Run]], baseline: str, names: Sequence[str]) -> list[Effect]:
+  """Every other variant against the baseline, quantity by quantity."""
+  found = []
+  base = {run.seed: run for run in groups[baseline]}
+  for quantity in names:
+    one = []
+    for variant, group in groups.items():
+      pairs = [
+        (run.results[quantity], base[run.seed].results[quantity])
+        for run in group
+        if run.seed in base
+      ]
+      if variant != baseline:
+        one.append(_effect(variant, quantity, pairs))
+    tested = [effect for effect in one if effect.p is not None]
+    adjusted = iter(comparisons.holm([effect.p for effect in tested]))
+    found += [e if e.p is None else e._replace(adjusted=next(adjusted)) for e in one]
+  return found
+
+
+def _effect(variant: str, quantity: str, pairs: Sequence[tuple[float, float]]) -> Effect:
+  if len(pairs) < 2:
+    return Effect(variant, quantity, len(pairs), None, None, None, None)
+  treated, base = zip(*pairs, strict=True)
+  positive = all(value > 0 for value in (*treated, *base))
+  return Effect(
+    variant,
+    quantity,
+    len(pairs),
+    comparisons.paired_difference(treated, base),
+    comparisons.paired_ratio(treated, base) if positive else None,
+    comparisons.sign_flip([a - b for a, b in pairs]) if len(pairs) <= 20 else None,
+    None,
+  )
+
+
+def techniques(runs: Sequence[Run]) -> list[Technique]:
+  """What any of the runs used, each once."""
+  every = [
+    Technique(**{**one, 'keys': tuple(one['keys'])})
+    for run in runs
+    for one in run.record['techniques']
+  ]
+  return list(dict.fromkeys(every))

@@ -1,0 +1,42 @@
+"""Joins runs into one report: grouped by configuration and seed, with intervals, paired effects, and pictures.
+
+  python -m experiments.report runs/a runs/b runs/c runs/d --baseline=runs/a --output=runs/report
+
+Runs whose configurations differ in the seed alone are one variant. Written are report.md, report.tex (pdflatex
+compiles it), runs.csv, effects.csv, references.bib, and curves, gaps by noise level, copying and effects as pictures.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags
+
+from diffusion.reporting.tables import markdown
+from diffusion.runs import comparing, comparison
+
+BASELINE = flags.DEFINE_string(
+  'baseline', None, 'Variant or folder to compare with; the first by default.'
+)
+QUANTITIES = flags.DEFINE_list(
+  'quantities', [], 'What to report; all that the runs share by default.'
+)
+OUTPUT = flags.DEFINE_string('output', None, 'Folder of the report.', required=True)
+
+
+def main(argv) -> None:
+  """Reads, compares, writes, prints."""
+  try:
+    runs = comparing.load(argv[1:])
+    tables, files = comparison.write(
+      runs, pathlib.Path(OUTPUT.value).expanduser(), BASELINE.value, QUANTITIES.value
+    )
+  except (ValueError, OSError) as error:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    raise SystemExit(2) from None
+  for caption, headers, rows in tables:
+    print(f'{markdown(headers, rows)}\n{caption}\n')
+  print('\n'.join(map(str, files)))
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,72 @@
+"""Onsets read off rows whose times are known; what did not happen is censored, not guessed."""
+
+import math
+
+import pytest
+
+from diffusion.evaluation import onset
+
+
+def rows(losses, lows, fractions, nulls=0.02):
+  """A validation and a look every ten steps; a look's interval is the fraction -+ 0.01."""
+  found = []
+  for i, (loss, low) in enumerate(zip(losses, lows, strict=True), 1):
+    found.append({'step': 10 * i, 'loss': 1.0, 'validation/eps': loss, 'validation/gap_low': low})
+    if i <= len(fractions):
+      f = fractions[i - 1]
+      found.append(
+        {
+          'step': 10 * i,
+          'memorized/fraction': f,
+          'memorized/low': f - 0.01,
+          'memorized/null_high': nulls,
+        }
+      )
+  return found
+
+
+def test_times_of_a_run_that_overfits():
+  """Excess over 0.5: 0.5, 0.2, 0.02, 0, 0.1, 0.3; 5 % of the first is 0.025."""
+  found = onset.onsets(
+    rows(
+      [1.0, 0.7, 0.52, 0.5, 0.6, 0.8],
+      [-0.1, 0.01, -0.1, 0.02, 0.1, 0.2],
+      [0.0, 0.0, 0.04, 0.0, 0.06, 0.3],
+    )
+  )
+  assert found.learned == 30
+  assert found.near_best == 30  # 0.52 <= 1.05 x 0.5
+  assert found.gap == 40  # at 20 it was not there the next time
+  assert found.best == 40
+  assert found.copying == 50  # at 30 likewise
+  assert found.memorized == (30, 50, 60)
+  assert found.end == 60
+  assert found.window == pytest.approx(math.log(50 / 30))
+
+
+def test_what_did_not_happen_is_censored():
+  found = onset.onsets(rows([1.0, 0.8, 0.6], [-0.1] * 3, [0.0, 0.0, 0.0]))
+  assert (found.gap, found.best, found.copying) == (math.inf, math.inf, math.inf)
+  assert found.memorized == (math.inf,) * 3
+  assert found.window == math.inf
+  assert found.end == 30
+
+
+def test_a_known_floor_moves_learning():
+  """With a floor of 0.4 the excess of 0.5 is a sixth of the first: never within 5 %."""
+  losses = [1.0, 0.7, 0.52, 0.5]
+  assert onset.onsets(rows(losses, [0] * 4, []), floor=0.4).learned == math.inf
+  assert onset.onsets(rows(losses, [0] * 4, [])).learned == 30
+
+
+def test_first_in_a_row():
+  assert onset.first([1, 2, 3, 4], [True, False, True, True], 2) == 3
+  assert onset.first([1, 2, 3], [False, False, True], 2) == 3
+  assert onset.first([], []) == math.inf
+
+
+def test_too_little_is_refused():
+  with pytest.raises(ValueError, match='two or more finite held-out losses'):
+    onset.onsets(rows([1.0], [0.0], []))
+  with pytest.raises(ValueError, match='two or more finite held-out losses'):
+    onset.onsets(rows([1.0, math.nan], [0.0, 0.0], []))
