@@ -3,9 +3,9 @@
 Protocol, fixed before the runs: 8x8 digits, n = 100 training examples in balance, another hundred for every seed (the
         held-out ones stay), 2,500 steps of 32 (a pilot with seed 0 gave the length), constant rate, no early stopping;
         every 100 steps 200 samples are compared with the training set. Two variants of seeds 1 to 6: as below, and
-        --config.dropout=0.3 --config.weight_decay=0.1 --config.shift=1. Read off (`evaluation.onset`): when the gap's interval leaves 0,
-        when the held-out loss is least (where early stopping lands), when the memorized fraction leaves its null.
-        Expected in this order; whatever comes out is reported.
+        --config.dropout=0.3 --config.weight_decay=0.1 --config.shift=1. Read off (`evaluation.onset`): when the gap's
+        interval leaves 0, when the held-out loss is least (where early stopping lands), when the memorized fraction
+        leaves its null. Expected in this order; whatever comes out is reported.
 Expect  not yet run
 Run     python -m experiments.overfit --workdir=runs/overfit_0 --seed=0
 Smoke   python -m experiments.overfit --workdir=runs/smoke --smoke
