@@ -16,11 +16,11 @@ import numpy as np
 
 from diffusion import launch
 from diffusion.data import augment, sources, splits
-from diffusion.evaluation import gap, memorization
+from diffusion.evaluation import gap, membership, memorization
 from diffusion.models import mlp
 from diffusion.objectives import losses, times, weights
 from diffusion.optimizers import averaging, chains, schedules
-from diffusion.process import gaussian, marginals, parameterizations
+from diffusion.process import analytic, gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
 from diffusion.sampling import samplers
 from diffusion.training import callbacks
@@ -88,7 +88,12 @@ def build(c: Config) -> launch.Experiment:
     ],
     bank=gap.bank(levels=9, draws=4),
     sampling=launch.Sampling(samplers.ddim, c.sampling_steps, wrappers=(), per_class=c.samples),
-    metrics=[memorization.nearest_neighbor_ratio()],
+    metrics=[
+      memorization.nearest_neighbor_ratio(),
+      membership.score_position(
+        lambda path: analytic.gaussian_mixture(path, np.full(2, 0.5), means, np.ones(2))
+      ),
+    ],
   )
 
 

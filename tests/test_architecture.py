@@ -42,7 +42,7 @@ def files(folder):
 
 
 SOURCES = files('diffusion')
-TOOLS = ('evaluate', 'report')  # programs beside the experiments
+TOOLS = ('agreement', 'evaluate', 'report')  # programs beside the experiments
 EXPERIMENTS = [p for p in files('experiments') if p.stem not in ('__init__', *TOOLS)]
 each_source = pytest.mark.parametrize('path', SOURCES, ids=str)
 

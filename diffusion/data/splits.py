@@ -21,6 +21,7 @@ class Fractions(NamedTuple):
     limit: if not 0, keep only so many training examples (of those left after both splits), the first in hash order
       with the classes in balance.
     salt: another salt is another split.
+    offset: with a limit, how many of that order to pass over first: offsets 0 and `limit` give disjoint sets.
     subset: with a limit, another name here is another choice of the training examples; validation and test stay.
   """
 
@@ -28,6 +29,7 @@ class Fractions(NamedTuple):
   test: float = 0.1
   limit: int = 0
   salt: str = 'diffusion-split-1'
+  offset: int = 0
   subset: str = ''
 
 
@@ -94,6 +96,7 @@ def make(x: np.ndarray, labels: np.ndarray, fractions: Fractions, official_test:
   checks.in_range('validation_fraction', fractions.validation, 0, 1, ends='[)')
   checks.in_range('test_fraction', fractions.test, 0, 1, ends='[)')
   checks.integer('train_limit', fractions.limit, 0)
+  checks.integer('train_offset', fractions.offset, 0)
   test_share = 0.0 if official_test else fractions.test
   if fractions.validation + test_share >= 1:
     raise ValueError(
@@ -106,12 +109,15 @@ def make(x: np.ndarray, labels: np.ndarray, fractions: Fractions, official_test:
   in_validation = ~in_test & (rank < test_share + fractions.validation)
   train = np.flatnonzero(~in_test & ~in_validation)
   if fractions.limit:
-    if fractions.limit > train.size:
-      raise ValueError(f'train_limit must be at most {train.size}, got {fractions.limit}')
+    end = fractions.offset + fractions.limit
+    if end > train.size:
+      raise ValueError(
+        f'train_limit must be at most {train.size - fractions.offset}, got {fractions.limit}'
+      )
     # Counted anew: how many of a class went to the other parts grows with its size.
     order = content_hashes(x[train], fractions.subset) if fractions.subset else digests[train]
     _, count = _rank(order, labels[train])
-    train = np.sort(train[np.lexsort((order, count))][: fractions.limit])
+    train = np.sort(train[np.lexsort((order, count))][fractions.offset : end])
   parts = {
     'train': train,
     'validation': np.flatnonzero(in_validation),

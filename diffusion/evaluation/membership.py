@@ -1,20 +1,18 @@
 """What the network itself says of its training set: membership, and how near it is to the denoiser that copies."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, statistics, streams
+from diffusion import checks, statistics
 from diffusion.citations import technique
 from diffusion.evaluation import gap
 from diffusion.evaluation.evaluate import Asked, Finding, Judged, Metric, Plan
-from diffusion.process import analytic, gaussian
-from diffusion.statistics import Interval
-from diffusion.types import Array, Denoiser, Key, Path
+from diffusion.process import analytic
+from diffusion.types import Array, Denoiser, Path
 
 
 def _some(x: np.ndarray, label: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,39 +122,49 @@ def copying_distance(
 
 
 def score_position(
-  denoise: Denoiser,
-  empirical: Denoiser,
-  truth: Denoiser,
-  path: Path,
-  x: Array,
-  key: Key,
-  log_snr: Sequence[float],
-) -> list[Interval]:
-  """G at each noise level: 1 at the population's denoiser D*, -1 at the copyist D_emp.
+  truth: Callable[[Path], Denoiser],
+  log_snr: Sequence[float] = (4.0, 2.0, 0.0, -2.0),
+  draws: int = 4,
+  limit: int = 1000,
+) -> Metric:
+  """G at several noise levels: 1 where the network is the population's denoiser D*, -1 where it is the copyist D_emp.
 
-  G = (E|D - D_emp| - E|D - D*|) / E|D_emp - D*|, over noised fresh examples.
+  G = (E|D - D_emp| - E|D - D*|) / E|D_emp - D*|, over noised held-out examples.
 
   Args:
-    denoise, empirical, truth: D, D_emp of the training set, and D* of the population.
-    path: the bound schedule and process.
-    x: fresh examples in network units [B, ...].
-    key: of the noise.
-    log_snr: noise levels.
+    truth: path -> D*, the exact denoiser of the data in network units.
+    log_snr: noise levels, descending.
+    draws: of eps at each, >= 1.
+    limit: held-out examples, >= 2.
 
-  Returns:
-    G and its jackknife interval over the examples, one a level.
+  Raises:
+    ValueError: arguments out of range.
+
+  Source: this project's.
   """
+  bank = _bank(log_snr, draws)
+  checks.integer('limit', limit, 2)
 
-  @jax.jit
-  def norms(level: Array) -> tuple[Array, Array, Array]:
-    t = jnp.broadcast_to(path.time(level), x.shape[:1])
-    keys = streams.row_keys(key, jnp.arange(len(x)))
-    z = gaussian.diffuse(x, streams.normal(keys, x.shape[1:]), path.marginal(t))
-    d, copy, best = (f(z, t).x0.reshape(len(x), -1) for f in (denoise, empirical, truth))
-    return tuple(jnp.linalg.norm(a - b, axis=1) for a, b in ((d, copy), (d, best), (copy, best)))
+  def rows(asked: Asked, train: tuple[Array, Array]) -> tuple[Array, ...]:
+    copyist = analytic.empirical(asked.path, *train, asked.label)
+    best = truth(asked.path)
 
-  found = []
-  for level in log_snr:
-    near, far, scale = (np.asarray(n, np.float64) for n in norms(jnp.asarray(level)))
-    found.append(statistics.ratio_of_means(near - far, scale))
-  return found
+    def measure(z: Array, t: Array, eps: Array) -> tuple[Array, ...]:
+      d, copy, real = (f(z, t).x0.reshape(len(z), -1) for f in (asked.denoise, copyist, best))
+      return tuple(jnp.linalg.norm(a - b, axis=1) for a, b in ((d, copy), (d, real), (copy, real)))
+
+    return gap.on_bank(asked.path, asked.x, asked.keys, bank, measure)
+
+  def judge(judged: Judged) -> list[Finding]:
+    x, label = judged.train
+    train = judged.network.normalize(x), jnp.asarray(label)
+    near, far, scale = judged.network.apply(rows, *_some(*judged.held_out, limit), train)
+    meaning = '1 is the denoiser of the population, -1 the one that copies'
+    return [
+      Finding(
+        f'G, log-SNR {level:g}', statistics.ratio_of_means((near - far)[:, i], scale[:, i]), meaning
+      )
+      for i, level in enumerate(bank.log_snr)
+    ]
+
+  return Metric(_two_of_each, judge)

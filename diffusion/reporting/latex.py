@@ -51,7 +51,7 @@ def table(caption: str, content: str, label: str) -> str:
   """A table environment around a tabular, scaled down where it is wider than the line."""
   return '\n'.join([
     r'\begin{table}[htbp]', r'\centering', rf'\caption{{{escape(caption)}}}', rf'\label{{{label}}}', r'\small',
-    r'\begin{adjustbox}{max width=\linewidth}', content, r'\end{adjustbox}', r'\end{table}',
+    r'\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%', content + '}', r'\end{table}',
   ])  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def document(title: str, parts: Sequence[str], bibliography: str) -> str:
   cited = [r'\nocite{*}', r'\bibliographystyle{plain}', rf'\bibliography{{{bibliography}}}']
   return '\n\n'.join([
     r'\documentclass[a4paper]{article}',
-    r'\usepackage[T1]{fontenc}' + '\n' + r'\usepackage{booktabs,graphicx,adjustbox}' + '\n'
+    r'\usepackage[T1]{fontenc}' + '\n' + r'\usepackage{booktabs,graphicx}' + '\n'
     r'\usepackage[margin=2cm]{geometry}',
     rf'\title{{{escape(title)}}}' + '\n' + r'\date{}',
     r'\begin{document}' + '\n' + r'\maketitle',

@@ -93,14 +93,17 @@ def _check_comparable(
   first: pathlib.Path, base: Mapping, path: pathlib.Path, record: Mapping
 ) -> None:
   for name, a, b in (
-    ('data', base['data']['fingerprint'], record['data']['fingerprint']),
-    ('validation examples', *(r['data']['split_hashes']['validation'] for r in (base, record))),
-    ('test examples', *(r['data']['split_hashes']['test'] for r in (base, record))),
-    ('a validation bank', base['bank'], record['bank']),
+    ('other data', base['data']['fingerprint'], record['data']['fingerprint']),
+    (
+      'other validation examples',
+      *(r['data']['split_hashes']['validation'] for r in (base, record)),
+    ),
+    ('other test examples', *(r['data']['split_hashes']['test'] for r in (base, record))),
+    ('another validation bank', base['bank'], record['bank']),
   ):
     if a != b:
       raise ValueError(
-        f'{path} has other {name} than {first} ({b} and {a}): their numbers cannot be compared'
+        f'{path} has {name} than {first} ({b} and {a}): their numbers cannot be compared'
       )
 
 

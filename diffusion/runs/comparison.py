@@ -1,11 +1,15 @@
 """The report of several runs: Markdown, LaTeX, CSV, pictures and BibTeX, in one folder."""
 
 import csv
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusion import citations
+import numpy as np
+
+from diffusion import citations, statistics
+from diffusion.evaluation import onset
 from diffusion.reporting import bibliography, comparison, encoding, latex
 from diffusion.reporting.tables import markdown
 from diffusion.runs.comparing import (
@@ -18,6 +22,7 @@ from diffusion.runs.comparing import (
   techniques,
   variants,
 )
+from diffusion.statistics import Interval
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]  # caption, headers, rows
 
@@ -51,7 +56,7 @@ def write(
   base = choose_baseline(groups, baseline)
   paired = effects(groups, base, names)
   folder.mkdir(parents=True, exist_ok=True)
-  tables = [_summary(groups, names), *_effects(paired, base), _provenance(runs)]
+  tables = [_summary(groups, names), *_onsets(groups), *_effects(paired, base), _provenance(runs)]
   pictures = _pictures(groups, paired, base, folder)
   used = techniques(runs)
   bibtex = bibliography.entries(citations.all_keys(used))
@@ -72,6 +77,54 @@ def _summary(groups: Mapping[str, list[Run]], names: Sequence[str]) -> Table:
     "Results: mean over seeds with Student's 95 % interval; of a single run its own interval."
   )
   return caption, headers, rows
+
+
+def _onsets(groups: Mapping[str, list[Run]]) -> list[Table]:
+  """When things began, over seeds; left out where the runs did not log what it takes."""
+  found = {
+    name: [onset.onsets(run.rows) for run in group]
+    for name, group in groups.items()
+    if all(any('memorized/fraction' in row for row in run.rows) for run in group)
+  }
+  if not found:
+    return []
+  titles = {
+    'learned': 'excess held-out loss within 5 %',
+    'near_best': 'held-out loss within 1.05 of its least',
+    'gap': 'the gap leaves 0',
+    'best': 'held-out loss least (where early stopping lands)',
+    'copying': 'the memorized fraction leaves its null',
+  }
+  rows = [
+    [title, *(_onset([getattr(one, name) for one in several]) for several in found.values())]
+    for name, title in titles.items()
+  ]
+  for i, theta in enumerate(onset.FRACTIONS):
+    cells = (_onset([one.memorized[i] for one in several]) for several in found.values())
+    rows.append([f'memorized fraction {theta:g}', *cells])
+  ordered = [
+    sum(one.gap <= one.best <= one.copying for one in several) for several in found.values()
+  ]
+  cells = (
+    f'{count} of {len(several)}' for count, several in zip(ordered, found.values(), strict=True)
+  )
+  rows.append(['seeds with gap, best, copying in this order', *cells])
+  caption = (
+    'Onsets: steps, geometric mean over seeds with Student\'s 95 % interval of the logarithms. Where some seeds were '
+    'censored, how many got there and the median of all.'
+  )  # fmt: skip
+  return [(caption, ['onset', *found], rows)]
+
+
+def _onset(steps: Sequence[float]) -> Any:
+  reached = [step for step in steps if math.isfinite(step)]
+  if len(reached) == len(steps) > 1:
+    return Interval(*(math.exp(end) for end in statistics.mean_t(np.log(reached))))
+  if len(steps) == 1:
+    return steps[0] if reached else 'not by the end'
+  middle = float(np.median(steps))
+  count = f'{len(reached)} of {len(steps)}'
+  return f'{count}, median {middle:g}' if math.isfinite(middle) else count
 
 
 def _effects(paired: Sequence[Effect], base: str) -> list[Table]:

@@ -87,7 +87,7 @@ def judge(
     ValueError: as those raise; other data than the run's; images of another shape.
   """
   begin = time.perf_counter()
-  loaded = _data_of(pathlib.Path(run).expanduser().absolute())
+  loaded = data_of(pathlib.Path(run).expanduser().absolute())
   data = loaded.dataset
   given = read(images, data.class_names)
   if given.x.shape[1:] != data.x.shape[1:]:
@@ -124,7 +124,8 @@ def judge(
   return findings, notes, record
 
 
-def _data_of(folder: pathlib.Path) -> Loaded:
+def data_of(folder: pathlib.Path) -> Loaded:
+  """The data of a run, split as it was; raises ValueError if it is not what the run recorded."""
   record = workdir.read_record(folder)
   experiment = recorded_experiment(folder, record)
   loaded = assembly.load_data(experiment._replace(metrics=()))

@@ -152,6 +152,27 @@ def test_limits_are_nested_and_leave_the_other_parts_alone():
     last = train
 
 
+def test_offsets_cut_disjoint_subsets_and_names_choose_others():
+  x, label = images(10, 2000)
+  whole = splits.make(x, label, splits.Fractions(0.2, 0.2), official_test=False)
+
+  def subset(**more):
+    made = splits.make(x, label, splits.Fractions(0.2, 0.2, 100, **more), official_test=False)
+    np.testing.assert_array_equal(made.validation, whole.validation)
+    np.testing.assert_array_equal(made.test, whole.test)
+    counts = np.bincount(label[made.train], minlength=5)
+    assert counts.sum() == 100
+    assert counts.max() - counts.min() <= 1
+    return set(made.train.tolist())
+
+  first, second = subset(), subset(offset=100)
+  assert not first & second
+  named = [subset(subset=f'seed {i}') for i in range(3)]
+  assert len({frozenset(one) for one in (*named, first)}) == 4
+  assert not subset(subset='seed 1') & subset(subset='seed 1', offset=100)
+  assert all(one <= set(whole.train.tolist()) for one in named)
+
+
 @pytest.mark.parametrize(
   ('fractions', 'official', 'message'),
   [
@@ -164,6 +185,7 @@ def test_limits_are_nested_and_leave_the_other_parts_alone():
     ((0.1, 0.1, -1), False, r'train_limit .*-1'),
     ((0.1, 0.1, 2.5), False, r'train_limit .*2\.5'),
     ((0.1, 0.1, 1000), True, r'train_limit must be at most \d+, got 1000'),
+    ((0.1, 0.1, 10, 'x', -1), False, r'train_offset .*-1'),
   ],
 )
 def test_bad_fractions_name_the_value(fractions, official, message):

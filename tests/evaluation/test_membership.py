@@ -76,18 +76,16 @@ def test_a_denoiser_that_knows_the_mean_alone_is_at_distance_one():
 
 
 def test_score_position_is_one_for_the_truth_and_minus_one_for_the_copyist():
-  train = jnp.asarray(draw(0, 100))
-  copyist, fair = analytic.empirical(PATH, train), truth()
+  train = draw(0, 100)
+  copyist, fair = analytic.empirical(PATH, jnp.asarray(train)), truth()
 
   def between(z, t, key=None):
     return jax.tree.map(lambda a, b: (a + b) / 2, copyist(z, t), fair(z, t))
 
   for denoise, expected in ((fair, 1), (copyist, -1), (between, 0)):
-    found = membership.score_position(
-      denoise, copyist, fair, PATH, jnp.asarray(draw(2, 100)), jax.random.key(0), (4.0, 0.0, -2.0)
-    )
-    for value in found:
-      assert value.estimate == pytest.approx(expected, abs=1e-4)
+    metric = membership.score_position(lambda path: truth(), (4.0, 0.0, -2.0))
+    for finding in metric.measure(given(denoise, train)):
+      assert finding.value.estimate == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_conditional_copyist_is_of_the_class(monkeypatch):

@@ -1,0 +1,66 @@
+"""Do two models, trained on disjoint data, draw the same from the same noise? Then neither remembers; both know."""
+
+import numpy as np
+
+from diffusion import statistics
+from diffusion.evaluation import memorization
+from diffusion.evaluation.evaluate import Finding
+
+
+def agreement(
+  a: np.ndarray, b: np.ndarray, train_a: np.ndarray, train_b: np.ndarray, seed: int = 0
+) -> list[Finding]:
+  """How alike the samples of two models are that started from the same noise, pair by pair.
+
+  The distance of a pair is set against that of a sample to another one of the other model (a shuffled pair), and the
+  cosine is of what differs from the mean of all. Two copyists of disjoint sets agree no more than shuffled pairs; their
+  samples' nearest-neighbor ratios to their own training sets tell that they copy.
+
+  Args:
+    a, b: samples [m, ...] of both, the same starting noise and label at the same place, m >= 3.
+    train_a, train_b: what each was trained on [n, ...].
+    seed: of the shuffling.
+
+  Raises:
+    ValueError: different numbers or shapes, too few pairs, or training sets with an example in common.
+
+  Source: Kadkhodaie et al. (2024), section 2, figure 2; the shuffled null and its ratio are this project's.
+  """
+  if a.shape != b.shape or len(a) < 3:
+    raise ValueError(
+      f'agreement needs three or more pairs of samples, got shapes {a.shape} and {b.shape}'
+    )
+  flat_a, flat_b = (x.reshape(len(x), -1).astype(np.float64) for x in (a, b))
+  shared = {row.tobytes() for row in train_a} & {row.tobytes() for row in train_b}
+  if shared:
+    raise ValueError(f'the training sets share {len(shared)} examples: train on disjoint parts')
+  mean = np.concatenate([flat_a, flat_b]).mean(0)
+  other = _elsewhere(len(a), seed)
+  far = np.linalg.norm(flat_a - flat_b, axis=1), np.linalg.norm(flat_a - flat_b[other], axis=1)
+  found = []
+  for name, partner, distance in (('', flat_b, far[0]), (', shuffled', flat_b[other], far[1])):
+    what = 'of shuffled pairs: what chance looks like' if name else 'of the same starting noise'
+    cosine = statistics.mean_t(_cosine(flat_a - mean, partner - mean))
+    found += [
+      Finding(f'distance of pairs{name}', statistics.mean_t(distance), f'samples {what}'),
+      Finding(f'cosine of pairs{name}', cosine, f'samples {what}, their mean removed'),
+    ]
+  meaning = 'pairs over shuffled pairs: 0 is agreement, 1 chance'
+  found.append(Finding('distance ratio', statistics.ratio_of_means(*far), meaning))
+  for name, samples, train in (('first', a, train_a), ('second', b, train_b)):
+    _, r = memorization.ratios(samples, train)
+    share = statistics.wilson(int((r < 1 / 3).sum()), len(r))
+    found.append(Finding(f'memorized fraction, {name} model', share, 'of its own training set'))
+  return found
+
+
+def _cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  return (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+
+
+def _elsewhere(count: int, seed: int) -> np.ndarray:
+  """A random permutation that leaves nothing in its place: one cycle through all."""
+  order = np.random.default_rng(seed).permutation(count)
+  partner = np.empty(count, int)
+  partner[order] = np.roll(order, 1)
+  return partner

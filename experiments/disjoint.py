@@ -1,0 +1,85 @@
+"""Two models on disjoint parts of the handwritten digits: from the same noise, do they draw the same?
+
+Train   one with --config.part=0, one with --config.part=1; then `python -m experiments.agreement` compares them.
+Expect  not yet run in full
+Run     python -m experiments.disjoint --workdir=runs/part_0 --config.part=0
+Smoke   python -m experiments.disjoint --workdir=runs/smoke --smoke
+"""
+
+import dataclasses
+
+from diffusion import launch
+from diffusion.data import augment, sources, splits
+from diffusion.evaluation import gap, memorization
+from diffusion.models import unet
+from diffusion.objectives import losses, times, weights
+from diffusion.optimizers import averaging, chains, schedules
+from diffusion.process import gaussian, marginals, parameterizations
+from diffusion.process import schedules as noise
+from diffusion.training import callbacks
+
+
+@dataclasses.dataclass
+class Config:
+  """The numbers of the experiment; every one is a flag, e.g. --config.dropout=0.2."""
+
+  seed: int = 0
+  num_steps: int = 1000
+  batch_size: int = 64
+  steps_per_dispatch: int = 5
+  log_every: int = 10
+  validate_every: int = 50
+  part: int = 0
+  examples: int = 700
+  patience: int = 150
+  width: int = 24
+  dropout: float = 0.1
+  weight_decay: float = 0.01
+  learning_rate: float = 2e-3
+  clip_norm: float = 1.0
+  ema_decay: float = 0.99
+  sampling_steps: int = 25
+  samples_per_class: int = 50
+  synthetic: bool = False
+
+
+SMOKE = Config(
+  num_steps=20, batch_size=16, log_every=5, validate_every=10, width=8, sampling_steps=4,
+  examples=180, samples_per_class=2, synthetic=True,
+)  # fmt: skip
+
+
+def build(c: Config) -> launch.Experiment:
+  """The experiment of these numbers."""
+  return launch.Experiment(
+    seed=c.seed,
+    num_steps=c.num_steps,
+    batch_size=c.batch_size,
+    log_every=c.log_every,
+    steps_per_dispatch=c.steps_per_dispatch,
+    validate_every=c.validate_every,
+    data=sources.synthetic_images((8, 8, 1)) if c.synthetic else sources.digits(),
+    split=splits.Fractions(0.1, 0.1, c.examples, offset=c.part * c.examples),
+    augment=augment.chain(),
+    diffusion=gaussian.Diffusion(
+      noise.cosine(), marginals.variance_preserving, parameterizations.v()
+    ),
+    model=unet.unet(c.width, (1, 2), 1, (), c.dropout, num_classes=10),
+    terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))},
+    times=times.stratified(),
+    optimizer=chains.adamw(schedules.constant(c.learning_rate), c.weight_decay, c.clip_norm),
+    averages={'ema': averaging.ema(c.ema_decay)},
+    judged='ema',
+    callbacks=[
+      callbacks.checkpoint('validation/eps'),
+      callbacks.early_stopping('validation/eps', c.patience),
+      callbacks.divergence_guard(c.log_every),
+    ],
+    bank=gap.bank(draws=2),
+    sampling=launch.Sampling(steps=c.sampling_steps, per_class=c.samples_per_class),
+    metrics=[memorization.nearest_neighbor_ratio(), memorization.authenticity()],
+  )
+
+
+if __name__ == '__main__':
+  launch.run(build, Config(), SMOKE)

@@ -1,0 +1,53 @@
+"""Two-model agreement: one for equal models, chance for unrelated ones, and copyists are told from both."""
+
+import numpy as np
+import pytest
+
+from diffusion.evaluation import agreement
+
+
+def found(a, b, train_a, train_b):
+  return {f.name: f.value for f in agreement.agreement(a, b, train_a, train_b)}
+
+
+def draw(seed, n=300):
+  return np.random.default_rng(seed).normal(size=(n, 10))
+
+
+def test_equal_models_agree_and_unrelated_ones_are_at_chance():
+  a = draw(0)
+  same = found(a, a + 1e-3 * draw(1), draw(2), draw(3))
+  assert same['distance ratio'].high < 0.01
+  assert same['cosine of pairs'].low > 0.99
+  assert same['memorized fraction, first model'].estimate < 0.05
+  apart = found(a, draw(4), draw(2), draw(3))
+  assert apart['distance ratio'].low < 1 < apart['distance ratio'].high
+  assert apart['cosine of pairs'].low < 0 < apart['cosine of pairs'].high
+  assert apart['cosine of pairs, shuffled'].low < 0 < apart['cosine of pairs, shuffled'].high
+
+
+def test_copyists_of_disjoint_sets_do_not_agree_and_are_called_so():
+  one, two = draw(5, 200), draw(6, 200)
+  random = np.random.default_rng(7)
+  a, b = one[random.integers(200, size=300)], two[random.integers(200, size=300)]
+  values = found(a + 1e-3, b + 1e-3, one, two)
+  assert values['distance ratio'].low < 1 < values['distance ratio'].high
+  assert values['memorized fraction, first model'].estimate == 1
+  assert values['memorized fraction, second model'].estimate == 1
+
+
+def test_shuffled_pairs_are_never_the_same_pair():
+  for n in (3, 10, 101):
+    partner = agreement._elsewhere(n, 0)
+    assert sorted(partner) == list(range(n))
+    assert not np.any(partner == np.arange(n))
+
+
+def test_sets_with_an_example_in_common_are_refused():
+  train = draw(8, 50)
+  with pytest.raises(ValueError, match='share 1 examples'):
+    agreement.agreement(draw(0), draw(1), train, np.concatenate([draw(9, 20), train[3:4]]))
+  with pytest.raises(ValueError, match='three or more pairs'):
+    agreement.agreement(draw(0, 2), draw(1, 2), train, draw(2))
+  with pytest.raises(ValueError, match='three or more pairs'):
+    agreement.agreement(draw(0), draw(1, 20), train, draw(2))
