@@ -40,6 +40,7 @@ def metrics():
   return [
     memorization.nearest_neighbor_ratio(),
     memorization.calibrated_ratio(0.01),
+    memorization.calibrated_ratio(0.01, features),
     memorization.authenticity(),
     novelty.data_copying(features),
     novelty.feature_likelihood(features),

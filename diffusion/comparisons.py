@@ -67,7 +67,7 @@ def sign_flip(differences: Sequence[float]) -> float:
     raise ValueError(f'differences must be 2 to {_EXACT} finite numbers, got {list(differences)!r}')
   signs = np.array(list(itertools.product((1, -1), repeat=values.size - 1)))
   sums = np.abs(values[0] + signs @ values[1:])  # the other half of the patterns mirrors these
-  return float((sums >= abs(values.sum()) * (1 - 1e-12)).mean())
+  return float((sums >= abs(values.sum()) - 1e-12 * np.abs(values).sum()).mean())
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

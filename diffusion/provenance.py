@@ -1,6 +1,7 @@
 """Where a run came from: code, versions, command, configuration."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import pathlib
 import platform
@@ -29,6 +30,14 @@ def code() -> dict[str, Any]:
   """The git commit and the uncommitted difference of the checkout this package lies in; nulls outside one."""
   commit = _git('rev-parse', 'HEAD')
   return {'commit': commit and commit.strip(), 'diff': _git('diff', 'HEAD')}
+
+
+def code_digest(experiment: pathlib.Path) -> str:
+  """A short hash of an experiment file and of the whole package, by which results of other code are told apart."""
+  whole = hashlib.sha256(experiment.read_bytes())
+  for path in sorted(pathlib.Path(__file__).parent.rglob('*.py')):
+    whole.update(path.read_bytes())
+  return whole.hexdigest()[:16]
 
 
 def versions() -> dict[str, str | None]:

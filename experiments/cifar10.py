@@ -96,7 +96,7 @@ def build(c: Config) -> launch.Experiment:
     sampling=launch.Sampling(
       samplers.ancestral, c.sampling_steps, grid_rows=c.grid_rows, per_class=c.samples
     ),
-    metrics=[memorization.nearest_neighbor_ratio()],
+    metrics=[memorization.nearest_neighbor_ratio(mirrored=True)],
   )
 
 

@@ -43,6 +43,12 @@ CASES = {
   'workdir of something else': Case(('--workdir={tmp}',), ('is not empty and holds no run',)),
   'stray argument': Case(('--workdir={tmp}/run', 'dropout=0.1'), ("unexpected argument 'dropout=0.1'",)),
   'nothing to sample': Case(('--workdir={tmp}/run', '--mode=sample'), ('no run in', 'run.json')),
+  'judging while training': Case(
+    ('--workdir={tmp}/run', '--metrics=frechet'), ('--metrics is for --mode=evaluate, and the mode is train',)
+  ),
+  'judging nothing': Case(
+    ('--workdir={tmp}/run', '--mode=evaluate', '--num_samples=-3'), ('no run in', 'run.json')
+  ),
   'negative extension': Case(('--workdir={tmp}/run', '--extend=-5'), ('--extend', '-5')),
   'unprepared data': Case(
     ('--workdir={tmp}/run', '--config.data_dir={tmp}/none'),

@@ -15,6 +15,9 @@ def test_sign_flip_counts_patterns():
   assert comparisons.sign_flip([1, 2, -4]) == 1
   assert comparisons.sign_flip([1, 2, 4]) == 2 / 8
   assert comparisons.sign_flip([-1, 2, 4]) == 4 / 8
+  assert (
+    comparisons.sign_flip([0.1, 0.2, -0.3]) == 1
+  )  # rounding does not exclude the observed pattern
 
 
 @pytest.mark.parametrize('n', [2, 6, 11])

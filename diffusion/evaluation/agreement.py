@@ -8,16 +8,22 @@ from diffusion.evaluation.evaluate import Finding
 
 
 def agreement(
-  a: np.ndarray, b: np.ndarray, train_a: np.ndarray, train_b: np.ndarray, seed: int = 0
+  a: np.ndarray,
+  b: np.ndarray,
+  labels: np.ndarray,
+  train_a: np.ndarray,
+  train_b: np.ndarray,
+  seed: int = 0,
 ) -> list[Finding]:
   """How alike the samples of two models are that started from the same noise, pair by pair.
 
-  The distance of a pair is set against that of a sample to another one of the other model (a shuffled pair), and the
-  cosine is of what differs from the mean of all. Two copyists of disjoint sets agree no more than shuffled pairs; their
-  samples' nearest-neighbor ratios to their own training sets tell that they copy.
+  The distance of a pair is set against that of a sample to another one of the other model with the same label (a
+  shuffled pair), and the cosine is of what differs from the mean of all. Models that copy agree a little, for noise
+  leads both to what is near it; that they copy shows in the nearest-neighbor ratios to their own training sets.
 
   Args:
-    a, b: samples [m, ...] of both, the same starting noise and label at the same place, m >= 3.
+    a, b: samples [m, ...] of both, the same starting noise and label at the same place.
+    labels: what was asked for [m]; at least two samples of each.
     train_a, train_b: what each was trained on [n, ...].
     seed: of the shuffling.
 
@@ -26,16 +32,16 @@ def agreement(
 
   Source: Kadkhodaie et al. (2024), section 2, figure 2; the shuffled null and its ratio are this project's.
   """
-  if a.shape != b.shape or len(a) < 3:
+  if a.shape != b.shape or len(a) < 3 or np.unique(labels, return_counts=True)[1].min() < 2:
     raise ValueError(
-      f'agreement needs three or more pairs of samples, got shapes {a.shape} and {b.shape}'
+      f'agreement needs three or more pairs of samples, two or more of each label, got shapes {a.shape} and {b.shape}'
     )
   flat_a, flat_b = (x.reshape(len(x), -1).astype(np.float64) for x in (a, b))
   shared = {row.tobytes() for row in train_a} & {row.tobytes() for row in train_b}
   if shared:
     raise ValueError(f'the training sets share {len(shared)} examples: train on disjoint parts')
   mean = np.concatenate([flat_a, flat_b]).mean(0)
-  other = _elsewhere(len(a), seed)
+  other = _elsewhere(labels, seed)
   far = np.linalg.norm(flat_a - flat_b, axis=1), np.linalg.norm(flat_a - flat_b[other], axis=1)
   found = []
   for name, partner, distance in (('', flat_b, far[0]), (', shuffled', flat_b[other], far[1])):
@@ -58,9 +64,11 @@ def _cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
   return (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
 
 
-def _elsewhere(count: int, seed: int) -> np.ndarray:
-  """A random permutation that leaves nothing in its place: one cycle through all."""
-  order = np.random.default_rng(seed).permutation(count)
-  partner = np.empty(count, int)
-  partner[order] = np.roll(order, 1)
+def _elsewhere(labels: np.ndarray, seed: int) -> np.ndarray:
+  """A random permutation within each label that leaves nothing in its place: one cycle through all of a label."""
+  random = np.random.default_rng(seed)
+  partner = np.empty(len(labels), int)
+  for label in np.unique(labels):
+    order = random.permutation(np.flatnonzero(labels == label))
+    partner[order] = np.roll(order, 1)
   return partner

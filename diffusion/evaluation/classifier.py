@@ -26,6 +26,7 @@ from diffusion.evaluation.features import Features
 from diffusion.types import Array, Params
 
 NAMES = ('digits', 'mnist')
+_EXACT = jax.lax.Precision.HIGHEST  # the same features on every kind of device
 
 
 class Network(nn.Module):
@@ -39,9 +40,9 @@ class Network(nn.Module):
   def __call__(self, x: Array) -> tuple[Array, Array]:
     """Images in [-1, 1] [B, H, W, C] -> (features [B, width], logits [B, num_classes])."""
     for i, channels in enumerate(self.channels):
-      x = nn.silu(nn.Conv(channels, (3, 3), strides=1 if i == 0 else 2)(x))
-    embedding = nn.Dense(self.width)(x.reshape(len(x), -1))
-    return embedding, nn.Dense(self.num_classes)(nn.silu(embedding))
+      x = nn.silu(nn.Conv(channels, (3, 3), 1 if i == 0 else 2, precision=_EXACT)(x))
+    embedding = nn.Dense(self.width, precision=_EXACT)(x.reshape(len(x), -1))
+    return embedding, nn.Dense(self.num_classes, precision=_EXACT)(nn.silu(embedding))
 
 
 class Classifier(NamedTuple):
@@ -111,6 +112,7 @@ def load(name: str) -> Classifier:
   return Classifier(name, digest(arrays), shape, call)
 
 
+@functools.cache  # one function, so that what is computed of it is computed once
 def features(name: str) -> Features:
   """The features of a classifier in this package, 64 a image.
 
@@ -123,7 +125,7 @@ def features(name: str) -> Features:
 
 @technique('class balance of samples', 'core', 'salimans2016improved')
 def class_balance(name: str) -> Metric:
-  """How evenly the samples spread over the classes, and how many are called what was asked for.
+  """How evenly the samples spread over the classes.
 
   The effective number of classes is exp of the entropy of the share of each class among the calls: the number of
   classes where all are equally frequent, 1 where all samples are of one class. Beside it stands held-out data's.

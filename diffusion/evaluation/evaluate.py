@@ -49,12 +49,12 @@ class Network(NamedTuple):
     apply: (function(Asked, shared) -> tree of [b, ...], x as stored [n, ...], label [n], shared tree) -> tree of NumPy
       arrays [n, ...], row by row on all devices.
     normalize: x as stored -> network units.
-    tell: labels [n] -> what the network is told, the null label where it is told nothing.
+    log_snr: the lowest and the highest of its schedule, nats.
   """
 
   apply: Callable[..., Any]
   normalize: Callable[[np.ndarray], Array]
-  tell: Callable[[np.ndarray], np.ndarray]
+  log_snr: tuple[float, float]
 
 
 class Judged(NamedTuple):

@@ -3,6 +3,7 @@
 A distance is a number of its features as much as of the samples, so both stand in its name.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from diffusion import devices
 
 
 class Features(NamedTuple):
@@ -57,17 +60,21 @@ def check_examples(x: np.ndarray) -> None:
     )
 
 
+_VERSION = 1  # to be raised when a change of code changes what networks make of images
+
+
 def remembered(features: Features, x: np.ndarray) -> np.ndarray:
   """Features of examples, read from disk where the same features of the same examples were computed before.
 
-  They lie in $DIFFUSION_FEATURES, or ~/.cache/diffusion/features, under the name and hash of the features and the
-  SHA-256 of the examples.
+  They lie in $DIFFUSION_FEATURES, or ~/.cache/diffusion/features, under the name and hash of the features, the kind of
+  device, and the SHA-256 of the examples.
   """
   default = pathlib.Path.home() / '.cache' / 'diffusion' / 'features'
   folder = pathlib.Path(os.environ.get('DIFFUSION_FEATURES') or default)
   content = hashlib.sha256(f'{x.dtype} {x.shape}'.encode())
   content.update(np.ascontiguousarray(x))
-  name = f'{features.name} {features.digest}'.replace(' ', '-')
+  kind = devices.describe()['platform']
+  name = f'{features.name} {features.digest} {kind} v{_VERSION}'.replace(' ', '-')
   path = folder / f'{name}-{content.hexdigest()[:24]}.npy'
   if path.is_file():
     return np.load(path)
@@ -79,6 +86,7 @@ def remembered(features: Features, x: np.ndarray) -> np.ndarray:
   return found
 
 
+@functools.cache  # one function, so that what is computed of it is computed once
 def pixels() -> Features:
   """The numbers themselves: brightness / 255 of images, vectors as they are."""
 

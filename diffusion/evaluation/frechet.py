@@ -88,9 +88,10 @@ def _check_count(count: int, width: int) -> None:
   'Frechet distance', 'core', 'heusel2017gans', 'dowson1982frechet', 'chong2020effectively'
 )
 def frechet(features: Features | None = None) -> Metric:
-  """The Frechet distance of samples to the training set, its value for infinitely many samples, and held-out data's.
+  """The Frechet distance of samples to the training set, and its value for infinitely many samples.
 
-  It rewards copying: the training set itself would score 0. It is the FID only with `features.inception`.
+  As many samples as there are held-out examples are compared with those: what perfect samples would score. It rewards
+  copying: the training set itself would score 0. It is the FID only with `features.inception`.
 
   Args:
     features: what is compared; the numbers themselves by default.
@@ -115,9 +116,11 @@ def frechet(features: Features | None = None) -> Metric:
       Finding(name, value, f'{sizes}; blind to copying'),
       Finding(f'{name}, infinite samples', infinite, 'extrapolated in 1 / N'),
     ]
-    if len(real) > samples.shape[1]:
-      meaning = f'the same of {len(real)} held-out examples: what perfect samples would score'
-      found.append(Finding(f'{name}, held-out', distance(moments(real), reference), meaning))
+    count = min(len(real), len(samples))  # the distance falls with the number: as many of both
+    if count > samples.shape[1]:
+      for title, x in (('samples', samples), ('held-out examples', real)):
+        value = distance(moments(subset(x, count)), reference)
+        found.append(Finding(f'{name}, {count} {title}', value, 'to be compared at equal numbers'))
     return found
 
   return Metric(check, judge)
@@ -183,9 +186,10 @@ def kernel(features: Features | None = None, blocks: int = 10, limit: int = 10_0
   checks.integer('limit', limit, 2 * blocks)
 
   def check(plan: Plan) -> None:
-    if plan.samples < 2 * blocks:
+    if min(plan.samples, plan.train) < 2 * blocks:
       raise ValueError(
-        f'the kernel distance in {blocks} blocks needs at least {2 * blocks} samples, got {plan.samples}'
+        f'the kernel distance in {blocks} blocks needs at least {2 * blocks} samples and training examples, got '
+        f'{plan.samples} and {plan.train}'
       )
 
   def judge(judged: Judged) -> list[Finding]:

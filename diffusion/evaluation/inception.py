@@ -112,7 +112,12 @@ def pooled(weights: Mapping[str, tuple[Array, Array]], images: Array) -> Array:
     factor, offset = weights[layer]
     low = [(p, p) for p in padding]
     y = jax.lax.conv_general_dilated(
-      x, factor, (stride, stride), low, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      x,
+      factor,
+      (stride, stride),
+      low,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      precision=jax.lax.Precision.HIGHEST,  # a GPU would round to ten bits
     )
     return jax.nn.relu(y + offset)
 

@@ -27,6 +27,13 @@ def _bank(log_snr: Sequence[float], draws: int) -> gap.Bank:
   return gap.Bank(tuple(log_snr), draws)
 
 
+def _check_levels(bank: gap.Bank, judged: Judged) -> None:
+  low, high = judged.network.log_snr
+  for level in bank.log_snr:
+    if not low <= level <= high:
+      raise ValueError(f'log_snr has {level:g}, the schedule spans [{low:.3g}, {high:.3g}]')
+
+
 @technique('membership by loss', 'core', 'carlini2023extracting', 'matsumoto2023membership')
 def membership(
   log_snr: Sequence[float] = (2.0, 0.0, -2.0), draws: int = 50, limit: int = 1000
@@ -36,7 +43,7 @@ def membership(
   The score of an example is minus its eps-loss, the mean over draws of eps.
 
   Args:
-    log_snr: noise levels, each with an area of its own; descending.
+    log_snr: noise levels, each with an area of its own.
     draws: of eps at each, >= 1.
     limit: examples of each split, >= 2.
 
@@ -52,6 +59,7 @@ def membership(
     return gap.denoiser_losses(asked.denoise, asked.path, asked.x, asked.keys, bank)
 
   def judge(judged: Judged) -> list[Finding]:
+    _check_levels(bank, judged)
     train, held_out = (
       judged.network.apply(rows, *_some(*split, limit)) for split in (judged.train, judged.held_out)
     )
@@ -85,7 +93,7 @@ def copying_distance(
   knows them too.
 
   Args:
-    log_snr: noise levels, descending.
+    log_snr: noise levels.
     draws: of eps at each, >= 1.
     limit: held-out examples, >= 2.
 
@@ -109,6 +117,7 @@ def copying_distance(
     return gap.on_bank(asked.path, asked.x, asked.keys, bank, measure)
 
   def judge(judged: Judged) -> list[Finding]:
+    _check_levels(bank, judged)
     x, label = judged.train
     train = judged.network.normalize(x), jnp.asarray(label)
     near, scale = judged.network.apply(rows, *_some(*judged.held_out, limit), train)
@@ -133,7 +142,7 @@ def score_position(
 
   Args:
     truth: path -> D*, the exact denoiser of the data in network units.
-    log_snr: noise levels, descending.
+    log_snr: noise levels.
     draws: of eps at each, >= 1.
     limit: held-out examples, >= 2.
 
@@ -156,6 +165,7 @@ def score_position(
     return gap.on_bank(asked.path, asked.x, asked.keys, bank, measure)
 
   def judge(judged: Judged) -> list[Finding]:
+    _check_levels(bank, judged)
     x, label = judged.train
     train = judged.network.normalize(x), jnp.asarray(label)
     near, far, scale = judged.network.apply(rows, *_some(*judged.held_out, limit), train)

@@ -64,7 +64,9 @@ def nearest(
   norm = np.linalg.norm(q - center, axis=1)
   # All that was left out is farther than the worst candidate, but for float32's error of a sum of d products.
   error = 4 * (q.shape[1] + 4) * np.finfo(np.float32).eps * (norm + worst) ** 2
-  doubtful = np.flatnonzero(distance[:, -1] ** 2 > worst**2 - error)
+  doubtful = np.flatnonzero(
+    ~(distance[:, -1] ** 2 <= worst**2 - error)
+  )  # NaN of an overflow is in doubt, too
   if near.shape[1] < len(r) and doubtful.size:
     again = _in_float64(q[doubtful], r, center, count)
     index[doubtful], distance[doubtful] = again
@@ -122,14 +124,24 @@ def _measured(
 def _in_float64(
   q: np.ndarray, r: np.ndarray, center: np.ndarray, count: int, chunk: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The search in float64 throughout, on the host; for the few queries that float32 cannot decide."""
+  """The search on the host, for the queries that float32 cannot decide: in float64, or, where that cannot either, by
+  the differences themselves."""
   centered = r - center
   norms = (centered**2).sum(1)
   wide = min(count + _SPARE, len(r))
   found = []
   for start in range(0, len(q), chunk):
     part = q[start : start + chunk]
-    square = norms - 2 * (part - center) @ centered.T
+    own = part - center
+    square = (own**2).sum(1)[:, None] + norms - 2 * own @ centered.T
     near = np.argpartition(square, wide - 1, axis=1)[:, :wide]
-    found.append(_measured(part, r, near, count))
+    index, distance = _measured(part, r, near, count)
+    worst = np.take_along_axis(square, near, 1).max(1)
+    reach = np.sqrt((own**2).sum(1)) + np.sqrt(norms.max())
+    error = 4 * (q.shape[1] + 4) * np.finfo(np.float64).eps * reach**2
+    for i in np.flatnonzero(~(distance[:, -1] ** 2 <= worst - error)):
+      every = np.linalg.norm(part[i].astype(np.float64) - r, axis=1)
+      index[i] = np.argsort(every, kind='stable')[:count]
+      distance[i] = every[index[i]]
+    found.append((index, distance))
   return tuple(np.concatenate(column) for column in zip(*found, strict=True))

@@ -1,6 +1,7 @@
 """Novelty of samples as a set: the data-copying test C_T and the feature likelihood divergence."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +93,9 @@ def _mann_whitney_z(a: np.ndarray, b: np.ndarray) -> float:
 def principal_components(train: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
   """(mean [F], the `count` leading principal directions [F, count]) of features [n, F]."""
   mean = train.mean(0, dtype=np.float64)
-  _, _, directions = np.linalg.svd(np.cov(train.astype(np.float64), rowvar=False), hermitian=True)
+  _, _, directions = np.linalg.svd(
+    np.atleast_2d(np.cov(train.astype(np.float64), rowvar=False)), hermitian=True
+  )
   return mean, directions[:count].T
 
 
@@ -109,7 +112,8 @@ def data_copying(
     least: fewer samples or held-out examples in a cell leave it out, >= 2.
 
   Raises:
-    ValueError: arguments out of range; before training, fewer than `least` samples or held-out examples.
+    ValueError: arguments out of range; before training, fewer than cells x least samples or held-out examples; when
+      judging, no cell with enough of both.
 
   Source: Meehan et al. (2020).
   """
@@ -118,10 +122,10 @@ def data_copying(
     checks.integer(name, value, low)
 
   def check(plan: Plan) -> None:
-    if min(plan.samples, plan.held_out) < least:
+    if min(plan.samples, plan.held_out) < cells * least or plan.train < cells:
       raise ValueError(
-        f'the data-copying test needs at least {least} samples and held-out examples, got {plan.samples} and '
-        f'{plan.held_out}'
+        f'the data-copying test in {cells} cells needs at least {cells * least} samples and held-out examples, got '
+        f'{plan.samples} and {plan.held_out}'
       )
 
   def judge(judged: Judged) -> list[Finding]:
@@ -145,7 +149,7 @@ class Mixture(NamedTuple):
 
 
 def fit_widths(
-  centers: np.ndarray, x: np.ndarray, steps: int = 100, floor: float = 1e-4
+  centers: np.ndarray, x: np.ndarray, steps: int = 50, floor: float = 1e-4, chunk: int = 1024
 ) -> Mixture:
   """Gaussians at fixed centers, their widths fitted to other points by expectation maximization.
 
@@ -158,13 +162,16 @@ def fit_widths(
     steps: iterations, >= 1.
     floor: least variance, as a share of the mean squared distance a dimension between points and centers; > 0. A
       center that lies on a point would else shrink to nothing.
+    chunk: points at a time; memory is m x chunk.
   """
   checks.integer('steps', steps)
   checks.positive('floor', floor)
-  centers, x = jnp.asarray(centers, jnp.float32), jnp.asarray(x, jnp.float32)
-  scale = _squares(x, centers).mean() / x.shape[1]
-  fitted = jax.jit(_maximize, static_argnums=3)(centers, x, floor * scale, steps)
-  return Mixture(centers, fitted)
+  centers, x = jnp.asarray(centers, jnp.float32), np.asarray(x, np.float32)
+  size = min(chunk, len(x))
+  missing = -len(x) % size
+  blocks = jnp.asarray(np.pad(x, ((0, missing), (0, 0)))).reshape(-1, size, x.shape[1])
+  real = (jnp.arange(len(x) + missing) < len(x)).reshape(-1, size)
+  return Mixture(centers, jax.jit(_maximize, static_argnums=4)(centers, blocks, real, floor, steps))
 
 
 def _squares(x: Array, centers: Array) -> Array:
@@ -177,18 +184,38 @@ def _log_parts(squares: Array, log_variance: Array, width: int) -> Array:
   return -0.5 * (squares * jnp.exp(-log_variance) + width * (log_variance + jnp.log(2 * jnp.pi)))
 
 
-def _maximize(centers: Array, x: Array, floor: Array, steps: int) -> Array:
-  squares, width = _squares(x, centers), x.shape[1]
+def _maximize(centers: Array, blocks: Array, real: Array, floor: float, steps: int) -> Array:
+  width = centers.shape[1]
+  count = real.sum()
+
+  def over_blocks(function: Callable, start: Any) -> Any:
+    def add(total, block):
+      squares, live = _squares(block[0], centers), block[1][:, None]
+      return jax.tree.map(jnp.add, total, function(squares, live)), None
+
+    return jax.lax.scan(add, start, (blocks, real))[0]
+
+  nearest, every = over_blocks(
+    lambda squares, live: (
+      jnp.where(live[:, 0], squares.min(1), 0).sum(),
+      jnp.where(live, squares, 0).mean(1).sum(),
+    ),
+    (jnp.zeros(()), jnp.zeros(())),
+  )
+  least = floor * every / count / width
 
   def step(log_variance, _):
-    share = jax.nn.softmax(_log_parts(squares, log_variance, width), axis=1)
-    mass = share.sum(0)
-    variance = (share * squares).sum(0) / (width * jnp.maximum(mass, 1e-30))
+    def responsible(squares: Array, live: Array) -> tuple[Array, Array]:
+      share = jnp.where(live, jax.nn.softmax(_log_parts(squares, log_variance, width), axis=1), 0)
+      return share.sum(0), (share * squares).sum(0)
+
+    mass, total = over_blocks(responsible, (jnp.zeros(len(centers)), jnp.zeros(len(centers))))
+    variance = total / (width * jnp.maximum(mass, 1e-30))
     # A center responsible for nothing keeps its width.
     variance = jnp.where(mass > 1e-20, variance, jnp.exp(log_variance))
-    return jnp.log(jnp.maximum(variance, floor)), None
+    return jnp.log(jnp.maximum(variance, least)), None
 
-  start = jnp.full(len(centers), jnp.log(squares.min(1).mean() / width + floor))
+  start = jnp.full(len(centers), jnp.log(nearest / count / width + least))
   return jax.lax.scan(step, start, length=steps)[0]
 
 
@@ -206,16 +233,18 @@ def log_density(mixture: Mixture, x: np.ndarray, chunk: int = 1024) -> np.ndarra
 
 
 @technique('feature likelihood divergence', 'core', 'jiralerspong2023feature')
-def feature_likelihood(features: Features | None = None, limit: int = 5_000) -> Metric:
+def feature_likelihood(features: Features | None = None, limit: int = 2_000) -> Metric:
   """FLD: how much worse held-out features are explained by Gaussians at the samples than by Gaussians at real ones.
 
   100 (L0 - L) / F, L the mean log density of held-out features under Gaussians at the samples whose widths are fitted
-  to the training set, L0 the same for one half of the training set as centers and the other half to fit. 0 is as good
-  as real data; lower is better. A copy gets a narrow Gaussian that explains its original and nothing held out.
+  to the whole training set, L0 the same for examples of one half of the training set as centers and the other half to
+  fit, as many centers in both. 0 is as good as real data; lower is better. A copy gets a narrow Gaussian
+  that explains its original and nothing held out; with far fewer samples than training examples that shows little, for
+  the Gaussian then has many examples to explain.
 
   Args:
     features: what is compared; the numbers themselves by default. They are standardized by the training set.
-    limit: rows of each set at most, >= 2.
+    limit: centers and held-out examples at most, >= 2.
 
   Raises:
     ValueError: limit out of range; before training, fewer than 2 samples or 4 training examples.
@@ -233,8 +262,10 @@ def feature_likelihood(features: Features | None = None, limit: int = 5_000) -> 
 
   def judge(judged: Judged) -> list[Finding]:
     parts = [judged.embed(features, which) for which in ('samples', 'train', 'held_out')]
-    samples, train, real = (subset(part, limit) for part in standardized(*parts))
-    value, baseline = likelihood_divergence(samples, train, real), baseline_divergence(train, real)
+    samples, train, real = standardized(*parts)
+    count = min(limit, len(samples), len(train) // 2)  # centers, as many as the baseline has
+    value = likelihood_divergence(subset(samples, count), train, subset(real, limit))
+    baseline = baseline_divergence(train, subset(real, limit), count)
     name = f'FLD({features_.label(features)})'
     return [Finding(name, value - baseline, '0 is as good as training examples; higher is worse')]
 
@@ -259,8 +290,10 @@ def likelihood_divergence(samples: np.ndarray, train: np.ndarray, held_out: np.n
   return float(-100 * density.mean() / samples.shape[1])
 
 
-def baseline_divergence(train: np.ndarray, held_out: np.ndarray, seed: int = 0) -> float:
-  """The same of one random half of the training set as samples, the other half to fit."""
+def baseline_divergence(
+  train: np.ndarray, held_out: np.ndarray, count: int, seed: int = 0
+) -> float:
+  """The same of `count` examples of one random half of the training set as samples, the other half to fit."""
   order = np.random.default_rng(seed).permutation(len(train))
   half = len(train) // 2
-  return likelihood_divergence(train[order[:half]], train[order[half:]], held_out)
+  return likelihood_divergence(train[order[:half][:count]], train[order[half:]], held_out)

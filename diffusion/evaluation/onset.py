@@ -34,9 +34,16 @@ class Onsets(NamedTuple):
   end: int
 
   @property
-  def window(self) -> float:
-    """Omega = log(tau_mem(0.05) / tau_gen), inf where copying was not seen."""
-    return math.log(self.memorized[1] / self.learned) if self.learned else math.inf
+  def window(self) -> float | None:
+    """Omega = log(tau_mem(0.05) / tau_gen): inf where copying was not seen, None where learning was not."""
+    return math.log(self.memorized[1] / self.learned) if math.isfinite(self.learned) else None
+
+  @property
+  def in_order(self) -> bool | None:
+    """Whether the gap came first, then the least held-out loss, then copying; None where gap or least were not seen."""
+    if not (math.isfinite(self.gap) and math.isfinite(self.best)):
+      return None
+    return self.gap < self.best < self.copying
 
 
 def onsets(rows: Rows, floor: float | None = None) -> Onsets:

@@ -32,12 +32,12 @@ def spikes(
   is over at the first row within a third of that distance from the median.
 
   Args:
-    steps, losses: of the logged rows, in order.
+    steps, losses: of the logged rows, in order; where steps were turned back, the batches drawn so far instead.
     deviations, floor: see above, > 0.
     window, minimum: rows, >= 1.
 
   Raises:
-    ValueError: arguments out of range, or lists of different lengths.
+    ValueError: arguments out of range, lists of different lengths, or a loss that is not positive.
   """
   checks.positive('deviations', deviations)
   checks.positive('floor', floor)
@@ -45,11 +45,15 @@ def spikes(
   checks.integer('window', window, minimum)
   if len(steps) != len(losses):
     raise ValueError(f'a loss needs a step each, got {len(steps)} steps and {len(losses)} losses')
+  if any(loss <= 0 for loss in losses):
+    raise ValueError(
+      f'spikes are of the logarithm of a loss, which must be positive, got {min(losses)!r}'
+    )
   past: list[float] = []
   found: list[Spike] = []
   since = None
   for step, loss in zip(steps, losses, strict=True):
-    value = math.log(loss) if math.isfinite(loss) and loss > 0 else math.inf
+    value = math.log(loss) if math.isfinite(loss) else math.inf
     if len(past) < minimum:
       past += [value] if math.isfinite(value) else []
       continue
@@ -83,11 +87,16 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
       Finding('gradient norm, median', float(middle), meaning),
       Finding('gradient norm, 99 %', float(high), meaning),
     ]
-  risen = spikes([row['step'] for row in logged], [row['loss'] for row in logged])
-  found.append(
-    Finding('loss spikes', len(risen), 'log-loss above median + 10 deviations of the last 200 rows')
-  )
+  if any(row['loss'] <= 0 for row in logged):  # learned uncertainty may take a loss below 0
+    return found
+  # The cursor goes on where a rollback turns the steps back.
+  times = [row['cursor' if 'cursor' in row else 'step'] for row in logged]
+  risen = spikes(times, [row['loss'] for row in logged])
+  meaning = 'log-loss above median + 10 deviations of the last 200 rows'
+  found.append(Finding('loss spikes', len(risen), meaning))
   if risen:
     longest = max(spike.recovery for spike in risen)
-    found.append(Finding('longest recovery', longest, 'steps from a spike until the loss was back'))
+    found.append(
+      Finding('longest recovery', longest, 'steps from a spike until the loss was back; inf: never')
+    )
   return found

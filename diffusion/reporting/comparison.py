@@ -53,9 +53,10 @@ def bands(groups: Groups, key: str, label: str, path: Path) -> pathlib.Path:
       common, values.mean(0), color=color, linewidth=1.8, label=f'{variant} (n = {len(runs)})'
     )
     if len(runs) > 1:
-      spread = [statistics.mean_t(column) for column in values.T]
+      finite = np.isfinite(values).all(0)  # a run that diverged ends the band, not the picture
+      spread = [statistics.mean_t(column) for column in values.T[finite]]
       axes.fill_between(
-        common,
+        np.asarray(common)[finite],
         [s.low for s in spread],
         [s.high for s in spread],
         color=color,
@@ -97,11 +98,11 @@ def _gaps(rows: Rows, count: int) -> list[float]:
   return [best[f'validation/level/{i}'] - best[f'train/level/{i}'] for i in range(count)]
 
 
-def copying(groups: Groups, path: Path) -> pathlib.Path:
+def copying(groups: Groups, path: Path) -> pathlib.Path | None:
   """The memorized fraction against the held-out loss as training goes on, a line a run, its end marked.
 
-  Raises:
-    ValueError: no run logged its memorized fraction.
+  Returns:
+    The path; None where no run logged both at one step, and nothing is drawn.
   """
   figure = new_figure(6.4, 3.8)
   axes = figure.add_subplot()
@@ -112,14 +113,14 @@ def copying(groups: Groups, path: Path) -> pathlib.Path:
       looked = {
         row['step']: row['memorized/fraction'] for row in rows if 'memorized/fraction' in row
       }
-      both = sorted(set(losses) & set(looked))
+      both = sorted(step for step in set(losses) & set(looked) if np.isfinite(losses[step]))
       if both:
         drawn = True
         x, y = [losses[step] for step in both], [looked[step] for step in both]
         axes.plot(x, y, color=color, linewidth=1, alpha=0.7, label='' if i else variant)
         axes.plot(x[-1], y[-1], 'o', color=color, markersize=4)
   if not drawn:
-    raise ValueError('no run logged memorized/fraction: give it callbacks.watch_memorization')
+    return None
   axes.set(xlabel='held-out loss', ylabel='memorized fraction', xscale='log')
   axes.legend(fontsize=8.5, framealpha=0.85, edgecolor='none')
   style_axes(axes)

@@ -28,4 +28,4 @@ def compare(
     labels = assembly.class_labels(run.num_classes, -(-pairs // max(1, run.num_classes)))[:pairs]
     samples.append(run.sample(labels, seed))
     trained.append(data_of(pathlib.Path(folder).expanduser().absolute()).train[0])
-  return agreement(*samples, *trained)
+  return agreement(*samples, labels, *trained)

@@ -1,5 +1,6 @@
 """Runs side by side: grouped by what their configurations differ in, averaged over seeds, paired by seed."""
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -41,10 +42,12 @@ class Effect(NamedTuple):
   Attributes:
     variant, quantity: which.
     pairs: seeds that both have.
-    difference: mean of the paired differences, Student's interval; None with one pair.
-    ratio: geometric mean of the paired ratios; None with one pair or where a value is not positive.
-    p: exact sign-flip p-value of the differences; None with one pair.
+    difference: mean of the paired differences, Student's interval.
+    ratio: geometric mean of the paired ratios; None where a value is not positive.
+    p: exact sign-flip p-value of the differences.
     adjusted: p after Holm's adjustment over the variants in this quantity.
+
+  With one pair, or a value that is not finite, there are none of them.
   """
 
   variant: str
@@ -178,10 +181,17 @@ def quantities(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
   return list(wanted) or shared
 
 
-def summary(group: Sequence[Run], quantity: str) -> Interval | float:
-  """Mean over seeds with Student's interval; of a single run its own interval, or its number."""
+def summary(group: Sequence[Run], quantity: str) -> Interval | float | str:
+  """Mean over seeds with Student's interval; of a single run its own interval, or its number.
+
+  Where some seeds have no finite number there is no mean: how many have one.
+  """
   if len(group) > 1:
-    return statistics.mean_t([run.results[quantity] for run in group])
+    values = [run.results[quantity] for run in group]
+    finite = sum(map(math.isfinite, values))
+    return (
+      statistics.mean_t(values) if finite == len(values) else f'{finite} of {len(values)} finite'
+    )
   return group[0].own[quantity] if quantity in group[0].own else group[0].results[quantity]
 
 
@@ -223,7 +233,7 @@ def effects(groups: Mapping[str, list[Run]], baseline: str, names: Sequence[str]
 
 
 def _effect(variant: str, quantity: str, pairs: Sequence[tuple[float, float]]) -> Effect:
-  if len(pairs) < 2:
+  if len(pairs) < 2 or not all(math.isfinite(value) for pair in pairs for value in pair):
     return Effect(variant, quantity, len(pairs), None, None, None, None)
   treated, base = zip(*pairs, strict=True)
   positive = all(value > 0 for value in (*treated, *base))

@@ -80,12 +80,9 @@ def _summary(groups: Mapping[str, list[Run]], names: Sequence[str]) -> Table:
 
 
 def _onsets(groups: Mapping[str, list[Run]]) -> list[Table]:
-  """When things began, over seeds; left out where the runs did not log what it takes."""
-  found = {
-    name: [onset.onsets(run.rows) for run in group]
-    for name, group in groups.items()
-    if all(any('memorized/fraction' in row for row in run.rows) for run in group)
-  }
+  """When things began, over seeds; of the variants whose runs all logged what it takes, with finite losses."""
+  found = {name: [_onsets_of(run) for run in group] for name, group in groups.items()}
+  found = {name: several for name, several in found.items() if None not in several}
   if not found:
     return []
   titles = {
@@ -96,35 +93,61 @@ def _onsets(groups: Mapping[str, list[Run]]) -> list[Table]:
     'copying': 'the memorized fraction leaves its null',
   }
   rows = [
-    [title, *(_onset([getattr(one, name) for one in several]) for several in found.values())]
+    [title, *(_over_seeds([getattr(one, name) for one in several]) for several in found.values())]
     for name, title in titles.items()
   ]
   for i, theta in enumerate(onset.FRACTIONS):
-    cells = (_onset([one.memorized[i] for one in several]) for several in found.values())
+    cells = (_over_seeds([one.memorized[i] for one in several]) for several in found.values())
     rows.append([f'memorized fraction {theta:g}', *cells])
-  ordered = [
-    sum(one.gap <= one.best <= one.copying for one in several) for several in found.values()
-  ]
-  cells = (
-    f'{count} of {len(several)}' for count, several in zip(ordered, found.values(), strict=True)
+  rows.append(
+    ['window, log(tau_mem / tau_gen)', *(_windows(several) for several in found.values())]
   )
-  rows.append(['seeds with gap, best, copying in this order', *cells])
+  rows.append(
+    [
+      'seeds with gap, least loss, copying in this order',
+      *(_ordered(several) for several in found.values()),
+    ]
+  )
   caption = (
-    'Onsets: steps, geometric mean over seeds with Student\'s 95 % interval of the logarithms. Where some seeds were '
-    'censored, how many got there and the median of all.'
-  )  # fmt: skip
+    "Onsets: steps, geometric mean over seeds with Student's 95 % interval of the logarithms. Where some seeds were "
+    'censored, how many got there, and the median of all if it is known.'
+  )
   return [(caption, ['onset', *found], rows)]
 
 
-def _onset(steps: Sequence[float]) -> Any:
+def _onsets_of(run: Run) -> onset.Onsets | None:
+  """A run's onsets; None without memorized fractions, or where its losses do not have any."""
+  losses = [row['validation/eps'] for row in run.rows if 'validation/eps' in row]
+  looked = any('memorized/fraction' in row for row in run.rows)
+  return (
+    onset.onsets(run.rows) if looked and len(losses) > 1 and np.isfinite(losses).all() else None
+  )
+
+
+def _over_seeds(steps: Sequence[float]) -> Any:
   reached = [step for step in steps if math.isfinite(step)]
-  if len(reached) == len(steps) > 1:
-    return Interval(*(math.exp(end) for end in statistics.mean_t(np.log(reached))))
   if len(steps) == 1:
     return steps[0] if reached else 'not by the end'
+  if len(reached) == len(steps):
+    return Interval(*(math.exp(end) for end in statistics.mean_t(np.log(reached))))
   middle = float(np.median(steps))
   count = f'{len(reached)} of {len(steps)}'
   return f'{count}, median {middle:g}' if math.isfinite(middle) else count
+
+
+def _windows(several: Sequence[onset.Onsets]) -> Any:
+  values = [one.window for one in several]
+  known = [value for value in values if value is not None and math.isfinite(value)]
+  if len(known) == len(values) > 1:
+    return statistics.mean_t(known)
+  open_ended = sum(value == math.inf for value in values)
+  return f'{len(known)} of {len(values)} seen, {open_ended} beyond the end'
+
+
+def _ordered(several: Sequence[onset.Onsets]) -> str:
+  said = [one.in_order for one in several]
+  unknown = f' ({said.count(None)} undetermined)' if None in said else ''
+  return f'{said.count(True)} of {len(said)}{unknown}'
 
 
 def _effects(paired: Sequence[Effect], base: str) -> list[Table]:
@@ -162,8 +185,7 @@ def _pictures(
   comparison.bands(rows, 'validation/eps', 'held-out eps-loss', folder / 'curves.png')
   comparison.levels(rows, first.record['bank']['log_snr'], folder / 'levels.png')
   made = ['curves.png', 'levels.png']
-  if any('memorized/fraction' in row for runs in rows.values() for one in runs for row in one):
-    comparison.copying(rows, folder / 'memorization.png')
+  if comparison.copying(rows, folder / 'memorization.png') is not None:
     made.append('memorization.png')
   shown = [(f'{e.quantity}: {e.variant}', e.ratio) for e in paired if e.ratio is not None]
   if shown:

@@ -67,7 +67,10 @@ def read(path: str | pathlib.Path, class_names: Sequence[str]) -> Images:
   features_.check_examples(x)
   if label is not None and label.shape != x.shape[:1]:
     raise ValueError(f'{path} holds {len(x)} images and labels of shape {list(label.shape)}')
-  return Images(x, label, None if x.ndim == 2 else 256 if levels is None else int(levels))
+  levels = None if x.ndim == 2 else 256 if levels is None else int(levels)
+  if levels is not None and x.max() >= levels:
+    raise ValueError(f'{path} says it has {levels} levels, and holds {x.max()}')
+  return Images(x, label, levels)
 
 
 def judge(
@@ -139,7 +142,8 @@ def _beside(given: Images, loaded: Loaded) -> tuple[Judged, list[str]]:
   """The images in the data's own levels where they fit them, else both in brightness; and what to know of it."""
   units, x, notes = loaded.units, given.x, []
   train, held_out = loaded.train, loaded.held_out
-  if units.levels is not None and given.levels != units.levels:
+  if given.levels is not None and given.levels != units.levels:
+    x = pipeline.to_uint8(x, given.levels)
     stored = np.rint(x.astype(np.float64) * (units.levels - 1) / 255).astype(np.uint8)
     if np.array_equal(pipeline.to_uint8(stored, units.levels), x):
       x = stored

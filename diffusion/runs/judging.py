@@ -1,5 +1,7 @@
 """Judging a run: samples, metrics, pictures and the report."""
 
+import math
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 from diffusion import citations, devices, provenance, statistics, workdir
 from diffusion.data import pipeline
 from diffusion.evaluation import gap, memorization, stability
-from diffusion.evaluation.evaluate import Finding, Judged
+from diffusion.evaluation.evaluate import Finding, Judged, Metric
 from diffusion.reporting import plots, records, tables
 from diffusion.runs import suite
 from diffusion.runs.loading import load
@@ -44,12 +46,13 @@ def judge_best(session: Session, target: Any, request: Request, again: bool = Fa
   findings = [Finding('best step', step, meaning), *_loss_findings(session, weights, row)]
   judged = _judged(session, weights, best, request)
   for metric in experiment.metrics:
-    findings += metric.measure(judged)
+    findings += _measured(metric, judged)
   findings += _findings_of_the_run(session, judged, best)
   _pictures(session, judged, step, suffix)
   config = provenance.config_to_json(session.setting.config)
   evaluation = {
     'time': workdir.now(),
+    'code': provenance.code()['commit'],
     'request': request._asdict(),
     'samples': len(judged.samples),
     'changed': provenance.differences(session.record['config'], config),
@@ -67,6 +70,16 @@ def judge_best(session: Session, target: Any, request: Request, again: bool = Fa
   print(f'report: {path}', flush=True)
 
 
+def _measured(metric: Metric, judged: Judged) -> list[Finding]:
+  """What a metric finds; where these samples are beyond it, that it failed and why, so that the others are not lost."""
+  try:
+    return metric.measure(judged)
+  except ValueError as error:
+    print(f'a metric failed: {error}', file=sys.stderr, flush=True)
+    name = metric.measure.__qualname__.split('.')[0]
+    return [Finding(f'{name} failed', math.nan, str(error))]
+
+
 def _judged(session: Session, weights: Any, best: Restored, request: Request) -> Judged:
   """Samples of the best checkpoint beside the data."""
   experiment, loaded = session.experiment, session.loaded
@@ -77,6 +90,7 @@ def _judged(session: Session, weights: Any, best: Restored, request: Request) ->
   identity = {
     'checkpoint': best.number,
     'config': provenance.config_to_json(session.setting.config),
+    'code': provenance.code_digest(session.setting.source),
     'seed': request.seed,
     'sampler': request.sampler,
     'steps': request.steps,

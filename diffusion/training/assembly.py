@@ -303,7 +303,9 @@ def judged_network(
     given = (weights, devices.replicate(shared))
     return devices.over_rows(rows, chunk)(given, x, label, tell(label), np.arange(len(x)))
 
-  return Network(apply, lambda x: pipeline.normalize(jnp.asarray(x), units), tell)
+  path = gaussian.bind(experiment.diffusion, devices.first(weights[0]).schedule)
+  ends = tuple(float(path.log_snr(jnp.asarray(t))) for t in (1.0, 0.0))
+  return Network(apply, lambda x: pipeline.normalize(jnp.asarray(x), units), ends)
 
 
 def class_labels(num_classes: int, per_class: int) -> np.ndarray:

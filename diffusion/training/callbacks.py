@@ -235,7 +235,9 @@ def sample_grid(every: int) -> Callback:
 
 @technique('memorization while training', 'core', 'yoon2023memorize')
 def watch_memorization(every: int, per_class: int = 50, growth: float = 1.0) -> Callback:
-  """Logs the memorized fraction of fresh samples as training goes on: `memorized/fraction`, `memorized/null` beside it.
+  """Logs the memorized fraction of samples as training goes on: `memorized/fraction`, and `memorized/null` beside it.
+
+  Every look draws from the same starting noise, so that what changes is the network.
 
   Args:
     every: steps between looks, >= 1; with `growth` the least distance.

@@ -102,7 +102,8 @@ def test_metrics_of_samples_beside_held_out_data():
   found = values(frechet.frechet(), judged(samples + 1, train, held_out))
   assert found['FD'] == pytest.approx(5, rel=0.15)
   assert found['FD, infinite samples'] == pytest.approx(5, rel=0.15)
-  assert found['FD, held-out'] < 0.1
+  assert found['FD, 500 held-out examples'] < 0.1
+  assert found['FD, 500 samples'] == pytest.approx(5, rel=0.15)
   found = values(frechet.kernel(), judged(samples + 1, train, held_out))
   assert found['kernel distance'].low > 0
   assert found['kernel distance, held-out'].low < 0 < found['kernel distance, held-out'].high
@@ -113,15 +114,27 @@ def test_copies_of_the_training_set_score_best():
   train, held_out = random.normal(size=(300, 5)), random.normal(size=(200, 5))
   found = values(frechet.frechet(), judged(train.copy(), train, held_out))
   assert found['FD'] == pytest.approx(0, abs=1e-9)
-  assert found['FD'] < found['FD, held-out']
+  assert found['FD, 200 samples'] < found['FD, 200 held-out examples']
+
+
+def test_perfect_samples_score_what_held_out_data_does_whatever_their_number():
+  random = np.random.default_rng(9)
+  train, held_out, samples = (random.normal(size=(n, 8)) for n in (500, 200, 4000))
+  found = values(frechet.frechet(), judged(samples, train, held_out))
+  assert found['FD'] < 0.5 * found['FD, 200 held-out examples']  # fewer examples, a larger distance
+  assert found['FD, 200 samples'] == pytest.approx(found['FD, 200 held-out examples'], rel=0.5)
 
 
 def test_too_few_samples_name_the_least():
   plan = Plan(samples=100, classes=0, shape=(8, 8, 1), train=500, held_out=100)
   with pytest.raises(ValueError, match='64 features needs at least 130 samples, got 100'):
     frechet.frechet().check(plan)
-  with pytest.raises(ValueError, match='in 10 blocks needs at least 20 samples, got 19'):
+  with pytest.raises(
+    ValueError, match='in 10 blocks needs at least 20 samples and training examples, got 19'
+  ):
     frechet.kernel().check(plan._replace(samples=19))
+  with pytest.raises(ValueError, match='at least 20 samples and training examples, got 100 and 19'):
+    frechet.kernel().check(plan._replace(train=19))
   with pytest.raises(ValueError, match='two or more finite rows'):
     frechet.moments(np.zeros((1, 3)))
   with pytest.raises(ValueError, match='finite'):

@@ -38,7 +38,7 @@ def network(denoise):
     told = jnp.full(len(x), NULL)
     return jax.device_get(function(Asked(denoise, PATH, keys, jnp.asarray(x), told), shared))
 
-  return Network(apply, jnp.asarray, lambda label: np.full_like(label, NULL))
+  return Network(apply, jnp.asarray, (-15.0, 15.0))
 
 
 def given(denoise, train):
@@ -94,8 +94,6 @@ def test_a_conditional_copyist_is_of_the_class(monkeypatch):
   loaded, state, _ = tiny.start(made)
   weights = assembly.weights(made, devices.replicate(state))
   real = assembly.judged_network(made, loaded.units, weights)
-  label = np.array([0, 1, 1], np.int32)
-  np.testing.assert_array_equal(real.tell(label), label)
   got = real.apply(
     lambda asked, shared: (asked.label, asked.x + shared), *(part[:3] for part in loaded.test), 2.0
   )
@@ -103,10 +101,14 @@ def test_a_conditional_copyist_is_of_the_class(monkeypatch):
   np.testing.assert_allclose(
     got[1], pipeline.normalize(loaded.test[0][:3], loaded.units) + 2, rtol=1e-6
   )
+  assert real.log_snr == pytest.approx((-15, 15))
   free = assembly.judged_network(
     made._replace(model=made.model._replace(num_classes=0)), loaded.units, weights
   )
-  np.testing.assert_array_equal(free.tell(label), [NULL] * 3)
+  told = free.apply(lambda asked, shared: asked.label, *(part[:3] for part in loaded.test))
+  np.testing.assert_array_equal(told, [NULL] * 3)
+  with pytest.raises(ValueError, match=r'log_snr has 20, the schedule spans \[-15, 15\]'):
+    membership.membership(log_snr=(20.0,)).measure(given(truth(), draw(0, 10)))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from scipy import stats
 
 from diffusion.evaluation import memorization
 from diffusion.evaluation.evaluate import Plan
+from diffusion.evaluation.features import Features
 from tests.evaluation.given import judged, values
 
 
@@ -68,6 +69,22 @@ def test_uniform_data_follow_the_law_of_the_ratio(dimension, threshold):
   assert stats.binomtest(int(counted), 2000, expected).pvalue > 1e-5
 
 
+def test_mirrored_copies_are_copies_where_training_flips():
+  train = pictures(18, 200)
+  samples = np.concatenate([train[:30, :, ::-1], train[30:50], pictures(19, 50)])
+  given = judged(samples, train, pictures(20, 100))
+  plain, both = (
+    values(memorization.nearest_neighbor_ratio(mirrored=m), given) for m in (False, True)
+  )
+  assert plain['memorized fraction'].estimate == 0.2
+  assert both['memorized fraction'].estimate == 0.5
+  index, _ = memorization.judged_ratios(given, 'samples', mirrored=True)
+  np.testing.assert_array_equal(index[:50], np.arange(50))
+  plan = Plan(samples=100, classes=0, shape=(8,), train=300, held_out=100)
+  with pytest.raises(ValueError, match='mirrored=True is for images'):
+    memorization.nearest_neighbor_ratio(mirrored=True).check(plan)
+
+
 @pytest.mark.parametrize('threshold', [0.0, 1.0, -1, math.nan])
 def test_bad_thresholds_are_named(threshold):
   with pytest.raises(ValueError, match=rf'threshold .* got {threshold}'):
@@ -89,6 +106,24 @@ def test_calibration_takes_the_datas_own_threshold():
     found['memorized fraction, calibrated'].low
     < 0.1 + 0.9 * 0.01
     < found['memorized fraction, calibrated'].high
+  )
+
+
+def test_features_that_do_not_see_a_shift_find_shifted_copies():
+  """Sorted brightness is blind to where a pixel lies: shifted copies are at distance 0 there, and far in pixels."""
+
+  def sort(x):
+    return np.sort(x.reshape(len(x), -1), axis=1).astype(np.float32)
+
+  features = Features('sorted', '', 16, sort)
+  train = pictures(15, 300)
+  samples = np.concatenate([np.roll(train[:40], 1, axis=2), pictures(16, 160)])
+  given = judged(samples, train, pictures(17, 1000))
+  by_pixels = values(memorization.calibrated_ratio(0.01), given)
+  by_features = values(memorization.calibrated_ratio(0.01, features), given)
+  assert by_pixels['memorized fraction, calibrated'].high < 0.1
+  assert by_features['memorized fraction, calibrated'].estimate == pytest.approx(
+    0.2 + 0.8 * 0.01, abs=0.02
   )
 
 

@@ -76,6 +76,26 @@ def test_a_crowd_that_float32_cannot_tell_apart_is_searched_in_float64(monkeypat
   assert asked == [1]  # ordinary images are decided in float32
 
 
+def test_clusters_that_float64_cannot_expand_are_measured_directly():
+  """Two clusters at +-1e6, spread 1e-3: |q|^2 - 2 q r + |r|^2 has no digit left in float64."""
+  random = np.random.default_rng(7)
+  side = random.choice([-1e6, 1e6], 120)
+  reference = side[:, None] + 1e-3 * random.normal(size=(120, 5))
+  queries = side[:50, None] + 1e-3 * random.normal(size=(50, 5))
+  found = neighbors.nearest(queries, reference)
+  index, distance = brute_force(queries, reference, 2)
+  np.testing.assert_array_equal(found.index, index)
+  np.testing.assert_allclose(found.distance, distance, rtol=1e-12)
+
+
+@pytest.mark.filterwarnings('ignore:overflow')
+def test_numbers_beyond_float32_are_searched_in_float64():
+  random = np.random.default_rng(8)
+  reference, queries = 1e30 * random.normal(size=(90, 5)), 1e30 * random.normal(size=(30, 5))
+  found = neighbors.nearest(queries, reference)
+  np.testing.assert_array_equal(found.index, brute_force(queries, reference, 2)[0])
+
+
 def test_distinct_keeps_the_first_of_each():
   x = pictures(6, 30)
   repeated = np.concatenate([x[:10], x, x[5:]])

@@ -66,9 +66,9 @@ def test_a_cell_without_enough_is_left_out_and_none_is_an_error():
   with pytest.raises(ValueError, match='none of the 2 cells holds 20 samples'):
     novelty.copying_test(near, 50 + near, train, cells=2)
   with pytest.raises(
-    ValueError, match='needs at least 20 samples and held-out examples, got 19 and 30'
+    ValueError, match='in 3 cells needs at least 60 samples and held-out examples, got 59 and 90'
   ):
-    novelty.data_copying().check(Plan(19, 0, (4,), 100, 30))
+    novelty.data_copying().check(Plan(59, 0, (4,), 100, 90))
 
 
 def test_one_width_in_closed_form():
@@ -115,6 +115,28 @@ def test_real_data_scores_its_baseline_and_copies_and_collapse_are_worse():
   assert abs(found[0]) < 3
   assert found[1] > 15
   assert found[2] > 15
+
+
+def test_a_limit_on_centers_hides_no_copies():
+  """Copies of every second of 1,000 training examples, 400 centers: the widths are fitted to all 1,000."""
+  random = np.random.default_rng(9)
+  train, held_out = clusters(random, 1000, 32), clusters(random, 400, 32)
+  metric = novelty.feature_likelihood(limit=400)
+  copies, fresh, few = (
+    values(metric, judged(x, train, held_out))['FLD']
+    for x in (train[::2], clusters(random, 500, 32), clusters(random, 60, 32))
+  )
+  print(copies, fresh, few)
+  assert copies > 3
+  assert abs(fresh) < 1
+  assert abs(few) < 2  # few perfect samples are compared with as few real ones
+
+
+def test_chunks_do_not_matter():
+  random = np.random.default_rng(10)
+  centers, x = clusters(random, 20), clusters(random, 130)
+  whole, parts = (novelty.fit_widths(centers, x, 5, chunk=chunk) for chunk in (1000, 32))
+  np.testing.assert_allclose(whole.log_variance, parts.log_variance, rtol=1e-4, atol=1e-4)
 
 
 def test_components_are_the_leading_ones():

@@ -42,6 +42,7 @@ def test_times_of_a_run_that_overfits():
   assert found.memorized == (30, 50, 60)
   assert found.end == 60
   assert found.window == pytest.approx(math.log(50 / 30))
+  assert found.in_order is False  # the gap and the least loss came at once
 
 
 def test_what_did_not_happen_is_censored():
@@ -49,13 +50,22 @@ def test_what_did_not_happen_is_censored():
   assert (found.gap, found.best, found.copying) == (math.inf, math.inf, math.inf)
   assert found.memorized == (math.inf,) * 3
   assert found.window == math.inf
+  assert found.in_order is None
   assert found.end == 30
+
+
+def test_the_expected_order_is_strict():
+  found = onset.onsets(rows([1.0, 0.7, 0.5, 0.6], [0.1, 0.1, 0.1, 0.1], [0.0, 0.0, 0.0, 0.0]))
+  assert (found.gap, found.best, found.copying) == (10, 30, math.inf)
+  assert found.in_order is True
 
 
 def test_a_known_floor_moves_learning():
   """With a floor of 0.4 the excess of 0.5 is a sixth of the first: never within 5 %."""
   losses = [1.0, 0.7, 0.52, 0.5]
-  assert onset.onsets(rows(losses, [0] * 4, []), floor=0.4).learned == math.inf
+  never = onset.onsets(rows(losses, [0] * 4, []), floor=0.4)
+  assert never.learned == math.inf
+  assert never.window is None
   assert onset.onsets(rows(losses, [0] * 4, [])).learned == 30
 
 

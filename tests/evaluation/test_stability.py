@@ -51,6 +51,23 @@ def test_findings_of_rows():
   assert {f.name for f in stability.findings([{'step': 1, 'loss': 1.0}])} == {'loss spikes'}
 
 
+def test_a_rollback_does_not_make_time_run_backwards():
+  steps, losses = falling()
+  losses[100:103] *= 100
+  back = [
+    {'step': int(step) - 60 * (i > 102), 'cursor': int(step), 'loss': float(loss)}
+    for i, (step, loss) in enumerate(zip(steps, losses, strict=True))
+  ]
+  found = {f.name: f.value for f in stability.findings(back)}
+  assert (found['loss spikes'], found['longest recovery']) == (1, 30)
+
+
+def test_a_loss_below_zero_has_no_logarithm():
+  assert stability.findings([{'step': i, 'loss': -0.1} for i in range(50)]) == []
+  with pytest.raises(ValueError, match='must be positive, got -0.1'):
+    stability.spikes([1, 2], [1.0, -0.1])
+
+
 def test_bad_arguments_are_named():
   with pytest.raises(ValueError, match='window .* got 5'):
     stability.spikes([1], [1.0], window=5)

@@ -194,6 +194,22 @@ def test_runs_on_other_data_or_splits_are_refused(folders, tmp_path, changes, sa
     comparing.load([*folders, other])
 
 
+def test_a_run_that_diverged_is_reported_and_not_averaged(folders, tmp_path):
+  path = folders[0] / 'run.json'
+  record = records.read_json(path)
+  record['results'] |= {'validation/eps': np.nan}
+  records.write_json(path, record | {'reason': 'diverged: loss', 'step': 30})
+  rows_path = folders[0] / 'metrics.jsonl'
+  rows_path.write_text(
+    rows_path.read_text().replace('"validation/eps": 0.7', '"validation/eps": "nan"')
+  )
+  tables, _ = comparison.write(comparing.load(folders), tmp_path / 'out', None, [])
+  results = {row[0]: row[1:] for row in tables[0][2]}
+  assert results['validation/eps'][0] == '5 of 6 finite'
+  assert isinstance(results['validation/eps'][1], Interval)
+  assert 'DIVERGED' in tables[-1][2][0][-1]
+
+
 def test_bad_requests_are_refused(folders, tmp_path):
   with pytest.raises(ValueError, match='there is no run to report'):
     comparing.load([])

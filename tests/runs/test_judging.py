@@ -88,6 +88,18 @@ def test_samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_pat
 
 
 @pytest.mark.slow
+def test_other_code_does_not_get_old_samples(run, tmp_path):
+  """The hash of the experiment and of the package is in what names stored samples."""
+  from diffusion import provenance
+
+  identity = read_record(run)['samples'][0]['identity']
+  assert identity['code'] == provenance.code_digest(run / 'experiment.py')
+  edited = tmp_path / 'edited.py'
+  edited.write_text((run / 'experiment.py').read_text() + '# edited')
+  assert provenance.code_digest(edited) != identity['code']
+
+
+@pytest.mark.slow
 def test_another_sampler_is_another_set_of_samples(run):
   status, output = program(
     'digits', f'--workdir={run}', '--mode=evaluate', '--sampler=heun', '--sampler_steps=3', '--metrics=authenticity'
@@ -114,6 +126,11 @@ def test_training_images_are_called_so_and_odd_brightness_is_said(run, tmp_path)
   assert len(notes) == 1
   assert 'more than the 17 levels' in notes[0]
   assert findings
+  stored = sources.digits().load().x[:30]  # as a run stores them, with their number of levels
+  np.savez(tmp_path / 'stored.npz', samples=stored, levels=17)
+  _, notes, record = foreign.judge(tmp_path / 'stored.npz', run, ['authenticity'], 'pixels')
+  assert any('ARE training examples' in note for note in notes)
+  assert record['results']['authenticity']['estimate'] < 0.5
 
 
 def write(folder, name, size, mode='L'):
@@ -145,6 +162,10 @@ def test_folders_are_read_class_by_class_in_turn(tmp_path):
       r'4 images and labels of shape \[3\]',
     ),
     ({'a': np.zeros(3), 'b': np.zeros(3)}, 'must hold `images` or one array, it holds a, b'),
+    (
+      {'images': np.full((4, 2, 2, 1), 30, np.uint8), 'levels': 17},
+      'says it has 17 levels, and holds 30',
+    ),
     ({'images': np.zeros((4, 2, 2), np.uint8)}, r'got uint8 \[4, 2, 2\]'),
   ],
 )
