@@ -21,6 +21,26 @@ from diffusion.reporting.drawing import (
 from diffusion.statistics import Interval
 
 COLORS = (BLUE, ORANGE, '#2f855a', ACCENT, '#6b46c1', '#0f766e', '#a16207', '#be185d')
+_RATIOS = (
+  0.01,
+  0.02,
+  0.05,
+  0.1,
+  0.2,
+  0.5,
+  0.7,
+  0.85,
+  1,
+  1.15,
+  1.5,
+  2,
+  3,
+  5,
+  10,
+  20,
+  50,
+  100,
+)  # ticks of an axis
 Rows = Sequence[Mapping[str, Any]]
 Groups = Mapping[str, Sequence[Rows]]  # variant -> rows of metrics of each of its runs
 
@@ -86,7 +106,7 @@ def levels(groups: Groups, log_snr: Sequence[float], path: Path) -> pathlib.Path
       axes.vlines(at, [s.low for s in spread], [s.high for s in spread], color=color, linewidth=1.4)
   axes.axhline(0, color=INK, linewidth=0.8)
   axes.set(xlabel='log-SNR (nats): noisy left, clean right', ylabel='held-out − training loss')
-  axes.legend(fontsize=8.5, framealpha=0.85, edgecolor='none')
+  axes.legend(fontsize=8.5, loc='upper left', framealpha=0.85, edgecolor='none')
   style_axes(axes)
   return save_figure(figure, path)
 
@@ -121,7 +141,7 @@ def copying(groups: Groups, path: Path) -> pathlib.Path | None:
         axes.plot(x[-1], y[-1], 'o', color=color, markersize=4)
   if not drawn:
     return None
-  axes.set(xlabel='held-out loss', ylabel='memorized fraction', xscale='log')
+  axes.set(xlabel='held-out loss', ylabel='memorized fraction')
   axes.legend(fontsize=8.5, framealpha=0.85, edgecolor='none')
   style_axes(axes)
   return save_figure(figure, path)
@@ -152,7 +172,13 @@ def forest(
     axes.plot(one.estimate, -place, 's', color=color, markersize=5)
   axes.axvline(neutral, color=INK, linewidth=0.9)
   axes.set_yticks([-i for i in range(len(rows))], [name for name, _ in rows])
-  axes.set(xlabel=label, ylim=(0.6 - len(rows), 0.6), **({'xscale': 'log'} if neutral == 1 else {}))
+  axes.set(xlabel=label, ylim=(0.6 - len(rows), 0.6))
+  if neutral == 1:
+    axes.set_xscale('log')
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in _RATIOS if low <= tick <= high]
+    axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+    axes.minorticks_off()
   style_axes(axes)
   return save_figure(figure, path)
 

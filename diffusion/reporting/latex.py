@@ -68,7 +68,7 @@ def document(title: str, parts: Sequence[str], bibliography: str) -> str:
   cited = [r'\nocite{*}', r'\bibliographystyle{plain}', rf'\bibliography{{{bibliography}}}']
   return '\n\n'.join([
     r'\documentclass[a4paper]{article}',
-    r'\usepackage[T1]{fontenc}' + '\n' + r'\usepackage{booktabs,graphicx}' + '\n'
+    r'\usepackage{booktabs,graphicx}' + '\n'
     r'\usepackage[margin=2cm]{geometry}',
     rf'\title{{{escape(title)}}}' + '\n' + r'\date{}',
     r'\begin{document}' + '\n' + r'\maketitle',

@@ -187,9 +187,14 @@ def _pictures(
   made = ['curves.png', 'levels.png']
   if comparison.copying(rows, folder / 'memorization.png') is not None:
     made.append('memorization.png')
-  shown = [(f'{e.quantity}: {e.variant}', e.ratio) for e in paired if e.ratio is not None]
-  if shown:
-    comparison.forest(shown, folder / 'forest.png', label=f'ratio to {base}', neutral=1.0)
+  moved = [e for e in paired if e.ratio is not None and e.ratio.low < e.ratio.high]
+  if moved:
+    others = list(dict.fromkeys(e.variant for e in moved))
+    shown = [
+      (f'{e.quantity}: {e.variant}' if len(others) > 1 else e.quantity, e.ratio) for e in moved
+    ]
+    label = f'ratio to {base}' if len(others) > 1 else f'{others[0]} over {base}'
+    comparison.forest(shown, folder / 'forest.png', label=label, neutral=1.0)
     made.append('forest.png')
   return made
 
