@@ -18,7 +18,9 @@ BASELINE = flags.DEFINE_string(
   'baseline', None, 'Variant or folder to compare with; the first by default.'
 )
 QUANTITIES = flags.DEFINE_list(
-  'quantities', [], 'What to report; all that the runs share by default.'
+  'quantities',
+  [],
+  'What to report, a name with a comma in double quotes; all that the runs share by default.',
 )
 OUTPUT = flags.DEFINE_string('output', None, 'Folder of the report.', required=True)
 
