@@ -55,7 +55,9 @@ def main(_):
     run = jax.jit(lambda k, d=denoise: samplers.sample(d, path, samplers.ddim(path), grid, k, (8,)))
     x = np.asarray(run(keys), np.float64)
     none = np.zeros(len(x), np.int32)
-    judged = Judged(x, none, (train, none[:500]), (held_out, none), (), pipeline.Units(), None, {})
+    judged = Judged(
+      x, none, (train, none[:500]), (held_out, none), 0, (), pipeline.Units(), None, {}
+    )
     for metric in (
       memorization.nearest_neighbor_ratio(), memorization.calibrated_ratio(0.01), memorization.authenticity(),
       novelty.data_copying(), novelty.feature_likelihood(), frechet.frechet(), frechet.kernel(),

@@ -63,7 +63,15 @@ def main(_):
       known = {key: value for key, value in kept.items() if 'samples' not in key}
       none = np.zeros(len(samples), np.int32)
       judged = Judged(
-        samples, none, (train, data.label), (held_out, none), (), pipeline.Units(256), None, known
+        samples,
+        none,
+        (train, data.label),
+        (held_out, none),
+        0,
+        (),
+        pipeline.Units(256),
+        None,
+        known,
       )
       for metric in metrics():
         for finding in metric.measure(judged):

@@ -63,7 +63,8 @@ class Judged(NamedTuple):
   Attributes:
     samples: [m, ...].
     labels: [m], what was asked for.
-    train, held_out: (x [n, ...], label [n]); held_out is validation and test together.
+    train, held_out: (x [n, ...], label [n]); held_out is validation and then test.
+    validation: how many of held_out are of the validation split.
     class_names: one a class.
     units: of the stored data.
     network: the judged one; None where there are samples only.
@@ -74,6 +75,7 @@ class Judged(NamedTuple):
   labels: np.ndarray
   train: Examples
   held_out: Examples
+  validation: int
   class_names: tuple[str, ...]
   units: Units
   network: Network | None

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from diffusion import checks, statistics
-from diffusion.evaluation.evaluate import Asked, Finding, Judged, Metric, check_nothing
+from diffusion.evaluation.evaluate import Asked, Examples, Finding, Judged, Metric, check_nothing
 from diffusion.sampling import likelihood
 
 
 def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = None) -> Metric:
-  """The variational bound in bits a dimension, of held-out and of training examples, without guidance.
+  """The variational bound in bits a dimension, of validation, test and training examples, without guidance.
 
   For stored levels it bounds the probability of the levels; for continuous data the density.
 
@@ -45,7 +45,7 @@ def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = No
 
     found = []
     time = 'continuous time' if steps is None else f'{steps} steps'
-    for name, (x, label) in (('held-out', judged.held_out), ('training', judged.train)):
+    for name, (x, label) in _splits(judged).items():
       chosen = np.linspace(0, len(x) - 1, min(limit, len(x))).round().astype(int)
       parts = judged.network.apply(rows, x[chosen], label[chosen])
       total, *each = (
@@ -62,3 +62,14 @@ def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = No
     return found
 
   return Metric(check_nothing, judge)
+
+
+def _splits(judged: Judged) -> dict[str, Examples]:
+  """The splits by name; one of fewer than two examples is left out."""
+  cut = judged.validation
+  held_out = {
+    'validation': tuple(part[:cut] for part in judged.held_out),
+    'test': tuple(part[cut:] for part in judged.held_out),
+  }
+  every = held_out | {'training': judged.train}
+  return {name: split for name, split in every.items() if len(split[0]) > 1}

@@ -159,7 +159,8 @@ def _beside(given: Images, loaded: Loaded) -> tuple[Judged, list[str]]:
       f'WARNING: {copies} of the {len(x)} images ARE training examples, to the last pixel'
     )
   label = np.zeros(len(x), np.int32) if given.label is None else given.label.astype(np.int32)
-  return Judged(x, label, train, held_out, loaded.dataset.class_names, units, None, {}), notes
+  names, count = loaded.dataset.class_names, len(loaded.validation[0])
+  return Judged(x, label, train, held_out, count, names, units, None, {}), notes
 
 
 def _brightness(part: Examples, levels: int) -> Examples:

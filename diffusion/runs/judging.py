@@ -100,6 +100,7 @@ def _judged(session: Session, weights: Any, best: Restored, request: Request) ->
     labels,
     loaded.train,
     loaded.held_out,
+    len(loaded.validation[0]),
     data.class_names,
     loaded.units,
     assembly.judged_network(experiment, loaded.units, weights),

@@ -14,7 +14,7 @@ def judged(samples, train, held_out, levels=None, network=None) -> Judged:
 
   levels = 256 if samples.dtype == np.uint8 else levels
   units = pipeline.Units(levels)
-  return Judged(*pair(samples), pair(train), pair(held_out), (), units, network, {})
+  return Judged(*pair(samples), pair(train), pair(held_out), 0, (), units, network, {})
 
 
 def values(metric, given) -> dict:

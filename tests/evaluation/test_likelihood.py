@@ -15,7 +15,8 @@ def judged(made, loaded, weights):
   network = assembly.judged_network(made, loaded.units, weights)
   x, label = loaded.train
   names = loaded.dataset.class_names
-  return Judged(x, label, loaded.train, loaded.test, names, loaded.units, network, {})
+  validation = len(loaded.test[0]) // 2
+  return Judged(x, label, loaded.train, loaded.test, validation, names, loaded.units, network, {})
 
 
 def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
@@ -25,7 +26,7 @@ def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
   weights = assembly.weights(made, devices.replicate(state))
   given = judged(made, loaded, weights)
   found = {f.name: f for f in likelihood.variational_bound(limit=40, draws=4).measure(given)}
-  assert set(found) == {'held-out bits/dim', 'training bits/dim'}
+  assert set(found) == {'validation bits/dim', 'test bits/dim', 'training bits/dim'}
   value = found['training bits/dim'].value
   assert value.low < value.estimate < value.high
   assert 'reconstruction' in found['training bits/dim'].meaning

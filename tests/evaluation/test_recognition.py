@@ -28,6 +28,7 @@ def judge(digits, relabel):
     relabel(label[samples]),
     (x[:900], label[:900]),
     (x[1300:], label[1300:]),
+    0,
     names,
     pipeline.Units(17),
     None,

@@ -41,8 +41,50 @@ def run(tmp_path_factory):
   return folder
 
 
-@pytest.mark.slow
-def test_samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_path):
+def other_code_does_not_get_old_samples(run, tmp_path):
+  """The hash of the experiment and of the package is in what names stored samples."""
+  from diffusion import provenance
+
+  identity = read_record(run)['samples'][0]['identity']
+  assert identity['code'] == provenance.code_digest(run / 'experiment.py')
+  edited = tmp_path / 'edited.py'
+  edited.write_text((run / 'experiment.py').read_text() + '# edited')
+  assert provenance.code_digest(edited) != identity['code']
+
+
+def another_sampler_is_another_set_of_samples(run):
+  status, output = program(
+    'digits', f'--workdir={run}', '--mode=evaluate', '--sampler=heun', '--sampler_steps=3', '--metrics=authenticity'
+  )  # fmt: skip
+  assert status == 0, output
+  record = read_record(run)
+  one = record['samples'][-1]
+  assert (one['identity']['sampler'], one['identity']['steps']) == ('heun', 3)
+  assert (run / one['file']).is_file()
+  assert record['evaluations'][-1]['results']['evaluations a sample'] == 2 * (2 * 2 + 1)  # guided
+  assert 'alaa2022faithful' in (run / 'references.bib').read_text()
+
+
+def training_images_are_called_so_and_odd_brightness_is_said(run, tmp_path):
+  from diffusion.data import sources
+
+  x = pipeline.to_uint8(sources.digits().load().x[:30], 17)
+  np.savez(tmp_path / 'copies.npz', images=x)
+  findings, notes, _ = foreign.judge(tmp_path / 'copies.npz', run, ['authenticity'], 'pixels')
+  assert any('ARE training examples' in note for note in notes)
+  np.savez(tmp_path / 'odd.npz', images=np.where(x == 0, np.uint8(3), x))
+  findings, notes, _ = foreign.judge(tmp_path / 'odd.npz', run, ['authenticity'], 'pixels')
+  assert len(notes) == 1
+  assert 'more than the 17 levels' in notes[0]
+  assert findings
+  stored = sources.digits().load().x[:30]  # as a run stores them, with their number of levels
+  np.savez(tmp_path / 'stored.npz', samples=stored, levels=17)
+  _, notes, record = foreign.judge(tmp_path / 'stored.npz', run, ['authenticity'], 'pixels')
+  assert any('ARE training examples' in note for note in notes)
+  assert record['results']['authenticity']['estimate'] < 0.5
+
+
+def samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_path):
   """40 of a run, 60 in a second judgment of which 40 are read; PNGs of the 60 get the same numbers from the other
   program."""
   first, _ = load_samples(run / 'samples.npz')
@@ -88,49 +130,12 @@ def test_samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_pat
 
 
 @pytest.mark.slow
-def test_other_code_does_not_get_old_samples(run, tmp_path):
-  """The hash of the experiment and of the package is in what names stored samples."""
-  from diffusion import provenance
-
-  identity = read_record(run)['samples'][0]['identity']
-  assert identity['code'] == provenance.code_digest(run / 'experiment.py')
-  edited = tmp_path / 'edited.py'
-  edited.write_text((run / 'experiment.py').read_text() + '# edited')
-  assert provenance.code_digest(edited) != identity['code']
-
-
-@pytest.mark.slow
-def test_another_sampler_is_another_set_of_samples(run):
-  status, output = program(
-    'digits', f'--workdir={run}', '--mode=evaluate', '--sampler=heun', '--sampler_steps=3', '--metrics=authenticity'
-  )  # fmt: skip
-  assert status == 0, output
-  record = read_record(run)
-  one = record['samples'][-1]
-  assert (one['identity']['sampler'], one['identity']['steps']) == ('heun', 3)
-  assert (run / one['file']).is_file()
-  assert record['evaluations'][-1]['results']['evaluations a sample'] == 2 * (2 * 2 + 1)  # guided
-  assert 'alaa2022faithful' in (run / 'references.bib').read_text()
-
-
-@pytest.mark.slow
-def test_training_images_are_called_so_and_odd_brightness_is_said(run, tmp_path):
-  from diffusion.data import sources
-
-  x = pipeline.to_uint8(sources.digits().load().x[:30], 17)
-  np.savez(tmp_path / 'copies.npz', images=x)
-  findings, notes, _ = foreign.judge(tmp_path / 'copies.npz', run, ['authenticity'], 'pixels')
-  assert any('ARE training examples' in note for note in notes)
-  np.savez(tmp_path / 'odd.npz', images=np.where(x == 0, np.uint8(3), x))
-  findings, notes, _ = foreign.judge(tmp_path / 'odd.npz', run, ['authenticity'], 'pixels')
-  assert len(notes) == 1
-  assert 'more than the 17 levels' in notes[0]
-  assert findings
-  stored = sources.digits().load().x[:30]  # as a run stores them, with their number of levels
-  np.savez(tmp_path / 'stored.npz', samples=stored, levels=17)
-  _, notes, record = foreign.judge(tmp_path / 'stored.npz', run, ['authenticity'], 'pixels')
-  assert any('ARE training examples' in note for note in notes)
-  assert record['results']['authenticity']['estimate'] < 0.5
+def test_a_run_judged_again_and_images_judged_beside_it(run, tmp_path):
+  """One test, so that one worker makes the run once."""
+  samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_path)
+  other_code_does_not_get_old_samples(run, tmp_path)
+  another_sampler_is_another_set_of_samples(run)
+  training_images_are_called_so_and_odd_brightness_is_said(run, tmp_path)
 
 
 def write(folder, name, size, mode='L'):
