@@ -63,6 +63,11 @@ def compile_quickly(function: Callable) -> Callable:
   return jax.jit(function, compiler_options=quick)
 
 
+def attention_kernel(dtype: Any) -> str:
+  """The kernel of `jax.nn.dot_product_attention`: cuDNN's on GPUs for 16-bit floats, which it is made for."""
+  return 'cudnn' if jax.default_backend() == 'gpu' and dtype.itemsize == 2 else 'xla'
+
+
 def check_batch(batch_size: int) -> None:
   """Raises ValueError unless the batch divides evenly over the devices."""
   count = jax.device_count()

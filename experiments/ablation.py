@@ -18,7 +18,16 @@ from typing import Any
 from diffusion import launch
 from diffusion.data import augment, cleaning, curriculum, pipeline, sources, splits
 from diffusion.evaluation import gap, memorization, recognition
-from diffusion.models import activations, dit, dropout, initializers, magnitude, normalization, unet
+from diffusion.models import (
+  activations,
+  dit,
+  dropout,
+  initializers,
+  magnitude,
+  normalization,
+  precision,
+  unet,
+)
 from diffusion.objectives import losses, penalties, times, weights
 from diffusion.optimizers import averaging, chains, clipping, directions, schedules
 from diffusion.process import gaussian, marginals, parameterizations
@@ -156,6 +165,7 @@ ARMS: dict[str, Callable[[Config], dict[str, Any]]] = {
   'rescaled_sums': lambda c: {'model': network(c, rescale=True)},
   'no_skips': lambda c: {'model': network(c, skips=False)},
   'magnitude_preserving': lambda c: {'model': magnitude.unet(c.width, (1, 2), c.blocks, (), num_classes=10)},
+  'bfloat16': lambda c: {'model': precision.bfloat16(network(c))},
   'transformer': lambda c: {'model': dit.dit(4 * c.width, 4, 4, num_classes=10)},
   # the loss
   'l1_penalty': lambda c: {'terms': loss(l1=(1e-6, penalties.l1()))},

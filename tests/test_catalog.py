@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from diffusion import citations
-from diffusion.models import dropout, magnitude, unet
+from diffusion.models import dropout, magnitude, precision, unet
 from diffusion.objectives import penalties
 from diffusion.optimizers import chains, directions, schedules
 from diffusion.process import marginals, parameterizations
@@ -33,7 +33,7 @@ NAMES = {
   name: value for module in (cases.network, cases.loss, cases.update, cases.data, cases.noise_level,
                              cases.trajectory, cases.sampling) for name, value in vars(module).items()
 } | {
-  'marginals': marginals, 'parameterizations': parameterizations, 'magnitude': magnitude,
+  'marginals': marginals, 'parameterizations': parameterizations, 'magnitude': magnitude, 'precision': precision,
   'Sampling': experiments.Sampling, 'rate': schedules.constant(1e-3), 'weak': cases.sampling.exact,
   'known': jnp.zeros((1, 8, 8, 1)), 'mask': jnp.zeros((1, 8, 8, 1)) > 0,
 }  # fmt: skip

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +11,7 @@ from diffusion.citations import technique
 from diffusion.models import activations
 from diffusion.models import dropout as dropouts
 from diffusion.models.activations import Activation
+from diffusion.models.attention import attend
 from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import ConditioningEmbedding
 from diffusion.models.functional import Mode, from_linen
@@ -42,15 +42,14 @@ class SelfAttention(nn.Module):
   heads: int
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, mode: Mode) -> Array:
     """x[B, N, C] -> [B, N, C]."""
     b, n, c = x.shape
     shape = (b, n, self.heads, c // self.heads)
     query, value = nn.Dense(c, name='query')(x), nn.Dense(c, name='value')(x)
     key = nn.Dense(c, use_bias=False, name='key')(x)
-    query, key, value = (part.reshape(shape) for part in (query, key, value))
-    share = jax.nn.softmax(jnp.einsum('bihc,bjhc->bhij', query, key) / shape[-1] ** 0.5)
-    return nn.Dense(c, name='out')(jnp.einsum('bhij,bjhc->bihc', share, value).reshape(b, n, c))
+    heads = (part.reshape(shape) for part in (query, key, value))
+    return nn.Dense(c, name='out')(attend(*heads, mode.forward_mode).reshape(b, n, c))
 
 
 def _modulated(x: Array, shift: Array, scale: Array) -> Array:
@@ -76,7 +75,7 @@ class Block(nn.Module):
       Dropout(self.drops, 'branch', self.depth, name=f'branch_{name}')
       for name in ('attention', 'mlp')
     ]
-    h = SelfAttention(self.heads, name='attention')(_modulated(x, shift, scale))
+    h = SelfAttention(self.heads, name='attention')(_modulated(x, shift, scale), mode)
     x += branch[0](gate[:, None] * h, mode.keys)
     h = self.activation(nn.Dense(4 * c, name='mlp_in')(_modulated(x, shift_mlp, scale_mlp)))
     h = nn.Dense(c, name='mlp_out')(Dropout(self.drops)(h, mode.keys))
@@ -103,6 +102,7 @@ class DiT(nn.Module):
       raise ValueError(f'a patch of {p} pixels does not divide images of {height} x {width}')
     rows, columns = height // p, width // p
     embedding = ConditioningEmbedding(self.width, self.num_classes)(noise, conditioning)
+    embedding = embedding.astype(z.dtype)
     h = Dropout(self.drops, 'input', name='input')(z, mode.keys)
     h = h.reshape(b, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
     h = nn.Dense(self.width, name='stem')(h.reshape(b, rows * columns, p * p * channels))

@@ -33,7 +33,7 @@ class Drop(NamedTuple):
 
 def _thin(keep: Array, rate: float, x: Array) -> Array:
   """x / (1 - rate) where kept, 0 elsewhere."""
-  return jnp.where(keep, x / (1 - rate), 0)
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
 def _mask(shape: Callable[[Array], tuple[int, ...]]) -> Callable[[float], Callable]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from diffusion.citations import technique
 from diffusion.models import dropout as dropouts
+from diffusion.models.attention import attend
 from diffusion.models.convolution import canonical, plain
 from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import fourier
@@ -26,7 +27,9 @@ _EPSILON = 1e-4
 
 def unit(x: Array, axes: Sequence[int]) -> Array:
   """x over its root mean square over `axes`."""
-  return x * jax.lax.rsqrt(jnp.mean(x**2, axis=tuple(axes), keepdims=True) + _EPSILON**2)
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  scale = jax.lax.rsqrt(jnp.mean(wide**2, axis=tuple(axes), keepdims=True) + _EPSILON**2)
+  return x * scale.astype(x.dtype)
 
 
 def mp_silu(x: Array) -> Array:
@@ -126,9 +129,7 @@ class Block(nn.Module):
     for name in ('query', 'key', 'value'):
       part = Kernel(c, 1, name=name)(x, mode).reshape(b, height * width, heads, c // heads)
       parts.append(unit(part, (-1,)))
-    query, key, value = parts
-    share = jax.nn.softmax(jnp.einsum('bihc,bjhc->bhij', query, key) / (c // heads) ** 0.5)
-    h = jnp.einsum('bhij,bjhc->bihc', share, value).reshape(x.shape)
+    h = attend(*parts, mode.forward_mode).reshape(x.shape)
     return Kernel(c, 1, name='out')(h, mode)
 
 
@@ -157,15 +158,16 @@ class MagnitudePreservingUNet(nn.Module):
   @nn.compact
   def __call__(self, z: Array, noise: Array, conditioning: Conditioning, mode: Mode) -> Array:
     """z[B, H, W, C], noise[B] -> [B, H, W, C]."""
-    embedding = self._embedding(noise, conditioning, mode)
+    embedding = self._embedding(noise, conditioning, mode).astype(z.dtype)
     levels = len(self.multipliers)
     total, done = levels * (2 * self.blocks + 1) + 2, 0
 
-    def block(h: Array, level: int, encoder: bool, attend: bool) -> Array:
+    def block(h: Array, level: int, encoder: bool, attention: bool) -> Array:
       nonlocal done
       done += 1
       features = self.width * self.multipliers[level]
-      return Block(features, encoder, attend, self.drops, done / total)(h, embedding, mode)
+      one = Block(features, encoder, attention, self.drops, done / total)
+      return one(h, embedding, mode)
 
     z_in = Dropout(self.drops, 'input', name='input')(z, mode.keys)
     # A constant channel stands in for the biases there are not.

@@ -34,7 +34,7 @@ class ResidualMLP(nn.Module):
     """z[B, d], noise[B] -> [B, d]."""
     embedding = ConditioningEmbedding(self.width, self.num_classes, self.activation)(
       noise, conditioning
-    )
+    ).astype(z.dtype)
 
     def dense(name: str | None = None) -> nn.Dense:
       return nn.Dense(self.width, kernel_init=self.kernel_init, name=name)

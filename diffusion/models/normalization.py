@@ -68,6 +68,7 @@ class BatchNorm(nn.Module):
     scale = self.param('scale', nn.initializers.ones, size)
     bias = self.param('bias', nn.initializers.zeros, size)
     m, v = mean.value, variance.value
+    given, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if mode.update_statistics:
       axes = tuple(range(x.ndim - 1))
       m = mode.cross_mean(x.mean(axes))
@@ -75,7 +76,7 @@ class BatchNorm(nn.Module):
       d = self.decay if mode.statistics_decay is None else mode.statistics_decay
       mean.value = d * mean.value + (1 - d) * m
       variance.value = d * variance.value + (1 - d) * v
-    return (x - m) * lax.rsqrt(v + self.epsilon) * scale + bias
+    return ((x - m) * lax.rsqrt(v + self.epsilon) * scale + bias).astype(given)
 
 
 @technique('batch normalization', 'network', 'ioffe2015batch')

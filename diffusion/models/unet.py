@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from diffusion import checks
 from diffusion.citations import technique
 from diffusion.models import activations, dropout, initializers, normalization
 from diffusion.models.activations import Activation
+from diffusion.models.attention import attend
 from diffusion.models.convolution import conv
 from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import ConditioningEmbedding
@@ -83,9 +83,8 @@ class Attention(nn.Module):
     query = nn.Dense(c, kernel_init=init, name='query')(x_norm)
     value = nn.Dense(c, kernel_init=init, name='value')(x_norm)
     key = nn.Dense(c, kernel_init=init, use_bias=False, name='key')(x_norm)
-    # Written out because jax.nn.dot_product_attention takes its softmax in float32 whatever it is given.
-    share = jax.nn.softmax(jnp.einsum('bic,bjc->bij', query, key) / c**0.5)
-    h = jnp.einsum('bij,bjc->bic', share, value).reshape(x.shape)
+    heads = (part[:, :, None] for part in (query, key, value))  # one
+    h = attend(*heads, mode.forward_mode).reshape(x.shape)
     return self.style.add(x, nn.Dense(c, kernel_init=self.style.output_init, name='out')(h))
 
 
@@ -108,16 +107,16 @@ class UNet(nn.Module):
     style, levels = self.style, len(self.multipliers)
     embedding = ConditioningEmbedding(4 * self.width, self.num_classes, style.activation)(
       noise, conditioning
-    )
+    ).astype(z.dtype)
     total, done = levels * (2 * self.blocks + 1) + 2, 0
 
-    def block(h: Array, level: int, attend: bool) -> Array:
+    def block(h: Array, level: int, attention: bool) -> Array:
       nonlocal done
       done += 1
       drops = (self.dropout[level], *self.drops)
       features = self.width * self.multipliers[level]
       h = ResidualBlock(features, drops, done / total, style)(h, embedding, mode)
-      return Attention(style)(h, mode) if attend else h
+      return Attention(style)(h, mode) if attention else h
 
     def plain(features: int, **options: Any) -> nn.Conv:
       options = {'kernel_init': style.kernel_init} | options
@@ -132,8 +131,8 @@ class UNet(nn.Module):
       if level + 1 < levels:
         h = plain(h.shape[-1], stride=2, name=f'down_{level}')(h)
         kept.append(h)
-    h = block(h, levels - 1, attend=True)
-    h = block(h, levels - 1, attend=False)
+    h = block(h, levels - 1, attention=True)
+    h = block(h, levels - 1, attention=False)
     for level in reversed(range(levels)):
       for _ in range(self.blocks + 1):
         skip = kept.pop()

@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.models import activations, dropout, initializers, magnitude, normalization, unet
+from diffusion.models import (
+  activations,
+  dropout,
+  initializers,
+  magnitude,
+  mlp,
+  normalization,
+  precision,
+  unet,
+)
 from diffusion.models.functional import Mode
 from diffusion.types import Conditioning
 from tests.cases.base import add, rising, same
@@ -187,4 +196,24 @@ add(
   'model=magnitude.unet(...)',
   'models/test_magnitude.py::test_blocks_keep_unit_variance_at_initialization',
   live_magnitude,
+)
+
+
+def live_bfloat16():
+  plain = mlp.mlp(16, 1, zero_outputs=False)
+  x, told = jnp.ones((2, 4)), Conditioning(jnp.zeros(2, int), jnp.zeros((2, 0)))
+  variables = plain.init(jax.random.key(0), x, jnp.zeros(2), told)
+
+  def output(model):
+    return model.apply(variables, x, jnp.zeros(2), told)[0]
+
+  far = jnp.abs(output(precision.bfloat16(plain)) - output(plain)).max()
+  rising(1e-6, far, 0.1)  # rounded, and no more
+
+
+add(
+  'models.precision.bfloat16',
+  'model=precision.bfloat16(unet.unet(...))',
+  'models/test_precision.py::test_bfloat16_stays_near_float32_in_value_and_gradient_and_returns_float32',
+  live_bfloat16,
 )

@@ -1,0 +1,90 @@
+"""bfloat16 computes the same network more coarsely, and attention is its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.models import attention, dit, dropout, magnitude, mlp, normalization, precision, unet
+from diffusion.types import Conditioning
+
+IMAGE = (2, 8, 8, 3)
+NETWORKS = {
+  'unet': (unet.unet(8, (1, 2), 1, (8,), 0.1, 10, zero_outputs=False), IMAGE),
+  'batch norm': (unet.unet(8, (1,), 1, (), norm=normalization.batch(), zero_outputs=False), IMAGE),
+  'layer norm': (unet.unet(8, (1,), 1, (), norm=normalization.layer(), rescale=True, zero_outputs=False), IMAGE),
+  'magnitude': (magnitude.unet(8, (1, 2), 1, (8,), num_classes=10), IMAGE),
+  'dit': (dit.dit(16, 2, 2, 4, drops=[dropout.stochastic_depth(0.3)]), IMAGE),
+  'mlp': (mlp.mlp(16, 2, 0.1), (5, 4)),
+}  # fmt: skip
+
+
+def inputs(shape):
+  z = jax.random.normal(jax.random.key(0), shape)
+  noise = jnp.linspace(-1, 1, shape[0])
+  return z, noise, Conditioning(jnp.arange(shape[0]) - 1, jnp.zeros((shape[0], 0)))
+
+
+def perturbed(model, shape):
+  """Parameters without zeros, so that every part of the network is heard."""
+  variables = jax.jit(model.init)(jax.random.key(1), *inputs(shape))
+  leaves, tree = jax.tree.flatten(variables['params'])
+  keys = jax.random.split(jax.random.key(2), len(leaves))
+  leaves = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+  return {**variables, 'params': jax.tree.unflatten(tree, leaves)}
+
+
+def slope(model, variables, shape, **options):
+  def loss(params):
+    output, _ = model.apply({**variables, 'params': params}, *inputs(shape), **options)
+    return jnp.mean(output**2), output
+
+  (_, output), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
+  return output, gradient
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_bfloat16_stays_near_float32_in_value_and_gradient_and_returns_float32(name):
+  model, shape = NETWORKS[name]
+  variables = perturbed(model, shape)
+  exact, exact_slope = slope(model, variables, shape)
+  output, gradient = slope(precision.bfloat16(model), variables, shape)
+  assert {x.dtype for x in [output, *jax.tree.leaves(gradient)]} == {np.dtype('float32')}
+  error = jnp.linalg.norm(output - exact) / jnp.linalg.norm(exact)
+  assert 1e-5 < error < 0.03, error  # rounded, to 2^-8 in each of some twenty layers
+  flat, flat_exact = (
+    jnp.concatenate([x.ravel() for x in jax.tree.leaves(t)]) for t in (gradient, exact_slope)
+  )
+  error = jnp.linalg.norm(flat - flat_exact) / jnp.linalg.norm(flat_exact)
+  assert 1e-5 < error < 0.1, error
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_bfloat16_leaves_no_large_product_in_float32(name):
+  """Else an operand that was forgotten would silently promote all that follows."""
+  model, shape = NETWORKS[name]
+  variables = jax.eval_shape(model.init, jax.random.key(1), *inputs(shape))
+  narrow = precision.bfloat16(model)
+  keys = jax.random.split(jax.random.key(0), shape[0])
+  text = str(jax.make_jaxpr(lambda v: narrow.apply(v, *inputs(shape), keys=keys)[0])(variables))
+  products = [
+    line for line in text.splitlines() if 'conv_general_dilated[' in line or 'dot_general[' in line
+  ]
+  # The embedding of the noise level is small and in float32; everything of the image's size is not.
+  wide = [line for line in products if f':f32[{shape[0]},8' in line or ':f32[2,4,4' in line]
+  assert products
+  assert not wide, wide
+
+
+@pytest.mark.parametrize('heads', [1, 3])
+def test_attention_is_its_formula(heads, x64):
+  parts = jax.random.normal(jax.random.key(0), (3, 2, 5, heads, 4))
+  found = attention.attend(*parts)
+  narrow = attention.attend(*parts.astype(jnp.float32))
+  for b in range(2):
+    for h in range(heads):
+      q, k, v = (np.asarray(part[b, :, h]) for part in parts)
+      share = np.exp(q @ k.T / 2)
+      expected = share / share.sum(1, keepdims=True) @ v
+      np.testing.assert_allclose(found[b, :, h], expected, rtol=1e-12)
+      np.testing.assert_allclose(narrow[b, :, h], expected, rtol=1e-5, atol=1e-6)
