@@ -32,10 +32,14 @@ SHOWN = ('loss', 'validation/eps')
 
 
 class Sink(NamedTuple):
-  """A receiver of rows of metrics: `write(row, timing)` for each, `close()` at the end."""
+  """A receiver of rows of metrics: `write(row, timing)` for each, `close()` at the end.
+
+  `sync()` waits until what is resumed from is on the disk, also after `close`.
+  """
 
   write: Callable[[Mapping[str, Scalar], Mapping[str, Scalar]], None]
   close: Callable[[], None]
+  sync: Callable[[], None] = lambda: None
 
 
 def json_lines(path: Path, start_step: int = 0, key: str = 'step') -> Sink:
@@ -73,7 +77,11 @@ def json_lines(path: Path, start_step: int = 0, key: str = 'step') -> Sink:
       file.write(line.encode())
       file.flush()
 
-  return Sink(write, file.close)
+  def sync() -> None:
+    with encoding.naming(path):
+      encoding.sync(path)
+
+  return Sink(write, file.close, sync)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -207,7 +215,11 @@ def chain(*sinks: Sink) -> Sink:
       for sink in sinks:
         stack.callback(sink.close)
 
-  return Sink(write, close)
+  def sync() -> None:
+    for sink in sinks:
+      sink.sync()
+
+  return Sink(write, close, sync)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -114,8 +114,8 @@ def test_another_network_is_named_and_nothing_is_set_aside(tmp_path):
 
 def test_another_format_version_is_refused(tmp_path, monkeypatch):
   keeper = save_all(tmp_path / 'c', [1.0])
-  monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 2)
-  with pytest.raises(checkpoint.FormatError, match='has format 1, this version reads 2'):
+  monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 3)
+  with pytest.raises(checkpoint.FormatError, match='has format 2, this version reads 3'):
     keeper.restore(TARGET, 'latest')
   keeper.close()
 
