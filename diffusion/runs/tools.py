@@ -44,7 +44,12 @@ def make_tools(
     sinks.write(row, timing)
 
   def save(place, state, callback_states, metric, reason) -> None:
-    record = {'step': place.step, 'callbacks': callback_states, 'reason': reason}
+    record = {
+      'step': place.step,
+      'callbacks': callback_states,
+      'reason': reason,
+      'devices': devices.describe()['devices'],
+    }
     keeper.save(place.cursor, devices.to_host(state), record, metric, before=bring_the_rest)
 
   def bring_the_rest() -> None:
