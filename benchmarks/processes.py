@@ -24,11 +24,16 @@ def _program(experiment: str, arguments: tuple[str, ...], log: pathlib.Path) -> 
   runpy.run_module(f'experiments.{experiment}', run_name='__main__', alter_sys=True)
 
 
-def start(workdir: pathlib.Path, *arguments: str, experiment: str = 'mixture') -> Any:
-  """An experiment on a folder, started; its output is added to `<workdir>.log`."""
+def start(
+  workdir: pathlib.Path,
+  *arguments: str,
+  experiment: str = 'mixture',
+  log: pathlib.Path | None = None,
+) -> Any:
+  """An experiment on a folder, started; its output is added to `log`, or `<workdir>.log`."""
   server = multiprocessing.get_context('forkserver')
   server.set_forkserver_preload(list(_IMPORTED))
-  log = workdir.with_suffix('.log')
+  log = log or workdir.with_suffix('.log')
   process = server.Process(
     target=_program, args=(experiment, (f'--workdir={workdir}', *arguments), log)
   )

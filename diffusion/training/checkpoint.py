@@ -8,7 +8,9 @@ import concurrent.futures
 import contextlib
 import json
 import math
+import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -79,6 +81,7 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
   """
   root = pathlib.Path(directory).absolute()
   root.mkdir(parents=True, exist_ok=True)
+  place = _identity(root)
   aside = _sort_out(root)  # before Orbax reads the metrics, at which it raises if they are damaged
   keeper = ocp.training.Checkpointer(root, cleanup_tmp_directories=True)
   whole = {one.step: (one.metrics or {}).get(_METRIC, math.inf) for one in keeper.checkpoints}
@@ -93,17 +96,18 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
   ) -> None:
     queue.check()
     value = float(metric) if math.isfinite(metric) else math.inf
-    more = {'metrics': {_METRIC: value}, 'custom_metadata': _about(tree, record)}
-    with _saving(root / str(number)):
+    with _saving(root / str(number), place):
       try:
-        response = keeper.save_async(number, tree, force=True, **more)
+        response = keeper.save_async(
+          number, tree, force=True, metrics={_METRIC: value}, custom_metadata=_about(tree, record)
+        )
       except Exception:
         queue.wait()  # if it is the save before that failed, this says so
         raise
     queue.put(finish, number, value, response, before)
 
   def finish(number: int, metric: float, response: Any, before: Callable[[], None]) -> None:
-    with _saving(root / str(number)):
+    with _saving(root / str(number), place):
       response.result()
       before()
       manifest.write(root / str(number))
@@ -184,22 +188,42 @@ class _Queue:
       self._pool.shutdown()
 
 
+def _identity(root: pathlib.Path) -> tuple[int, int]:
+  found = root.stat()
+  return found.st_dev, found.st_ino
+
+
 @contextlib.contextmanager
-def _saving(folder: pathlib.Path) -> Iterator[None]:
-  """Within the block, whatever a full or lost disk makes Orbax raise is a SaveError of one line."""
+def _saving(folder: pathlib.Path, place: tuple[int, int]) -> Iterator[None]:
+  """Within the block, whatever a full or lost disk makes Orbax raise is a SaveError of one line.
+
+  Where the directory went away, or is another than at `place`, e.g. below a disk that was unmounted, Orbax may make it
+  anew and go on: that is an error too.
+  """
+  root, lost = folder.parent, f'{folder.parent} was removed, renamed or unmounted'
+
+  def here() -> bool:
+    return root.is_dir() and _identity(root) == place
+
   try:
+    if not here():
+      raise OSError(lost)
     yield
+    if not here():
+      raise OSError(lost)
   except SaveError:
     raise
   except Exception as error:
     raise SaveError(
-      f'cannot save checkpoint {folder} ({_first_line(error)}): those before it are whole, the same command goes on '
-      'from them'
+      f'cannot save checkpoint {folder} ({_reason(error) if here() else lost}): those before it are whole; when '
+      'this is mended, the same command goes on from them'
     ) from error
 
 
-def _first_line(error: Exception) -> str:
-  return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _reason(error: Exception) -> str:
+  """What went wrong, in a few words: TensorStore's messages are pages long."""
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  return os.strerror(int(code[1])) if code else (str(error).splitlines() or [repr(error)])[0][:200]
 
 
 def _best_first(metrics: dict[int, float], numbers: list[int]) -> list[int]:
