@@ -85,7 +85,7 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
   aside = _sort_out(root)  # before Orbax reads the metrics, at which it raises if they are damaged
   keeper = ocp.training.Checkpointer(root, cleanup_tmp_directories=True)
   whole = {one.step: (one.metrics or {}).get(_METRIC, math.inf) for one in keeper.checkpoints}
-  queue = _Queue()
+  background = _Background()
 
   def save(
     number: int,
@@ -94,17 +94,13 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
     metric: float,
     before: Callable[[], None] = lambda: None,
   ) -> None:
-    queue.check()
+    background.wait()  # so that at most one checkpoint is without its manifest; Orbax too waits for the save before
     value = float(metric) if math.isfinite(metric) else math.inf
     with _saving(root / str(number), place):
-      try:
-        response = keeper.save_async(
-          number, tree, force=True, metrics={_METRIC: value}, custom_metadata=_about(tree, record)
-        )
-      except Exception:
-        queue.wait()  # if it is the save before that failed, this says so
-        raise
-    queue.put(finish, number, value, response, before)
+      response = keeper.save_async(
+        number, tree, force=True, metrics={_METRIC: value}, custom_metadata=_about(tree, record)
+      )
+    background.put(finish, number, value, response, before)
 
   def finish(number: int, metric: float, response: Any, before: Callable[[], None]) -> None:
     with _saving(root / str(number), place):
@@ -118,7 +114,7 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
         del whole[old]
 
   def steps() -> list[tuple[int, float]]:
-    queue.wait()  # what is still being written counts: whether it is done is chance
+    background.wait()  # what is still being written counts: whether it is done is chance
     return sorted(whole.items())
 
   def restore(target: Any, which: str, until: float = math.inf) -> Restored | None:
@@ -147,35 +143,24 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
 
   def close() -> None:
     try:
-      queue.close()
+      background.close()
     finally:
-      with contextlib.suppress(
-        Exception
-      ):  # a failed save, which the queue has raised, now or before
+      # What it can raise is the failed save that the background raises too.
+      with contextlib.suppress(Exception):
         keeper.close()
 
-  return Checkpoints(save, restore, steps, last_record, forget, queue.wait, close)
+  return Checkpoints(save, restore, steps, last_record, forget, background.wait, close)
 
 
-class _Queue:
-  """A thread that does what it is given in this order, and after a failure nothing; the next calls raise it."""
+class _Background:
+  """A thread, and the last that it was given to do; `wait` raises what went wrong there, each time it is called."""
 
   def __init__(self):
     self._pool = concurrent.futures.ThreadPoolExecutor(1)
     self._last: concurrent.futures.Future | None = None
 
   def put(self, task: Callable[..., None], *arguments: Any) -> None:
-    self._last = self._pool.submit(self._next, self._last, task, *arguments)
-
-  @staticmethod
-  def _next(before: concurrent.futures.Future | None, task: Callable, *arguments: Any) -> None:
-    if before is not None:
-      before.result()
-    task(*arguments)
-
-  def check(self) -> None:
-    if self._last is not None and self._last.done():
-      self._last.result()
+    self._last = self._pool.submit(task, *arguments)
 
   def wait(self) -> None:
     if self._last is not None:
