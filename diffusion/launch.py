@@ -195,6 +195,12 @@ def _refuse_idle_flags() -> None:
       raise ValueError(f'--{name} is for --mode=evaluate, and the mode is {f.mode}')
 
 
+def _hush(unraisable: Any) -> None:
+  """Leaves out what TensorStore prints, page by page, when a save fails and Orbax has closed its event loop."""
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
+
+
 def _one_line(error: Exception) -> str:
   text = ' '.join(str(error).split())
   return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
@@ -204,9 +210,9 @@ def _main(
   build: Callable[[Any], Experiment], config: Any, base: Any, overrides: dict[str, Any], small: bool
 ) -> int:
   f = flags.FLAGS
-  logging.set_verbosity(
-    logging.ERROR
-  )  # JAX and Orbax tell of every backend tried and every file touched
+  # JAX and Orbax tell of every backend tried and every file touched, and whatever they raise a second time.
+  logging.set_verbosity(logging.FATAL)
+  sys.unraisablehook = _hush
   if not f.workdir and not f.dry_run:
     raise ValueError('--workdir is missing: name a folder for the run, e.g. --workdir=runs/first')
   workdir = pathlib.Path(f.workdir).expanduser().absolute() if f.workdir else None

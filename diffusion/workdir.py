@@ -3,7 +3,7 @@
 run.json        what ran: configuration, code, versions, data, every start, how it ended, results
 experiment.py   the experiment file as it was
 metrics.jsonl   one row a logged step; events/ has the same for TensorBoard
-checkpoints/    the latest and the best; damaged/ what could not be read
+checkpoints/    the latest and the best, each with its manifest (.sha256); damaged/ what was not as it was saved
 samples.png, curves.png, nearest.png, report.md, references.bib, samples.npz; later judgments add
 _evaluation1, _evaluation2, ... to these names
 """
@@ -134,13 +134,21 @@ def write_report(
     provenance={name: record[name] for name in kept}
     | {name: record[name] for name in ('config', 'data', 'versions')}
     | {'code': {'commit': start['code']['commit'], 'uncommitted changes': bool(start['code']['diff'])}}
-    | {'devices': start['devices'], 'command': ' '.join(start['command']), 'starts': len(record['starts'])},
+    | {'devices': start['devices'], 'command': ' '.join(start['command']), 'starts': len(record['starts'])}
+    | _resharded(record['starts']),
     techniques=techniques,
     bibtex=bibtex,
   )  # fmt: skip
   path = workdir / f'report{suffix}.md'
   path.write_text(text)
   return path
+
+
+def _resharded(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """At which steps a run went on with another number of devices, if it did."""
+  changes = [one['resharded'] for one in starts if 'resharded' in one]
+  said = '; '.join(f'step {one["step"]}: {one["from"]} to {one["to"]} devices' for one in changes)
+  return {'resharded': said} if said else {}
 
 
 def save_samples(

@@ -1,9 +1,9 @@
 """Whole runs as a user starts them: resume to the bit, signals, kill -9, smoke, modes, loading."""
 
-import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,12 +12,11 @@ import time
 import numpy as np
 import pytest
 
-from diffusion import launch, provenance
+from benchmarks import resume
+from diffusion import launch
 from diffusion.reporting import records
-from diffusion.training import assembly, checkpoint
 from diffusion.workdir import read_record
 from tests.quick import QUICK
-from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Dropout on, several rows, validations and saves; long enough that a signal lands in the middle.
@@ -54,37 +53,6 @@ def wait_for_rows(workdir, process, rows):
     time.sleep(0.01)
 
 
-def last_state(workdir):
-  """Every leaf of the latest checkpoint, its callbacks' states, and the rows without their timing."""
-  record = read_record(workdir)
-  module = __import__(f'experiments.{record["experiment"]}', fromlist=['build'])
-  experiment = module.build(provenance.config_from_json(module.Config(), record['config']))
-  loaded = assembly.load_data(experiment)
-  target = assembly.host_target(assembly.init_state(experiment, loaded.train[0][:1], loaded.units))
-  keeper = checkpoint.open_checkpoints(workdir / 'checkpoints')
-  restored = keeper.restore(target, 'latest')
-  steps = keeper.steps()
-  keeper.close()
-  rows = [
-    {k: v for k, v in row.items() if k != 'timing'}
-    for row in records.read_json_lines(workdir / 'metrics.jsonl')
-  ]
-  return tiny.leaves(restored.state), restored.record, rows, steps
-
-
-def assert_same_run(one, other):
-  leaves, record, rows, steps = last_state(one)
-  other_leaves, other_record, other_rows, other_steps = last_state(other)
-  assert leaves.keys() == other_leaves.keys()
-  for name, value in leaves.items():
-    assert value.tobytes() == other_leaves[name].tobytes(), name
-  assert record == other_record
-  assert json.dumps(rows) == json.dumps(other_rows)
-  assert [s for s in steps if np.isfinite(s[1])][:1] == [
-    s for s in other_steps if np.isfinite(s[1])
-  ][:1]
-
-
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('runs') / 'whole'
@@ -99,29 +67,30 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same_to_the_bit(tmp_path, uni
   workdir = tmp_path / 'run'
   process = start(workdir, *NUMBERS)
   wait_for_rows(workdir, process, random.randint(2, 80))
+  begin = time.monotonic()
   process.send_signal(number)
   status, output = finish(process)
   assert status == 128 + number, output
   step = read_record(workdir)['step']
   assert 0 < step < 1500
-  assert f'saved at step {step}; the same command goes on from there' in output
+  said = re.search(rf'saved at step {step}, (\d+\.\d) s after the signal; the same command', output)
+  assert float(said[1]) <= time.monotonic() - begin
   status, output = finish(start(workdir, *NUMBERS))
   assert status == 0, output
   assert f'resuming from step {step}' in output
-  assert_same_run(workdir, uninterrupted)
+  assert not resume.differences(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments_loses_nothing_but_time(tmp_path, uninterrupted):
-  workdir = tmp_path / 'run'
-  for rows in sorted(random.sample(range(1, 120), 3)):
-    process = start(workdir, *NUMBERS)
-    wait_for_rows(workdir, process, rows)
-    process.kill()
-    finish(process)
-  status, output = finish(start(workdir, *NUMBERS))
-  assert status == 0, output
-  assert_same_run(workdir, uninterrupted)
+def test_twenty_kills_at_random_moments_lose_nothing_but_time(tmp_path):
+  """Of a run that saves every 20 steps; half of them are aimed at a save."""
+  seed = random.randrange(2**32)
+  resume.finish(resume.start(tmp_path / 'whole', *resume.NUMBERS), tmp_path / 'whole')
+  found = resume.chaos(tmp_path / 'killed', 20, seed, tmp_path / 'whole')
+  print(f'seed {seed}: {found}')
+  assert found.kills == 20
+  assert found.while_saving > 0
+  assert not found.differences
 
 
 @pytest.mark.slow
@@ -158,7 +127,8 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
   wait_for_rows(workdir, process, 45)
   process.send_signal(signal.SIGTERM)
   assert finish(process)[0] == 128 + signal.SIGTERM
-  newest = max((workdir / 'checkpoints').glob('[0-9]*'), key=lambda p: int(p.name))
+  folders = [path for path in (workdir / 'checkpoints').iterdir() if path.is_dir()]
+  newest = max(folders, key=lambda path: int(path.name))
   for file in (newest / 'state' / 'ocdbt.process_0' / 'd').iterdir():
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
   for file in (newest / 'state' / 'd').iterdir():
@@ -167,7 +137,7 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
   assert status == 0, output
   assert f'checkpoint {newest.name} is damaged and set aside' in output
   assert 'going on from checkpoint' in output
-  assert_same_run(workdir, uninterrupted)
+  assert not resume.differences(workdir, uninterrupted)
 
 
 @pytest.mark.slow

@@ -91,9 +91,19 @@ def replace(path: pathlib.Path, content: bytes) -> None:
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
+    sync(path.parent)
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
+
+
+def sync(path: pathlib.Path) -> None:
+  """Waits until a file's bytes, or a folder's names, are on the disk, so that they outlive a power failure."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 @contextlib.contextmanager

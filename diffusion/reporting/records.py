@@ -32,10 +32,14 @@ SHOWN = ('loss', 'validation/eps')
 
 
 class Sink(NamedTuple):
-  """A receiver of rows of metrics: `write(row, timing)` for each, `close()` at the end."""
+  """A receiver of rows of metrics: `write(row, timing)` for each, `close()` at the end.
+
+  `sync()` waits until what is resumed from is on the disk, also after `close`.
+  """
 
   write: Callable[[Mapping[str, Scalar], Mapping[str, Scalar]], None]
   close: Callable[[], None]
+  sync: Callable[[], None] = lambda: None
 
 
 def json_lines(path: Path, start_step: int = 0, key: str = 'step') -> Sink:
@@ -73,7 +77,15 @@ def json_lines(path: Path, start_step: int = 0, key: str = 'step') -> Sink:
       file.write(line.encode())
       file.flush()
 
-  return Sink(write, file.close)
+  def sync() -> None:
+    with encoding.naming(path):
+      encoding.sync(path)
+
+  def close() -> None:
+    with encoding.naming(path):
+      file.close()
+
+  return Sink(write, close, sync)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -109,28 +121,42 @@ def tensorboard(directory: Path, start_step: int = 0) -> Sink:
   Raises:
     OSError: where the folder cannot be written, naming it.
   """
-  import tensorboardX
+  # Not its SummaryWriter: that writes in a thread, and waits for it forever once the disk is full.
+  from tensorboardX.event_file_writer import EventsWriter
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+  from tensorboardX.proto.summary_pb2 import Summary
 
   directory = pathlib.Path(directory)
+  purge = SessionLog(status=SessionLog.START)
   with encoding.naming(directory):
     directory.mkdir(parents=True, exist_ok=True)
-    writer = tensorboardX.SummaryWriter(
-      str(directory),
-      purge_step=start_step + 1,
-      flush_secs=10,
-      # Names go by the second: without more a quick restart would overwrite its own events.
-      filename_suffix=f'.{time.time_ns()}',
-    )
+    # Names go by the second: without more a quick restart would overwrite its own events.
+    writer = EventsWriter(str(directory / 'events'), f'.{time.time_ns()}')
+    writer.write_event(Event(wall_time=time.time(), step=start_step + 1, session_log=purge))
+    writer.flush()
+  flushed = time.monotonic()
 
   def write(row: Mapping[str, Scalar], timing: Mapping[str, Scalar]) -> None:
+    nonlocal flushed
     line = _ordered(row, timing)
     step = line.pop('step')
     clock = {f'timing/{key}': value for key, value in line.pop('timing').items()}
-    for key, value in (line | clock).items():
-      if isinstance(value, int | float):
-        writer.add_scalar(key, value, step)
+    values = [
+      Summary.Value(tag=key, simple_value=value)
+      for key, value in (line | clock).items()
+      if isinstance(value, int | float)
+    ]
+    with encoding.naming(directory):
+      writer.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+      if time.monotonic() > flushed + 10:
+        writer.flush()
+        flushed = time.monotonic()
 
-  return Sink(write, writer.close)
+  def close() -> None:
+    with encoding.naming(directory):
+      writer.close()
+
+  return Sink(write, close)
 
 
 def progress(
@@ -207,7 +233,11 @@ def chain(*sinks: Sink) -> Sink:
       for sink in sinks:
         stack.callback(sink.close)
 
-  return Sink(write, close)
+  def sync() -> None:
+    for sink in sinks:
+      sink.sync()
+
+  return Sink(write, close, sync)
 
 
 def write_json(path: Path, data: Any) -> None:

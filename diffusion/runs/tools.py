@@ -44,8 +44,18 @@ def make_tools(
     sinks.write(row, timing)
 
   def save(place, state, callback_states, metric, reason) -> None:
-    record = {'step': place.step, 'callbacks': callback_states, 'reason': reason}
-    keeper.save(place.cursor, devices.to_host(state), record, metric)
+    record = {
+      'step': place.step,
+      'callbacks': callback_states,
+      'reason': reason,
+      'devices': devices.describe()['devices'],
+    }
+    keeper.save(place.cursor, devices.to_host(state), record, metric, before=bring_the_rest)
+
+  def bring_the_rest() -> None:
+    """A checkpoint counts once the rows and the states to go back to that come before it are on the disk."""
+    sinks.sync()
+    ring.wait()
 
   def remember(place, state, callback_states) -> None:
     record = {'step': place.step, 'callbacks': callback_states}

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diffusion import devices, workdir
@@ -19,9 +19,9 @@ from diffusion.training.experiment import cadence
 
 
 @contextlib.contextmanager
-def _watching() -> Iterator[Callable[[], str | None]]:
-  """Turns the first SIGINT or SIGTERM into a flag; a second one acts as usual."""
-  caught: list[int] = []
+def _watching() -> Iterator[list[tuple[str, float]]]:
+  """Notes the first SIGINT or SIGTERM, by name and time, in the list it gives; a second one acts as usual."""
+  caught: list[tuple[str, float]] = []
   before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
   def restore() -> None:
@@ -29,7 +29,7 @@ def _watching() -> Iterator[Callable[[], str | None]]:
       signal.signal(number, handler)
 
   def note(number, frame) -> None:
-    caught.append(number)
+    caught.append((signal.Signals(number).name, time.perf_counter()))
     restore()
     print(
       f'\n{signal.Signals(number).name}: saving, then leaving (again to leave at once)',
@@ -39,7 +39,7 @@ def _watching() -> Iterator[Callable[[], str | None]]:
   for number in before:
     signal.signal(number, note)
   try:
-    yield lambda: signal.Signals(caught[0]).name if caught else None
+    yield caught
   finally:
     restore()
 
@@ -66,16 +66,19 @@ def train(setting: Setting) -> int:
       print(f'{session.folder} is finished at step {step} ({end}); --extend=N goes on')
       return 0
     if setting.extend or not done:
-      outcome = _train_on(session, keeper, restored, state)
+      with _watching() as caught:
+        outcome = _train_on(session, keeper, restored, state, caught)
+        keeper.wait()  # saved is what is on the disk
       seconds = session.record['wall_seconds'] + time.perf_counter() - begin
       status = 'finished' if outcome.finished else 'interrupted'
       session.note(
         status=status, reason=outcome.reason, step=outcome.place.step, wall_seconds=seconds
       )
       if not outcome.finished:
+        late = time.perf_counter() - caught[0][1]
         print(
-          f'{outcome.reason}: saved at step {outcome.place.step}; the same command goes on from there'
-          + (', without --extend' if setting.extend else ''),
+          f'{outcome.reason}: saved at step {outcome.place.step}, {late:.1f} s after the signal; the same command goes '
+          'on from there' + (', without --extend' if setting.extend else ''),
           flush=True,
         )
         return 128 + signal.Signals[outcome.reason]
@@ -87,7 +90,11 @@ def train(setting: Setting) -> int:
 
 
 def _train_on(
-  session: Session, keeper: Checkpoints, restored: Restored | None, state: Any
+  session: Session,
+  keeper: Checkpoints,
+  restored: Restored | None,
+  state: Any,
+  caught: Sequence[tuple[str, float]],
 ) -> loop.Outcome:
   """The loop between the restored state (or the first) and the end, with everything it writes."""
   experiment = session.experiment
@@ -95,6 +102,7 @@ def _train_on(
   callback_states = {c.name: c.init() for c in experiment.callbacks}
   if restored:
     print(f'resuming from step {place.step}', flush=True)
+    _note_devices(session, restored.record)
     state, callback_states = restored.state, callback_states | restored.record['callbacks']
   if session.setting.extend:
     callback_states = {
@@ -109,11 +117,24 @@ def _train_on(
   ring = open_ring(session.folder / 'ring', place.cursor)
   plan = cadence(experiment)._replace(num_steps=num_steps)
   try:
-    with _watching() as interrupted:
-      tools = make_tools(session, keeper, ring, sinks, assembly.host_target(state), interrupted)
-      return loop.train(
-        devices.replicate(state), place, plan, experiment.callbacks, callback_states, tools
-      )
+    tools = make_tools(
+      session, keeper, ring, sinks, assembly.host_target(state),
+      interrupted=lambda: caught[0][0] if caught else None,
+    )  # fmt: skip
+    return loop.train(
+      devices.replicate(state), place, plan, experiment.callbacks, callback_states, tools
+    )
   finally:
     sinks.close()
     ring.close()
+
+
+def _note_devices(session: Session, saved: Mapping[str, Any]) -> None:
+  """Says, and notes in this start's record, that a run goes on with another number of devices than it was saved on."""
+  before, now = saved['devices'], devices.describe()['devices']
+  if before != now:
+    print(
+      f'saved on {before} devices, going on with {now}: the same run up to rounding', flush=True
+    )
+    session.record['starts'][-1]['resharded'] = {'step': saved['step'], 'from': before, 'to': now}
+    session.note()

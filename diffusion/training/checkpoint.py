@@ -1,22 +1,36 @@
-"""Checkpoints through Orbax: asynchronous, the latest and the best kept, a damaged one stepped over."""
+"""Checkpoints through Orbax: asynchronous, the latest and the best kept, a damaged one stepped over.
 
+A checkpoint `120` counts once its manifest `120.sha256` lies beside it, which is written when all of it is on the disk:
+without one it was being saved when its start was killed, and with one every bit of it is checked before it is used.
+"""
+
+import concurrent.futures
+import contextlib
 import json
 import math
+import os
 import pathlib
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-FORMAT_VERSION = 1
+from diffusion.training import manifest
+
+FORMAT_VERSION = 2
 _METRIC = 'metric'
+_INCOMPLETE = 'it has no manifest: the start before was killed while saving it, or the file is lost'
+_DELETED = (
+  '.deleted'  # what a folder is renamed to, so that none is ever half deleted under its own name
+)
 
 
 class Restored(NamedTuple):
-  """A restored checkpoint, by its number in the folder (batches drawn so far), and which others could not be read."""
+  """A restored checkpoint, by its number in the folder (batches drawn so far), and which others were set aside."""
 
   number: int
   state: Any
@@ -25,34 +39,32 @@ class Restored(NamedTuple):
 
 
 class Checkpoints(NamedTuple):
-  """`save(number, host tree, record, metric)`, `restore(target, which, until)`, `steps()`, `last_record()`,
-  `forget(beyond)`, `close()`."""
+  """`save(number, host tree, record, metric, before)`, `restore(target, which, until)`, `steps()`, `last_record()`,
+  `forget(beyond)`, `wait()`, `close()`."""
 
-  save: Callable[[int, Any, dict[str, Any], float], None]
+  save: Callable[..., None]
   restore: Callable[..., Restored | None]
   steps: Callable[[], list[tuple[int, float]]]
   last_record: Callable[[], dict[str, Any]]
   forget: Callable[[float], None]
+  wait: Callable[[], None]
   close: Callable[[], None]
 
 
-def _preservation(latest: int, best: int):
-  policies = ocp.training.preservation_policies
-  # The best by metric may be old and the latest may be bad: each is kept for its own sake, and one spare of the latest
-  # in case the newest is damaged.
-  return policies.AnyPreservationPolicy(
-    [
-      policies.LatestN(latest),
-      *([policies.BestN(get_metric_fn=lambda m: -m[_METRIC], n=best)] if best else []),
-    ]
-  )
+class FormatError(ValueError):
+  """A checkpoint of another format, or of another network: not damage."""
+
+
+class SaveError(OSError):
+  """A checkpoint that could not be saved; those before it are whole."""
 
 
 def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int = 1) -> Checkpoints:
-  """Opens (and creates) a directory of checkpoints.
+  """Opens (and creates) a directory of checkpoints, and checks each that is there against its manifest.
 
-  A save is asynchronous: it returns when the tree, which must be NumPy arrays, has been handed over. `record` is
-  JSON. A metric that is not finite counts as +inf, since NaN would make Orbax drop the true best.
+  A save is asynchronous: it returns when the tree, which must be NumPy arrays, has been handed over. A thread waits for
+  Orbax, calls `before()`, writes the manifest, and then deletes what is no longer kept. `record` is JSON. A metric that
+  is not finite counts as +inf.
 
   Args:
     directory: where; made absolute.
@@ -61,70 +73,169 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
 
   Returns:
     Checkpoints. `restore(target, 'latest' | 'best', until)` returns None where there is nothing (up to the number
-    `until`, if given); it moves what it cannot read into `damaged/` beside the directory, and goes on with the next.
-    `forget` deletes the checkpoints with larger numbers. `close` waits for the save in flight.
+    `until`, if given); what is damaged or incomplete is moved into `damaged/` beside the directory, said, and the next
+    one is taken. `forget` deletes the checkpoints with larger numbers. `wait` and `close` wait for what is being saved.
+
+  Raises:
+    OSError: a directory that cannot be written. SaveError: a save failed; `save`, `close` and what waits raise it.
   """
   root = pathlib.Path(directory).absolute()
   root.mkdir(parents=True, exist_ok=True)
-  keeper = ocp.training.Checkpointer(
-    root, preservation_policy=_preservation(latest, best), cleanup_tmp_directories=True
-  )
+  place = _identity(root)
+  aside = _sort_out(root)  # before Orbax reads the metrics, at which it raises if they are damaged
+  keeper = ocp.training.Checkpointer(root, cleanup_tmp_directories=True)
+  whole = {one.step: (one.metrics or {}).get(_METRIC, math.inf) for one in keeper.checkpoints}
+  background = _Background()
 
-  def save(step: int, tree: Any, record: dict[str, Any], metric: float) -> None:
+  def save(
+    number: int,
+    tree: Any,
+    record: dict[str, Any],
+    metric: float,
+    before: Callable[[], None] = lambda: None,
+  ) -> None:
+    background.wait()  # so that at most one checkpoint is without its manifest; Orbax too waits for the save before
     value = float(metric) if math.isfinite(metric) else math.inf
-    keeper.save_async(
-      step,
-      tree,
-      force=True,
-      metrics={_METRIC: value},
-      custom_metadata={
-        'format_version': FORMAT_VERSION,
-        'signature': _signature(tree),
-        'record': json.dumps(record),
-      },
-    )
+    with _saving(root / str(number), place):
+      response = keeper.save_async(
+        number, tree, force=True, metrics={_METRIC: value}, custom_metadata=_about(tree, record)
+      )
+    background.put(finish, number, value, response, before)
+
+  def finish(number: int, metric: float, response: Any, before: Callable[[], None]) -> None:
+    with _saving(root / str(number), place):
+      response.result()
+      before()
+      manifest.write(root / str(number))
+      whole[number] = metric
+      # Orbax would delete as soon as its own save is through, when the new one is not yet known to be on the disk.
+      for old in whole.keys() - _kept(whole, latest, best):
+        _delete(root / str(old))
+        del whole[old]
 
   def steps() -> list[tuple[int, float]]:
-    return [(c.step, (c.metrics or {}).get(_METRIC, math.inf)) for c in keeper.checkpoints]
+    background.wait()  # what is still being written counts: whether it is done is chance
+    return sorted(whole.items())
 
   def restore(target: Any, which: str, until: float = math.inf) -> Restored | None:
-    keeper.wait()  # what is still being written counts: whether it is done is chance
-    damaged: list[int] = []
-    known = [one for one in steps() if one[0] <= until]
-    order = sorted(known, key=(lambda s: (s[1], s[0])) if which == 'best' else (lambda s: -s[0]))
-    for step, _ in order:
-      try:
-        state, record = _load(keeper, step, target)
-      except FormatError:
-        raise
-      except Exception as error:  # noqa: BLE001 - whatever a damaged file makes Orbax raise
-        _set_aside(root, step, error)
-        damaged.append(step)
-        continue
-      if damaged:
-        keeper.reload()
-      return Restored(step, state, record, tuple(damaged))
-    if damaged:
-      raise ValueError(
-        f'none of the checkpoints {sorted(damaged)} in {root} can be read; they were moved to {root.parent / "damaged"}'
-      )
+    known = [number for number, _ in steps() if number <= until]
+    for number in _best_first(whole, known) if which == 'best' else known[::-1]:
+      fault = _fault(root / str(number))
+      if fault is None:
+        return Restored(number, *_load(keeper, number, target), tuple(aside))
+      aside[number] = _set_aside(root / str(number), fault)
+      drop(number)
+    _refuse_to_start_anew(root, {n: fault for n, fault in aside.items() if n <= until})
     return None
 
+  def drop(number: int) -> None:
+    del whole[number]
+    keeper.delete(number, missing_ok=True)  # from its list: the folder is gone
+
   def last_record() -> dict[str, Any]:
-    number = max(number for number, _ in steps())
-    return json.loads(keeper.metadata(number).custom_metadata['record'])
+    return json.loads(keeper.metadata(steps()[-1][0]).custom_metadata['record'])
 
   def forget(beyond: float) -> None:
-    keeper.wait()
     for number, _ in steps():
       if number > beyond:
-        keeper.delete(number)
+        _delete(root / str(number))
+        drop(number)
 
-  return Checkpoints(save, restore, steps, last_record, forget, keeper.close)
+  def close() -> None:
+    try:
+      background.close()
+    finally:
+      # What it can raise is the failed save that the background raises too.
+      with contextlib.suppress(Exception):
+        keeper.close()
+
+  return Checkpoints(save, restore, steps, last_record, forget, background.wait, close)
 
 
-class FormatError(ValueError):
-  """A checkpoint of another format, or of another network: not damage."""
+class _Background:
+  """A thread, and the last that it was given to do; `wait` raises what went wrong there, each time it is called."""
+
+  def __init__(self):
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._last: concurrent.futures.Future | None = None
+
+  def put(self, task: Callable[..., None], *arguments: Any) -> None:
+    self._last = self._pool.submit(task, *arguments)
+
+  def wait(self) -> None:
+    if self._last is not None:
+      self._last.result()
+
+  def close(self) -> None:
+    try:
+      self.wait()
+    finally:
+      self._pool.shutdown()
+
+
+def _identity(root: pathlib.Path) -> tuple[int, int]:
+  found = root.stat()
+  return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def _saving(folder: pathlib.Path, place: tuple[int, int]) -> Iterator[None]:
+  """Within the block, whatever a full or lost disk makes Orbax raise is a SaveError of one line.
+
+  Where the directory went away, or is another than at `place`, e.g. below a disk that was unmounted, Orbax may make it
+  anew and go on: that is an error too.
+  """
+  root, lost = folder.parent, f'{folder.parent} was removed, renamed or unmounted'
+
+  def here() -> bool:
+    return root.is_dir() and _identity(root) == place
+
+  try:
+    if not here():
+      raise OSError(lost)
+    yield
+    if not here():
+      raise OSError(lost)
+  except SaveError:
+    raise
+  except Exception as error:
+    raise SaveError(
+      f'cannot save checkpoint {folder} ({_reason(error) if here() else lost}): those before it are whole; when '
+      'this is mended, the same command goes on from them'
+    ) from error
+
+
+def _reason(error: Exception) -> str:
+  """What went wrong, in a few words: TensorStore's messages are pages long."""
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  return os.strerror(int(code[1])) if code else (str(error).splitlines() or [repr(error)])[0][:200]
+
+
+def _best_first(metrics: dict[int, float], numbers: list[int]) -> list[int]:
+  """Numbers by their metric, lowest first; of equal ones the newest first."""
+  return sorted(numbers, key=lambda number: (metrics[number], -number))
+
+
+def _kept(metrics: dict[int, float], latest: int, best: int) -> set[int]:
+  """The newest, since the best may be old, and the best, since the newest may be bad or damaged."""
+  return {*sorted(metrics)[-latest:], *_best_first(metrics, list(metrics))[:best]}
+
+
+def _refuse_to_start_anew(root: pathlib.Path, aside: dict[int, str]) -> None:
+  """Raises ValueError if there was more than one incomplete checkpoint, which a kill in the first save leaves."""
+  if len(aside) > 1 or any(fault != _INCOMPLETE for fault in aside.values()):
+    raise ValueError(
+      f'none of the checkpoints {sorted(aside)} in {root} can be read; they were moved to {root.parent / "damaged"}'
+    )
+
+
+def _about(tree: Any, record: dict[str, Any]) -> dict[str, Any]:
+  """What is saved with a tree, as JSON."""
+  return {
+    'format_version': FORMAT_VERSION,
+    'signature': _signature(tree),
+    'record': json.dumps(record),
+  }
 
 
 def _signature(tree: Any) -> dict[str, str]:
@@ -148,10 +259,51 @@ def _load(keeper, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
   return jax.tree.map(np.asarray, keeper.load(step, target)), json.loads(metadata['record'])
 
 
-def _set_aside(root: pathlib.Path, step: int, error: Exception) -> None:
-  reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-  print(f'checkpoint {step} is damaged and set aside ({reason})', flush=True)
-  grave = root.parent / 'damaged' / str(step)
-  shutil.rmtree(grave, ignore_errors=True)
+def _sort_out(root: pathlib.Path) -> dict[int, str]:
+  """Removes leftovers of kills and sets aside what is not as it was saved: number -> its fault."""
+  for path in root.glob(f'*{_DELETED}'):
+    _delete(path.with_suffix(''))
+  for path in root.glob('.*.sha256.*.tmp'):
+    path.unlink()
+  names = {path.name.removesuffix('.sha256') for path in root.iterdir()}
+  folders = [root / name for name in sorted(filter(str.isdecimal, names), key=int)]
+  with concurrent.futures.ThreadPoolExecutor() as workers:
+    faults = list(workers.map(_fault, folders))
+  return {
+    int(folder.name): _set_aside(folder, fault)
+    for folder, fault in zip(folders, faults, strict=True)
+    if fault is not None
+  }
+
+
+def _fault(folder: pathlib.Path) -> str | None:
+  """In what a checkpoint is not as it was saved, or None. One of the old format is left to `_load`, which says so."""
+  if manifest.path_of(folder).exists():
+    return manifest.fault(folder) if folder.exists() else f'the folder {folder.name} is missing'
+  with contextlib.suppress(Exception):  # whatever an incomplete one makes Orbax raise
+    if ocp.metadata(folder).custom_metadata['format_version'] < FORMAT_VERSION:
+      return None
+  return _INCOMPLETE
+
+
+def _set_aside(folder: pathlib.Path, fault: str) -> str:
+  kind = 'incomplete' if fault == _INCOMPLETE else 'damaged'
+  print(f'checkpoint {folder.name} is {kind} and set aside ({fault})', flush=True)
+  grave = folder.parent.parent / 'damaged' / folder.name
   grave.parent.mkdir(exist_ok=True)
-  shutil.move(root / str(step), grave)
+  shutil.rmtree(grave, ignore_errors=True)
+  manifest.path_of(grave).unlink(missing_ok=True)
+  for path, kept in ((folder, grave), (manifest.path_of(folder), manifest.path_of(grave))):
+    if path.exists():
+      shutil.move(path, kept)
+  return fault
+
+
+def _delete(folder: pathlib.Path) -> None:
+  """Deletes a checkpoint and its manifest; killed in between, it goes on when the directory is opened again."""
+  doomed = folder.with_name(folder.name + _DELETED)
+  if folder.exists():
+    folder.rename(doomed)
+  manifest.path_of(folder).unlink(missing_ok=True)
+  if doomed.exists():
+    shutil.rmtree(doomed)

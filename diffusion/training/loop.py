@@ -229,12 +229,12 @@ def _act(
     state = tools.settle(state)
   if measure is not None:  # before saving, so that no checkpoint is later than its row
     tools.write(place._asdict() | tools.measure(state, measure.per_class), {})
+  if _first(actions, Remember) is not None:
+    tools.remember(place, state, states)  # before saving, so that no checkpoint is without it
   if saving:
     tools.save(
       place, state, states, math.inf if save is None else save.metric, stop and stop.reason
     )
-  if _first(actions, Remember) is not None:
-    tools.remember(place, state, states)
   if _first(actions, Snapshot) is not None:
     tools.snapshot(place.step, state)
   if draw is not None:

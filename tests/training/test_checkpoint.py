@@ -1,11 +1,17 @@
 """Checkpoints: the best outlives NaN, the latest outlives the best, damage is stepped over."""
 
+import hashlib
 import math
+import os
+import resource
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
-from diffusion.training import checkpoint
+from benchmarks import resume
+from diffusion.training import checkpoint, manifest
 
 
 def tree(value):
@@ -114,8 +120,8 @@ def test_another_network_is_named_and_nothing_is_set_aside(tmp_path):
 
 def test_another_format_version_is_refused(tmp_path, monkeypatch):
   keeper = save_all(tmp_path / 'c', [1.0])
-  monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 2)
-  with pytest.raises(checkpoint.FormatError, match='has format 1, this version reads 2'):
+  monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 3)
+  with pytest.raises(checkpoint.FormatError, match='has format 2, this version reads 3'):
     keeper.restore(TARGET, 'latest')
   keeper.close()
 
@@ -132,3 +138,151 @@ def test_forgetting_deletes_what_is_beyond_a_number_and_what_is_in_flight_is_fou
   assert keeper.restore(TARGET, 'latest').record == {'n': 2}
   assert keeper.restore(TARGET, 'latest', 1) is None
   keeper.close()
+
+
+@pytest.mark.parametrize('kind', resume.KINDS)
+def test_ten_damages_of_a_kind_are_each_noticed_by_name_and_the_one_before_is_used(tmp_path, kind):
+  save_all(tmp_path / 'c', [1.0, 2.0, 3.0]).close()
+  generator = np.random.default_rng(7)
+  for i in range(10):
+    root = tmp_path / str(i) / 'c'
+    shutil.copytree(tmp_path / 'c', root)
+    found = resume.notice(root, kind, generator, TARGET)
+    assert found.named, found.said
+    assert (found.restored.number, found.restored.damaged) == (2, (3,))
+    for name, value in tree(2).items():
+      assert found.restored.state[name].tobytes() == value.tobytes()
+
+
+def test_no_flipped_bit_of_a_manifest_passes(tmp_path):
+  folder = tmp_path / '7'
+  folder.mkdir()
+  (folder / 'a').write_bytes(b'abc')
+  (folder / 'b').write_bytes(b'')
+  manifest.write(folder)
+  path, content = tmp_path / '7.sha256', (tmp_path / '7.sha256').read_bytes()
+  assert manifest.fault(folder) is None
+  for i in range(0, 8 * len(content), 5):
+    flipped = bytearray(content)
+    flipped[i // 8] ^= 1 << i % 8
+    path.write_bytes(flipped)
+    assert manifest.fault(folder) == '7.sha256 is damaged'
+
+
+def test_a_manifest_is_what_sha256sum_reads_and_names_what_is_wrong(tmp_path):
+  folder = tmp_path / '7'
+  (folder / 'deep').mkdir(parents=True)
+  (folder / 'deep' / 'a').write_bytes(b'abc')
+  (folder / 'b').write_bytes(b'12345')
+  manifest.write(folder)
+  text = (tmp_path / '7.sha256').read_text()
+  assert f'# 3 bytes\n{hashlib.sha256(b"abc").hexdigest()}  7/deep/a\n' in text
+  if shutil.which('sha256sum'):
+    subprocess.run(['sha256sum', '--quiet', '-c', '7.sha256'], cwd=tmp_path, check=True)
+  (folder / 'b').write_bytes(b'1234')
+  assert manifest.fault(folder) == '7/b has 4 bytes instead of 5'
+  (folder / 'b').write_bytes(b'12346')
+  assert manifest.fault(folder) == '7/b has changed'
+  (folder / 'b').unlink()
+  assert manifest.fault(folder) == '7/b is missing'
+  (folder / 'b').write_bytes(b'12345')
+  (folder / 'c').write_bytes(b'')
+  assert manifest.fault(folder) == '7/c was not saved with it'
+
+
+def test_a_checkpoint_whose_start_was_killed_before_its_manifest_is_not_used(tmp_path, capsys):
+  root = tmp_path / 'c'
+  save_all(root, [1.0, 2.0, 3.0]).close()
+  (root / '3.sha256').unlink()
+  (root / '.3.sha256.99.tmp').write_text('half')
+  (root / '1').rename(root / '1.deleted')  # and it was deleting this one
+  keeper = checkpoint.open_checkpoints(root)
+  assert keeper.restore(TARGET, 'latest').number == 2
+  keeper.close()
+  assert 'checkpoint 3 is incomplete and set aside' in capsys.readouterr().out
+  assert sorted(path.name for path in root.iterdir()) == ['2', '2.sha256']
+
+
+def test_a_kill_in_the_first_save_starts_anew_and_a_lost_folder_does_not(tmp_path, capsys):
+  root = tmp_path / 'c'
+  save_all(root, [1.0]).close()
+  (root / '1.sha256').rename(tmp_path / 'kept')
+  keeper = checkpoint.open_checkpoints(root)
+  assert keeper.restore(TARGET, 'latest') is None
+  keeper.close()
+  (tmp_path / 'kept').rename(root / '1.sha256')
+  keeper = checkpoint.open_checkpoints(root)
+  assert 'the folder 1 is missing' in capsys.readouterr().out
+  with pytest.raises(ValueError, match='none of the checkpoints'):
+    keeper.restore(TARGET, 'latest')
+  keeper.close()
+
+
+def test_a_damaged_metric_neither_opens_with_an_error_nor_evicts_the_best(tmp_path, capsys):
+  root = tmp_path / 'c'
+  save_all(root, [2.0, 1.0, 3.0, 4.0]).close()
+  file = root / '4' / 'metrics' / 'metrics'
+  file.write_text(file.read_text().replace('4', '0'))  # now the lowest
+  keeper = checkpoint.open_checkpoints(root)
+  keeper.save(5, tree(5), {}, 5.0)
+  assert keeper.restore(TARGET, 'best').number == 2
+  keeper.close()
+  assert '4/metrics/metrics has changed' in capsys.readouterr().out
+  (root / '5' / 'metrics' / 'metrics').write_text('{')
+  keeper = checkpoint.open_checkpoints(root)
+  assert keeper.restore(TARGET, 'latest').number == 3
+  keeper.close()
+
+
+def test_manifests_stay_in_step_with_what_is_kept_and_forgotten(tmp_path):
+  root = tmp_path / 'c'
+  keeper = save_all(root, [3.0, 1.0, 2.0, 5.0])
+
+  def there():
+    keeper.wait()
+    return sorted(path.name for path in root.iterdir())
+
+  assert there() == ['2', '2.sha256', '3', '3.sha256', '4', '4.sha256']
+  keeper.save(5, TARGET, {}, 0.5)
+  assert there() == ['4', '4.sha256', '5', '5.sha256']
+  keeper.forget(4)
+  assert there() == ['4', '4.sha256']
+  keeper.save(5, TARGET, {}, 0.5)  # the number is free again
+  assert there() == ['4', '4.sha256', '5', '5.sha256']
+  keeper.close()
+
+
+def test_a_checkpoint_counts_only_after_what_must_come_before_it(tmp_path):
+  seen = []
+  keeper = checkpoint.open_checkpoints(tmp_path / 'c')
+  here = tmp_path / 'c' / '1.sha256'
+  keeper.save(1, TARGET, {}, 0.0, before=lambda: seen.append(here.exists()))
+  keeper.close()
+  assert seen == [False]
+  assert here.exists()
+
+
+def test_a_save_that_cannot_be_written_is_one_line_and_leaves_the_others_whole(tmp_path):
+  """No file may grow beyond 4,000 bytes, as on a full disk."""
+  noise = {'w': np.random.default_rng(0).normal(size=20_000)}
+  keeper = checkpoint.open_checkpoints(tmp_path / 'c')
+  keeper.save(1, noise, {}, 1.0)
+  keeper.wait()
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1]))
+  try:
+    with pytest.raises(
+      checkpoint.SaveError, match=f'cannot save checkpoint {tmp_path}/c/2 '
+    ) as error:
+      keeper.save(2, noise, {}, 0.5)
+      keeper.close()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert os.linesep not in str(error.value)
+  again = checkpoint.open_checkpoints(tmp_path / 'c')
+  restored = again.restore({'w': np.zeros(20_000)}, 'latest')
+  assert (restored.number, restored.damaged) == (1, ())
+  assert restored.state['w'].tobytes() == noise['w'].tobytes()
+  again.save(2, noise, {}, 0.5)
+  assert [number for number, _ in again.steps()] == [1, 2]
+  again.close()

@@ -1,0 +1,279 @@
+"""What a run survives: kills at random instants, damaged checkpoints, signals; and what its checkpoints cost.
+
+  python -m benchmarks.resume --kills=20 --damages=10
+
+One run of `experiments.mixture` that saves every 20 steps is killed (`kill -9`) so many times, each time after it has
+made progress: a few rows on, or while a checkpoint is being saved; its last state, callbacks and rows are compared with
+those of a run that was left alone. Copies of a run's checkpoints are damaged in three ways, the newest each time; the
+damage must be said with the name of the file, and the state restored be the one before, to the bit. SIGTERM is sent to
+`experiments.digits` and to the smoke run of `experiments.mixture`. Last, the times of a checkpoint of the 35.7M U-Net
+of `experiments.cifar10`: how long the loop waits, how long until the manifest is written, opening, restoring.
+"""
+
+import contextlib
+import io
+import json
+import pathlib
+import re
+import shutil
+import signal
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from benchmarks.processes import finish, start
+from diffusion import devices, provenance
+from diffusion.data import pipeline
+from diffusion.reporting import records, tables
+from diffusion.runs.loading import recorded_experiment
+from diffusion.training import assembly, manifest
+from diffusion.training.checkpoint import Restored, open_checkpoints
+from diffusion.workdir import read_record
+from experiments import cifar10
+
+KILLS = flags.DEFINE_integer('kills', 20, 'Kills of one run.')
+DAMAGES = flags.DEFINE_integer('damages', 10, 'Damages of each kind.')
+SIGNALS = flags.DEFINE_integer('signals', 5, 'Signals to each experiment.')
+ROUNDS = flags.DEFINE_integer('rounds', 5, 'Timed saves and restores of the large state.')
+
+KINDS = ('truncated', 'bit flipped', 'half deleted')
+# Dropout on; a row every 10 steps, a checkpoint every 20.
+NUMBERS = (
+  '--config.num_steps=1500', '--config.train_limit=64', '--config.examples=512', '--config.batch_size=32',
+  '--config.steps_per_dispatch=5', '--config.log_every=10', '--config.validate_every=20', '--config.width=16',
+  '--config.patience=5000', '--config.dropout=0.2', '--config.sampling_steps=5', '--config.samples=50',
+  '--cpu_devices=2',
+)  # fmt: skip
+
+
+def rows(workdir: pathlib.Path) -> int:
+  """How many rows are written."""
+  path = workdir / 'metrics.jsonl'
+  return path.read_bytes().count(b'\n') if path.exists() else 0
+
+
+def saving(workdir: pathlib.Path) -> bool:
+  """Whether a checkpoint is being saved: begun, and without its manifest."""
+  with contextlib.suppress(FileNotFoundError):  # what goes while it is looked at
+    folders = [path for path in (workdir / 'checkpoints').iterdir() if path.is_dir()]
+    return any(not manifest.path_of(path).exists() for path in folders)
+  return False
+
+
+def wait_for_progress(process: Any, workdir: pathlib.Path, generator: np.random.Generator) -> None:
+  """Returns once this start has written a few rows, or has begun to save: which, and how long after, is drawn."""
+  events = workdir / 'events'
+  before = len(list(events.iterdir())) if events.exists() else 0
+  # The file of events is made when the rows of the start before have been cut back to its checkpoint.
+  while process.is_alive() and (not events.exists() or len(list(events.iterdir())) == before):
+    time.sleep(0.001)
+  target, begun = rows(workdir) + generator.integers(1, 6), generator.random() < 0.5
+  while process.is_alive() and not (saving(workdir) if begun else rows(workdir) >= target):
+    time.sleep(0.001)
+  time.sleep(generator.uniform(0, 0.05))
+
+
+class Chaos(NamedTuple):
+  """What became of a run: kills that hit it alive, how many of them while it saved, and what differs at the end."""
+
+  kills: int
+  while_saving: int
+  differences: list[str]
+
+
+def chaos(folder: pathlib.Path, kills: int, seed: int, whole: pathlib.Path) -> Chaos:
+  """Kills a run of `NUMBERS` in `folder` at random instants, lets it end, and compares it with the run `whole`."""
+  generator, done, while_saving = np.random.default_rng(seed), 0, 0
+  for _ in range(kills):
+    process = start(folder, *NUMBERS)
+    wait_for_progress(process, folder, generator)
+    process.kill()
+    process.join()
+    done += process.exitcode == -signal.SIGKILL
+    while_saving += saving(folder)
+  finish(start(folder, *NUMBERS), folder)
+  return Chaos(done, while_saving, differences(folder, whole))
+
+
+def last_target(workdir: pathlib.Path) -> Any:
+  """What a checkpoint of a run is restored into."""
+  experiment = recorded_experiment(workdir, read_record(workdir))
+  loaded = assembly.load_data(experiment)
+  return assembly.host_target(assembly.init_state(experiment, loaded.train[0][:1], loaded.units))
+
+
+def last_state(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any], list[dict]]:
+  """Every leaf of the latest checkpoint by its path, what was saved with it, and the rows without their timing."""
+  keeper = open_checkpoints(workdir / 'checkpoints')
+  restored = keeper.restore(last_target(workdir), 'latest')
+  best = [one for one in keeper.steps() if np.isfinite(one[1])][:1]
+  keeper.close()
+  found = records.read_json_lines(workdir / 'metrics.jsonl')
+  return (
+    _leaves(restored.state),
+    {**restored.record, 'best': best, 'number': restored.number},
+    [{name: value for name, value in row.items() if name != 'timing'} for row in found],
+  )
+
+
+def _leaves(tree: Any) -> dict[str, np.ndarray]:
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
+  """In what two runs do not agree to the bit."""
+  (leaves, about, found), (other_leaves, other_about, other_found) = map(last_state, (one, other))
+  names = sorted(leaves.keys() | other_leaves.keys())
+  unequal = [
+    name
+    for name in names
+    if name not in leaves
+    or name not in other_leaves
+    or leaves[name].tobytes() != other_leaves[name].tobytes()
+  ]
+  unequal += ['callbacks'] if json.dumps(about) != json.dumps(other_about) else []
+  return unequal + (['rows'] if json.dumps(found) != json.dumps(other_found) else [])
+
+
+def damage(folder: pathlib.Path, kind: str, generator: np.random.Generator) -> list[str]:
+  """Damages a checkpoint in one of `KINDS`, the manifest included; returns the names of the files it hit."""
+  files = [path for path in sorted(folder.rglob('*')) if path.is_file()]
+  files = generator.permutation([*files, manifest.path_of(folder)])
+  hit = files[: (len(files) + 1) // 2] if kind == 'half deleted' else files[:1]
+  for path in hit:
+    content = bytearray(path.read_bytes())
+    if kind == 'half deleted':
+      path.unlink()
+    elif kind == 'truncated':
+      path.write_bytes(content[: generator.integers(len(content))])
+    else:
+      content[generator.integers(len(content))] ^= 1 << int(generator.integers(8))
+      path.write_bytes(content)
+  return [path.relative_to(folder.parent).as_posix() for path in hit]
+
+
+class Noticed(NamedTuple):
+  """What became of a damaged checkpoint: what was said and what was restored. `named`: a file that was hit is named."""
+
+  named: bool
+  said: str
+  restored: Restored
+
+
+def notice(root: pathlib.Path, kind: str, generator: np.random.Generator, target: Any) -> Noticed:
+  """Damages the newest checkpoint of a directory and restores the latest."""
+  newest = max((p for p in root.iterdir() if p.is_dir()), key=lambda path: int(path.name))
+  hit = damage(newest, kind, generator)
+  with contextlib.redirect_stdout(io.StringIO()) as said:
+    keeper = open_checkpoints(root)
+    restored = keeper.restore(target, 'latest')
+    keeper.close()
+  lost = manifest.path_of(newest).name in hit and 'it has no manifest' in said.getvalue()
+  return Noticed(lost or any(name in said.getvalue() for name in hit), said.getvalue(), restored)
+
+
+def survive(folder: pathlib.Path, count: int) -> list[tuple]:
+  """A row of the table for each kind of damage to the run in `folder`."""
+  target = last_target(folder)
+  keeper = open_checkpoints(folder / 'checkpoints')
+  number = keeper.steps()[-2][0]
+  before = _leaves(keeper.restore(target, 'latest', number).state)
+  keeper.close()
+  found = []
+  for kind in KINDS:
+    generator, silent, equal = np.random.default_rng(0), 0, 0
+    for i in range(count):
+      root = folder.parent / f'{kind} {i}' / 'checkpoints'
+      shutil.copytree(folder / 'checkpoints', root)
+      seen = notice(root, kind, generator, target)
+      silent += not seen.named
+      state = _leaves(seen.restored.state)
+      same = all(state[name].tobytes() == value.tobytes() for name, value in before.items())
+      equal += same and seen.restored.number == number
+    found.append((kind, count, silent, equal))
+  return found
+
+
+def terminate(folder: pathlib.Path, experiment: str, count: int, *arguments: str) -> tuple:
+  """A row of the table: seconds from SIGTERM to the exit of runs in the middle of training, and what they saved."""
+  seconds, saved = [], []
+  for i in range(count):
+    workdir = folder / f'{experiment}{i}'
+    process = start(workdir, *arguments, experiment=experiment)
+    wait_for_progress(process, workdir, np.random.default_rng(i))
+    begin = time.perf_counter()
+    process.terminate()
+    process.join()
+    seconds.append(time.perf_counter() - begin)
+    said = re.search(r'saved at step (\d+)', workdir.with_suffix('.log').read_text())
+    saved.append(f'step {said[1]}' if said else 'nothing')
+  return experiment, np.median(seconds), min(seconds), max(seconds), ', '.join(saved)
+
+
+def large_state() -> Any:
+  """A first state of the 35.7M U-Net with Adam's moments and the average, on the host."""
+  experiment = cifar10.build(cifar10.Config())
+  example = np.zeros((1, 32, 32, 3), np.uint8)
+  return jax.device_get(assembly.init_state(experiment, example, pipeline.Units(levels=256)))
+
+
+def cost(folder: pathlib.Path, state: Any, rounds: int) -> list[tuple]:
+  """Rows of the table of times of a checkpoint of `state`."""
+  target = jax.tree.map(np.zeros_like, state)
+  times = {
+    'save: the loop waits': [],
+    'save: manifest written': [],
+    'open and check': [],
+    'restore': [],
+  }
+  for i in range(rounds):
+    keeper = open_checkpoints(folder / 'large')
+    begin = time.perf_counter()
+    keeper.save(i, state, {}, 0.0)
+    times['save: the loop waits'].append(time.perf_counter() - begin)
+    keeper.wait()
+    times['save: manifest written'].append(time.perf_counter() - begin)
+    keeper.close()
+    begin = time.perf_counter()
+    keeper = open_checkpoints(folder / 'large')
+    times['open and check'].append((time.perf_counter() - begin) / len(keeper.steps()))
+    begin = time.perf_counter()
+    keeper.restore(target, 'latest')
+    times['restore'].append(time.perf_counter() - begin)
+    keeper.close()
+  return [(name, *(f(of) for f in (np.median, min, max))) for name, of in times.items()]
+
+
+def main(_) -> None:
+  """Measures and prints."""
+  logging.set_verbosity(logging.ERROR)
+  devices.use_cache()
+  spread = ['median s', 'min', 'max']
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    whole = folder / 'whole'
+    finish(start(whole, *NUMBERS), whole)
+    found = chaos(folder / 'killed', KILLS.value, 0, whole)
+    row = (found.kills, found.while_saving, not found.differences, ', '.join(found.differences))
+    print(tables.markdown(['kills', 'of them while saving', 'equal to the bit', 'differs'], [row]))
+    head = ['damage', 'checkpoints', 'silent', 'the one before restored to the bit']
+    print(tables.markdown(head, survive(whole, DAMAGES.value)), flush=True)
+    ended = [
+      terminate(folder, 'digits', SIGNALS.value),
+      terminate(folder, 'mixture', SIGNALS.value, '--smoke', '--config.num_steps=100000'),
+    ]
+    print(tables.markdown(['from SIGTERM to exit', *spread, 'saved'], ended), flush=True)
+    state = large_state()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**20
+    head = [f'checkpoint of {size:.0f} MiB', *spread]
+    print(tables.markdown(head, cost(folder, state, ROUNDS.value)))
+  print(f'{devices.describe()}, jax {jax.__version__}, commit {provenance.code()["commit"]}')
+
+
+if __name__ == '__main__':
+  app.run(main)
