@@ -1,13 +1,15 @@
 """Training a run, or going on with it."""
 
 import contextlib
+import functools
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from diffusion import devices, workdir
+from diffusion import devices, processes, workdir
 from diffusion.reporting import records
 from diffusion.runs.judging import judge_best
 from diffusion.runs.session import Session, Setting, open_session, restore
@@ -20,7 +22,14 @@ from diffusion.training.experiment import cadence
 
 @contextlib.contextmanager
 def _watching() -> Iterator[Callable[[], str | None]]:
-  """Turns the first SIGINT or SIGTERM into a flag; a second one acts as usual."""
+  """Turns the first SIGINT or SIGTERM into a flag; a second one acts as usual.
+
+  Of several processes all leave after the same dispatch, whichever got the signal.
+  """
+  if not processes.alone():
+    with _watching_together() as interrupted:
+      yield interrupted
+    return
   caught: list[int] = []
   before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
@@ -44,11 +53,33 @@ def _watching() -> Iterator[Callable[[], str | None]]:
     restore()
 
 
+@contextlib.contextmanager
+def _watching_together() -> Iterator[Callable[[], str | None]]:
+  """JAX has SIGTERM, and tells the other processes of it; the first Ctrl-C becomes one, a second acts as usual.
+
+  Afterwards both do again what they do in any program.
+  """
+  before = signal.getsignal(signal.SIGINT)
+
+  def note(number, frame) -> None:
+    signal.signal(number, before)
+    print('\nSIGINT: all processes save, then leave (again to leave at once)', file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  signal.signal(signal.SIGINT, note)
+  try:
+    yield processes.preemption()
+  finally:
+    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def train(setting: Setting) -> int:
   """Trains, or goes on training, and judges the best checkpoint; returns the program's exit status."""
   begin = time.perf_counter()
   session, state = open_session(setting)
-  session = session._replace(record=workdir.claim(setting.workdir, session.record, setting.source))
+  claim = functools.partial(workdir.claim, setting.workdir, session.record, setting.source)
+  session = session._replace(record=processes.from_writer(claim))
   target = assembly.host_target(state)
   keeper = open_checkpoints(session.folder / 'checkpoints')
   try:
@@ -101,11 +132,13 @@ def _train_on(
       c.name: c.extend(callback_states[c.name], place.step) for c in experiment.callbacks
     }
   num_steps = session.record['num_steps']
-  sinks = records.chain(  # the file first: it alone is flushed row by row, and its error names it
-    records.json_lines(session.folder / 'metrics.jsonl', place.cursor, key='cursor'),
-    records.tensorboard(session.folder / 'events', place.step),
-    records.progress(num_steps, place.step, batch_size=experiment.batch_size),
-  )
+  sinks = records.chain()
+  if processes.is_writer():
+    sinks = records.chain(  # the file first: it alone is flushed row by row, and its error names it
+      records.json_lines(session.folder / 'metrics.jsonl', place.cursor, key='cursor'),
+      records.tensorboard(session.folder / 'events', place.step),
+      records.progress(num_steps, place.step, batch_size=experiment.batch_size),
+    )
   ring = open_ring(session.folder / 'ring', place.cursor)
   plan = cadence(experiment)._replace(num_steps=num_steps)
   try:

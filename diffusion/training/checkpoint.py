@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from diffusion import processes
+
 FORMAT_VERSION = 1
 _METRIC = 'metric'
 
@@ -54,6 +56,9 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
   A save is asynchronous: it returns when the tree, which must be NumPy arrays, has been handed over. `record` is
   JSON. A metric that is not finite counts as +inf, since NaN would make Orbax drop the true best.
 
+  Several processes call all functions alike, with equal trees, on a folder that all of them see: process 0 writes, and
+  Orbax lets the others wait for it. What is on disk does not tell how many processes or devices there were.
+
   Args:
     directory: where; made absolute.
     latest: how many of the newest to keep, >= 1.
@@ -93,12 +98,18 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
     known = [one for one in steps() if one[0] <= until]
     order = sorted(known, key=(lambda s: (s[1], s[0])) if which == 'best' else (lambda s: -s[0]))
     for step, _ in order:
+      reason = ''
       try:
         state, record = _load(keeper, step, target)
       except FormatError:
         raise
       except Exception as error:  # noqa: BLE001 - whatever a damaged file makes Orbax raise
-        _set_aside(root, step, error)
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+      reason = next(filter(None, processes.texts(reason)), '')  # one process cannot: none does
+      if reason:
+        if processes.is_writer():
+          _set_aside(root, step, reason)
+        processes.barrier('a damaged checkpoint')
         damaged.append(step)
         continue
       if damaged:
@@ -148,8 +159,7 @@ def _load(keeper, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
   return jax.tree.map(np.asarray, keeper.load(step, target)), json.loads(metadata['record'])
 
 
-def _set_aside(root: pathlib.Path, step: int, error: Exception) -> None:
-  reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _set_aside(root: pathlib.Path, step: int, reason: str) -> None:
   print(f'checkpoint {step} is damaged and set aside ({reason})', flush=True)
   grave = root.parent / 'damaged' / str(step)
   shutil.rmtree(grave, ignore_errors=True)
