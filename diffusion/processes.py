@@ -14,7 +14,7 @@ import pathlib
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -63,14 +63,20 @@ def check_flags(coordinator: str, num_processes: int | None, process_id: int | N
   return True
 
 
-def _cluster() -> tuple[str | None, int] | None:
-  """A cluster that JAX knows how to join: (its name for JAX or None for its own search, processes, 1 if unknown).
+def cluster(env: Mapping[str, str], platforms: str | None) -> tuple[str | None, int] | None:
+  """A cluster that JAX knows how to join.
 
-  Only what the environment says is looked at, so that a plain host neither asks nor waits. Tasks that are alone
-  (`srun -n 1`, an interactive allocation, a TPU host of its own) are no cluster.
+  Only the environment is looked at, so that a plain host neither asks nor waits. Tasks that are alone (`srun -n 1`, an
+  interactive allocation, a TPU host of its own) are no cluster.
+
+  Args:
+    env: the environment.
+    platforms: those that JAX may use; 'cpu' leaves the chips of a TPU alone.
+
+  Returns:
+    (its name in JAX, None where JAX shall search; the processes, 1 if unknown), or None.
   """
-  env = os.environ
-  if env.get('TPU_ML_PLATFORM') == 'JAX' and jax.config.jax_platforms != 'cpu':  # JAX saw chips
+  if env.get('TPU_ML_PLATFORM') == 'JAX' and platforms != 'cpu':  # JAX has seen chips
     hosts = env.get('TPU_PROCESS_ADDRESSES') or env.get('TPU_WORKER_HOSTNAMES')
     count = len(hosts.split(',')) if hosts else 1
     return (None, count) if hosts is None or count > 1 else None
@@ -105,7 +111,10 @@ def initialize(
   """
   given = check_flags(coordinator, num_processes, process_id)
   checks.integer('--heartbeat_seconds', heartbeat_seconds)
-  method, count = ('deactivate', num_processes) if given else (_cluster() or (None, 0))
+  joining = 'deactivate', num_processes
+  if not given:
+    joining = cluster(os.environ, jax.config.jax_platforms) or (None, 0)
+  method, count = joining
   if count == 0 or (given and count == 1):
     return 1
   _call_witness(count)

@@ -178,12 +178,6 @@ def wait_for_rows(workdir, pair, rows):
     time.sleep(0.01)
 
 
-def last_checkpoint(workdir):
-  target = None
-  del target
-  return max(int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdecimal())
-
-
 @pytest.mark.slow
 def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(tmp_path):
   pair = run(tmp_path / 'whole')
@@ -209,9 +203,9 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
   assert status not in (0, 2)
   assert f'resuming from step {step}' in output
   lines = [line for line in error.splitlines() if line and not line.startswith('step ')]
-  assert lines == [
-    f'error: process 1 of 2 is gone: no sign of life from it; {witness.AGAIN}'
-  ], error
+  assert lines == [f'error: process 1 of 2 is gone: no sign of life from it; {witness.AGAIN}'], (
+    error
+  )
   (status, _, error), (other, *_) = finish(run(workdir))
   assert (status, other) == (0, 0), error
   rows = [
@@ -220,3 +214,93 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
   ]
   assert [row['step'] for row in rows[0]] == list(range(10, 401, 10))
   assert json.dumps(rows[0]) == json.dumps(rows[1])
+
+
+@pytest.mark.slow
+def test_what_is_wrong_before_training_is_said_once_and_ends_all(tmp_path):
+  pairs = [
+    run(tmp_path / 'a', '--config.log_every=7'),
+    run(tmp_path / 'b', '--config.batch_size=30'),
+  ]
+  (status, _, error), (other, *said) = finish(pairs[0])
+  assert (status, other, said) == (2, 2, ['', ''])
+  assert error.strip() == (
+    'error: log_every must be a positive multiple of steps_per_dispatch = 5, got 7'
+  )
+  (status, _, error), (other, *said) = finish(pairs[1])
+  assert (status, other, said) == (2, 2, ['', ''])
+  assert error.strip() == ('error: batch_size 30 is not divisible by cpu_devices 2 x 2 processes')
+  assert not list(tmp_path.iterdir())
+
+
+WHY = (
+  'F1121 22:26:18.28 1765 client.h:80] Terminating process because the JAX distributed service detected fatal errors. '
+  'This most likely indicates that another task died. absl::Status: UNAVAILABLE: '
+)
+
+
+@pytest.mark.parametrize(
+  ('words', 'line'),
+  [
+    ('The following tasks are unhealthy (stopped sending heartbeats):\n1\n3\nThe', 'process 1 and 3 of 4 is gone: no'),
+    ('Failed to send RPC to coordination service. Either the leader', 'process 0 of 4 is gone: its connection'),
+    ('Something new.\nMore of it', 'the 4 processes have lost each other: UNAVAILABLE: Something new.;'),
+  ],
+)  # fmt: skip
+def test_the_witness_says_who_is_gone_in_one_line_and_passes_the_rest_on(words, line):
+  program = [sys.executable, '-I', '-S', witness.__file__, '4']
+  noise = 'E1121 22:26:18.28 1754 coordination_service.cc:1549] Use error polling\n'
+  done = subprocess.run(
+    program, input=f'a warning\n{noise}{WHY}{words}\n    @ 0x7f01 (unknown)\n',
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  first, second = done.stderr.splitlines()
+  assert first == 'a warning'
+  assert second.startswith(f'error: {line}')
+  assert second.endswith(witness.AGAIN)
+  plain = subprocess.run(program, input=noise, capture_output=True, text=True, check=True)
+  assert plain.stderr == noise  # no end: nothing is held back
+
+
+STEP = {'SLURM_PROCID': '0', 'SLURM_NTASKS': '8'}
+
+
+@pytest.mark.parametrize(
+  ('environment', 'found'),
+  [
+    ({}, None),
+    (STEP, None),  # a script of sbatch, or an interactive allocation: no step of several tasks
+    (STEP | {'SLURM_STEP_NUM_TASKS': '1'}, None),
+    (STEP | {'SLURM_STEP_NUM_TASKS': '8'}, ('slurm', 8)),
+    ({'TPU_ML_PLATFORM': 'JAX', 'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
+    ({'TPU_ML_PLATFORM': 'JAX', 'TPU_WORKER_HOSTNAMES': 'a,b,c'}, (None, 3)),
+    ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, None),
+    ({'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'JOB_COMPLETION_INDEX': '1'}, None),  # no client
+  ],
+)
+def test_only_a_cluster_of_several_is_joined(environment, found):
+  assert processes.cluster(environment, None) == found
+  assert environment.get('TPU_ML_PLATFORM') is None or not processes.cluster(environment, 'cpu')
+
+
+def test_a_plain_start_joins_nothing_and_takes_no_time():
+  begin = time.perf_counter()
+  assert processes.initialize() == 1
+  assert time.perf_counter() - begin < 0.01
+  assert not processes.joined()
+  assert processes.is_writer()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (('h:1', 2, None), r'--coordinator, --num_processes, --process_id go together, and --process_id is missing'),
+    (('', None, 0), r'--coordinator and --num_processes is missing: give all three or none'),
+    (('h:1', 2, 2), r'--process_id must be below --num_processes = 2, got 2'),
+    (('h', 2, 1), r"--coordinator must be host:port of process 0, got 'h'"),
+    (('h:1', 0, 0), r'--num_processes must be an integer >= 1, got 0'),
+  ],
+)  # fmt: skip
+def test_flags_that_do_not_go_together_are_refused(flags, message):
+  with pytest.raises(ValueError, match=message):
+    processes.initialize(*flags)
