@@ -20,19 +20,20 @@ def last_words(text: str, total: int) -> str:
 
   Args:
     text: what the runtime wrote, `_FATAL` in it.
-    total: the number of processes.
+    total: the number of processes; 1 if unknown.
   """
+  of = f' of {total}' if total > 1 else ''
   reason = text.partition('absl::Status: ')[2]
   silent = re.search(r'stopped sending heartbeats\):\s*((?:\d+\s+)+)', text)
   if silent:
     names = ' and '.join(silent[1].split())
-    return f'error: process {names} of {total} is gone: no sign of life from it; {AGAIN}'
+    return f'error: process {names}{of} is gone: no sign of life from it; {AGAIN}'
   if 'Failed to send RPC to coordination service' in reason:
-    return f'error: process 0 of {total} is gone: its connection was closed; {AGAIN}'
+    return f'error: process 0{of} is gone: its connection was closed; {AGAIN}'
   if 'DEADLINE_EXCEEDED' in reason:
-    return f'error: not all {total} processes came in time: start all of them, with the same --coordinator'
+    return f'error: not all processes came in time: start all of them, with the same --coordinator'
   first = (reason or text).strip().splitlines()[0]
-  return f'error: the {total} processes have lost each other: {first}; {AGAIN}'
+  return f'error: the processes have lost each other: {first}; {AGAIN}'
 
 
 def _main(total: int) -> None:

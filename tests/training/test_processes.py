@@ -154,7 +154,7 @@ def test_two_processes_agree_with_one_and_read_each_others_checkpoints(tmp_path)
 
 
 NUMBERS = [
-  '--config.num_steps=400', '--config.train_limit=64', '--config.examples=512', '--config.batch_size=32',
+  '--config.num_steps=300', '--config.train_limit=64', '--config.examples=512', '--config.batch_size=32',
   '--config.steps_per_dispatch=5', '--config.log_every=10', '--config.validate_every=50', '--config.width=16',
   '--config.patience=5000', '--config.dropout=0.2', '--config.sampling_steps=5', '--config.samples=50',
 ]  # fmt: skip
@@ -192,7 +192,7 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
   (status, output, error), (other, *_) = finish(pair)
   assert (status, other) == (143, 143), error
   step = read_record(workdir)['step']
-  assert 0 < step < 400
+  assert 0 < step < 300
   assert f'SIGTERM: saved at step {step}; the same command goes on from there' in output
   pair = run(workdir)
   wait_for_rows(workdir, pair, step // 10 + 5)
@@ -212,24 +212,18 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
     [{k: v for k, v in row.items() if k != 'timing'} for row in records.read_json_lines(path)]
     for path in (workdir / 'metrics.jsonl', tmp_path / 'whole' / 'metrics.jsonl')
   ]
-  assert [row['step'] for row in rows[0]] == list(range(10, 401, 10))
+  assert [row['step'] for row in rows[0]] == list(range(10, 301, 10))
   assert json.dumps(rows[0]) == json.dumps(rows[1])
 
 
 @pytest.mark.slow
 def test_what_is_wrong_before_training_is_said_once_and_ends_all(tmp_path):
-  pairs = [
-    run(tmp_path / 'a', '--config.log_every=7'),
-    run(tmp_path / 'b', '--config.batch_size=30'),
-  ]
-  (status, _, error), (other, *said) = finish(pairs[0])
+  pair = run(tmp_path / 'run', '--config.log_every=7')
+  (status, _, error), (other, *said) = finish(pair)
   assert (status, other, said) == (2, 2, ['', ''])
   assert error.strip() == (
     'error: log_every must be a positive multiple of steps_per_dispatch = 5, got 7'
   )
-  (status, _, error), (other, *said) = finish(pairs[1])
-  assert (status, other, said) == (2, 2, ['', ''])
-  assert error.strip() == ('error: batch_size 30 is not divisible by cpu_devices 2 x 2 processes')
   assert not list(tmp_path.iterdir())
 
 
@@ -244,7 +238,7 @@ WHY = (
   [
     ('The following tasks are unhealthy (stopped sending heartbeats):\n1\n3\nThe', 'process 1 and 3 of 4 is gone: no'),
     ('Failed to send RPC to coordination service. Either the leader', 'process 0 of 4 is gone: its connection'),
-    ('Something new.\nMore of it', 'the 4 processes have lost each other: UNAVAILABLE: Something new.;'),
+    ('Something new.\nMore of it', 'the processes have lost each other: UNAVAILABLE: Something new.;'),
   ],
 )  # fmt: skip
 def test_the_witness_says_who_is_gone_in_one_line_and_passes_the_rest_on(words, line):
