@@ -31,7 +31,7 @@ def last_words(text: str, total: int) -> str:
   if 'Failed to send RPC to coordination service' in reason:
     return f'error: process 0{of} is gone: its connection was closed; {AGAIN}'
   if 'DEADLINE_EXCEEDED' in reason:
-    return f'error: not all processes came in time: start all of them, with the same --coordinator'
+    return 'error: not all processes came in time: start all of them, with the same --coordinator'
   first = (reason or text).strip().splitlines()[0]
   return f'error: the processes have lost each other: {first}; {AGAIN}'
 
