@@ -301,9 +301,13 @@ def preemption() -> Callable[[], str | None]:
   return lambda: 'SIGTERM' if multihost_utils.reached_preemption_sync_point(next(asked)) else None
 
 
-def is_loss(error: Exception) -> bool:
-  """Whether an error says that a collective failed, as it does where another process is gone."""
-  return isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error)
+def is_loss(error: BaseException | None) -> bool:
+  """Whether an error, or what led to it, says that a collective failed, as it does where another process is gone."""
+  while error is not None:
+    if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def lost(error: Exception, seconds: float) -> NoReturn:

@@ -15,6 +15,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from diffusion import devices, processes, witness
 from diffusion.reporting import records
@@ -63,6 +64,7 @@ from diffusion import devices, processes
 count = processes.initialize()
 devices.configure(32, 2, num_processes=count)
 import numpy as np
+from orbax.checkpoint import v1 as ocp
 from diffusion.training import checkpoint
 from tests.training import test_processes, tiny
 folder = pathlib.Path(sys.argv[1])
@@ -85,6 +87,9 @@ keeper.close()
 assert restored.record == {'step': 7}
 for name, value in tiny.leaves(restored.state).items():
   assert (value == 7).all(), name
+
+for value in (1, 2):
+  ocp.save(folder / 'snapshot', {'w': np.full(3, value)}, overwrite=True)
 
 double = devices.over_rows(lambda shared, x, i: (x * shared, i), chunk=32)
 for n in (1, 129, 300):
@@ -149,6 +154,7 @@ def test_two_processes_agree_with_one_and_read_each_others_checkpoints(tmp_path)
   restored = keeper.restore(state, 'latest')
   keeper.close()
   assert (restored.number, restored.record) == (20, {'step': 20})
+  np.testing.assert_array_equal(ocp.load(tmp_path / 'snapshot')['w'], np.full(3, 2))
   for name, value in tiny.leaves(restored.state).items():
     assert value.tobytes() == first[name].tobytes(), name
 
