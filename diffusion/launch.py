@@ -238,8 +238,7 @@ def _main(
     config = _resolved(config, base, overrides, workdir)
     devices.configure(config.batch_size, f.cpu_devices, num_processes=count)
     processes.quiet()
-  own = ('--process_id', '-process_id')
-  processes.check_same('the command', [a for a in sys.argv[1:] if not a.startswith(own)])
+  processes.check_same('the command', _said() | overrides)
   setting = session.Setting(
     build=build,
     config=config,
@@ -256,6 +255,12 @@ def _main(
   if f.mode == 'lr_range':
     return lr_range.run(setting, f.lr_low, f.lr_high)
   return judging.judge(setting, f.mode, _request())
+
+
+def _said() -> dict[str, Any]:
+  """The flags of the command line, but for the one in which processes differ."""
+  known = flags.FLAGS.get_key_flags_for_module(__name__)
+  return {flag.name: flag.value for flag in known if flag.present and flag.name != 'process_id'}
 
 
 def _checked_workdir() -> pathlib.Path | None:

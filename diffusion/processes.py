@@ -311,7 +311,7 @@ def is_loss(error: BaseException | None) -> bool:
 
 
 def lost(error: Exception, seconds: float) -> NoReturn:
-  """Ends a process whose collective failed: another one is gone.
+  """Ends a process whose computation failed, as it does where another process is gone.
 
   Args:
     error: what the collective raised; it does not say which process is gone.
@@ -319,7 +319,8 @@ def lost(error: Exception, seconds: float) -> NoReturn:
   """
   time.sleep(seconds)
   print(
-    f'error: another process of {jax.process_count()} is gone: {one_line(error)}; {witness.AGAIN}',
+    f'error: a step of {jax.process_count()} processes failed, as it does where one is gone: '
+    f'{one_line(error)}; {witness.AGAIN}',
     file=sys.stderr,
   )
   leave(1)
