@@ -292,13 +292,26 @@ def _broadcast(data: bytes) -> bytes:
   return b''.join(found)
 
 
-def preemption() -> Callable[[], str | None]:
+def preemption(cursor: int, steps: int) -> Callable[[], str | None]:
   """A function to ask once a dispatch: 'SIGTERM' on all processes after the same one, soon after any got it; else None.
 
-  JAX catches the signal, tells the others, and agrees with them on a dispatch that none has reached yet.
+  JAX catches the signal, tells the others, and agrees with them on a number that none has asked for yet. Orbax asks for
+  the numbers of its checkpoints, which are cursors, so these are asked for here, one by one.
+
+  Args:
+    cursor: where training starts.
+    steps: that a dispatch moves it on.
   """
-  asked = itertools.count(1)
-  return lambda: 'SIGTERM' if multihost_utils.reached_preemption_sync_point(next(asked)) else None
+  starts = itertools.count(cursor + 1, steps)
+
+  def interrupted() -> str | None:
+    first = next(starts)
+    reached = [
+      multihost_utils.reached_preemption_sync_point(n) for n in range(first, first + steps)
+    ]
+    return 'SIGTERM' if any(reached) else None
+
+  return interrupted
 
 
 def is_loss(error: BaseException | None) -> bool:

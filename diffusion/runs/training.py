@@ -21,13 +21,13 @@ from diffusion.training.experiment import cadence
 
 
 @contextlib.contextmanager
-def _watching() -> Iterator[Callable[[], str | None]]:
+def _watching(cursor: int, steps: int) -> Iterator[Callable[[], str | None]]:
   """Turns the first SIGINT or SIGTERM into a flag; a second one acts as usual.
 
-  Of several processes all leave after the same dispatch, whichever got the signal.
+  Of several processes all leave after the same dispatch (of so many `steps`), whichever got the signal.
   """
   if not processes.alone():
-    with _watching_together() as interrupted:
+    with _watching_together(cursor, steps) as interrupted:
       yield interrupted
     return
   caught: list[int] = []
@@ -54,7 +54,7 @@ def _watching() -> Iterator[Callable[[], str | None]]:
 
 
 @contextlib.contextmanager
-def _watching_together() -> Iterator[Callable[[], str | None]]:
+def _watching_together(cursor: int, steps: int) -> Iterator[Callable[[], str | None]]:
   """JAX has SIGTERM, and tells the other processes of it; the first Ctrl-C becomes one, a second acts as usual.
 
   Afterwards both do again what they do in any program.
@@ -68,7 +68,7 @@ def _watching_together() -> Iterator[Callable[[], str | None]]:
 
   signal.signal(signal.SIGINT, note)
   try:
-    yield processes.preemption()
+    yield processes.preemption(cursor, steps)
   finally:
     signal.signal(signal.SIGINT, before)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -142,7 +142,7 @@ def _train_on(
   ring = open_ring(session.folder / 'ring', place.cursor)
   plan = cadence(experiment)._replace(num_steps=num_steps)
   try:
-    with _watching() as interrupted:
+    with _watching(place.cursor, plan.steps_per_dispatch) as interrupted:
       tools = make_tools(session, keeper, ring, sinks, assembly.host_target(state), interrupted)
       return loop.train(
         devices.replicate(state), place, plan, experiment.callbacks, callback_states, tools
