@@ -48,7 +48,7 @@ def finish(pair):
   found = []
   try:
     for process in pair:
-      output, error = process.communicate(timeout=120)
+      output, error = process.communicate(timeout=300)
       output = ''.join(line for line in output.splitlines(True) if not line.startswith('[Gloo]'))
       found.append((process.returncode, output, error))
   finally:
