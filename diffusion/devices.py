@@ -1,7 +1,8 @@
 """The only file that names devices: what runs on one device elsewhere runs on all of them through here.
 
 A function is written for the rows one device holds; what it needs across devices (the mean of the gradients)
-arrives as an argument. `pmap` is the mechanism, and this is the one place to change it.
+arrives as an argument. `pmap` is the mechanism, and this is the one place to change it. The devices may belong to
+several processes: `diffusion/processes.py` says how those find each other, agree and end.
 """
 
 import functools
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks
+from diffusion import checks, processes
 from diffusion.types import CrossMean, Rows
 
 _AXIS = 'devices'
@@ -23,27 +24,35 @@ _AXIS = 'devices'
 Step = Callable[[Any, Any, Rows, CrossMean], tuple[Any, Any]]
 
 
-def configure(batch_size: int, cpu_devices: int = 0, cache: bool = True) -> None:
-  """Sets JAX up; to be called before its first use.
+def configure(
+  batch_size: int, cpu_devices: int = 0, cache: bool = True, num_processes: int = 1
+) -> None:
+  """Sets JAX up; to be called before its first use, and after `processes.initialize`.
 
   On CPU one virtual device a core is faster than one device that owns all cores, as long as the rows divide
   evenly; the result of a run depends on it only by rounding.
 
   Args:
     batch_size: rows of a global batch.
-    cpu_devices: virtual CPU devices; 0 chooses the most, up to the cores and eight, that divide the batch.
+    cpu_devices: virtual CPU devices of a process; 0 chooses the most, up to the cores and eight, that divide the batch.
     cache: keep compiled programs, so that a second start skips compilation.
+    num_processes: that share the batch, >= 1.
 
   Raises:
-    ValueError: `cpu_devices` that do not divide the batch.
+    ValueError: `cpu_devices` (of all processes) or processes that do not divide the batch.
   """
   checks.integer('batch_size', batch_size)
   checks.integer('cpu_devices', cpu_devices, 0)
-  if cpu_devices and batch_size % cpu_devices:
-    raise ValueError(f'batch_size {batch_size} is not divisible by cpu_devices {cpu_devices}')
+  several = f' x {num_processes} processes' if num_processes > 1 else ''
+  if cpu_devices and batch_size % (cpu_devices * num_processes):
+    raise ValueError(
+      f'batch_size {batch_size} is not divisible by cpu_devices {cpu_devices}{several}'
+    )
+  if batch_size % num_processes:
+    raise ValueError(f'batch_size {batch_size} is not divisible by the {num_processes} processes')
   if not cpu_devices:
     cores = min(os.cpu_count() or 1, 8)
-    cpu_devices = max(n for n in range(1, cores + 1) if batch_size % n == 0)
+    cpu_devices = max(n for n in range(1, cores + 1) if batch_size % (n * num_processes) == 0)
   jax.config.update('jax_num_cpu_devices', cpu_devices)
   if cache:
     use_cache()
@@ -101,12 +110,15 @@ def _replicator() -> Callable:
 
 
 def replicate(tree: Any) -> Any:
-  """A tree on every device, as the compiled steps return it (so that they compile once, not twice)."""
+  """A tree on every device, as the compiled steps return it (so that they compile once, not twice).
+
+  Of several processes each gives the same tree, and holds the copies of its own devices.
+  """
   return _replicator()(tree, np.zeros(jax.local_device_count(), np.int32))
 
 
 def first(tree: Any) -> Any:
-  """One device's copy of a replicated tree, still on the device."""
+  """One device's copy of a replicated tree, still on the device; of several processes each has one of its own."""
   return flax.jax_utils.unreplicate(tree)
 
 
@@ -158,6 +170,8 @@ def parallelize(step: Step, batch_size: int, steps_per_dispatch: int = 1) -> Cal
 def over_rows(function: Callable, chunk: int) -> Callable:
   """A function of rows on all devices, chunk by chunk.
 
+  Of several processes each computes the rows of its devices, and all get all rows; they must call it alike.
+
   Args:
     function: (shared, *arrays [b, ...]) -> tree of arrays [b, ...], row i from row i alone.
     chunk: rows a device takes at a time, at most; what is missing is filled with copies of the first row.
@@ -166,7 +180,8 @@ def over_rows(function: Callable, chunk: int) -> Callable:
     (replicated shared, *arrays [n, ...]) -> tree of NumPy arrays [n, ...].
   """
   checks.integer('chunk', chunk)
-  count = jax.local_device_count()
+  count, here = jax.device_count(), jax.local_device_count()
+  mine = slice(jax.process_index() * here, (jax.process_index() + 1) * here)
   mapped = jax.pmap(function, axis_name=_AXIS)
 
   def call(shared, *arrays):
@@ -175,9 +190,13 @@ def over_rows(function: Callable, chunk: int) -> Callable:
     size = min(chunk, -(-n // (32 * count)) * 32)
     whole = -(-n // (size * count)) * size * count
     index = np.concatenate([np.arange(n), np.zeros(whole - n, np.int64)]).reshape(-1, count, size)
-    parts = [jax.device_get(mapped(shared, *(a[rows] for a in arrays))) for rows in index]
-    return jax.tree.map(
-      lambda *p: np.concatenate([x.reshape(-1, *x.shape[2:]) for x in p])[:n], *parts
-    )
+    parts = [jax.device_get(mapped(shared, *(a[rows[mine]] for a in arrays))) for rows in index]
+    return jax.tree.map(lambda *p: _rows_of_all(np.stack(p))[:n], *parts)
 
   return call
+
+
+def _rows_of_all(x: np.ndarray) -> np.ndarray:
+  """[chunks, local devices, size, ...] of each process as [chunks x devices x size, ...], in the order of the rows."""
+  x = np.moveaxis(processes.gather(x), 0, 1)  # [chunks, processes, local devices, size, ...]
+  return x.reshape(-1, *x.shape[4:])

@@ -8,13 +8,14 @@ import dataclasses
 import difflib
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion import devices, provenance
+from diffusion import devices, processes, provenance
 from diffusion.runs import describing, judging, lr_range, session, suite, training
 from diffusion.runs.loading import load, load_ensemble, load_snapshots
 from diffusion.training.experiment import Experiment, Sampling
@@ -57,6 +58,16 @@ def _define_flags(arms: Mapping[str, Any] | None) -> None:
   flags.DEFINE_float('lr_low', 1e-6, 'First learning rate of --mode=lr_range.')
   flags.DEFINE_float('lr_high', 1.0, 'Last learning rate of --mode=lr_range.')
   flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on CPU; 0 chooses.')
+  flags.DEFINE_string(
+    'coordinator',
+    '',
+    'host:port of process 0, where several processes train together and no cluster says so.',
+  )
+  flags.DEFINE_integer('num_processes', None, 'How many processes; with --coordinator.')
+  flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0; with --coordinator.')
+  flags.DEFINE_integer(
+    'heartbeat_seconds', 10, 'Silence after which a process counts as gone, and the others end.'
+  )
   flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error.')
   if arms is not None:
     flags.DEFINE_string('arm', None, 'Which of the arms to run; short for --config.arm.')
@@ -143,17 +154,15 @@ def run(
     try:
       if arms is not None:
         overrides = _choose_arm(holder.value, overrides, arms)
-      status = _main(build, holder.value, base, overrides, small)
-    except (ValueError, OSError) as error:
-      if flags.FLAGS.debug:
-        raise
-      _fail(_one_line(error))
+      status = processes.finish(_main(build, holder.value, base, overrides, small))
+    except Exception as error:
+      _end_of(error)
     except KeyboardInterrupt:
       print(
         'interrupted outside of training; the same command goes on from the last checkpoint',
         file=sys.stderr,
       )
-      raise SystemExit(130) from None
+      _leave(130)
     raise SystemExit(status)
 
   app.run(main)
@@ -201,9 +210,25 @@ def _hush(unraisable: Any) -> None:
     sys.__unraisablehook__(unraisable)
 
 
-def _one_line(error: Exception) -> str:
-  text = ' '.join(str(error).split())
-  return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
+def _end_of(error: Exception) -> NoReturn:
+  """Ends the program with one line for bad input or a lost process, and a traceback for anything else."""
+  f = flags.FLAGS
+  if isinstance(error, ValueError | OSError) and not f.debug:
+    if not isinstance(error, processes.Agreed) or processes.is_writer():
+      print(f'error: {processes.one_line(error)}', file=sys.stderr, flush=True)
+    _leave(2)
+  if not processes.joined():
+    raise error
+  if processes.is_loss(error):
+    processes.lost(error, f.heartbeat_seconds + 5)
+  traceback.print_exception(error)
+  _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+  if processes.joined():
+    processes.leave(status)
+  raise SystemExit(status)
 
 
 def _main(
@@ -213,21 +238,13 @@ def _main(
   # JAX and Orbax tell of every backend tried and every file touched, and whatever they raise a second time.
   logging.set_verbosity(logging.FATAL)
   sys.unraisablehook = _hush
-  if not f.workdir and not f.dry_run:
-    raise ValueError('--workdir is missing: name a folder for the run, e.g. --workdir=runs/first')
-  workdir = pathlib.Path(f.workdir).expanduser().absolute() if f.workdir else None
-  _refuse_idle_flags()
-  if f.extend < 0:
-    raise ValueError(f'--extend must be a number of steps >= 0, got {f.extend}')
-  if f.mode in ('train', 'lr_range'):
-    if f.seed is not None:
-      config = dataclasses.replace(config, seed=f.seed)
-  else:
-    # A finished run is judged as it was configured; only what the command line names is different.
-    recorded = read_record(workdir)
-    config = provenance.config_from_json(base, recorded['config'])
-    config = dataclasses.replace(config, **overrides)
-  devices.configure(config.batch_size, f.cpu_devices)
+  count = processes.initialize(f.coordinator, f.num_processes, f.process_id, f.heartbeat_seconds)
+  with processes.together('the flags'):
+    workdir = _checked_workdir()
+    config = _resolved(config, base, overrides, workdir)
+    devices.configure(config.batch_size, f.cpu_devices, num_processes=count)
+    processes.quiet()
+  processes.check_same('the command', _said() | overrides)
   setting = session.Setting(
     build=build,
     config=config,
@@ -244,3 +261,31 @@ def _main(
   if f.mode == 'lr_range':
     return lr_range.run(setting, f.lr_low, f.lr_high)
   return judging.judge(setting, f.mode, _request())
+
+
+def _said() -> dict[str, Any]:
+  """The flags of the command line, but for the one in which processes differ."""
+  known = flags.FLAGS.get_key_flags_for_module(__name__)
+  return {flag.name: flag.value for flag in known if flag.present and flag.name != 'process_id'}
+
+
+def _checked_workdir() -> pathlib.Path | None:
+  """The folder, once the flags are known to go together."""
+  f = flags.FLAGS
+  if not f.workdir and not f.dry_run:
+    raise ValueError('--workdir is missing: name a folder for the run, e.g. --workdir=runs/first')
+  _refuse_idle_flags()
+  if f.extend < 0:
+    raise ValueError(f'--extend must be a number of steps >= 0, got {f.extend}')
+  return pathlib.Path(f.workdir).expanduser().absolute() if f.workdir else None
+
+
+def _resolved(
+  config: Any, base: Any, overrides: dict[str, Any], workdir: pathlib.Path | None
+) -> Any:
+  """The configuration to run: a finished run is judged as it was configured, but for what the command line names."""
+  f = flags.FLAGS
+  if f.mode in ('train', 'lr_range'):
+    return config if f.seed is None else dataclasses.replace(config, seed=f.seed)
+  recorded = provenance.config_from_json(base, read_record(workdir)['config'])
+  return dataclasses.replace(recorded, **overrides)

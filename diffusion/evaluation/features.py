@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion import devices
+from diffusion import devices, processes
 
 
 class Features(NamedTuple):
@@ -76,13 +76,16 @@ def remembered(features: Features, x: np.ndarray) -> np.ndarray:
   kind = devices.describe()['platform']
   name = f'{features.name} {features.digest} {kind} v{_VERSION}'.replace(' ', '-')
   path = folder / f'{name}-{content.hexdigest()[:24]}.npy'
-  if path.is_file():
-    return np.load(path)
+  # Of several processes all know them or none does: computing them takes all.
+  found = processes.from_writer(lambda: np.load(path) if path.is_file() else None)
+  if found is not None:
+    return found
   found = features.apply(x)
-  folder.mkdir(parents=True, exist_ok=True)
-  part = path.with_suffix(f'.{os.getpid()}.npy')
-  np.save(part, found)
-  part.replace(path)  # whole or not at all
+  if processes.is_writer():
+    folder.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f'.{os.getpid()}.npy')
+    np.save(part, found)
+    part.replace(path)  # whole or not at all
   return found
 
 

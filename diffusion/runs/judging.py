@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import citations, devices, provenance, statistics, workdir
+from diffusion import citations, devices, processes, provenance, statistics, workdir
 from diffusion.data import pipeline
 from diffusion.evaluation import gap, memorization, stability
 from diffusion.evaluation.evaluate import Finding, Judged, Metric
@@ -62,6 +62,8 @@ def judge_best(session: Session, target: Any, request: Request, again: bool = Fa
   session.note(evaluations=[*session.record['evaluations'], evaluation])
   if not again:
     session.note(results=evaluation['results'])
+  if not processes.is_writer():
+    return
   levels = gap.per_level(row, experiment.bank)
   path = workdir.write_report(
     session.folder, session.record | {'config': config}, findings, levels, session.used, suffix
@@ -112,10 +114,11 @@ def _findings_of_the_run(session: Session, judged: Judged, best: Restored) -> li
   """What sampling cost, and how steadily the run went."""
   count = check_sampling(session.experiment, judged.samples.shape[1:])
   skipped = int(best.state.skipped)
+  rows = processes.from_writer(lambda: records.read_json_lines(session.folder / 'metrics.jsonl'))
   return [
     Finding('evaluations a sample', count, 'of the network, guidance included'),
     Finding('skipped steps', skipped, 'steps left out because something was not finite'),
-    *stability.findings(records.read_json_lines(session.folder / 'metrics.jsonl')),
+    *stability.findings(rows),
     *_callback_findings(session),
   ]
 
@@ -149,6 +152,9 @@ def _loss_findings(session: Session, weights: Any, row: Mapping[str, float]) -> 
 
 def _pictures(session: Session, judged: Judged, step: int, suffix: str) -> None:
   data, folder = session.loaded.dataset, session.folder
+  ratios = None if data.levels is None else memorization.judged_ratios(judged, 'samples')
+  if not processes.is_writer():
+    return
   note = f' ({data.note})' if data.note else ''
   # The picture's labels are the first of the metrics' labels, so its samples are too.
   shown = judged.samples[
@@ -158,8 +164,8 @@ def _pictures(session: Session, judged: Judged, step: int, suffix: str) -> None:
   picture(data, session.loaded.validation[0], shown, folder / f'samples{suffix}.png', title)
   rows = records.read_json_lines(folder / 'metrics.jsonl')
   plots.curves(rows, folder / 'curves.png', title=f'{data.name}{note}', best_step=step)
-  if data.levels is not None:
-    index, ratio = memorization.judged_ratios(judged, 'samples')
+  if ratios is not None:
+    index, ratio = ratios
     closest = np.argsort(ratio)[:24]
     pairs = (judged.samples[closest], judged.train[0][index[closest]])
     plots.memorization_strip(
@@ -173,7 +179,7 @@ def judge(setting: Setting, mode: str, request: Request) -> int:
   build = setting.build
   setting = setting._replace(build=lambda config: request.applied(build(config)))
   session, state = open_session(setting)
-  record = read_record(session.folder)
+  record = processes.from_writer(lambda: read_record(session.folder))
   changed = provenance.differences(record['data'], session.record['data'])
   if changed:
     raise ValueError(f'the data is not what {session.folder} was trained on: {"; ".join(changed)}')

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from diffusion import devices, provenance
+from diffusion import devices, processes, provenance
 from diffusion.data import pipeline
 from diffusion.process import gaussian
 from diffusion.sampling import ensembles
@@ -80,7 +80,7 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Ru
   """
   devices.use_cache()
   folder = pathlib.Path(folder).expanduser().absolute()
-  record = read_record(folder)
+  record = processes.from_writer(lambda: read_record(folder))
   if experiment is None:
     experiment = recorded_experiment(folder, record)
   data = record['data']

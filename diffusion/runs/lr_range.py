@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, devices, workdir
+from diffusion import checks, devices, processes, workdir
 from diffusion.citations import technique
 from diffusion.optimizers import chains
 from diffusion.optimizers.schedules import LearningRate
@@ -84,6 +84,8 @@ def run(setting: Setting, low: float, high: float) -> int:
   finite = [row for row in rows if math.isfinite(row[1])]
   rates, losses = (list(column) for column in zip(*finite, strict=True))
   smooth, steepest, best = suggest(rates, losses)
+  if not processes.is_writer():
+    return 0
   folder = setting.workdir
   folder.mkdir(parents=True, exist_ok=True)
   result = {

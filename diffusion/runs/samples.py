@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from diffusion import workdir
+from diffusion import processes, workdir
 from diffusion.runs.session import Session, stored_samples
 
 
@@ -24,14 +24,18 @@ def drawn(
   """
   kept = {one['file']: one for one in session.record['samples']}
   file = next((name for name, one in kept.items() if one['identity'] == identity), None)
-  have = workdir.load_samples(session.folder / file)[0][: len(labels)] if file else None
+  have = (
+    processes.from_writer(lambda: workdir.load_samples(session.folder / file)[0]) if file else None
+  )
+  have = have if have is None else have[: len(labels)]
   start = 0 if have is None else len(have)
   if start == len(labels):
     return have
   new = _draw(session, weights, labels, start)
   samples = new if have is None else np.concatenate([have, new])
   file = file or ('samples.npz' if not kept else f'samples_{len(kept)}.npz')
-  workdir.save_samples(session.folder / file, samples, labels, session.loaded.units.levels)
+  if processes.is_writer():
+    workdir.save_samples(session.folder / file, samples, labels, session.loaded.units.levels)
   kept[file] = {'file': file, 'identity': identity, 'count': len(samples)}
   session.note(samples=list(kept.values()))
   return samples
@@ -42,7 +46,9 @@ def _draw(session: Session, weights: Any, labels: np.ndarray, start: int) -> np.
   count = len(labels) - start
   blocks = np.array_split(np.arange(start, len(labels)), max(1, count // 2000))
   found = []
-  with tqdm.tqdm(total=count, unit=' samples', disable=None) as bar:
+  with tqdm.tqdm(
+    total=count, unit=' samples', disable=None if processes.is_writer() else True
+  ) as bar:
     for numbers in blocks:
       found.append(
         stored_samples(session.programs.sample, weights, labels, session.loaded.units, numbers)

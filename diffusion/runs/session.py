@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion import citations, devices, provenance, workdir
+from diffusion import citations, devices, processes, provenance, workdir
 from diffusion.data import pipeline, sources, splits
 from diffusion.reporting import plots
 from diffusion.training import assembly
@@ -44,13 +44,24 @@ class Session(NamedTuple):
     return self.setting.workdir
 
   def note(self, **changes) -> None:
-    """Changes run.json."""
+    """Changes the record, and run.json with it."""
     self.record.update(changes)
-    workdir.write_record(self.folder, self.record)
+    if processes.is_writer():
+      workdir.write_record(self.folder, self.record)
 
 
 def open_session(setting: Setting) -> tuple[Session, Any]:
-  """Builds, checks, loads and initializes; nothing is written. Returns the session and the first state."""
+  """Builds, checks, loads and initializes; nothing is written. Returns the session and the first state.
+
+  Of several processes all succeed, or all fail with what any of them has to say.
+  """
+  with processes.together('the start'):
+    session, state = _open(setting)
+  processes.check_same('the data', session.record['data']['fingerprint'])
+  return session, state
+
+
+def _open(setting: Setting) -> tuple[Session, Any]:
   with citations.collect() as used:
     experiment = setting.build(setting.config)
     experiments.check(experiment)  # plans the sampling too, whose techniques are used later
@@ -142,6 +153,8 @@ def picture(
   data: sources.Dataset, reference: np.ndarray, samples: np.ndarray, path: pathlib.Path, title: str
 ) -> None:
   """Images: one class a column, as `assembly.class_labels` orders them. Vectors: a scatter plot over the reference."""
+  if not processes.is_writer():
+    return
   if data.levels is None:
     plots.vector_scatter(samples, reference, path, title=title)
     return

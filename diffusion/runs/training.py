@@ -1,13 +1,15 @@
 """Training a run, or going on with it."""
 
 import contextlib
+import functools
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-from diffusion import devices, workdir
+from diffusion import devices, processes, workdir
 from diffusion.reporting import records
 from diffusion.runs.judging import judge_best
 from diffusion.runs.session import Session, Setting, open_session, restore
@@ -18,9 +20,27 @@ from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoint
 from diffusion.training.experiment import cadence
 
 
+class Watch(NamedTuple):
+  """The name of the signal that asks to leave, or None, and the seconds since it was noticed."""
+
+  interrupted: Callable[[], str | None]
+  late: Callable[[], float]
+
+
+def _watch(caught: list[tuple[str, float]]) -> Watch:
+  return Watch(lambda: caught[0][0] if caught else None, lambda: time.perf_counter() - caught[0][1])
+
+
 @contextlib.contextmanager
-def _watching() -> Iterator[list[tuple[str, float]]]:
-  """Notes the first SIGINT or SIGTERM, by name and time, in the list it gives; a second one acts as usual."""
+def watching(place: loop.Place, steps: int) -> Iterator[Watch]:
+  """Notes the first SIGINT or SIGTERM; a second one acts as usual.
+
+  Of several processes all leave after the same dispatch (of so many `steps`), whichever got the signal.
+  """
+  if not processes.alone():
+    with _watching_together(place.cursor, steps) as watch:
+      yield watch
+    return
   caught: list[tuple[str, float]] = []
   before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
@@ -39,16 +59,53 @@ def _watching() -> Iterator[list[tuple[str, float]]]:
   for number in before:
     signal.signal(number, note)
   try:
-    yield caught
+    yield _watch(caught)
   finally:
     restore()
+
+
+@contextlib.contextmanager
+def _watching_together(cursor: int, steps: int) -> Iterator[Watch]:
+  """JAX has SIGTERM, and tells the other processes of it; the first Ctrl-C becomes one, a second acts as usual.
+
+  Afterwards both do again what they do in any program.
+  """
+  before = signal.getsignal(signal.SIGINT)
+  caught: list[tuple[str, float]] = []
+  reached = processes.preemption(cursor, steps)
+
+  def interrupted() -> str | None:
+    name = reached()
+    if name is not None:
+      caught.append((name, time.perf_counter()))
+    return name
+
+  def note(number, frame) -> None:
+    signal.signal(number, before)
+    print('\nSIGINT: all processes save, then leave (again to leave at once)', file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  signal.signal(signal.SIGINT, note)
+  try:
+    yield _watch(caught)._replace(interrupted=interrupted)
+  finally:
+    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def place_of(restored: Restored | None) -> loop.Place:
+  """Where a run stands whose latest checkpoint this is."""
+  if restored is None:
+    return loop.Place(0, 0)
+  return loop.Place(restored.record['step'], restored.number)
 
 
 def train(setting: Setting) -> int:
   """Trains, or goes on training, and judges the best checkpoint; returns the program's exit status."""
   begin = time.perf_counter()
   session, state = open_session(setting)
-  session = session._replace(record=workdir.claim(setting.workdir, session.record, setting.source))
+  claim = functools.partial(workdir.claim, setting.workdir, session.record, setting.source)
+  session = session._replace(record=processes.from_writer(claim))
   target = assembly.host_target(state)
   keeper = open_checkpoints(session.folder / 'checkpoints')
   try:
@@ -66,8 +123,8 @@ def train(setting: Setting) -> int:
       print(f'{session.folder} is finished at step {step} ({end}); --extend=N goes on')
       return 0
     if setting.extend or not done:
-      with _watching() as caught:
-        outcome = _train_on(session, keeper, restored, state, caught)
+      with watching(place_of(restored), session.experiment.steps_per_dispatch) as watch:
+        outcome = _train_on(session, keeper, restored, state, watch.interrupted)
         keeper.wait()  # saved is what is on the disk
       seconds = session.record['wall_seconds'] + time.perf_counter() - begin
       status = 'finished' if outcome.finished else 'interrupted'
@@ -75,9 +132,8 @@ def train(setting: Setting) -> int:
         status=status, reason=outcome.reason, step=outcome.place.step, wall_seconds=seconds
       )
       if not outcome.finished:
-        late = time.perf_counter() - caught[0][1]
         print(
-          f'{outcome.reason}: saved at step {outcome.place.step}, {late:.1f} s after the signal; the same command goes '
+          f'{outcome.reason}: saved at step {outcome.place.step}, {watch.late():.1f} s after the signal; the same command goes '
           'on from there' + (', without --extend' if setting.extend else ''),
           flush=True,
         )
@@ -94,11 +150,11 @@ def _train_on(
   keeper: Checkpoints,
   restored: Restored | None,
   state: Any,
-  caught: Sequence[tuple[str, float]],
+  interrupted: Callable[[], str | None],
 ) -> loop.Outcome:
   """The loop between the restored state (or the first) and the end, with everything it writes."""
   experiment = session.experiment
-  place = loop.Place(restored.record['step'], restored.number) if restored else loop.Place(0, 0)
+  place = place_of(restored)
   callback_states = {c.name: c.init() for c in experiment.callbacks}
   if restored:
     print(f'resuming from step {place.step}', flush=True)
@@ -109,18 +165,17 @@ def _train_on(
       c.name: c.extend(callback_states[c.name], place.step) for c in experiment.callbacks
     }
   num_steps = session.record['num_steps']
-  sinks = records.chain(  # the file first: it alone is flushed row by row, and its error names it
-    records.json_lines(session.folder / 'metrics.jsonl', place.cursor, key='cursor'),
-    records.tensorboard(session.folder / 'events', place.step),
-    records.progress(num_steps, place.step, batch_size=experiment.batch_size),
-  )
+  sinks = records.chain()
+  if processes.is_writer():
+    sinks = records.chain(  # the file first: it alone is flushed row by row, and its error names it
+      records.json_lines(session.folder / 'metrics.jsonl', place.cursor, key='cursor'),
+      records.tensorboard(session.folder / 'events', place.step),
+      records.progress(num_steps, place.step, batch_size=experiment.batch_size),
+    )
   ring = open_ring(session.folder / 'ring', place.cursor)
   plan = cadence(experiment)._replace(num_steps=num_steps)
   try:
-    tools = make_tools(
-      session, keeper, ring, sinks, assembly.host_target(state),
-      interrupted=lambda: caught[0][0] if caught else None,
-    )  # fmt: skip
+    tools = make_tools(session, keeper, ring, sinks, assembly.host_target(state), interrupted)
     return loop.train(
       devices.replicate(state), place, plan, experiment.callbacks, callback_states, tools
     )

@@ -6,6 +6,7 @@ without one it was being saved when its start was killed, and with one every bit
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from diffusion import processes
 from diffusion.training import manifest
 
 FORMAT_VERSION = 2
@@ -66,6 +68,9 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
   Orbax, calls `before()`, writes the manifest, and then deletes what is no longer kept. `record` is JSON. A metric that
   is not finite counts as +inf.
 
+  Several processes call all functions alike, with equal trees, on a folder that all of them see: process 0 writes, and
+  Orbax lets the others wait for it. What is on disk does not tell how many processes or devices there were.
+
   Args:
     directory: where; made absolute.
     latest: how many of the newest to keep, >= 1.
@@ -82,7 +87,9 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
   root = pathlib.Path(directory).absolute()
   root.mkdir(parents=True, exist_ok=True)
   place = _identity(root)
-  aside = _sort_out(root)  # before Orbax reads the metrics, at which it raises if they are damaged
+  aside = processes.from_writer(
+    lambda: _sort_out(root)
+  )  # before Orbax reads the metrics, at which it raises if they are damaged
   keeper = ocp.training.Checkpointer(root, cleanup_tmp_directories=True)
   whole = {one.step: (one.metrics or {}).get(_METRIC, math.inf) for one in keeper.checkpoints}
   background = _Background()
@@ -106,11 +113,13 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
     with _saving(root / str(number), place):
       response.result()
       before()
-      manifest.write(root / str(number))
+      if processes.is_writer():
+        manifest.write(root / str(number))
       whole[number] = metric
       # Orbax would delete as soon as its own save is through, when the new one is not yet known to be on the disk.
       for old in whole.keys() - _kept(whole, latest, best):
-        _delete(root / str(old))
+        if processes.is_writer():
+          _delete(root / str(old))
         del whole[old]
 
   def steps() -> list[tuple[int, float]]:
@@ -120,10 +129,10 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
   def restore(target: Any, which: str, until: float = math.inf) -> Restored | None:
     known = [number for number, _ in steps() if number <= until]
     for number in _best_first(whole, known) if which == 'best' else known[::-1]:
-      fault = _fault(root / str(number))
+      fault = processes.from_writer(functools.partial(_examined, root / str(number)))
       if fault is None:
         return Restored(number, *_load(keeper, number, target), tuple(aside))
-      aside[number] = _set_aside(root / str(number), fault)
+      aside[number] = fault
       drop(number)
     _refuse_to_start_anew(root, {n: fault for n, fault in aside.items() if n <= until})
     return None
@@ -138,7 +147,7 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
   def forget(beyond: float) -> None:
     for number, _ in steps():
       if number > beyond:
-        _delete(root / str(number))
+        processes.from_writer(functools.partial(_delete, root / str(number)))
         drop(number)
 
   def close() -> None:
@@ -268,12 +277,17 @@ def _sort_out(root: pathlib.Path) -> dict[int, str]:
   names = {path.name.removesuffix('.sha256') for path in root.iterdir()}
   folders = [root / name for name in sorted(filter(str.isdecimal, names), key=int)]
   with concurrent.futures.ThreadPoolExecutor() as workers:
-    faults = list(workers.map(_fault, folders))
-  return {
-    int(folder.name): _set_aside(folder, fault)
-    for folder, fault in zip(folders, faults, strict=True)
-    if fault is not None
-  }
+    faults = list(workers.map(_examined, folders))
+  pairs = zip(folders, faults, strict=True)
+  return {int(folder.name): fault for folder, fault in pairs if fault is not None}
+
+
+def _examined(folder: pathlib.Path) -> str | None:
+  """The fault of a checkpoint, which is then set aside, or None."""
+  fault = _fault(folder)
+  if fault is not None:
+    _set_aside(folder, fault)
+  return fault
 
 
 def _fault(folder: pathlib.Path) -> str | None:
@@ -286,7 +300,7 @@ def _fault(folder: pathlib.Path) -> str | None:
   return _INCOMPLETE
 
 
-def _set_aside(folder: pathlib.Path, fault: str) -> str:
+def _set_aside(folder: pathlib.Path, fault: str) -> None:
   kind = 'incomplete' if fault == _INCOMPLETE else 'damaged'
   print(f'checkpoint {folder.name} is {kind} and set aside ({fault})', flush=True)
   grave = folder.parent.parent / 'damaged' / folder.name
@@ -296,7 +310,6 @@ def _set_aside(folder: pathlib.Path, fault: str) -> str:
   for path, kept in ((folder, grave), (manifest.path_of(folder), manifest.path_of(grave))):
     if path.exists():
       shutil.move(path, kept)
-  return fault
 
 
 def _delete(folder: pathlib.Path) -> None:
