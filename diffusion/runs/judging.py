@@ -98,7 +98,7 @@ def _judged(session: Session, weights: Any, best: Restored, request: Request) ->
   return Judged(
     drawn(session, seeded, labels, identity),
     labels,
-    loaded.train,
+    loaded.train_in_memory if loaded.comparable else loaded.train,
     loaded.held_out,
     len(loaded.validation[0]),
     data.class_names,
@@ -158,7 +158,7 @@ def _pictures(session: Session, judged: Judged, step: int, suffix: str) -> None:
   picture(data, session.loaded.validation[0], shown, folder / f'samples{suffix}.png', title)
   rows = records.read_json_lines(folder / 'metrics.jsonl')
   plots.curves(rows, folder / 'curves.png', title=f'{data.name}{note}', best_step=step)
-  if data.levels is not None:
+  if data.levels is not None and session.loaded.comparable:
     index, ratio = memorization.judged_ratios(judged, 'samples')
     closest = np.argsort(ratio)[:24]
     pairs = (judged.samples[closest], judged.train[0][index[closest]])

@@ -115,5 +115,6 @@ def _train_on(
         devices.replicate(state), place, plan, experiment.callbacks, callback_states, tools
       )
   finally:
+    session.programs.close()
     sinks.close()
     ring.close()
