@@ -1,8 +1,8 @@
 """Batches of data that stays in its files, read ahead of the steps that take them.
 
 What a batch holds is the same function of (seed, salt, cursor, row) as on the device, evaluated on the host, so that no
-iterator has a state to save: a feed is addressed by place, and a place that does not follow the last one (a resumed run,
-a rollback) opens it anew there. Grain reads ahead, with threads or with processes.
+iterator has a state to save: a feed is addressed by place, and a place that does not follow the last one (after a
+rollback, or where a run is resumed) opens it anew there. Grain reads ahead, with threads or with processes.
 """
 
 import dataclasses
@@ -96,10 +96,16 @@ class Feed:
   host memory, or of three for each worker. Nothing is read or started before it is asked.
   """
 
-  def __init__(self, records: Records, batch_size: int, steps: int):
-    """`batch_size` rows of a global batch, `steps` batches in a dispatch."""
-    self._records, self._total, self._steps = records, batch_size, steps
-    self._rows = devices.rows_of_this_process(batch_size)
+  def __init__(self, records: Records, rows: np.ndarray, batch_size: int, steps: int):
+    """What the devices of this process see of the training split.
+
+    Args:
+      records: the split.
+      rows: of the global batch that they hold [local devices, rows of a device].
+      batch_size: rows of the global batch.
+      steps: batches in a dispatch.
+    """
+    self._records, self._rows, self._total, self._steps = records, rows, batch_size, steps
     self._reading = self._waiting = self._following = None
     self._left = 0
 

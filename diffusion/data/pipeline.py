@@ -132,14 +132,14 @@ def epochs_from(
   """The epochs that `batches` batches of `total` rows from `cursor` on lie in, and many after them."""
   first = cursor * total // examples
   count = max(_EPOCHS, batches * total // examples + 2)
+  epochs = (first + np.arange(count)).astype(np.uint32)
+  return Epochs(first, np.asarray(_secrets_of(np.uint32(seed), np.int32(salt), epochs)))
 
-  @jax.jit
-  def secrets(seed: Array, salt: Array, epoch: Array) -> Array:
-    key = streams.batch_key(seed, 'order', salt, 0)
-    return jax.vmap(lambda e: _secrets(jax.random.fold_in(key, e)))(epoch)
 
-  epoch = (first + np.arange(count)).astype(np.uint32)
-  return Epochs(first, np.asarray(secrets(np.uint32(seed), np.int32(salt), epoch)))
+@jax.jit
+def _secrets_of(seed: Array, salt: Array, epochs: Array) -> Array:
+  key = streams.batch_key(seed, 'order', salt, 0)
+  return jax.vmap(lambda e: _secrets(jax.random.fold_in(key, e)))(epochs)
 
 
 def batches_in(epochs: Epochs, cursor: int, total: int, examples: int) -> int:

@@ -257,7 +257,8 @@ def _streamed(
   """The same with batches that the host reads."""
   count = experiment.steps_per_dispatch
   step = devices.parallelize(step, experiment.batch_size, count, data_by_step=True)
-  source = feed.Feed(loaded.train[0], experiment.batch_size, count)
+  rows = devices.rows_of_this_process(experiment.batch_size)
+  source = feed.Feed(loaded.train[0], rows, experiment.batch_size, count)
   place = known = None
 
   def dispatch(state: Any) -> tuple[Any, Any]:
