@@ -2,9 +2,9 @@
 
 Run     python -m benchmarks.data --data_dir=DIR --rounds=7
 
-DIR is where MNIST is prepared (`python -m diffusion.data.prepare mnist --data_dir=DIR`). The step does nothing but bring
-its rows into network units and average them, so this is what data can feed, not what training takes. What was read
-ahead of a round is taken before its clock starts. Rounds are interleaved; medians and spread, nothing is gated.
+DIR is where MNIST is prepared (`python -m diffusion.data.prepare mnist --data_dir=DIR`). The step does nothing but
+bring its rows into network units and average them, so this is what data can feed, not what training takes. What was
+read ahead of a round is taken before its clock starts. Rounds are interleaved; medians and spread, nothing is gated.
 """
 
 import time
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from diffusion import devices, provenance
 from diffusion.data import feed, pipeline, sources
@@ -87,11 +87,12 @@ def measure(dispatch: Callable) -> float:
 
 def main(_) -> None:
   """Measures and prints."""
+  logging.set_verbosity(logging.WARNING)  # TFDS tells of every file
   devices.configure(BATCH.value, CPU_DEVICES.value)
   source = sources.tfds('mnist', DATA_DIR.value)
   ways = {'on the device': resident(source)}
   ways |= {
-    f'files, {n} workers' if n else 'files, threads': streamed(source, n) for n in WORKERS.value
+    f'files, {n} processes' if n else 'files, threads': streamed(source, n) for n in WORKERS.value
   }
   rates = {name: [] for name in ways}
   for i in range(ROUNDS.value + 1):

@@ -24,10 +24,11 @@ DEVICE_WORDS = {
   'process_count', 'process_index', 'jax_utils', 'jax_num_cpu_devices', 'XLA_FLAGS',
 }  # fmt: skip
 CORE = (
-  'process', 'data.pipeline', 'data.augment', 'models', 'objectives', 'optimizers', 'sampling', 'training.step',
-  'training.state', 'training.loop', 'training.callbacks', 'training.checkpoint', 'training.assembly',
+  'process', 'data.pipeline', 'data.feed', 'data.augment', 'models', 'objectives', 'optimizers', 'sampling',
+  'training.step', 'training.state', 'training.loop', 'training.callbacks', 'training.checkpoint', 'training.assembly',
 )  # fmt: skip
 OPTIONAL = (
+  'grain',
   'tensorflow',
   'tensorflow_datasets',
   'ml_collections',
