@@ -263,9 +263,8 @@ def _streamed(
 
   def dispatch(state: Any) -> tuple[Any, Any]:
     nonlocal place, known
-    if (
-      state.cursor is not known
-    ):  # not the last dispatch's state: look where it stands, which waits for it
+    # Of a state that the last dispatch did not return, look where it stands, which waits for it.
+    if state.cursor is not known:
       looked = devices.to_host((state.seed, state.salt, state.cursor))
       place = feed.Place(*(int(value) for value in looked))
     state, metrics = step(state, source.take(place))

@@ -205,6 +205,8 @@ def test_a_record_that_became_unreadable_is_named(tmp_path, workers):
       one.take(after(START, i, 1))
   assert '\n' not in str(caught.value)
   one.close()
+  with pytest.raises(ValueError, match=r'record \d+ of train in .* cannot be read'):
+    images(tmp_path / 'sets')  # the next start reads all of it before anything else
 
 
 def test_all_at_once_is_refused_beyond_a_stated_size(folder, monkeypatch):
