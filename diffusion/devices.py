@@ -6,6 +6,7 @@ several processes: `diffusion/processes.py` says how those find each other, agre
 """
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -91,6 +92,12 @@ def rows_of_a_device(batch_size: int) -> int:
   return batch_size // jax.device_count()
 
 
+def rows_of_this_process(batch_size: int) -> np.ndarray:
+  """Rows of a global batch that the devices of this process hold: [local devices, rows of a device]."""
+  shape = (jax.local_device_count(), rows_of_a_device(batch_size))
+  return jax.process_index() * math.prod(shape) + np.arange(math.prod(shape)).reshape(shape)
+
+
 def describe() -> dict[str, Any]:
   """What the run runs on, for its record."""
   device = jax.devices()[0]
@@ -117,6 +124,16 @@ def replicate(tree: Any) -> Any:
   return _replicator()(tree, np.zeros(jax.local_device_count(), np.int32))
 
 
+@functools.cache
+def _spreader() -> Callable:
+  return jax.pmap(lambda tree: tree, axis_name=_AXIS)
+
+
+def spread(tree: Any) -> Any:
+  """Host arrays [local devices, ...], each row on its device. They may still be on their way when it returns."""
+  return _spreader()(tree)
+
+
 def first(tree: Any) -> Any:
   """One device's copy of a replicated tree, still on the device; of several processes each has one of its own."""
   return flax.jax_utils.unreplicate(tree)
@@ -132,7 +149,9 @@ def wait(tree: Any) -> None:
   jax.block_until_ready(tree)
 
 
-def parallelize(step: Step, batch_size: int, steps_per_dispatch: int = 1) -> Callable:
+def parallelize(
+  step: Step, batch_size: int, steps_per_dispatch: int = 1, data_by_step: bool = False
+) -> Callable:
   """A training step on all devices.
 
   Args:
@@ -140,10 +159,11 @@ def parallelize(step: Step, batch_size: int, steps_per_dispatch: int = 1) -> Cal
       through `cross_mean`, so that the state stays equal on all devices.
     batch_size: rows of the global batch, divisible by the number of devices.
     steps_per_dispatch: how many steps one call makes.
+    data_by_step: `data` holds something else for every step, along a leading axis [steps_per_dispatch, ...].
 
   Returns:
-    (replicated state, replicated data) -> (replicated state, the last step's replicated metrics). The state's buffers
-    are donated.
+    (replicated state, replicated or spread data) -> (replicated state, the last step's replicated metrics). The
+    state's buffers are donated.
 
   Raises:
     ValueError: rows that do not divide, or steps below one.
@@ -158,9 +178,13 @@ def parallelize(step: Step, batch_size: int, steps_per_dispatch: int = 1) -> Cal
   def run(state, data):
     rows = Rows(jax.lax.axis_index(_AXIS) * local + jnp.arange(local), batch_size)
     if steps_per_dispatch == 1:
+      data = jax.tree.map(lambda x: x[0], data) if data_by_step else data
       return step(state, data, rows, cross_mean)
     state, metrics = jax.lax.scan(
-      lambda s, _: step(s, data, rows, cross_mean), state, length=steps_per_dispatch
+      lambda s, now: step(s, now if data_by_step else data, rows, cross_mean),
+      state,
+      data if data_by_step else None,
+      length=steps_per_dispatch,
     )
     return state, jax.tree.map(lambda m: m[-1], metrics)
 

@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion import devices, processes, provenance
+from diffusion.data import sources
 from diffusion.runs import describing, judging, lr_range, session, suite, training
 from diffusion.runs.loading import load, load_ensemble, load_snapshots
 from diffusion.training.experiment import Experiment, Sampling
@@ -57,6 +58,11 @@ def _define_flags(arms: Mapping[str, Any] | None) -> None:
   )
   flags.DEFINE_float('lr_low', 1e-6, 'First learning rate of --mode=lr_range.')
   flags.DEFINE_float('lr_high', 1.0, 'Last learning rate of --mode=lr_range.')
+  flags.DEFINE_integer(
+    'data_workers',
+    None,
+    'Read batches of a TFDS set from its files, with so many processes (0: threads); by default the device holds it.',
+  )
   flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on CPU; 0 chooses.')
   flags.DEFINE_string(
     'coordinator',
@@ -231,6 +237,16 @@ def _leave(status: int) -> NoReturn:
   raise SystemExit(status)
 
 
+def _streaming(build: Callable[[Any], Experiment], workers: int) -> Callable[[Any], Experiment]:
+  """The same experiments with data that stays in its files: where it lies is no part of a run."""
+
+  def streamed(config: Any) -> Experiment:
+    experiment = build(config)
+    return experiment._replace(data=sources.streamed(experiment.data, workers))
+
+  return streamed
+
+
 def _main(
   build: Callable[[Any], Experiment], config: Any, base: Any, overrides: dict[str, Any], small: bool
 ) -> int:
@@ -246,7 +262,7 @@ def _main(
     processes.quiet()
   processes.check_same('the command', _said() | overrides)
   setting = session.Setting(
-    build=build,
+    build=build if f.data_workers is None else _streaming(build, f.data_workers),
     config=config,
     workdir=workdir,
     extend=f.extend,

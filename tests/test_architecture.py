@@ -27,10 +27,11 @@ DEVICE_WORDS = {
 }  # fmt: skip
 PROCESS_WORDS = {'process_count', 'process_index'}
 CORE = (
-  'process', 'data.pipeline', 'data.augment', 'models', 'objectives', 'optimizers', 'sampling', 'training.step',
-  'training.state', 'training.loop', 'training.callbacks', 'training.checkpoint', 'training.assembly',
+  'process', 'data.pipeline', 'data.feed', 'data.augment', 'models', 'objectives', 'optimizers', 'sampling',
+  'training.step', 'training.state', 'training.loop', 'training.callbacks', 'training.checkpoint', 'training.assembly',
 )  # fmt: skip
 OPTIONAL = (
+  'grain',
   'tensorflow',
   'tensorflow_datasets',
   'ml_collections',

@@ -55,6 +55,14 @@ CASES = {
     ("'mnist' is not prepared", '--config.data_dir', 'python -m diffusion.data.prepare mnist --data_dir='),
     'mnist', 15,
   ),
+  'unprepared files': Case(
+    ('--workdir={tmp}/run', '--config.data_dir={tmp}/none', '--data_workers=1'), ("'mnist' is not prepared",),
+    'mnist', 15,
+  ),
+  'nothing to stream': Case(
+    ('--workdir={tmp}/run', '--data_workers=0'),
+    ("data 'Gaussian mixture' is held in memory: only a plain sources.tfds is streamed",),
+  ),
 }  # fmt: skip
 
 

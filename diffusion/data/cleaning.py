@@ -3,6 +3,7 @@
 import numpy as np
 
 from diffusion.citations import technique
+from diffusion.data.records import Records
 from diffusion.data.sources import Dataset, Source, validated
 from diffusion.data.splits import content_hashes
 
@@ -35,6 +36,10 @@ def checked(source: Source, missing: str = 'refuse', copies: str = 'report') -> 
 
   def load() -> Dataset:
     data = source.raw()
+    if isinstance(data.x, Records):
+      raise ValueError(
+        f'checks look at all of {data.name} at once: they do not go with streamed data'
+      )
     found = dict(data.found)
     train, test = (data.x, data.label), data.test
     if data.levels is None and missing != 'refuse':

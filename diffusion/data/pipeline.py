@@ -5,6 +5,7 @@ network with cycle walking), so no permutation is stored, shuffled or sent, and 
 the next.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,9 +15,11 @@ import numpy as np
 
 from diffusion import streams
 from diffusion.citations import technique
+from diffusion.data.records import Records
 from diffusion.types import Array, Batch, Key, Rows
 
 _ROUNDS = 8
+_EPOCHS = 2**14  # whose secrets a host holds at a time: half a megabyte
 
 
 class Resident(NamedTuple):
@@ -30,11 +33,36 @@ class Resident(NamedTuple):
   order: Array | None = None
 
 
+class Drawn(NamedTuple):
+  """The rows of one batch as the host read them, as stored: x [B, ...], label int32 [B], index int32 [B]."""
+
+  x: Array
+  label: Array
+  index: Array
+
+
 def _mix(x: Array) -> Array:
   """A 32-bit integer hash with full avalanche (the finalizer of MurmurHash3)."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
   return x ^ (x >> 16)
+
+
+def _secrets(key: Key) -> Array:
+  return jax.random.bits(key, (_ROUNDS,), jnp.uint32)
+
+
+def _encrypt(value: Array, secrets: Array, size: int) -> Array:
+  """A Feistel network on the fewest bits that hold `size`; of JAX's arrays and of NumPy's. secrets: [..., rounds]."""
+  # At least four: on three bits, eight rounds leave some orders 10 % too rare.
+  bits = max(4, (size - 1).bit_length())
+  low_bits = bits // 2
+  low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
+  low, high = value & low_mask, value >> low_bits
+  for i in range(0, _ROUNDS, 2):  # each half in turn is masked by a hash of the other: invertible
+    high = high ^ (_mix(low ^ secrets[..., i]) & high_mask)
+    low = low ^ (_mix(high ^ secrets[..., i + 1]) & low_mask)
+  return (high << low_bits) | low
 
 
 def permute(key: Key, position: Array, size: int) -> Array:
@@ -51,21 +79,11 @@ def permute(key: Key, position: Array, size: int) -> Array:
   Source: Luby & Rackoff (1988) for the rounds; Black & Rogaway (2002), section 3, for walking the cycle until the
   value falls back into range (fewer than two steps on average, since the domain is below 2 size where size > 8).
   """
-  # At least four: on three bits, eight rounds leave some orders 10 % too rare.
-  bits = max(4, (size - 1).bit_length())
-  low_bits = bits // 2
-  low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
-  secrets = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
-
-  def encrypt(value: Array) -> Array:
-    low, high = value & low_mask, value >> low_bits
-    for i in range(0, _ROUNDS, 2):  # each half in turn is masked by a hash of the other: invertible
-      high ^= _mix(low ^ secrets[i]) & high_mask
-      low ^= _mix(high ^ secrets[i + 1]) & low_mask
-    return (high << low_bits) | low
-
-  start = encrypt(position.astype(jnp.uint32))
-  return jax.lax.while_loop(lambda v: v >= size, encrypt, start).astype(jnp.int32)
+  secrets = _secrets(key)
+  start = _encrypt(position.astype(jnp.uint32), secrets, size)
+  return jax.lax.while_loop(
+    lambda v: v >= size, lambda v: _encrypt(v, secrets, size), start
+  ).astype(jnp.int32)
 
 
 def check_size(examples: int, batch_size: int) -> None:
@@ -74,7 +92,8 @@ def check_size(examples: int, batch_size: int) -> None:
     raise ValueError('the training split has no example: give it a larger share of the data')
   if examples * batch_size + batch_size >= 2**31:
     raise ValueError(
-      f'{examples} resident examples in batches of {batch_size} exceed 2^31 in a product: use a smaller batch'
+      f'{examples} resident examples in batches of {batch_size} exceed 2^31 in a product: use a smaller batch, or '
+      'sources.streamed'
     )
 
 
@@ -100,6 +119,46 @@ def indices(seed: Array, salt: Array, cursor: Array, rows: Rows, examples: int) 
   )
 
 
+class Epochs(NamedTuple):
+  """The order of the epochs first, first + 1, ..., for a host without JAX: their secrets, uint32 [E, rounds]."""
+
+  first: int
+  secrets: np.ndarray
+
+
+def epochs_from(
+  seed: int, salt: int, cursor: int, batches: int, total: int, examples: int
+) -> Epochs:
+  """The epochs that `batches` batches of `total` rows from `cursor` on lie in, and many after them."""
+  first = cursor * total // examples
+  count = max(_EPOCHS, batches * total // examples + 2)
+  epochs = (first + np.arange(count)).astype(np.uint32)
+  return Epochs(first, np.asarray(_secrets_of(np.uint32(seed), np.int32(salt), epochs)))
+
+
+@jax.jit
+def _secrets_of(seed: Array, salt: Array, epochs: Array) -> Array:
+  key = streams.batch_key(seed, 'order', salt, 0)
+  return jax.vmap(lambda e: _secrets(jax.random.fold_in(key, e)))(epochs)
+
+
+def batches_in(epochs: Epochs, cursor: int, total: int, examples: int) -> int:
+  """How many whole batches from `cursor` on the epochs hold."""
+  return (epochs.first + len(epochs.secrets)) * examples // total - cursor
+
+
+def host_indices(
+  epochs: Epochs, cursor: int, rows: np.ndarray, total: int, examples: int
+) -> np.ndarray:
+  """What `indices` gives for these rows [B] of batch `cursor`, equal to the bit, by NumPy alone and in 64 bits."""
+  epoch, place = np.divmod(cursor * total + rows.astype(np.int64), examples)
+  secrets = epochs.secrets[epoch - epochs.first]
+  found = _encrypt(place.astype(np.uint32), secrets, examples)
+  while (outside := found >= examples).any():
+    found[outside] = _encrypt(found[outside], secrets[outside], examples)
+  return found.astype(np.int32)
+
+
 class Units(NamedTuple):
   """How stored values become network units: x' = (x - mean) / deviation, levels first brought to [-1, 1].
 
@@ -118,10 +177,25 @@ class Units(NamedTuple):
     return (-1 - self.mean) / self.deviation, (1 - self.mean) / self.deviation
 
 
-Normalization = Callable[[np.ndarray, int | None], Units]
+Normalization = Callable[[np.ndarray | Records, int | None], Units]
 
 
-def unit_range(x: np.ndarray, levels: int | None) -> Units:
+def moments(x: np.ndarray | Records) -> tuple[float, float]:
+  """The mean and the standard deviation of stored examples, over all examples and dimensions.
+
+  Levels are summed as integers, so that data which is read in parts has the same two numbers to the bit.
+  """
+  if x.dtype != np.uint8:
+    return float(np.mean(x, dtype=np.float64)), float(np.std(x, dtype=np.float64))
+  count, total, squares = math.prod(x.shape), 0, 0
+  for start in range(0, len(x), 1000):
+    part = x[start : start + 1000].astype(np.uint32)
+    total += int(part.sum(dtype=np.uint64))
+    squares += int(np.square(part).sum(dtype=np.uint64))
+  return total / count, math.sqrt(count * squares - total**2) / count
+
+
+def unit_range(x: np.ndarray | Records, levels: int | None) -> Units:
   """Levels to [-1, 1]; floats as they are."""
   return Units(levels)
 
@@ -138,8 +212,8 @@ def standardized() -> Normalization:
   Source: LeCun et al. (1998), section 4.3.
   """
 
-  def normalization(x: np.ndarray, levels: int | None) -> Units:
-    mean, deviation = float(np.mean(x, dtype=np.float64)), float(np.std(x, dtype=np.float64))
+  def normalization(x: np.ndarray | Records, levels: int | None) -> Units:
+    mean, deviation = moments(x)
     if deviation == 0:
       raise ValueError(f'data that does not vary cannot be standardized: all values are {mean:g}')
     if levels is not None:
@@ -156,9 +230,9 @@ def normalize(x: Array, units: Units) -> Array:
   return x if units[1:] == (0.0, 1.0) else (x - units.mean) / units.deviation
 
 
-def sigma_data(x: np.ndarray, units: Units) -> float:
+def sigma_data(x: np.ndarray | Records, units: Units) -> float:
   """The standard deviation of stored examples in network units, over all examples and dimensions."""
-  deviation = float(np.asarray(x).std(dtype=np.float64)) / units.deviation
+  deviation = moments(x)[1] / units.deviation
   return deviation if units.levels is None else 2 * deviation / (units.levels - 1)
 
 
@@ -203,5 +277,10 @@ def restrict(index: Array, keys: Key, share: Array, order: Array) -> Array:
 
 def gather(data: Resident, index: Array, units: Units) -> Batch:
   """The rows `index` of a resident split as a Batch in network units."""
-  x = normalize(data.x[index], units)
-  return Batch(x, data.label[index], jnp.zeros((index.shape[0], 0), x.dtype), index)
+  return in_units(Drawn(data.x[index], data.label[index], index), units)
+
+
+def in_units(drawn: Drawn, units: Units) -> Batch:
+  """Stored rows as a Batch in network units."""
+  x = normalize(drawn.x, units)
+  return Batch(x, drawn.label, jnp.zeros((len(drawn.label), 0), x.dtype), drawn.index)

@@ -1,7 +1,8 @@
 """Where data comes from. A Source is a name and a function that loads; nothing is read before it is called."""
 
 import concurrent.futures
-import io
+import functools
+import importlib.util
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +13,18 @@ import numpy as np
 
 from diffusion import checks
 from diffusion.citations import technique
+from diffusion.data import records
 
 _ORIENTED = ('mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot')
 PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10')  # what `diffusion.data.prepare` knows
 
 
 class Dataset(NamedTuple):
-  """A data set in memory, as stored.
+  """A data set, as stored.
 
   Attributes:
     name: what tables call it.
-    x: uint8 [n, H, W, C] for images, float32 [n, d] for vectors.
+    x: uint8 [n, H, W, C] for images, float32 [n, d] for vectors; `records.Records` for images that stay in their files.
     label: int32 [n], in [0, num_classes); zeros where num_classes is 0.
     levels: number of levels a stored value has (0 ... levels - 1), or None for floats.
     class_names: one a class; empty when there are none.
@@ -33,7 +35,7 @@ class Dataset(NamedTuple):
   """
 
   name: str
-  x: np.ndarray
+  x: np.ndarray | records.Records
   label: np.ndarray
   levels: int | None
   class_names: tuple[str, ...] = ()
@@ -51,12 +53,14 @@ class Dataset(NamedTuple):
 class Source(NamedTuple):
   """A data set to be: `load()` reads it and raises one readable error when it cannot.
 
-  `raw()` reads it without refusing what `cleaning.checked` can mend.
+  `raw()` reads it without refusing what `cleaning.checked` can mend. `stream(workers)` leaves the training images in
+  their files, see `streamed`; None where there are no files to read rows from.
   """
 
   name: str
   load: Callable[[], Dataset]
   raw: Callable[[], Dataset]
+  stream: Callable[[int], Dataset] | None = None
 
 
 def _source(name: str, raw: Callable[[], Dataset]) -> Source:
@@ -76,7 +80,7 @@ def validated(data: Dataset) -> Dataset:
       raise ValueError(
         f'{data.name} ({part}): images must be uint8 [n, H, W, C], got {x.dtype} {x.shape}'
       )
-    if data.levels is not None and x.max() >= data.levels:
+    if data.levels is not None and data.levels < 256 and x.max() >= data.levels:
       raise ValueError(
         f'{data.name} ({part}): a value {x.max()} where levels are 0 to {data.levels - 1}'
       )
@@ -295,19 +299,46 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
     ValueError: (on load) an unknown name, or a data set that is not prepared in `data_dir` as array_record.
   """
 
-  def load() -> Dataset:
+  def read(workers: int | None) -> Dataset:
     builder = _prepared_builder(name, data_dir and os.path.expanduser(data_dir))
-    features = builder.info.features
-    x, label = _decode(builder, 'train')
-    test = _decode(builder, 'test') if 'test' in builder.info.splits else None
-    note = ''
-    if size is not None:
-      x, test = _reduce(x, size), (_reduce(test[0], size), test[1]) if test else None
-      note = f'images reduced to {size}x{size} by averaging blocks'
-    names = tuple(features['label'].names)
+    parts = {
+      split: records.of_split(builder, split, size, workers or 0)
+      for split in ('train', 'test')
+      if split in builder.info.splits
+    }
+    train = parts.pop('train')
+    x, label = train.whole() if workers is None else (train, train.labels())
+    test = parts['test'].whole() if parts else None
+    names = tuple(builder.info.features['label'].names)
+    note = '' if size is None else f'images reduced to {size}x{size} by averaging blocks'
     return Dataset(name, x, label, 256, names, test, note, oriented=name in _ORIENTED)
 
-  return _source(name, load)
+  return _source(name, lambda: read(None))._replace(stream=read)
+
+
+def streamed(source: Source, workers: int = 0) -> Source:
+  """The same data, which stays in its files: every batch is read when its turn comes, ahead of the step that takes it.
+
+  For data that does not fit on the device. The batches are the same rows in the same order, so a run may be
+  interrupted with one and resumed with the other. The training split is read through once at every start, for its
+  hashes; validation and test examples are held in memory.
+
+  Args:
+    source: from `tfds`.
+    workers: processes that read; 0 reads with threads of the training process.
+
+  Raises:
+    ValueError: a source without files to read rows from, or Grain is not installed.
+  """
+  checks.integer('workers', workers, 0)
+  if source.stream is None:
+    raise ValueError(
+      f'data {source.name!r} is held in memory: only a plain sources.tfds is streamed'
+    )
+  if importlib.util.find_spec('grain') is None:
+    raise ValueError('streamed data is read by Grain, which is not installed: pip install grain')
+  load = functools.partial(source.stream, workers)
+  return Source(source.name, lambda: validated(load()), load)
 
 
 def _prepared_builder(name: str, data_dir: str | None):
@@ -335,34 +366,3 @@ def _prepared_builder(name: str, data_dir: str | None):
       'again with --file_format=array_record'
     )
   return builder
-
-
-def _decode(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
-  """All images and labels of a split, decoded by a few threads (decoding lets go of the interpreter lock)."""
-  import tensorflow_datasets
-  from PIL import Image
-
-  skip = tensorflow_datasets.decode.SkipDecoding()
-  records = builder.as_data_source(split=split, decoders={'image': skip})
-  shape = builder.info.features['image'].shape
-  images = np.empty((len(records), *shape), np.uint8)
-  labels = np.empty(len(records), np.int32)
-
-  def read(start: int) -> None:
-    chunk = range(start, min(start + 1000, len(records)))
-    for i, record in zip(chunk, records.__getitems__(list(chunk)), strict=True):
-      with Image.open(io.BytesIO(record['image'])) as image:
-        images[i] = np.asarray(image).reshape(shape)
-      labels[i] = record['label']
-
-  with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-    list(pool.map(read, range(0, len(records), 1000)))
-  return images, labels
-
-
-def _reduce(x: np.ndarray, size: int) -> np.ndarray:
-  n, height, width, channels = x.shape
-  if size < 1 or height % size or width % size:
-    raise ValueError(f"size must divide the images' {height}x{width}, got {size}")
-  blocks = x.reshape(n, size, height // size, size, width // size, channels)
-  return np.rint(blocks.mean((2, 4))).astype(np.uint8)

@@ -5,11 +5,14 @@ proportion. Copies of an example hash alike, so they share a split, and adding d
 """
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion import checks
+from diffusion.data.records import Records, select
+
+_ROWS = 1000  # that are in memory at a time, where the data stays in its files
 
 
 class Fractions(NamedTuple):
@@ -34,19 +37,29 @@ class Fractions(NamedTuple):
 
 
 class Split(NamedTuple):
-  """Positions of each part in the source's arrays, ascending, and a hash of each part's contents."""
+  """Positions of each part in the source's arrays, ascending, a hash of each part's contents, and `fingerprint`, that
+  of the data set as it stands."""
 
   train: np.ndarray
   validation: np.ndarray
   test: np.ndarray
   hashes: dict[str, str]
+  fingerprint: str
 
 
-def content_hashes(x: np.ndarray, salt: str = '') -> np.ndarray:
-  """SHA-256 of (salt, dtype, shape, bytes) of each example, as 32-byte strings [n]."""
+def content_hashes(x: np.ndarray | Records, salt: str = '', whole: Any = None) -> np.ndarray:
+  """SHA-256 of (salt, dtype, shape, bytes) of each example, as 32-byte strings [n].
+
+  The data is read once, some rows at a time; `whole`, a hash in the making, is given all their bytes as well.
+  """
   head = f'{salt}|{x.dtype.str}|{x.shape[1:]}|'.encode()
-  rows = np.ascontiguousarray(x)
-  return np.array([hashlib.sha256(head + row.tobytes()).digest() for row in rows], dtype='S32')
+  found = []
+  for start in range(0, len(x), _ROWS):
+    rows = np.ascontiguousarray(x[start : start + _ROWS])
+    found += [hashlib.sha256(head + row.tobytes()).digest() for row in rows]
+    if whole is not None:
+      whole.update(rows.data)
+  return np.array(found, dtype='S32')
 
 
 def fingerprint(digests: np.ndarray) -> str:
@@ -54,12 +67,14 @@ def fingerprint(digests: np.ndarray) -> str:
   return hashlib.sha256(np.sort(digests).tobytes()).hexdigest()[:16]
 
 
-def dataset_fingerprint(x: np.ndarray, label: np.ndarray) -> str:
-  """A hash of a data set as it stands, order and labels included: 16 hexadecimal digits."""
-  digest = hashlib.sha256(f'{x.dtype.str}|{x.shape}|{label.dtype.str}'.encode())
-  digest.update(np.ascontiguousarray(x).data)
-  digest.update(np.ascontiguousarray(label).data)
-  return digest.hexdigest()[:16]
+def hashes_and_fingerprint(
+  x: np.ndarray | Records, label: np.ndarray, salt: str = ''
+) -> tuple[np.ndarray, str]:
+  """`content_hashes`, and a hash of the data set as it stands, order and labels included: 16 hexadecimal digits."""
+  whole = hashlib.sha256(f'{x.dtype.str}|{x.shape}|{label.dtype.str}'.encode())
+  digests = content_hashes(x, salt, whole)
+  whole.update(np.ascontiguousarray(label).data)
+  return digests, whole.hexdigest()[:16]
 
 
 def _rank(digests: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +93,9 @@ def _rank(digests: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
   return rank[inverse], count[inverse]
 
 
-def make(x: np.ndarray, labels: np.ndarray, fractions: Fractions, official_test: bool) -> Split:
+def make(
+  x: np.ndarray | Records, labels: np.ndarray, fractions: Fractions, official_test: bool
+) -> Split:
   """Cuts a training set into train, validation and (unless the data has an official one) test.
 
   Args:
@@ -103,7 +120,7 @@ def make(x: np.ndarray, labels: np.ndarray, fractions: Fractions, official_test:
       f'validation_fraction {fractions.validation} and test_fraction {test_share} leave nothing to train on'
     )
   # A salted hash may start with zero bytes, which NumPy's S32 strips only at the end: order and equality hold.
-  digests = content_hashes(x, fractions.salt)
+  digests, whole = hashes_and_fingerprint(x, labels, fractions.salt)
   rank, _ = _rank(digests, labels)
   in_test = rank < test_share
   in_validation = ~in_test & (rank < test_share + fractions.validation)
@@ -115,7 +132,9 @@ def make(x: np.ndarray, labels: np.ndarray, fractions: Fractions, official_test:
         f'train_limit must be at most {train.size - fractions.offset}, got {fractions.limit}'
       )
     # Counted anew: how many of a class went to the other parts grows with its size.
-    order = content_hashes(x[train], fractions.subset) if fractions.subset else digests[train]
+    order = (
+      content_hashes(select(x, train), fractions.subset) if fractions.subset else digests[train]
+    )
     _, count = _rank(order, labels[train])
     train = np.sort(train[np.lexsort((order, count))][fractions.offset : end])
   parts = {
@@ -126,4 +145,5 @@ def make(x: np.ndarray, labels: np.ndarray, fractions: Fractions, official_test:
   for name, share in (('train', 1.0), ('validation', fractions.validation), ('test', test_share)):
     if share and not parts[name].size:
       raise ValueError(f'the {name} split of {len(x)} examples is empty: give it a larger share')
-  return Split(**parts, hashes={name: fingerprint(digests[index]) for name, index in parts.items()})
+  hashes = {name: fingerprint(digests[index]) for name, index in parts.items()}
+  return Split(**parts, hashes=hashes, fingerprint=whole)

@@ -27,5 +27,5 @@ def compare(
     run = load(folder)
     labels = assembly.class_labels(run.num_classes, -(-pairs // max(1, run.num_classes)))[:pairs]
     samples.append(run.sample(labels, seed))
-    trained.append(data_of(pathlib.Path(folder).expanduser().absolute()).train[0])
+    trained.append(data_of(pathlib.Path(folder).expanduser().absolute()).train_in_memory[0])
   return agreement(*samples, labels, *trained)

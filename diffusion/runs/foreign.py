@@ -141,7 +141,7 @@ def data_of(folder: pathlib.Path) -> Loaded:
 def _beside(given: Images, loaded: Loaded) -> tuple[Judged, list[str]]:
   """The images in the data's own levels where they fit them, else both in brightness; and what to know of it."""
   units, x, notes = loaded.units, given.x, []
-  train, held_out = loaded.train, loaded.held_out
+  train, held_out = loaded.train_in_memory, loaded.held_out
   if given.levels is not None and given.levels != units.levels:
     x = pipeline.to_uint8(x, given.levels)
     stored = np.rint(x.astype(np.float64) * (units.levels - 1) / 255).astype(np.uint8)

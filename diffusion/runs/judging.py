@@ -100,7 +100,7 @@ def _judged(session: Session, weights: Any, best: Restored, request: Request) ->
   return Judged(
     drawn(session, seeded, labels, identity),
     labels,
-    loaded.train,
+    loaded.train_in_memory if loaded.comparable else loaded.train,
     loaded.held_out,
     len(loaded.validation[0]),
     data.class_names,
@@ -152,7 +152,8 @@ def _loss_findings(session: Session, weights: Any, row: Mapping[str, float]) -> 
 
 def _pictures(session: Session, judged: Judged, step: int, suffix: str) -> None:
   data, folder = session.loaded.dataset, session.folder
-  ratios = None if data.levels is None else memorization.judged_ratios(judged, 'samples')
+  images = data.levels is not None and session.loaded.comparable
+  ratios = memorization.judged_ratios(judged, 'samples') if images else None
   if not processes.is_writer():
     return
   note = f' ({data.note})' if data.note else ''

@@ -81,6 +81,7 @@ def run(setting: Setting, low: float, high: float) -> int:
         break
     previous = (metrics['learning_rate'], metrics['loss'])
     del step
+  programs.close()
   finite = [row for row in rows if math.isfinite(row[1])]
   rates, losses = (list(column) for column in zip(*finite, strict=True))
   smooth, steepest, best = suggest(rates, losses)

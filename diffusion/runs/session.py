@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion import citations, devices, processes, provenance, workdir
-from diffusion.data import pipeline, sources, splits
+from diffusion.data import pipeline, sources
 from diffusion.reporting import plots
 from diffusion.training import assembly
 from diffusion.training import experiment as experiments
@@ -91,7 +91,7 @@ def data_record(loaded: Loaded) -> dict[str, Any]:
     'levels': data.levels,
     'mean': loaded.units.mean,
     'deviation': loaded.units.deviation,
-    'fingerprint': splits.dataset_fingerprint(data.x, data.label),
+    'fingerprint': loaded.split.fingerprint,
     'class_names': list(data.class_names),
     'found': dict(data.found),
     'examples': sizes,

@@ -79,7 +79,7 @@ def make_tools(
     samples = stored_samples(programs.sample, weights, labels, session.loaded.units)
     picture(data, session.loaded.validation[0], samples, path, f'step {step}')
 
-  watch = functools.cache(lambda: memorization.watch(loaded.train[0], loaded.held_out[0]))
+  watch = functools.cache(lambda: memorization.watch(loaded.train_in_memory[0], loaded.held_out[0]))
 
   def measure(state, per_class) -> dict[str, float]:
     labels = assembly.class_labels(loaded.dataset.num_classes, per_class)

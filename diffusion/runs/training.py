@@ -133,8 +133,8 @@ def train(setting: Setting) -> int:
       )
       if not outcome.finished:
         print(
-          f'{outcome.reason}: saved at step {outcome.place.step}, {watch.late():.1f} s after the signal; the same command goes '
-          'on from there' + (', without --extend' if setting.extend else ''),
+          f'{outcome.reason}: saved at step {outcome.place.step}, {watch.late():.1f} s after the signal; the same '
+          'command goes on from there' + (', without --extend' if setting.extend else ''),
           flush=True,
         )
         return 128 + signal.Signals[outcome.reason]
@@ -180,6 +180,7 @@ def _train_on(
       devices.replicate(state), place, plan, experiment.callbacks, callback_states, tools
     )
   finally:
+    session.programs.close()
     sinks.close()
     ring.close()
 

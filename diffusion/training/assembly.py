@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion import devices, streams
-from diffusion.data import augment, pipeline, sources, splits
+from diffusion.data import augment, feed, pipeline, records, sources, splits
+from diffusion.data.records import Records, select
 from diffusion.evaluation import gap
 from diffusion.evaluation.evaluate import Asked, Network, Plan
 from diffusion.process import gaussian
@@ -30,15 +31,33 @@ from diffusion.types import (
 
 
 class Loaded(NamedTuple):
-  """The data of an experiment, split; arrays as stored. `order` is the training examples' by the curriculum."""
+  """The data of an experiment, split; arrays as stored. `order` is the training examples' by the curriculum.
+
+  The training images are `Records` where they are streamed, which read on demand.
+  """
 
   dataset: sources.Dataset
   split: splits.Split
   units: pipeline.Units
   order: np.ndarray | None
-  train: tuple[np.ndarray, np.ndarray]
+  train: tuple[np.ndarray | Records, np.ndarray]
   validation: tuple[np.ndarray, np.ndarray]
   test: tuple[np.ndarray, np.ndarray]
+
+  @property
+  def streamed(self) -> bool:
+    """The training images stay in their files."""
+    return isinstance(self.train[0], Records)
+
+  @property
+  def comparable(self) -> bool:
+    """All training examples may be read into memory, to compare with them."""
+    return not self.streamed or self.train[0].fits
+
+  @property
+  def train_in_memory(self) -> tuple[np.ndarray, np.ndarray]:
+    """All training examples; raises ValueError where they are streamed and too many."""
+    return np.asarray(self.train[0]), self.train[1]
 
   @property
   def held_out(self) -> tuple[np.ndarray, np.ndarray]:
@@ -63,12 +82,16 @@ def load_data(experiment: Experiment) -> Loaded:
       flush=True,
     )
   split = splits.make(data.x, data.label, experiment.split, data.test is not None)
-  pipeline.check_size(len(split.train), experiment.batch_size)
+  streamed = isinstance(data.x, Records)
+  pipeline.check_size(len(split.train), 1 if streamed else experiment.batch_size)
   if len(split.validation) < 2:
     raise ValueError(
       f'validation needs at least 2 examples, got {len(split.validation)}: hold out more'
     )
-  parts = [(data.x[i], data.label[i]) for i in (split.train, split.validation, split.test)]
+  parts = [(data.x[i], data.label[i]) for i in (split.validation, split.test)]
+  parts = [(select(data.x, split.train), data.label[split.train]), *parts]
+  if streamed:
+    _check_streamed(experiment, parts[0][0])
   if data.test is not None:
     parts[2] = data.test
     digests = splits.content_hashes(data.test[0], experiment.split.salt)
@@ -85,6 +108,20 @@ def load_data(experiment: Experiment) -> Loaded:
     )
     order = np.argsort(score, kind='stable').astype(np.int32)
   return Loaded(data, split, units, order, *parts)
+
+
+def _check_streamed(experiment: Experiment, train: Records) -> None:
+  """Raises ValueError where an experiment looks at all training examples at once and they stay in their files."""
+  if experiment.curriculum is not None and experiment.curriculum.rank is not None:
+    raise ValueError(
+      'a curriculum that ranks the examples needs them in memory: it does not go with streamed data'
+    )
+  looks = [c.name for c in experiment.callbacks if c.name == 'watch_memorization']
+  if not train.fits and (experiment.metrics or looks):
+    raise ValueError(
+      f'{len(train)} streamed training images are too many to be compared with (the limit is {records.WHOLE} bytes): '
+      'leave out metrics and watch_memorization'
+    )
 
 
 def judged_plan(experiment: Experiment, data: sources.Dataset, sizes: Sequence[int]) -> Plan:
@@ -175,6 +212,7 @@ class Programs(NamedTuple):
     losses: (weights, x as stored [n, ...], label [n], position [n]) -> bank losses [n, L].
     validate: weights -> validation row.
     sample: ((parameters, statistics, sampler seed), label [n], number [n]) -> samples [n, ...] in network units.
+    close: () -> None; ends what reads ahead of `dispatch`.
   """
 
   dispatch: Callable[[Any], tuple[Any, Any]]
@@ -182,34 +220,70 @@ class Programs(NamedTuple):
   losses: Callable[..., np.ndarray]
   validate: Callable[[Any], dict[str, float]]
   sample: Callable[..., np.ndarray]
+  close: Callable[[], None]
 
 
 def programs(experiment: Experiment, loaded: Loaded) -> Programs:
-  """The run's functions on all devices. The training split is sent to every device when first needed, once."""
+  """The run's functions on all devices.
+
+  The training split is sent to every device when first needed, once; where it is streamed, batch by batch.
+  """
   parts = pieces(experiment, loaded.units)
-  step = devices.parallelize(
-    steps.make_step(parts), experiment.batch_size, experiment.steps_per_dispatch
-  )
-  resident = functools.cache(
-    lambda: devices.replicate(pipeline.Resident(*loaded.train, loaded.order))
-  )
+  make = _streamed if loaded.streamed else _resident
+  dispatch, first_batches, close = make(experiment, loaded, steps.make_step(parts))
   losses = gap.bank_losses(experiment.diffusion, experiment.model, loaded.units, experiment.bank)
   return Programs(
-    dispatch=lambda state: step(state, resident()),
-    settle=_make_settle(experiment, steps.make_statistics(parts), resident),
+    dispatch=dispatch,
+    settle=_make_settle(experiment, steps.make_statistics(parts), first_batches),
     losses=losses,
     validate=_make_validate(losses, loaded),
     sample=make_sample(experiment, loaded.dataset.x.shape[1:]),
+    close=close,
   )
 
 
-def _make_settle(experiment: Experiment, statistics: Callable, resident: Callable) -> Callable:
+def _resident(
+  experiment: Experiment, loaded: Loaded, step: Callable
+) -> tuple[Callable, Callable, Callable]:
+  """(dispatch, () -> what `make_statistics` takes as data, close) with the training split on every device."""
+  step = devices.parallelize(step, experiment.batch_size, experiment.steps_per_dispatch)
+  data = functools.cache(lambda: devices.replicate(pipeline.Resident(*loaded.train, loaded.order)))
+  return lambda state: step(state, data()), data, lambda: None
+
+
+def _streamed(
+  experiment: Experiment, loaded: Loaded, step: Callable
+) -> tuple[Callable, Callable, Callable]:
+  """The same with batches that the host reads."""
+  count = experiment.steps_per_dispatch
+  step = devices.parallelize(step, experiment.batch_size, count, data_by_step=True)
+  rows = devices.rows_of_this_process(experiment.batch_size)
+  source = feed.Feed(loaded.train[0], rows, experiment.batch_size, count)
+  place = known = None
+
+  def dispatch(state: Any) -> tuple[Any, Any]:
+    nonlocal place, known
+    # Of a state that the last dispatch did not return, look where it stands, which waits for it.
+    if state.cursor is not known:
+      looked = devices.to_host((state.seed, state.salt, state.cursor))
+      place = feed.Place(*(int(value) for value in looked))
+    state, metrics = step(state, source.take(place))
+    source.ahead()
+    place, known = place._replace(cursor=place.cursor + count), state.cursor
+    return state, metrics
+
+  start = feed.Place(experiment.seed, 0, 0)
+  first = functools.cache(lambda: source.read(start, steps.STATISTICS_BATCHES))
+  return dispatch, lambda: devices.spread(first()), source.close
+
+
+def _make_settle(experiment: Experiment, statistics: Callable, data: Callable) -> Callable:
   def one(state: states.TrainState, data, rows, cross_mean):
     found = statistics(judged_parameters(experiment, state), state, data, rows, cross_mean)
     return state._replace(judged_statistics=found), ()
 
   settle = devices.parallelize(one, experiment.batch_size)
-  return lambda state: settle(state, resident())[0] if state.statistics else state
+  return lambda state: settle(state, data())[0] if state.statistics else state
 
 
 def _make_validate(losses: Callable, loaded: Loaded) -> Callable[[Any], dict[str, float]]:

@@ -207,13 +207,18 @@ def noise_estimates(small: Array, large: Array, rows: int, parts: int) -> dict[s
   }
 
 
-def take_batch(pieces: Pieces, state: TrainState, data: pipeline.Resident, rows: Rows) -> Batch:
-  """The rows of this step's batch, chosen and transformed."""
-  index = pipeline.indices(state.seed, state.salt, state.cursor, rows, data.x.shape[0])
+def take_batch(
+  pieces: Pieces, state: TrainState, data: pipeline.Resident | pipeline.Drawn, rows: Rows
+) -> Batch:
+  """The rows of this step's batch, chosen (where the host has not done so) and transformed."""
   progress = state.step / pieces.num_steps
-  if pieces.curriculum is not None:
-    keys = streams.row_keys(stream_key(state, 'curriculum'), rows.index)
-    index = pipeline.restrict(index, keys, pieces.curriculum.share(progress), data.order)
-  batch = pipeline.gather(data, index, pieces.units)
+  if isinstance(data, pipeline.Drawn):
+    batch = pipeline.in_units(data, pieces.units)
+  else:
+    index = pipeline.indices(state.seed, state.salt, state.cursor, rows, data.x.shape[0])
+    if pieces.curriculum is not None:
+      keys = streams.row_keys(stream_key(state, 'curriculum'), rows.index)
+      index = pipeline.restrict(index, keys, pieces.curriculum.share(progress), data.order)
+    batch = pipeline.gather(data, index, pieces.units)
   batch = pieces.augment(streams.row_keys(stream_key(state, 'augmentation'), rows.index), batch)
   return batch if pieces.curriculum is None else pieces.curriculum.transform(batch, progress)

@@ -14,6 +14,7 @@ from diffusion.training.state import Parameters, TrainState
 from diffusion.types import Array, Conditioning, CrossMean, Optimizer, Rows, Term
 
 BUCKETS = 8  # equal parts of [0, 1) by t, for the loss per noise level
+STATISTICS_BATCHES = 16  # over which the judged weights' batch statistics are taken
 
 
 def empty_window(
@@ -57,7 +58,12 @@ def make_step(pieces: Pieces) -> Callable:
   logs the same numbers.
   """
 
-  def step(state: TrainState, data: pipeline.Resident, rows: Rows, cross_mean: CrossMean):
+  def step(
+    state: TrainState,
+    data: pipeline.Resident | pipeline.Drawn,
+    rows: Rows,
+    cross_mean: CrossMean,
+  ):
     batch = gradient.take_batch(pieces, state, data, rows)
     draws = gradient.draw(pieces, state, batch, rows)
     if pieces.micro_batches == 1:
@@ -115,19 +121,23 @@ def make_step(pieces: Pieces) -> Callable:
   return step
 
 
-def make_statistics(pieces: Pieces, batches: int = 16) -> Callable:
+def make_statistics(pieces: Pieces) -> Callable:
   """(parameters, state, data, rows, cross_mean) -> statistics of these parameters.
 
-  The plain mean over the first `batches` batches of the run, with its noise and augmentations and without dropout: a
-  function of the parameters and the seed alone.
+  The plain mean over the first `STATISTICS_BATCHES` batches of the run, with its noise and augmentations and without
+  dropout: a function of the parameters and the seed alone. `data` is a `pipeline.Resident`, or those batches `Drawn`,
+  along a leading axis.
   """
 
   def statistics(params: Parameters, state: TrainState, data, rows: Rows, cross_mean: CrossMean):
-    def one(statistics, i: Array):
+    drawn = data if isinstance(data, pipeline.Drawn) else None
+
+    def one(statistics, at):
+      i, batch = at
       now = state._replace(
         params=params, step=jnp.full((), pieces.num_steps), cursor=i, salt=jnp.zeros((), jnp.int32)
       )
-      batch = gradient.take_batch(pieces, now, data, rows)
+      batch = gradient.take_batch(pieces, now, batch or data, rows)
       draws = gradient.draw(pieces, now, batch, rows)
       path = gaussian.bind(pieces.diffusion, params.schedule)
       marginal = path.marginal(draws.t)
@@ -140,6 +150,6 @@ def make_statistics(pieces: Pieces, batches: int = 16) -> Callable:
       )  # fmt: skip
       return statistics, None
 
-    return jax.lax.scan(one, state.statistics, jnp.arange(batches))[0]
+    return jax.lax.scan(one, state.statistics, (jnp.arange(STATISTICS_BATCHES), drawn))[0]
 
   return statistics

@@ -208,6 +208,23 @@ def test_indices_agree_with_exact_integer_arithmetic(examples, total, cursor):
   assert found.tolist() == expected
 
 
+CURSORS = [0, 1, 4, 5, 1000, 2_000_000_000]
+
+
+@pytest.mark.parametrize(('examples', 'total'), [*SIZES, (60_000, 128), (2_097_150, 1024)])
+def test_a_host_computes_the_same_indices(examples, total):
+  rows = np.arange(total)
+  for cursor, salt in zip(CURSORS, [0, 0, 1, 0, 2, 3], strict=True):
+    epochs = pipeline.epochs_from(9, salt, cursor, 3, total, examples)
+    end = cursor + pipeline.batches_in(epochs, cursor, total, examples)
+    assert end >= cursor + 3
+    for c in (cursor, cursor + 2, min(end, 2**31) - 1):
+      found = pipeline.host_indices(epochs, c, rows, total, examples)
+      expected = draw([c], total, examples, seed=9, salt=salt)[0]
+      np.testing.assert_array_equal(found, expected)
+      assert found.dtype == expected.dtype
+
+
 def test_check_size():
   pipeline.check_size(1, 1)
   with pytest.raises(ValueError, match='no example'):
@@ -299,6 +316,15 @@ def test_standardized_data_has_mean_zero_and_deviation_one(levels):
     np.testing.assert_allclose(ends, units.range, rtol=1e-5)
   else:
     np.testing.assert_allclose(back, x, rtol=1e-5)
+
+
+def test_moments_are_exact_and_do_not_depend_on_the_parts_read():
+  x = np.random.default_rng(1).integers(0, 256, (2500, 3, 2, 1)).astype(np.uint8)
+  exact = [fractions.Fraction(int(v)) for v in x.ravel()]
+  mean = sum(exact) / len(exact)
+  variance = sum((v - mean) ** 2 for v in exact) / len(exact)
+  assert pipeline.moments(x) == (float(mean), pytest.approx(math.sqrt(variance), rel=1e-15))
+  assert pipeline.moments(x[::-1]) == pipeline.moments(x)
 
 
 def test_data_that_does_not_vary_cannot_be_standardized():

@@ -3,7 +3,6 @@
 import io
 import os
 import pathlib
-import struct
 import time
 
 import numpy as np
@@ -11,7 +10,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from diffusion.data import prepare, raw, sources
+from diffusion.data import raw, sources
+from tests import prepared
 
 PREPARED = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
 needs_mnist = pytest.mark.skipif(
@@ -275,22 +275,6 @@ def test_what_can_be_prepared_is_what_prepare_knows():
   assert set(sources.PREPARABLE) == set(raw.SPECS)
 
 
-def prepared(tmp_path, train=9, test=4):
-  """MNIST's official files with a few random digits, prepared in tmp_path / 'sets'; split -> (images, labels)."""
-  pytest.importorskip('tensorflow_datasets')
-  random, written = np.random.default_rng(3), {}
-  (tmp_path / 'raw').mkdir()
-  for split, stem, n in (('train', 'train', train), ('test', 't10k', test)):
-    x = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-    label = random.integers(0, 10, n, dtype=np.uint8)
-    for name, array in (('images-idx3', x), ('labels-idx1', label)):
-      head = struct.pack(f'>I{array.ndim}I', 0x800 + array.ndim, *array.shape)
-      (tmp_path / 'raw' / f'{stem}-{name}-ubyte').write_bytes(head + array.tobytes())
-    written[split] = x, label
-  prepare.prepare('mnist', tmp_path / 'sets', tmp_path / 'raw', allow_partial=True)
-  return written
-
-
 def multiset(x, label):
   """What is there, whatever the order: TFDS shuffles on disk."""
   return sorted((image.tobytes(), int(y)) for image, y in zip(x, label, strict=True))
@@ -298,7 +282,7 @@ def multiset(x, label):
 
 def test_what_was_prepared_is_read_from_a_home_directory(tmp_path, monkeypatch):
   """`--config.data_dir=~/...` reaches Python as it is: no shell expands it there."""
-  written = prepared(tmp_path)
+  written = prepared.mnist(tmp_path)
   monkeypatch.setenv('HOME', str(tmp_path))
   data = sources.tfds('mnist', '~/sets').load()
   assert multiset(data.x, data.label) == multiset(*written['train'])
@@ -308,7 +292,7 @@ def test_what_was_prepared_is_read_from_a_home_directory(tmp_path, monkeypatch):
 
 
 def test_blocks_are_averaged_to_the_nearest_level(tmp_path):
-  written = prepared(tmp_path)
+  written = prepared.mnist(tmp_path)
   small = sources.tfds('mnist', str(tmp_path / 'sets'), size=7).load()
   assert small.x.shape == (9, 7, 7, 1)
   means = [
@@ -322,7 +306,7 @@ def test_blocks_are_averaged_to_the_nearest_level(tmp_path):
 
 
 def test_a_set_that_needs_tensorflow_is_refused(tmp_path):
-  prepared(tmp_path)
+  prepared.mnist(tmp_path)
   info = next((tmp_path / 'sets').rglob('dataset_info.json'))
   info.write_text(info.read_text().replace('array_record', 'tfrecord'))
   with pytest.raises(ValueError, match=r'stored as tfrecord.*--file_format=array_record'):

@@ -1,0 +1,166 @@
+"""Images that stay in their files: the rows of a prepared TFDS split, read and decoded when they are asked for."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import io
+import os
+from typing import Any
+
+import numpy as np
+
+WHOLE = 4 * 2**30  # bytes of images that are read into memory at once, at most
+_PIECE = 250  # rows that a thread decodes at a time
+
+Labelled = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """As much of a uint8 array [n, H, W, C] as training needs, without holding it.
+
+  x[i], for a slice or an array of integers, reads those rows; `np.asarray(x)` reads them all. Nothing but numbers and
+  names is sent where this is pickled to: every process opens the files by itself, once.
+
+  Attributes:
+    directory: of the prepared version.
+    split: its name there.
+    rows: positions in the split [n].
+    image: (H, W, C) as stored.
+    size: side to which images are reduced by averaging equal blocks; None keeps them.
+    workers: processes that read the batches of training; 0 for threads of this one.
+  """
+
+  directory: str
+  split: str
+  rows: np.ndarray
+  image: tuple[int, int, int]
+  size: int | None = None
+  workers: int = 0
+
+  dtype = np.dtype(np.uint8)
+  ndim = 4
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    """[n, H, W, C]."""
+    height, width, channels = self.image
+    return (len(self.rows), self.size or height, self.size or width, channels)
+
+  @property
+  def fits(self) -> bool:
+    """Whether all of it may be read into memory."""
+    return int(np.prod(self.shape, dtype=np.int64)) <= WHOLE
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+    return self.view(index).whole()[0]
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    if not self.fits:
+      raise ValueError(
+        f'{len(self)} streamed images of {self.split} exceed the {WHOLE} bytes that are read into memory at once: what '
+        'compares with all of them, as most metrics do, needs a smaller set'
+      )
+    return self[:]
+
+  def whole(self) -> Labelled:
+    """(all images, int32 label [n]), by a few threads: decoding lets go of the interpreter lock."""
+    pieces = [slice(i, i + _PIECE) for i in range(0, len(self), _PIECE)] or [slice(0)]
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+      images, labels = zip(*pool.map(self.labelled, pieces), strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+  def view(self, index: slice | np.ndarray) -> 'Records':
+    """The rows `index`, unread."""
+    return dataclasses.replace(self, rows=self.rows[index])
+
+  def labelled(self, index: slice | np.ndarray) -> Labelled:
+    """(x[index], int32 label [n]), by the calling thread alone."""
+    from PIL import Image
+
+    rows = self.rows[index]
+    images, labels = np.empty((len(rows), *self.image), np.uint8), np.empty(len(rows), np.int32)
+    for i, example in enumerate(self._examples(rows)):
+      try:
+        with Image.open(io.BytesIO(example['image'])) as image:
+          images[i] = np.asarray(image).reshape(self.image)
+      except (OSError, ValueError) as error:
+        raise self._unreadable(rows[i], error) from None
+      labels[i] = example['label']
+    return (images if self.size is None else _reduced(images, self.size)), labels
+
+  def labels(self) -> np.ndarray:
+    """int32 [n], without decoding an image."""
+    found = np.empty(len(self), np.int32)
+    for start in range(0, len(self), 1000):
+      examples = self._examples(self.rows[start : start + 1000])
+      found[start : start + 1000] = [example['label'] for example in examples]
+    return found
+
+  def _examples(self, rows: np.ndarray) -> list[Any]:
+    """Records of these rows, their images as they are stored.
+
+    Raises:
+      ValueError: one that cannot be read, named.
+    """
+    source = _open(self.directory, self.split)
+    try:
+      return source.__getitems__([int(row) for row in rows])
+    except Exception as error:  # noqa: BLE001 - whatever a damaged file makes its readers raise
+      raise self._unreadable(_first_bad(source, rows), error) from None
+
+  def _unreadable(self, row: int, error: Exception) -> ValueError:
+    reason = ' '.join(str(error).split())[:200]
+    return ValueError(
+      f'record {row} of {self.split} in {self.directory} cannot be read ({type(error).__name__}: {reason}): prepare '
+      'the data set again'
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _open(directory: str, split: str) -> Any:
+  import tensorflow_datasets
+
+  builder = tensorflow_datasets.builder_from_directory(directory)
+  skip = tensorflow_datasets.decode.SkipDecoding()
+  return builder.as_data_source(split=split, decoders={'image': skip})
+
+
+def _first_bad(source: Any, rows: np.ndarray) -> int:
+  for row in rows:
+    try:
+      source[int(row)]
+    except Exception:  # noqa: BLE001 - see `_examples`
+      return row
+  return rows[0]  # it was unreadable only then
+
+
+def of_split(builder: Any, split: str, size: int | None = None, workers: int = 0) -> Records:
+  """All rows of a split of a TFDS builder that is prepared as array_record.
+
+  Raises:
+    ValueError: images of several shapes, or a size that does not divide them.
+  """
+  image = builder.info.features['image'].shape
+  if None in image:
+    raise ValueError(
+      f'the images of {builder.name} have several shapes, {image}: prepare them in one size'
+    )
+  if size is not None and (size < 1 or image[0] % size or image[1] % size):
+    raise ValueError(f"size must divide the images' {image[0]}x{image[1]}, got {size}")
+  rows = np.arange(builder.info.splits[split].num_examples)
+  return Records(str(builder.data_dir), split, rows, tuple(image), size, workers)
+
+
+def select(x: np.ndarray | Records, index: np.ndarray) -> np.ndarray | Records:
+  """x[index] of an array; of records their view, which reads nothing."""
+  return x.view(index) if isinstance(x, Records) else x[index]
+
+
+def _reduced(x: np.ndarray, size: int) -> np.ndarray:
+  n, height, width, channels = x.shape
+  blocks = x.reshape(n, size, height // size, size, width // size, channels)
+  return np.rint(blocks.mean((2, 4))).astype(np.uint8)

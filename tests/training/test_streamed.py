@@ -1,0 +1,172 @@
+"""A run whose data stays in its files is the run whose data is on the device, to the bit."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion import devices
+from diffusion.data import curriculum, feed, records, sources, splits
+from diffusion.evaluation import memorization
+from diffusion.models import mlp, normalization
+from diffusion.runs import tools
+from diffusion.training import assembly, callbacks
+from tests import prepared
+from tests.quick import QUICK
+from tests.training import tiny
+
+pytest.importorskip('grain')
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp('streamed')
+  prepared.mnist(path, 80)
+  return path / 'sets'
+
+
+def on_images(model):
+  """A network of vectors as one of images."""
+
+  def flat(x):
+    return x.reshape(len(x), -1)
+
+  def apply(variables, z, *rest, **more):
+    output, statistics = model.apply(variables, flat(z), *rest, **more)
+    return output.reshape(z.shape), statistics
+
+  return model._replace(init=lambda key, z, *rest: model.init(key, flat(z), *rest), apply=apply)
+
+
+def experiment(folder, workers=None, **changes):
+  """Dropout, shifts, label dropout and batch normalization on."""
+  source = sources.tfds('mnist', str(folder), size=4)
+  made = tiny.images(
+    data=source if workers is None else sources.streamed(source, workers),
+    split=splits.Fractions(0.1),
+    model=on_images(mlp.mlp(16, 1, 0.2, num_classes=10, norm=normalization.batch(0.9))),
+    steps_per_dispatch=3,
+    log_every=3,
+  )
+  return made._replace(**changes)
+
+
+def began(made):
+  """(programs, first state)."""
+  loaded = assembly.load_data(made)
+  state = assembly.init_state(made, loaded.train[0][:1], loaded.units)
+  return assembly.programs(made, loaded), devices.replicate(state)
+
+
+def run(programs, state, dispatches):
+  """(state, metrics of each dispatch), settled in between."""
+  rows = []
+  for i in range(dispatches):
+    state, metrics = programs.dispatch(state)
+    rows.append(devices.to_host(metrics))
+    state = programs.settle(state) if i == 1 else state
+  return state, rows
+
+
+def assert_same(one, other):
+  one, other = tiny.leaves(one), tiny.leaves(other)
+  assert one.keys() == other.keys()
+  for name, value in one.items():
+    assert value.tobytes() == other[name].tobytes(), name
+
+
+def compare(folder, workers, later):
+  """Four dispatches in one go on the device against two streamed ones, a rollback in both, and two in a new start."""
+  programs, state = began(experiment(folder))
+  state, rows = run(programs, state, 4)
+  middle = devices.to_host(state)
+  whole, more = run(programs, tools.resumed(middle, state), 4)
+  streamed, state = began(experiment(folder, workers))
+  state, found = run(streamed, state, 4)
+  assert_same(devices.to_host(state), middle)
+  state, _ = run(streamed, tools.resumed(devices.to_host(state), state), 2)
+  state = devices.to_host(state)
+  streamed.close()
+  again, _ = began(experiment(folder, later))  # another start, which may have other workers or none
+  state, last = run(again, devices.replicate(state), 2)
+  again.close()
+  assert_same(
+    devices.to_host(state)._replace(judged_statistics=()),
+    devices.to_host(whole)._replace(judged_statistics=()),
+  )
+  assert_same((rows, more[2:]), (found, last))
+  assert int(devices.to_host(whole.salt)) == 1
+
+
+@pytest.mark.slow
+def test_streamed_training_is_the_resident_one_to_the_bit_through_rollback_and_resume(folder):
+  assert jax.device_count() == 4
+  compare(folder, 0, 1)
+
+
+@pytest.mark.slow
+def test_a_run_begun_with_files_goes_on_with_data_on_the_device_of_one(folder):
+  program = (
+    'import pathlib, sys\nfrom diffusion import devices\ndevices.configure(16, 1, cache=False)\n'
+    'from tests.training import test_streamed\ntest_streamed.compare(pathlib.Path(sys.argv[1]), 0, None)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program, str(folder)],
+    env=os.environ | QUICK | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def test_the_data_is_known_by_the_same_hashes_and_numbers(folder):
+  made = [experiment(folder, workers) for workers in (None, 0)]
+  whole, lazy = (assembly.load_data(one) for one in made)
+  assert lazy.streamed
+  assert not whole.streamed
+  assert lazy.split.hashes == whole.split.hashes
+  assert lazy.split.fingerprint == whole.split.fingerprint
+  for name in ('validation', 'test'):
+    for one, other in zip(getattr(lazy, name), getattr(whole, name), strict=True):
+      np.testing.assert_array_equal(one, other)
+  np.testing.assert_array_equal(lazy.train_in_memory[0], whole.train[0])
+  np.testing.assert_array_equal(lazy.train[1], whole.train[1])
+
+
+def test_what_looks_at_all_examples_is_refused(folder, monkeypatch):
+  ranked = experiment(folder, 0, curriculum=curriculum.by_difficulty())
+  with pytest.raises(ValueError, match='a curriculum that ranks the examples'):
+    assembly.load_data(ranked)
+  monkeypatch.setattr(records, 'WHOLE', 100)
+  assert not assembly.load_data(experiment(folder, 0)).comparable
+  for looks in (
+    {'metrics': [memorization.nearest_neighbor_ratio()]},
+    {'callbacks': [callbacks.watch_memorization(10)]},
+  ):
+    with pytest.raises(
+      ValueError, match=r'69 streamed training images are too many .*the limit is 100 bytes'
+    ):
+      assembly.load_data(experiment(folder, 0, **looks))
+
+
+def test_a_place_is_looked_up_only_where_the_state_came_from_elsewhere(folder, monkeypatch):
+  """Looking waits for the device: not between dispatches."""
+  programs, state = began(experiment(folder, 0))
+  looked = []
+  monkeypatch.setattr(feed, 'Place', lambda *at: looked.append(at) or Place(*at))
+  for _ in range(3):
+    state, _ = programs.dispatch(state)
+  assert looked == [(3, 0, 0)]
+  state, _ = programs.dispatch(programs.settle(state))
+  assert looked == [(3, 0, 0), (3, 0, 9)]
+  programs.close()
+
+
+Place = feed.Place
