@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import streams
+from diffusion import checks, streams
 from diffusion.citations import technique
 from diffusion.types import Array, Batch, Key, Rows
 
@@ -22,12 +22,20 @@ _ROUNDS = 8
 class Resident(NamedTuple):
   """A split held on the device, as stored: x[n, ...] (uint8 levels or floats) and label int32 [n].
 
-  `order` int32 [n] lists its examples as a curriculum wants them; None without one.
+  `order` int32 [n] lists its examples as a curriculum wants them; None without one. Where several runs share the
+  arrays, `table` int32 [m] holds this run's rows of them, the first `size` of it, which may be traced.
   """
 
   x: Array
   label: Array
   order: Array | None = None
+  table: Array | None = None
+  size: Array | int | None = None
+
+  @property
+  def examples(self) -> Array | int:
+    """How many examples there are to draw from."""
+    return self.x.shape[0] if self.size is None else self.size
 
 
 def _mix(x: Array) -> Array:
@@ -43,7 +51,7 @@ def permute(key: Key, position: Array, size: int) -> Array:
   Args:
     key: one key; another key is another permutation.
     position: an integer scalar in [0, size).
-    size: number of elements, 1 to 2^31 - 1.
+    size: number of elements, 1 to 2^31 - 1; may be traced, with the same result.
 
   Returns:
     An int32 scalar in [0, size).
@@ -52,9 +60,12 @@ def permute(key: Key, position: Array, size: int) -> Array:
   value falls back into range (fewer than two steps on average, since the domain is below 2 size where size > 8).
   """
   # At least four: on three bits, eight rounds leave some orders 10 % too rare.
-  bits = max(4, (size - 1).bit_length())
+  one, bits = 1, None if checks.traced(size) else max(4, (size - 1).bit_length())
+  if bits is None:
+    one, size = jnp.uint32(1), size.astype(jnp.uint32)
+    bits = jnp.maximum(jnp.uint32(4), 32 - jax.lax.clz(size - 1))
   low_bits = bits // 2
-  low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
+  low_mask, high_mask = (one << low_bits) - 1, (one << (bits - low_bits)) - 1
   secrets = jax.random.bits(key, (_ROUNDS,), jnp.uint32)
 
   def encrypt(value: Array) -> Array:
@@ -78,7 +89,7 @@ def check_size(examples: int, batch_size: int) -> None:
     )
 
 
-def indices(seed: Array, salt: Array, cursor: Array, rows: Rows, examples: int) -> Array:
+def indices(seed: Array, salt: Array, cursor: Array, rows: Rows, examples: Array | int) -> Array:
   """The examples of batch `cursor`, rows `rows`: int32 [B] in [0, examples).
 
   Row r of batch c is position c * total + r of the endless sequence of epochs; within an epoch every example comes
@@ -89,7 +100,7 @@ def indices(seed: Array, salt: Array, cursor: Array, rows: Rows, examples: int) 
     salt: number of rollbacks; another salt is another order.
     cursor: batches drawn so far.
     rows: this device's rows of the global batch.
-    examples: size of the split; examples * (total + 1) < 2^31.
+    examples: size of the split, which may be traced; examples * (total + 1) < 2^31.
   """
   # c * total would overflow on long runs: split c into whole sweeps of `examples` batches and the rest.
   part = (cursor % examples) * rows.total + rows.index
@@ -153,7 +164,8 @@ def normalize(x: Array, units: Units) -> Array:
   """Stored values to network units: (2 x / (levels - 1) - 1 - mean) / deviation, or (x - mean) / deviation."""
   if units.levels is not None:
     x = 2 * x.astype(jnp.result_type(float)) / (units.levels - 1) - 1
-  return x if units[1:] == (0.0, 1.0) else (x - units.mean) / units.deviation
+  plain = not checks.traced(units.mean) and units[1:] == (0.0, 1.0)
+  return x if plain else (x - units.mean) / units.deviation
 
 
 def sigma_data(x: np.ndarray, units: Units) -> float:
@@ -185,7 +197,9 @@ def to_uint8(x: np.ndarray, levels: int) -> np.ndarray:
   return np.rint(np.asarray(x, np.float64) * 255 / (levels - 1)).astype(np.uint8)
 
 
-def restrict(index: Array, keys: Key, share: Array, order: Array) -> Array:
+def restrict(
+  index: Array, keys: Key, share: Array, order: Array, examples: Array | int | None = None
+) -> Array:
   """The examples of a batch when only the first `share` of the training split in `order` may be drawn.
 
   A full share leaves the batch as it was; a smaller one draws with replacement from the first examples in order.
@@ -195,13 +209,16 @@ def restrict(index: Array, keys: Key, share: Array, order: Array) -> Array:
     keys: one a row [B].
     share: in (0, 1].
     order: the split's examples from the first to the last [n].
+    examples: how many entries of `order` count; all by default.
   """
-  allowed = jnp.maximum(jnp.round(share * order.shape[0]).astype(jnp.int32), 1)
+  examples = order.shape[0] if examples is None else examples
+  allowed = jnp.maximum(jnp.round(share * examples).astype(jnp.int32), 1)
   drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, allowed))(keys)
   return jnp.where(share >= 1, index, order[drawn])
 
 
 def gather(data: Resident, index: Array, units: Units) -> Batch:
   """The rows `index` of a resident split as a Batch in network units."""
-  x = normalize(data.x[index], units)
-  return Batch(x, data.label[index], jnp.zeros((index.shape[0], 0), x.dtype), index)
+  row = index if data.table is None else data.table[index]
+  x = normalize(data.x[row], units)
+  return Batch(x, data.label[row], jnp.zeros((index.shape[0], 0), x.dtype), index)

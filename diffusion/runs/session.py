@@ -51,6 +51,15 @@ class Session(NamedTuple):
 
 def open_session(setting: Setting) -> tuple[Session, Any]:
   """Builds, checks, loads and initializes; nothing is written. Returns the session and the first state."""
+  session = build_session(setting)
+  loaded = session.loaded
+  return session, assembly.init_state(session.experiment, loaded.train[0][:1], loaded.units)
+
+
+def build_session(
+  setting: Setting, share: Callable[[Loaded], Loaded] = lambda loaded: loaded
+) -> Session:
+  """`open_session` without a first state; `share` may return data equal to what it is given, held once for several."""
   with citations.collect() as used:
     experiment = setting.build(setting.config)
     experiments.check(experiment)  # plans the sampling too, whose techniques are used later
@@ -60,13 +69,10 @@ def open_session(setting: Setting) -> tuple[Session, Any]:
     raise ValueError(
       f'--extend must be a multiple of steps_per_dispatch = {experiment.steps_per_dispatch}, got {setting.extend}'
     )
-  loaded = assembly.load_data(experiment)
+  loaded = share(assembly.load_data(experiment))
   experiment = assembly.fitted(experiment, loaded.units)
-  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
   record = _fresh_record(setting, loaded, used, experiment)
-  return Session(
-    setting, experiment, loaded, assembly.programs(experiment, loaded), used, record
-  ), state
+  return Session(setting, experiment, loaded, assembly.programs(experiment, loaded), used, record)
 
 
 def data_record(loaded: Loaded) -> dict[str, Any]:

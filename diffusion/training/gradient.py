@@ -209,11 +209,12 @@ def noise_estimates(small: Array, large: Array, rows: int, parts: int) -> dict[s
 
 def take_batch(pieces: Pieces, state: TrainState, data: pipeline.Resident, rows: Rows) -> Batch:
   """The rows of this step's batch, chosen and transformed."""
-  index = pipeline.indices(state.seed, state.salt, state.cursor, rows, data.x.shape[0])
+  index = pipeline.indices(state.seed, state.salt, state.cursor, rows, data.examples)
   progress = state.step / pieces.num_steps
   if pieces.curriculum is not None:
     keys = streams.row_keys(stream_key(state, 'curriculum'), rows.index)
-    index = pipeline.restrict(index, keys, pieces.curriculum.share(progress), data.order)
+    share = pieces.curriculum.share(progress)
+    index = pipeline.restrict(index, keys, share, data.order, data.examples)
   batch = pipeline.gather(data, index, pieces.units)
   batch = pieces.augment(streams.row_keys(stream_key(state, 'augmentation'), rows.index), batch)
   return batch if pieces.curriculum is None else pieces.curriculum.transform(batch, progress)
