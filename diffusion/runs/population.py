@@ -27,12 +27,30 @@ def train(
   values: Sequence[Mapping[str, Any]],
   build: Callable[[Mapping[str, Any]], Experiment],
 ) -> int:
-  """Trains the members, or goes on with those that are not finished, and judges each; returns the exit status.
+  """Trains the members and judges each; returns the program's exit status. The rest as `train_members`."""
+  trained = train_members(settings, values, build)
+  if isinstance(trained, str):
+    return 128 + signal.Signals[trained]
+  for session, target in trained:
+    print(f'\n{session.folder}', flush=True)
+    judge_best(session, target, Request())
+  return 0
+
+
+def train_members(
+  settings: Sequence[Setting],
+  values: Sequence[Mapping[str, Any]],
+  build: Callable[[Mapping[str, Any]], Experiment],
+) -> str | list[tuple[Session, Any]]:
+  """Trains the members, or goes on with those that are not finished.
 
   Args:
     settings: of each member's run.
     values: of each member, the numbers that vary.
     build: values -> Experiment, traceable in them.
+
+  Returns:
+    The signal that interrupted it, or the sessions that are to be judged, each with a host state of its shapes.
 
   Raises:
     ValueError: what a run alone refuses, or a number that cannot vary.
@@ -59,16 +77,12 @@ def train(
       stack.callback(begun[-1].keeper.close)
     which = [k for k, one in enumerate(begun) if not one.trained]
     print(f'{len(which)} of {len(settings)} members to train in {folder}', flush=True)
-    interrupted = None
     if which:
       interrupted = _train_on(together, states, begun, targets, which, begin)
-    if interrupted is not None:
-      return 128 + signal.Signals[interrupted]
-  for one, target in zip(begun, targets, strict=True):
-    if not one.complete:
-      print(f'\n{one.session.folder}', flush=True)
-      judge_best(one.session, target, Request())
-  return 0
+      if interrupted is not None:
+        return interrupted
+  pairs = zip(begun, targets, strict=True)
+  return [(one.session, target) for one, target in pairs if not one.complete]
 
 
 class _Sharing:
