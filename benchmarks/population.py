@@ -10,6 +10,8 @@ machines are noisy.
 """
 
 import dataclasses
+import os
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -77,12 +79,21 @@ def together(module: Any, loaded: assembly.Loaded, count: int) -> population.Run
   return population.Running(made, states, side_by_side=SIDE_BY_SIDE.value)
 
 
-def seconds(run: Callable[[], Any], dispatches: int) -> float:
-  """Of a dispatch, waiting for each."""
-  begin = time.perf_counter()
+def busy() -> float:
+  """CPU seconds that all processes of this machine have taken; Linux only."""
+  numbers = pathlib.Path('/proc/stat').read_text().splitlines()[0].split()[1:]
+  idle = int(numbers[3]) + int(numbers[4])
+  return (sum(map(int, numbers)) - idle) / os.sysconf('SC_CLK_TCK')
+
+
+def seconds(run: Callable[[], Any], dispatches: int) -> tuple[float, float]:
+  """(seconds of a dispatch, waiting for each; cores that other processes kept busy meanwhile)."""
+  begin, mine, all_of_them = time.perf_counter(), time.process_time(), busy()
   for _ in range(dispatches):
     devices.wait(run())
-  return (time.perf_counter() - begin) / dispatches
+  passed = time.perf_counter() - begin
+  others = (busy() - all_of_them - (time.process_time() - mine)) / passed
+  return passed / dispatches, max(others, 0.0)
 
 
 def main(_) -> None:
@@ -98,42 +109,49 @@ def main(_) -> None:
 
   whole = f'{count} members'
   arms = alone(experiment, loaded) | {whole: members(count)}
-  compiling = {name: seconds(run, 2) * 2 for name, run in arms.items()}
-  times = {name: [] for name in arms}
+  compiling = {name: 2 * seconds(run, 2)[0] for name, run in arms.items()}
+  found: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
   for _ in range(ROUNDS.value):
     for name, run in arms.items():
-      times[name].append(seconds(run, DISPATCHES.value))
-  half = count // 2
-  for live in (half + 1, half):  # after these the population is smaller, so they come last
+      found[name].append(seconds(run, DISPATCHES.value))
+  for live in (
+    count // 2 + 1,
+    count // 2,
+  ):  # after these the population is smaller, so they come last
     name = f'{live} of {count} members live'
-    compiling[name] = seconds(members(live), 2) * 2
-    times[name] = [seconds(members(live), DISPATCHES.value) for _ in range(ROUNDS.value)]
-  report(times, compiling, whole, experiment, count)
+    compiling[name] = 2 * seconds(members(live), 2)[0]
+    found[name] = [seconds(members(live), DISPATCHES.value) for _ in range(ROUNDS.value)]
+  report(found, compiling, whole, experiment, count)
   print(f'\nprograms of {running.sizes} members were made')
   print(f'{devices.describe()}, jax {jax.__version__}, commit {provenance.code()["commit"]}')
 
 
 def report(
-  times: dict[str, list[float]],
+  found: dict[str, list[tuple[float, float]]],
   compiling: dict[str, float],
   whole: str,
   experiment: Any,
   count: int,
 ) -> None:
-  """Prints the table and the ratio, round by round."""
-  every = experiment.steps_per_dispatch
-  rows = []
-  for name, found in times.items():
+  """Prints the table, and the ratio over the rounds in which other processes were quiet."""
+  every, rows = experiment.steps_per_dispatch, []
+  for name, rounds in found.items():
     moving = 1 if name.startswith('one') else int(name.split()[0])
-    images = moving * experiment.batch_size * every / np.median(found)
-    milliseconds = [1e3 * f(found) / every for f in (np.median, min, max)]
-    rows.append((name, *milliseconds, images, compiling[name]))
-  head = ['', 'ms/step', 'min', 'max', 'images/s', 'first two dispatches, s']
+    times, others = np.array(rounds).T
+    images = moving * experiment.batch_size * every / np.median(times)
+    milliseconds = [1e3 * f(times) / every for f in (np.median, min, max)]
+    rows.append((name, *milliseconds, images, np.median(others), compiling[name]))
+  head = ['', 'ms/step', 'min', 'max', 'images/s', 'cores others took', 'first two dispatches, s']
   print(tables.markdown(head, rows))
-  best = min((name for name in times if name.startswith('one')), key=lambda n: np.median(times[n]))
-  ratio = count * np.array(times[best]) / np.array(times[whole])
+  best = min((n for n in found if n.startswith('one')), key=lambda n: np.median(found[n], 0)[0])
+  pairs = [
+    (count * one[0] / all_of_them[0], max(one[1], all_of_them[1]))
+    for one, all_of_them in zip(found[best], found[whole], strict=True)
+  ]
+  quiet = [ratio for ratio, others in pairs if others < 0.1] or [ratio for ratio, _ in pairs]
   print(
-    f'\n{count} times {best} over {whole}: {np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}]'
+    f'\n{count} times {best} over {whole}: {np.median(quiet):.2f} [{min(quiet):.2f}, {max(quiet):.2f}] in '
+    f'{len(quiet)} of {len(pairs)} rounds; quiet ones: {sum(others < 0.1 for _, others in pairs)}'
   )
 
 

@@ -136,16 +136,25 @@ def _train_on(
     records.progress(last, max(begun[k].place.step for k in which)), experiment.batch_size
   )
   walks, sessions = {}, {}
-  with watching() as interrupted, contextlib.ExitStack() as stack:
+  with watching() as caught, contextlib.ExitStack() as stack:
     stack.callback(board.close)
+    asked: list[str | None] = [
+      None
+    ]  # looked at once a dispatch, so that all members leave at one step
+
+    def between() -> None:
+      board.show(len(walks))
+      asked[0] = caught()
+
     for i, k in enumerate(which):
-      run = ready(begun[k], targets[k], interrupted, board.sink(i))
+      run = ready(begun[k], targets[k], lambda: asked[0], board.sink(i))
       stack.callback(run.close)
       sessions[i] = begun[k].session
       walks[i] = _walk(i, run, running, targets[k], _names(sessions[i].experiment, states[k]))
     outcomes = _drive(
-      walks, running, board, lambda i, end: conclude(sessions[i], end, time.perf_counter() - begin)
-    )
+      walks, running, between,
+      lambda i, end: conclude(sessions[i], end, time.perf_counter() - begin),
+    )  # fmt: skip
   print(f'programs of {", ".join(map(str, running.sizes))} members', file=sys.stderr, flush=True)
   return next((end.reason for end in outcomes.values() if not end.finished), None)
 
@@ -153,23 +162,22 @@ def _train_on(
 def _drive(
   walks: dict[int, loop.Walk],
   running: Running,
-  board: '_Board',
+  between: Callable[[], None],
   ended: Callable[[int, loop.Outcome], None],
 ) -> dict[int, loop.Outcome]:
-  """Makes the dispatches of all loops together until each has come to its end."""
+  """Makes the dispatches of all loops together until each has come to its end, which takes it out of `walks`."""
   outcomes: dict[int, loop.Outcome] = {}
   answers: dict[int, Any] = dict.fromkeys(walks)
-  while answers:
-    going = []
+  while walks:
     for i, answer in answers.items():
       try:
         walks[i].send(answer)
-        going.append(i)
       except StopIteration as end:
         outcomes[i] = end.value
         ended(i, end.value)
-    board.show(len(going))
-    answers = running.dispatch(going) if going else {}
+        del walks[i]
+    between()
+    answers = running.dispatch(list(walks)) if walks else {}
   return outcomes
 
 
