@@ -59,9 +59,7 @@ def train_members(
   folder = settings[0].workdir.parent
   if (folder / 'run.json').exists():
     raise ValueError(f'{folder} holds a single run: choose another --workdir for a population')
-  experiments = [
-    setting.build(setting.config) for setting in settings
-  ]  # each one's own errors first
+  experiments = [one.build(one.config) for one in settings]  # each one's own errors first
   population.check_numbers(build, values[0])
   share = _Sharing()
   sessions = [build_session(setting, share) for setting in settings]
@@ -116,20 +114,17 @@ def _target(session: Session, state: Any, values: Mapping[str, Any]) -> Any:
 
 def _train_on(
   together: Population,
-  states: Sequence[Any],
+  states: list[Any],
   begun: Sequence[Start],
   targets: Sequence[Any],
   which: Sequence[int],
   begin: float,
 ) -> str | None:
   """Trains the members `which`; returns the signal that interrupted them, or None."""
-  now = [
-    states[k]
-    if (found := begun[k].restored) is None
-    else population.fit(found.state, states[k], states[k])
-    for k in which
-  ]
-  running = Running(population.some(together, which), now)
+  for k in which:
+    if begun[k].restored is not None:
+      states[k] = population.fit(begun[k].restored.state, states[k], states[k])
+  running = Running(population.some(together, which), [states[k] for k in which])
   experiment = together.experiment
   last = max(begun[k].session.record['num_steps'] for k in which)
   board = _Board(

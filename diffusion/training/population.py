@@ -332,9 +332,8 @@ class Running:
     self.population = population
     self.sizes: list[int] = []  # of the training programs made so far
     self._side_by_side = side_by_side
-    self._slots: list[int | None] = list(
-      range(len(states))
-    )  # a member, or a copy of the first to fill up
+    # What each place holds: a member, or (None) a copy of the first one's, to fill up.
+    self._slots: list[int | None] = list(range(len(states)))
     self._live = set(range(len(states)))
     self._data = devices.replicate(population.data)
     self._programs: dict[tuple[str, int], Callable] = {}
