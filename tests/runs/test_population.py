@@ -2,20 +2,26 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from diffusion import launch
+from diffusion.objectives import losses, penalties, weights
 from diffusion.reporting import records
 from diffusion.runs import population, training
 from diffusion.runs.session import Setting
+from diffusion.training import assembly
 from diffusion.training.callbacks import Callback, Continue, Stop, checkpoint
+from diffusion.training.checkpoint import open_checkpoints
 from diffusion.workdir import read_record
 from experiments import mixture
-from tests.test_runs import assert_same_run, finish, start, wait_for_rows
+from tests.quick import QUICK
+from tests.test_runs import wait_for_rows
 from tests.training import tiny
 
 
@@ -26,7 +32,8 @@ class Config:
   seed: int = 0
   learning_rate: float = 1e-2
   l1: float = 0.0
-  stop_at: float = 100.0
+  stop_at: float = 1000.0
+  num_steps: int = 40
 
 
 def build(c):
@@ -36,8 +43,10 @@ def build(c):
     return state, Stop('enough') if event.step >= c.stop_at else Continue()
 
   return tiny.experiment(
-    seed=c.seed, learning_rate=c.learning_rate, steps_per_dispatch=5, log_every=5, validate_every=10,
+    seed=c.seed, num_steps=c.num_steps, learning_rate=c.learning_rate,
+    steps_per_dispatch=5, log_every=5, validate_every=10,
     callbacks=[checkpoint(), Callback('stop', 5, dict, update)],
+    terms={'denoise': (1.0, losses.denoising(weights.uniform('v'))), 'l1': (c.l1, penalties.l1())},
   )  # fmt: skip
 
 
@@ -60,6 +69,11 @@ def test_members_stop_by_themselves_and_their_folders_are_those_of_runs_alone(tm
     record = read_record(folder)
     assert (record['status'], record['step']) == ('finished', step)
     assert len(records.read_json_lines(folder / 'metrics.jsonl')) == rows
+  # Judged now, as by the same command again, and loaded as any run.
+  assert population.train(settings, values, lambda one: build(Config(**one))) == 0
+  assert '0 of 3 members to train' in capsys.readouterr().out
+  assert (tmp_path / 'all' / 'seed=2' / 'report.md').exists()
+  assert launch.load(tmp_path / 'all' / 'seed=1').step in (10, 20)
   # The second one again, alone.
   assert training.train(setting(tmp_path / 'alone', **values[1])) == 0
   one, other = read_record(tmp_path / 'alone'), read_record(tmp_path / 'all' / 'seed=1')
@@ -81,37 +95,51 @@ def test_members_stop_by_themselves_and_their_folders_are_those_of_runs_alone(tm
     np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-6)
 
 
+def go(folder):
+  """Trains two members with everything that a resumed run must keep; they are not judged."""
+  values = [{'seed': 0, 'l1': 0.0}, {'seed': 1, 'l1': 1e-3}]
+  settings = [setting(folder / str(one['seed']), **one, num_steps=600) for one in values]
+  population.train_members(
+    settings, values, lambda one: build(Config(**one, num_steps=600, stop_at=1000.0))
+  )
+
+
+def left_behind(folder):
+  """The last checkpoint's leaves and record, and the rows without their timing."""
+  config = read_record(folder)['config']
+  loaded, state, _ = tiny.start(build(Config(**config)))
+  keeper = open_checkpoints(folder / 'checkpoints')
+  found = keeper.restore(assembly.host_target(state), 'latest')
+  keeper.close()
+  rows = records.read_json_lines(folder / 'metrics.jsonl')
+  rows = [{name: value for name, value in row.items() if name != 'timing'} for row in rows]
+  return tiny.leaves(found.state), found.record, rows
+
+
 @pytest.mark.slow
 def test_a_population_that_is_killed_ends_as_one_that_is_not(tmp_path):
-  """kill -9 while it trains; members' folders are equal to the bit, and the other tools read them."""
-  flags = [
-    '--smoke',
-    '--config.num_steps=400',
-    '--population=seed=0..1',
-    '--population=dropout=0,0.2',
-  ]
-  status, output = finish(start(tmp_path / 'whole', *flags))
-  assert status == 0, output
-  process = start(tmp_path / 'run', *flags)
-  wait_for_rows(tmp_path / 'run' / 'seed=1,dropout=0.2', process, 7)
+  """kill -9 while it trains: what both members leave behind is equal to the bit."""
+  code = 'import pathlib, sys; from tests.runs import test_population as t; t.go(pathlib.Path(sys.argv[1]))'
+
+  def begin(name):
+    command = [sys.executable, '-c', code, str(tmp_path / name)]
+    return subprocess.Popen(command, env=os.environ | QUICK | {'PYTHONPATH': os.getcwd()})
+
+  assert begin('whole').wait(300) == 0
+  process = begin('run')
+  wait_for_rows(tmp_path / 'run' / '1', process, 20)
   process.kill()
-  finish(process)
-  status, output = finish(start(tmp_path / 'run', *flags))
-  assert status == 0, output
-  names = sorted(path.name for path in (tmp_path / 'whole').iterdir())
-  assert names == [
-    'seed=0,dropout=0.0',
-    'seed=0,dropout=0.2',
-    'seed=1,dropout=0.0',
-    'seed=1,dropout=0.2',
-  ]
-  for name in names:
-    assert_same_run(tmp_path / 'run' / name, tmp_path / 'whole' / name)
-    assert (tmp_path / 'run' / name / 'report.md').exists()
-  assert launch.load(tmp_path / 'run' / names[0]).sample([0]).shape == (1, 8)
-  status, output = finish(start(tmp_path / 'run', *flags))
-  assert status == 0
-  assert '0 of 4 members to train' in output
+  process.wait()
+  assert read_record(tmp_path / 'run' / '0')['status'] == 'running'
+  assert begin('run').wait(300) == 0
+  for member in ('0', '1'):
+    leaves, record, rows = left_behind(tmp_path / 'run' / member)
+    others, other_record, other_rows = left_behind(tmp_path / 'whole' / member)
+    assert all(leaf.tobytes() == others[name].tobytes() for name, leaf in leaves.items())
+    assert record == other_record
+    assert json.dumps(rows) == json.dumps(other_rows)
+    assert len(rows) == 120
+  assert len(read_record(tmp_path / 'run' / '1')['starts']) == 2
 
 
 @pytest.mark.slow
