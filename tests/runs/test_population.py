@@ -54,25 +54,22 @@ def setting(folder, **values):
   return Setting(build, Config(**values), folder, 0, False, pathlib.Path(__file__))
 
 
+@pytest.mark.slow
 def test_members_stop_by_themselves_and_their_folders_are_those_of_runs_alone(tmp_path, capsys):
-  values = [
-    {'seed': 0, 'stop_at': 10.0},
-    {'seed': 1, 'stop_at': 25.0},
-    {'seed': 2, 'stop_at': 99.0},
-  ]
+  values = [{'seed': 0, 'stop_at': 99.0}, {'seed': 1, 'stop_at': 25.0}]
   settings = [setting(tmp_path / 'all' / f'seed={one["seed"]}', **one) for one in values]
   trained = population.train_members(settings, values, lambda one: build(Config(**one)))
-  assert [session.folder.name for session, _ in trained] == ['seed=0', 'seed=1', 'seed=2']
-  assert 'programs of 3, 2, 1 members' in capsys.readouterr().err
-  for one, step, rows in zip(values, (10, 25, 40), (2, 5, 8), strict=True):
+  assert [session.folder.name for session, _ in trained] == ['seed=0', 'seed=1']
+  assert 'programs of 2, 1 members' in capsys.readouterr().err
+  for one, step, rows in zip(values, (40, 25), (8, 5), strict=True):
     folder = tmp_path / 'all' / f'seed={one["seed"]}'
     record = read_record(folder)
     assert (record['status'], record['step']) == ('finished', step)
     assert len(records.read_json_lines(folder / 'metrics.jsonl')) == rows
   # Judged now, as by the same command again, and loaded as any run.
   assert population.train(settings, values, lambda one: build(Config(**one))) == 0
-  assert '0 of 3 members to train' in capsys.readouterr().out
-  assert (tmp_path / 'all' / 'seed=2' / 'report.md').exists()
+  assert '0 of 2 members to train' in capsys.readouterr().out
+  assert (tmp_path / 'all' / 'seed=0' / 'report.md').exists()
   assert launch.load(tmp_path / 'all' / 'seed=1').step in (10, 20)
   # The second one again, alone.
   assert training.train(setting(tmp_path / 'alone', **values[1])) == 0
@@ -98,9 +95,9 @@ def test_members_stop_by_themselves_and_their_folders_are_those_of_runs_alone(tm
 def go(folder):
   """Trains two members with everything that a resumed run must keep; they are not judged."""
   values = [{'seed': 0, 'l1': 0.0}, {'seed': 1, 'l1': 1e-3}]
-  settings = [setting(folder / str(one['seed']), **one, num_steps=600) for one in values]
+  settings = [setting(folder / str(one['seed']), **one, num_steps=300) for one in values]
   population.train_members(
-    settings, values, lambda one: build(Config(**one, num_steps=600, stop_at=1000.0))
+    settings, values, lambda one: build(Config(**one, num_steps=300, stop_at=1000.0))
   )
 
 
@@ -127,7 +124,7 @@ def test_a_population_that_is_killed_ends_as_one_that_is_not(tmp_path):
 
   assert begin('whole').wait(300) == 0
   process = begin('run')
-  wait_for_rows(tmp_path / 'run' / '1', process, 20)
+  wait_for_rows(tmp_path / 'run' / '1', process, 12)
   process.kill()
   process.wait()
   assert read_record(tmp_path / 'run' / '0')['status'] == 'running'
@@ -138,7 +135,7 @@ def test_a_population_that_is_killed_ends_as_one_that_is_not(tmp_path):
     assert all(leaf.tobytes() == others[name].tobytes() for name, leaf in leaves.items())
     assert record == other_record
     assert json.dumps(rows) == json.dumps(other_rows)
-    assert len(rows) == 120
+    assert len(rows) == 60
   assert len(read_record(tmp_path / 'run' / '1')['starts']) == 2
 
 
