@@ -8,8 +8,8 @@ the faster of the two is what a population is compared with; runs one after anot
 stop: first all but K/2 + 1, where nothing is moved, then one more, where the rest moves together. Nothing is gated:
 machines are noisy.
 
-Expect  of 16 mixtures on 2 CPU cores about 1.9 where both are free (31 ms a step of all against 3.7 ms a run alone, by a
-        prototype of the loop), and 1.26 [1.22, 1.47] where another program holds one of them. A run alone is bound by
+Expect  of 16 mixtures on 2 CPU cores about 1.9 where both are free (31 ms a step of all, 3.7 ms a run alone, in a
+        prototype of the program), and 1.26 [1.22, 1.47] where another program holds one. A run alone is bound by
         its matrix products, which XLA computes on one core: 3.0 of the 3.7 ms. A second core is all there is to gain.
 """
 
