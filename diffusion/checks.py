@@ -28,11 +28,11 @@ def in_range(
   Args:
     name: the argument's name, quoted in the error.
     value: a number, or a tracer, which passes.
-    low, high: the bounds; may be infinite.
+    low, high: the bounds; may be infinite. With a traced one every value passes.
     ends: '[]', '(]', '[)' or '()': which bounds belong to the range.
     remedy: what to do instead, appended to the message.
   """
-  if traced(value):
+  if traced(value) or traced(low) or traced(high):
     return
   number = isinstance(value, (int, float)) or getattr(value, 'ndim', None) == 0
   good = number and not math.isnan(value)

@@ -87,6 +87,11 @@ def check_batch(batch_size: int) -> None:
     )
 
 
+def divisible(rows: int) -> int:
+  """The least number of rows, at least so many, that divides evenly over the devices."""
+  return -(-rows // jax.device_count()) * jax.device_count()
+
+
 def rows_of_a_device(batch_size: int) -> int:
   """Rows of a global batch that each device holds."""
   return batch_size // jax.device_count()
@@ -149,6 +154,19 @@ def wait(tree: Any) -> None:
   jax.block_until_ready(tree)
 
 
+def repeat(
+  step: Callable[[Any, Any], tuple[Any, Any]], state: Any, times: int, each: Any = None
+) -> tuple[Any, Any]:
+  """(state after so many steps, the last one's metrics), as one loop inside a compiled program.
+
+  `step` takes the state and its row of `each`, whose arrays are [times, ...], or None.
+  """
+  if times == 1:
+    return step(state, jax.tree.map(lambda x: x[0], each))
+  state, metrics = jax.lax.scan(step, state, each, length=times)
+  return state, jax.tree.map(lambda m: m[-1], metrics)
+
+
 def parallelize(
   step: Step, batch_size: int, steps_per_dispatch: int = 1, data_by_step: bool = False
 ) -> Callable:
@@ -177,18 +195,102 @@ def parallelize(
 
   def run(state, data):
     rows = Rows(jax.lax.axis_index(_AXIS) * local + jnp.arange(local), batch_size)
-    if steps_per_dispatch == 1:
-      data = jax.tree.map(lambda x: x[0], data) if data_by_step else data
-      return step(state, data, rows, cross_mean)
-    state, metrics = jax.lax.scan(
-      lambda s, now: step(s, now if data_by_step else data, rows, cross_mean),
-      state,
-      data if data_by_step else None,
-      length=steps_per_dispatch,
-    )
-    return state, jax.tree.map(lambda m: m[-1], metrics)
+    if data_by_step:
+      return repeat(lambda s, now: step(s, now, rows, cross_mean), state, steps_per_dispatch, data)
+    return repeat(lambda s, _: step(s, data, rows, cross_mean), state, steps_per_dispatch)
 
   return jax.pmap(run, axis_name=_AXIS, donate_argnums=(0,))
+
+
+def members_apart(members: int) -> bool:
+  """Whether each device holds members of its own, with all their rows; else it holds rows of every member."""
+  return members % jax.local_device_count() == 0
+
+
+def place_members(tree: Any, members: int) -> Any:
+  """A tree of arrays [members, ...] on the devices, as `over_members` takes it."""
+  if not members_apart(members):
+    return replicate(tree)
+  count = jax.local_device_count()
+  parts = jax.tree.map(lambda x: np.reshape(x, (count, members // count, *np.shape(x)[1:])), tree)
+  return _spreader()(parts)
+
+
+@functools.cache
+def _spreader() -> Callable:
+  return jax.pmap(lambda tree: tree, axis_name=_AXIS)
+
+
+def collect_members(tree: Any, members: int, by_row: bool = False) -> Any:
+  """The tree of NumPy arrays [members, ...] that `place_members` or `over_members` put on the devices.
+
+  Args:
+    tree: on the devices.
+    members: how many.
+    by_row: the arrays are [members, rows, ...], of which each device has its share where members are not apart.
+  """
+  if members_apart(members):
+    return jax.tree.map(lambda x: x.reshape(members, *x.shape[2:]), jax.device_get(tree))
+  if not by_row:
+    return to_host(tree)
+  return jax.tree.map(
+    lambda x: np.moveaxis(x, 0, 1).reshape(members, -1, *x.shape[3:]), jax.device_get(tree)
+  )
+
+
+def over_members(
+  function: Callable[..., Any],
+  members: int,
+  batch_size: int,
+  *,
+  donate: bool = False,
+  side_by_side: bool | None = None,
+) -> Callable:
+  """A function of one member of a population, for all of them as one program.
+
+  Where the members divide evenly over the devices each device takes its own, with whole batches, and no device waits
+  for another inside the program; else every device takes its rows of all members.
+
+  Args:
+    function: (member, state, data, rows, cross_mean) -> tree, for one member and one device's rows of it.
+    members: how many, >= 1.
+    batch_size: rows of a member's batch, divisible by the number of devices.
+    donate: let the states' buffers go.
+    side_by_side: compute a device's members as one batch of them (`vmap`), or one after another in a loop. By default
+      one after another on CPU, where a core is full with one member and its state fits the cache (and where batched
+      convolutions are slow), side by side elsewhere.
+
+  Returns:
+    (placed members, placed states, replicated data, first row) -> placed tree.
+
+  Raises:
+    ValueError: rows that do not divide, or several processes.
+  """
+  checks.integer('members', members)
+  check_batch(batch_size)
+  if jax.process_count() > 1:
+    raise ValueError(f'a population runs in one process, got {jax.process_count()}')
+  apart = members_apart(members)
+  local = batch_size if apart else batch_size // jax.device_count()
+  if side_by_side is None:
+    side_by_side = jax.default_backend() != 'cpu'
+
+  def cross_mean(tree: Any) -> Any:
+    return tree if apart else jax.lax.pmean(tree, _AXIS)
+
+  def run(member, state, data, start):
+    first_row = start + (0 if apart else jax.lax.axis_index(_AXIS) * local)
+    rows = Rows(first_row + jnp.arange(local), batch_size)
+
+    def one(given):
+      return function(*given, data, rows, cross_mean)
+
+    each = jax.vmap(one) if side_by_side else functools.partial(jax.lax.map, one)
+    return each((member, state))
+
+  return jax.pmap(
+    run, axis_name=_AXIS, in_axes=(0, 0, 0, None), donate_argnums=(1,) if donate else ()
+  )
 
 
 def over_rows(function: Callable, chunk: int) -> Callable:

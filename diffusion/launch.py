@@ -6,6 +6,8 @@ An experiment file ends in `launch.run(build, Config(), SMOKE)`. Nothing below t
 import ast
 import dataclasses
 import difflib
+import itertools
+import math
 import pathlib
 import sys
 import traceback
@@ -17,7 +19,7 @@ from ml_collections import config_flags
 
 from diffusion import devices, processes, provenance
 from diffusion.data import sources
-from diffusion.runs import describing, judging, lr_range, session, suite, training
+from diffusion.runs import describing, judging, lr_range, population, session, suite, training
 from diffusion.runs.loading import load, load_ensemble, load_snapshots
 from diffusion.training.experiment import Experiment, Sampling
 from diffusion.workdir import read_record
@@ -53,6 +55,12 @@ def _define_flags(arms: Mapping[str, Any] | None) -> None:
     'What metrics compare: pixels, digits, mnist, or a file of Inception weights.',
   )
   flags.DEFINE_integer('extend', 0, 'Train so many steps past the end of a finished run.')
+  flags.DEFINE_multi_string(
+    'population',
+    [],
+    'Train a run for each of these values as one program, e.g. seed=0..15 or learning_rate=1e-3,2e-3; given several '
+    'times, for all combinations. Their folders lie in the workdir.',
+  )
   flags.DEFINE_boolean(
     'dry_run', False, 'Print the configuration, model, arithmetic and splits, and leave.'
   )
@@ -247,6 +255,71 @@ def _streaming(build: Callable[[Any], Experiment], workers: int) -> Callable[[An
   return streamed
 
 
+def members(texts: Sequence[str], config: Any) -> list[dict[str, int | float]]:
+  """The numbers of each member that --population asks for: all combinations, the last one given varying first.
+
+  Args:
+    texts: 'field=values' each; values are numbers with commas between, or a range of integers, e.g. 0..15.
+    config: the dataclass of numbers.
+
+  Raises:
+    ValueError: a field that is none or no number, one given twice, or a value that is no such number or comes twice.
+  """
+  names = [field.name for field in dataclasses.fields(config)]
+  choices: dict[str, list[int | float]] = {}
+  for text in texts:
+    name, _, listed = text.partition('=')
+    if name not in names:
+      near = difflib.get_close_matches(name, names, 1, 0.0)
+      raise ValueError(f'--population: unknown field {name!r}: the nearest is {near[0]!r}')
+    if name in choices:
+      raise ValueError(f'--population: {name} is given twice: list its values with commas')
+    kind = type(getattr(config, name))
+    if kind not in (int, float):
+      raise ValueError(f'--population: {name} is not a number: start runs of their own')
+    choices[name] = [value for part in listed.split(',') for value in _values(name, part, kind)]
+    if len(set(choices[name])) < len(choices[name]):
+      raise ValueError(f'--population: {name} has a value twice: {listed}')
+  return [dict(zip(choices, one, strict=True)) for one in itertools.product(*choices.values())]
+
+
+def _values(name: str, text: str, kind: type) -> Sequence[int | float]:
+  """The numbers that one part of a list names."""
+  low, dots, high = text.partition('..')
+  try:
+    found = range(int(low), int(high) + 1) if dots and kind is int else [kind(text)]
+  except ValueError:
+    found = ()
+  if not found or not all(math.isfinite(value) for value in found):
+    example = '0..15 or 0,1,2' if kind is int else '1e-3,2e-3'
+    raise ValueError(f'--population: {name} takes values like {example}, got {text!r}')
+  return found
+
+
+def _train_population(
+  build: Callable[[Any], Experiment], config: Any, whole: session.Setting
+) -> int:
+  """Trains a run for each member in a folder of its own."""
+  f = flags.FLAGS
+  if f.mode != 'train' or f.dry_run:
+    raise ValueError('--population is for training: name the folder of one member to look at it')
+  if not processes.alone():
+    raise ValueError('--population is for one process: start it on each host with seeds of its own')
+  if f.data_workers is not None:
+    raise ValueError('--population keeps its data on the devices: leave --data_workers out')
+  if f.seed is not None and any(text.startswith('seed=') for text in f.population):
+    raise ValueError('--seed and --population=seed=... both name seeds: leave one out')
+  values = members(f.population, config)
+  settings = [
+    whole._replace(
+      config=dataclasses.replace(config, **one),
+      workdir=whole.workdir / ','.join(f'{name}={value}' for name, value in one.items()),
+    )
+    for one in values
+  ]
+  return population.train(settings, values, lambda one: build(dataclasses.replace(config, **one)))
+
+
 def _main(
   build: Callable[[Any], Experiment], config: Any, base: Any, overrides: dict[str, Any], small: bool
 ) -> int:
@@ -269,6 +342,8 @@ def _main(
     smoke=small,
     source=pathlib.Path(sys.modules['__main__'].__file__),
   )
+  if f.population:
+    return _train_population(build, config, setting)
   if f.dry_run:
     print(describing.describe(setting))
     return 0

@@ -1,6 +1,7 @@
 """One technique at a time on the digits: an arm is the baseline's run but for one line of `ARMS`.
 
 Run     python -m experiments.ablation --workdir=runs/dropout --arm=dropout
+        python -m experiments.ablation --workdir=runs/dropouts --arm=dropout --population=seed=0..3    (as one program)
         python -m experiments.ablation --list_arms
 Smoke   python -m experiments.ablation --workdir=runs/smoke --arm=dropout --smoke
 

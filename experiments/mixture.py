@@ -4,6 +4,7 @@ Expect  early stopping: validation/eps has not fallen below 0.508668 at step 500
         [0.5047, 0.5125], memorized fraction 0 [0, 0.004] beside a held-out null of 0 [0, 0.002]. 25 s on 2 quiet CPU
         cores. Seed 0, jax 0.10.2, commit 8c667b8.
 Run     python -m experiments.mixture --workdir=runs/mixture
+        python -m experiments.mixture --workdir=runs/seeds --population=seed=0..15    (16 runs as one program)
 Smoke   python -m experiments.mixture --workdir=runs/smoke --smoke
 
 0.5 N(1, I) + 0.5 N(-1, I) with few training examples and a residual MLP: the smallest setting in which a diffusion

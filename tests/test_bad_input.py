@@ -49,6 +49,9 @@ CASES = {
   'judging nothing': Case(
     ('--workdir={tmp}/run', '--mode=evaluate', '--num_samples=-3'), ('no run in', 'run.json')
   ),
+  'population of a structure': Case(
+    ('--workdir={tmp}/run', '--population=width=16,32'), ('width cannot vary in a population', 'runs of their own')
+  ),
   'negative extension': Case(('--workdir={tmp}/run', '--extend=-5'), ('--extend', '-5')),
   'unprepared data': Case(
     ('--workdir={tmp}/run', '--config.data_dir={tmp}/none'),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import streams
+from diffusion import checks, streams
 from diffusion.citations import technique
 from diffusion.data.records import Records
 from diffusion.types import Array, Batch, Key, Rows
@@ -25,12 +25,20 @@ _EPOCHS = 2**14  # whose secrets a host holds at a time: half a megabyte
 class Resident(NamedTuple):
   """A split held on the device, as stored: x[n, ...] (uint8 levels or floats) and label int32 [n].
 
-  `order` int32 [n] lists its examples as a curriculum wants them; None without one.
+  `order` int32 [n] lists its examples as a curriculum wants them; None without one. Where several runs share the
+  arrays, `table` int32 [m] holds this run's rows of them, the first `size` of it, which may be traced.
   """
 
   x: Array
   label: Array
   order: Array | None = None
+  table: Array | None = None
+  size: Array | int | None = None
+
+  @property
+  def examples(self) -> Array | int:
+    """How many examples there are to draw from."""
+    return self.x.shape[0] if self.size is None else self.size
 
 
 class Drawn(NamedTuple):
@@ -52,12 +60,15 @@ def _secrets(key: Key) -> Array:
   return jax.random.bits(key, (_ROUNDS,), jnp.uint32)
 
 
-def _encrypt(value: Array, secrets: Array, size: int) -> Array:
+def _encrypt(value: Array, secrets: Array, size: Array | int) -> Array:
   """A Feistel network on the fewest bits that hold `size`; of JAX's arrays and of NumPy's. secrets: [..., rounds]."""
   # At least four: on three bits, eight rounds leave some orders 10 % too rare.
-  bits = max(4, (size - 1).bit_length())
+  if checks.traced(size):
+    one, bits = jnp.uint32(1), jnp.maximum(jnp.uint32(4), 32 - jax.lax.clz(size - 1))
+  else:
+    one, bits = 1, max(4, (size - 1).bit_length())
   low_bits = bits // 2
-  low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
+  low_mask, high_mask = (one << low_bits) - 1, (one << (bits - low_bits)) - 1
   low, high = value & low_mask, value >> low_bits
   for i in range(0, _ROUNDS, 2):  # each half in turn is masked by a hash of the other: invertible
     high = high ^ (_mix(low ^ secrets[..., i]) & high_mask)
@@ -71,7 +82,7 @@ def permute(key: Key, position: Array, size: int) -> Array:
   Args:
     key: one key; another key is another permutation.
     position: an integer scalar in [0, size).
-    size: number of elements, 1 to 2^31 - 1.
+    size: number of elements, 1 to 2^31 - 1; may be traced, with the same result.
 
   Returns:
     An int32 scalar in [0, size).
@@ -80,6 +91,7 @@ def permute(key: Key, position: Array, size: int) -> Array:
   value falls back into range (fewer than two steps on average, since the domain is below 2 size where size > 8).
   """
   secrets = _secrets(key)
+  size = size.astype(jnp.uint32) if checks.traced(size) else size
   start = _encrypt(position.astype(jnp.uint32), secrets, size)
   return jax.lax.while_loop(
     lambda v: v >= size, lambda v: _encrypt(v, secrets, size), start
@@ -97,7 +109,7 @@ def check_size(examples: int, batch_size: int) -> None:
     )
 
 
-def indices(seed: Array, salt: Array, cursor: Array, rows: Rows, examples: int) -> Array:
+def indices(seed: Array, salt: Array, cursor: Array, rows: Rows, examples: Array | int) -> Array:
   """The examples of batch `cursor`, rows `rows`: int32 [B] in [0, examples).
 
   Row r of batch c is position c * total + r of the endless sequence of epochs; within an epoch every example comes
@@ -108,7 +120,7 @@ def indices(seed: Array, salt: Array, cursor: Array, rows: Rows, examples: int) 
     salt: number of rollbacks; another salt is another order.
     cursor: batches drawn so far.
     rows: this device's rows of the global batch.
-    examples: size of the split; examples * (total + 1) < 2^31.
+    examples: size of the split, which may be traced; examples * (total + 1) < 2^31.
   """
   # c * total would overflow on long runs: split c into whole sweeps of `examples` batches and the rest.
   part = (cursor % examples) * rows.total + rows.index
@@ -227,7 +239,8 @@ def normalize(x: Array, units: Units) -> Array:
   """Stored values to network units: (2 x / (levels - 1) - 1 - mean) / deviation, or (x - mean) / deviation."""
   if units.levels is not None:
     x = 2 * x.astype(jnp.result_type(float)) / (units.levels - 1) - 1
-  return x if units[1:] == (0.0, 1.0) else (x - units.mean) / units.deviation
+  plain = not checks.traced(units.mean) and units[1:] == (0.0, 1.0)
+  return x if plain else (x - units.mean) / units.deviation
 
 
 def sigma_data(x: np.ndarray | Records, units: Units) -> float:
@@ -259,7 +272,9 @@ def to_uint8(x: np.ndarray, levels: int) -> np.ndarray:
   return np.rint(np.asarray(x, np.float64) * 255 / (levels - 1)).astype(np.uint8)
 
 
-def restrict(index: Array, keys: Key, share: Array, order: Array) -> Array:
+def restrict(
+  index: Array, keys: Key, share: Array, order: Array, examples: Array | int | None = None
+) -> Array:
   """The examples of a batch when only the first `share` of the training split in `order` may be drawn.
 
   A full share leaves the batch as it was; a smaller one draws with replacement from the first examples in order.
@@ -269,15 +284,18 @@ def restrict(index: Array, keys: Key, share: Array, order: Array) -> Array:
     keys: one a row [B].
     share: in (0, 1].
     order: the split's examples from the first to the last [n].
+    examples: how many entries of `order` count; all by default.
   """
-  allowed = jnp.maximum(jnp.round(share * order.shape[0]).astype(jnp.int32), 1)
+  examples = order.shape[0] if examples is None else examples
+  allowed = jnp.maximum(jnp.round(share * examples).astype(jnp.int32), 1)
   drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, allowed))(keys)
   return jnp.where(share >= 1, index, order[drawn])
 
 
 def gather(data: Resident, index: Array, units: Units) -> Batch:
   """The rows `index` of a resident split as a Batch in network units."""
-  return in_units(Drawn(data.x[index], data.label[index], index), units)
+  row = index if data.table is None else data.table[index]
+  return in_units(Drawn(data.x[row], data.label[row], index), units)
 
 
 def in_units(drawn: Drawn, units: Units) -> Batch:

@@ -38,17 +38,23 @@ def bank(high: float = 8.0, low: float = -8.0, levels: int = 8, draws: int = 4) 
 def bank_losses(
   diffusion: Diffusion, model: Model, units: pipeline.Units, bank: Bank, chunk: int = 256
 ) -> Callable[..., np.ndarray]:
+  """`make_losses` on all devices, `chunk` examples of a device at a time; the first argument is replicated."""
+  return devices.over_rows(make_losses(diffusion, model, units, bank), chunk)
+
+
+def make_losses(
+  diffusion: Diffusion, model: Model, units: pipeline.Units, bank: Bank
+) -> Callable[..., Array]:
   """The eps-loss of every example at every level of the bank, without dropout or augmentation.
 
   Args:
     diffusion, model: what is judged.
     units: of the stored data.
     bank: noise levels and draws.
-    chunk: examples a device takes at a time.
 
   Returns:
-    (replicated (parameters, statistics, seed), x as stored [n, ...], label [n], position [n]) -> losses [n, L], the
-    mean over the draws. Row i's noise depends on position[i], the level and the draw.
+    ((parameters, statistics, seed), x as stored [n, ...], label [n], position [n]) -> losses [n, L], the mean over
+    the draws. Row i's noise depends on position[i], the level and the draw.
   """
 
   def losses(shared, x: Array, label: Array, position: Array) -> Array:
@@ -65,7 +71,7 @@ def bank_losses(
     keys = streams.row_keys(streams.stream(seed, 'validation'), position)
     return denoiser_losses(denoise, path, x, keys, bank)
 
-  return devices.over_rows(losses, chunk)
+  return losses
 
 
 def denoiser_losses(denoise: Denoiser, path: Path, x: Array, keys: Key, bank: Bank) -> Array:

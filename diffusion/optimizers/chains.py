@@ -196,7 +196,7 @@ def adamw(
   Args:
     learning_rate: updates so far to rate, from `optimizers.schedules`.
     weight_decay: >= 0, on kernels only (no biases, norms or embeddings).
-    clip_norm: the largest global gradient norm, > 0; None or 0 turns clipping off.
+    clip_norm: the largest global gradient norm, > 0; None or 0 (traced, too) turns clipping off.
     b1, b2: decay of the moments, in [0, 1).
     eps: > 0.
 
@@ -205,6 +205,8 @@ def adamw(
 
   Source: Kingma & Ba (2015); Loshchilov & Hutter (2019), algorithm 2.
   """
+  if checks.traced(clip_norm):  # other knobs do nothing at 0, this one would stop everything
+    clip_norm = jnp.where(clip_norm > 0, clip_norm, jnp.inf)
   clip = None if checks.off(clip_norm) else clipping.global_norm(clip_norm)
   return chain(directions.adam(b1, b2, eps), learning_rate, clip=clip, weight_decay=weight_decay)
 

@@ -46,8 +46,7 @@ def warmup_cosine(
   checks.at_least('learning_rate', peak, 0)
   checks.integer('warmup_steps', warmup_steps, 0)
   checks.integer('total_steps', total_steps, warmup_steps + 1, 'it must exceed warmup_steps')
-  if not checks.traced(peak):
-    checks.in_range('final', final, 0, peak)
+  checks.in_range('final', final, 0, peak)
   cosine = optax.schedules.cosine_decay_schedule(1.0, total_steps - warmup_steps)
   shape = optax.schedules.join_schedules(
     [optax.schedules.linear_schedule(0.0, 1.0, max(warmup_steps, 1)), cosine], [warmup_steps]

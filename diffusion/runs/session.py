@@ -56,12 +56,17 @@ def open_session(setting: Setting) -> tuple[Session, Any]:
   Of several processes all succeed, or all fail with what any of them has to say.
   """
   with processes.together('the start'):
-    session, state = _open(setting)
+    session = build_session(setting)
+    stored = session.loaded.train[0][:1]
+    state = assembly.init_state(session.experiment, stored, session.loaded.units)
   processes.check_same('the data', session.record['data']['fingerprint'])
   return session, state
 
 
-def _open(setting: Setting) -> tuple[Session, Any]:
+def build_session(
+  setting: Setting, share: Callable[[Loaded], Loaded] = lambda loaded: loaded
+) -> Session:
+  """`open_session` without a first state; `share` may return data equal to what it is given, held once for several."""
   with citations.collect() as used:
     experiment = setting.build(setting.config)
     experiments.check(experiment)  # plans the sampling too, whose techniques are used later
@@ -71,13 +76,10 @@ def _open(setting: Setting) -> tuple[Session, Any]:
     raise ValueError(
       f'--extend must be a multiple of steps_per_dispatch = {experiment.steps_per_dispatch}, got {setting.extend}'
     )
-  loaded = assembly.load_data(experiment)
+  loaded = share(assembly.load_data(experiment))
   experiment = assembly.fitted(experiment, loaded.units)
-  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
   record = _fresh_record(setting, loaded, used, experiment)
-  return Session(
-    setting, experiment, loaded, assembly.programs(experiment, loaded), used, record
-  ), state
+  return Session(setting, experiment, loaded, assembly.programs(experiment, loaded), used, record)
 
 
 def data_record(loaded: Loaded) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diffusion import devices, processes, workdir
@@ -16,6 +16,7 @@ from diffusion.runs.session import Session, Setting, open_session, restore
 from diffusion.runs.suite import Request
 from diffusion.runs.tools import make_tools, open_ring
 from diffusion.training import assembly, loop
+from diffusion.training.callbacks import Callback, CallbackState
 from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoints
 from diffusion.training.experiment import cadence
 
@@ -93,20 +94,35 @@ def _watching_together(cursor: int, steps: int) -> Iterator[Watch]:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def place_of(restored: Restored | None) -> loop.Place:
-  """Where a run stands whose latest checkpoint this is."""
-  if restored is None:
-    return loop.Place(0, 0)
-  return loop.Place(restored.record['step'], restored.number)
+class Start(NamedTuple):
+  """A run whose folder has been taken, with the record on disk; `restored` is its latest checkpoint, or None.
+
+  `complete`: it is trained and judged. `trained`: no step is left to make.
+  """
+
+  session: Session
+  keeper: Checkpoints
+  restored: Restored | None
+  trained: bool
+  complete: bool
+
+  @property
+  def place(self) -> loop.Place:
+    """Where it stands."""
+    if self.restored is None:
+      return loop.Place(0, 0)
+    return loop.Place(self.restored.record['step'], self.restored.number)
 
 
-def train(setting: Setting) -> int:
-  """Trains, or goes on training, and judges the best checkpoint; returns the program's exit status."""
-  begin = time.perf_counter()
-  session, state = open_session(setting)
+def start(session: Session, target: Any) -> Start:
+  """Takes the run's folder and finds out where the run stands; `target` is a host state of the right shapes.
+
+  Raises:
+    ValueError: a folder of another run, or one to extend that is not finished.
+  """
+  setting = session.setting
   claim = functools.partial(workdir.claim, setting.workdir, session.record, setting.source)
   session = session._replace(record=processes.from_writer(claim))
-  target = assembly.host_target(state)
   keeper = open_checkpoints(session.folder / 'checkpoints')
   try:
     restored = restore(keeper, target, 'latest')
@@ -118,71 +134,112 @@ def train(setting: Setting) -> int:
           f'{session.folder} is not finished: leave --extend out to go on with it first'
         )
       session.note(num_steps=step + setting.extend, results=None)
-    elif done and session.record['results'] is not None:
+      return Start(session, keeper, restored, trained=False, complete=False)
+    complete = done and session.record['results'] is not None
+    if complete:
       end = session.record['reason']
       print(f'{session.folder} is finished at step {step} ({end}); --extend=N goes on')
-      return 0
-    if setting.extend or not done:
-      with watching(place_of(restored), session.experiment.steps_per_dispatch) as watch:
-        outcome = _train_on(session, keeper, restored, state, watch.interrupted)
-        keeper.wait()  # saved is what is on the disk
-      seconds = session.record['wall_seconds'] + time.perf_counter() - begin
-      status = 'finished' if outcome.finished else 'interrupted'
-      session.note(
-        status=status, reason=outcome.reason, step=outcome.place.step, wall_seconds=seconds
-      )
-      if not outcome.finished:
-        print(
-          f'{outcome.reason}: saved at step {outcome.place.step}, {watch.late():.1f} s after the signal; the same '
-          'command goes on from there' + (', without --extend' if setting.extend else ''),
-          flush=True,
-        )
-        return 128 + signal.Signals[outcome.reason]
-      print(outcome.reason, flush=True)
-  finally:
+    return Start(session, keeper, restored, done, complete)
+  except BaseException:
     keeper.close()
-  judge_best(session, target, Request())
+    raise
+
+
+def conclude(session: Session, outcome: loop.Outcome, seconds: float, watch: Watch) -> None:
+  """Notes how the training ended, after so many seconds, and says so."""
+  seconds += session.record['wall_seconds']
+  status = 'finished' if outcome.finished else 'interrupted'
+  session.note(status=status, reason=outcome.reason, step=outcome.place.step, wall_seconds=seconds)
+  if not outcome.finished:
+    print(
+      f'{outcome.reason}: saved at step {outcome.place.step}, {watch.late():.1f} s after the signal; the same '
+      'command goes on from there' + (', without --extend' if session.setting.extend else ''),
+      flush=True,
+    )
+  else:
+    print(outcome.reason, flush=True)
+
+
+def train(setting: Setting) -> int:
+  """Trains, or goes on training, and judges the best checkpoint; returns the program's exit status."""
+  begin = time.perf_counter()
+  session, state = open_session(setting)
+  target = assembly.host_target(state)
+  begun = start(session, target)
+  try:
+    if begun.complete:
+      return 0
+    if not begun.trained:
+      with watching(begun.place, begun.session.experiment.steps_per_dispatch) as watch:
+        outcome = _train_on(begun, state, watch.interrupted)
+        begun.keeper.wait()  # saved is what is on the disk
+      conclude(begun.session, outcome, time.perf_counter() - begin, watch)
+      if not outcome.finished:
+        return 128 + signal.Signals[outcome.reason]
+  finally:
+    begun.keeper.close()
+  judge_best(begun.session, target, Request())
   return 0
 
 
-def _train_on(
-  session: Session,
-  keeper: Checkpoints,
-  restored: Restored | None,
-  state: Any,
-  interrupted: Callable[[], str | None],
-) -> loop.Outcome:
-  """The loop between the restored state (or the first) and the end, with everything it writes."""
-  experiment = session.experiment
-  place = place_of(restored)
-  callback_states = {c.name: c.init() for c in experiment.callbacks}
+class Ready(NamedTuple):
+  """What the loop of a run begins with, beside its state, and what is to be closed after it."""
+
+  place: loop.Place
+  plan: loop.Cadence
+  callbacks: Sequence[Callback]
+  callback_states: dict[str, CallbackState]
+  tools: loop.Tools
+  close: Callable[[], None]
+
+
+def ready(
+  begun: Start, target: Any, interrupted: Callable[[], str | None], *shown: records.Sink
+) -> Ready:
+  """Opens everything that a run writes, rows to `shown` too, and makes its tools."""
+  session, place, restored = begun.session, begun.place, begun.restored
+  callbacks = session.experiment.callbacks
+  callback_states = {c.name: c.init() for c in callbacks}
   if restored:
-    print(f'resuming from step {place.step}', flush=True)
     _note_devices(session, restored.record)
-    state, callback_states = restored.state, callback_states | restored.record['callbacks']
+    callback_states |= restored.record['callbacks']
   if session.setting.extend:
-    callback_states = {
-      c.name: c.extend(callback_states[c.name], place.step) for c in experiment.callbacks
-    }
-  num_steps = session.record['num_steps']
+    callback_states = {c.name: c.extend(callback_states[c.name], place.step) for c in callbacks}
   sinks = records.chain()
   if processes.is_writer():
     sinks = records.chain(  # the file first: it alone is flushed row by row, and its error names it
       records.json_lines(session.folder / 'metrics.jsonl', place.cursor, key='cursor'),
       records.tensorboard(session.folder / 'events', place.step),
-      records.progress(num_steps, place.step, batch_size=experiment.batch_size),
+      *shown,
     )
   ring = open_ring(session.folder / 'ring', place.cursor)
-  plan = cadence(experiment)._replace(num_steps=num_steps)
-  try:
-    tools = make_tools(session, keeper, ring, sinks, assembly.host_target(state), interrupted)
-    return loop.train(
-      devices.replicate(state), place, plan, experiment.callbacks, callback_states, tools
-    )
-  finally:
+  plan = cadence(session.experiment)._replace(num_steps=session.record['num_steps'])
+
+  def close() -> None:
     session.programs.close()
     sinks.close()
     ring.close()
+
+  tools = make_tools(session, begun.keeper, ring, sinks, target, interrupted)
+  return Ready(place, plan, callbacks, callback_states, tools, close)
+
+
+def _train_on(begun: Start, state: Any, interrupted: Callable[[], str | None]) -> loop.Outcome:
+  """The loop between the restored state (or the first) and the end, with everything it writes."""
+  if begun.restored:
+    print(f'resuming from step {begun.place.step}', flush=True)
+    state = begun.restored.state
+  session = begun.session
+  shown = records.progress(
+    session.record['num_steps'], begun.place.step, batch_size=session.experiment.batch_size
+  )
+  run = ready(begun, assembly.host_target(state), interrupted, shown)
+  try:
+    return loop.train(
+      devices.replicate(state), run.place, run.plan, run.callbacks, run.callback_states, run.tools
+    )
+  finally:
+    run.close()
 
 
 def _note_devices(session: Session, saved: Mapping[str, Any]) -> None:

@@ -153,6 +153,24 @@ def init_state(
   Raises:
     ValueError: a network that does not take such an example, or a validation bank outside the schedule.
   """
+  init = devices.compile_quickly(
+    make_init(experiment, stored, units)
+  )  # leaf by leaf it takes seconds
+  state = init(jnp.uint32(experiment.seed), stored)
+  check_state(experiment, state)
+  return state
+
+
+def check_state(experiment: Experiment, state: states.TrainState) -> None:
+  """Raises ValueError for a validation bank outside the schedule, or statistics of single rows."""
+  experiments.check_statistics(experiment, state.statistics)
+  gap.check_bank(experiment.bank, experiment.diffusion, state.params.schedule)
+
+
+def make_init(
+  experiment: Experiment, stored: np.ndarray, units: pipeline.Units
+) -> Callable[[Array, Array], states.TrainState]:
+  """(seed, one example as stored, with a batch axis) -> the state before the first step; the rest as `init_state`."""
   live = experiments.live_terms(experiment)
   terms = {name: term for name, (_, term) in live.items()}
 
@@ -165,7 +183,6 @@ def init_state(
 
   size = jax.eval_shape(augmented, stored).shape[1]
 
-  @devices.compile_quickly  # as one program: leaf by leaf it takes seconds
   def init(seed: Array, stored: Array) -> states.TrainState:
     parameters, statistics = states.init_parameters(
       seed, experiment.model, experiment.diffusion, terms, pipeline.normalize(stored, units), size
@@ -175,10 +192,7 @@ def init_state(
       experiment.times, steps.empty_window(live, experiment.optimizer, experiment.gradient_noise),
     )  # fmt: skip
 
-  state = init(jnp.uint32(experiment.seed), stored)
-  experiments.check_statistics(experiment, state.statistics)
-  gap.check_bank(experiment.bank, experiment.diffusion, state.params.schedule)
-  return state
+  return init
 
 
 def pieces(experiment: Experiment, units: pipeline.Units) -> steps.Pieces:
@@ -286,15 +300,19 @@ def _make_settle(experiment: Experiment, statistics: Callable, data: Callable) -
   return lambda state: settle(state, data())[0] if state.statistics else state
 
 
+def evenly(loaded: Loaded) -> np.ndarray:
+  """As many training examples as there are held-out ones, if there are: their positions in the training split."""
+  count = min(len(loaded.validation[0]), len(loaded.train[0]))
+  return np.linspace(0, len(loaded.train[0]) - 1, count).round().astype(int)
+
+
 def _make_validate(losses: Callable, loaded: Loaded) -> Callable[[Any], dict[str, float]]:
   """Weights -> validation row: the bank's losses of the validation split and of as many training examples.
 
   Training examples are taken evenly over the split and keep the same positions in the bank, hence the same noise.
   """
   held_out = loaded.validation
-  count = min(len(held_out[0]), len(loaded.train[0]))
-  even = np.linspace(0, len(loaded.train[0]) - 1, count).round().astype(int)
-  seen = tuple(part[even] for part in loaded.train)
+  seen = tuple(part[evenly(loaded)] for part in loaded.train)
 
   def validate(weights: Any) -> dict[str, float]:
     return gap.summarize(*(losses(weights, *p, np.arange(len(p[0]))) for p in (seen, held_out)))
@@ -397,4 +415,9 @@ def picture_labels(experiment: Experiment, levels: int | None, num_classes: int)
 
 def host_target(state: states.TrainState) -> Any:
   """The state's shapes and types as NumPy arrays, to restore into."""
-  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(lambda: state))
+  return host_target_of(lambda: state)
+
+
+def host_target_of(make: Callable[[], states.TrainState]) -> Any:
+  """`host_target` of the state that `make` would return."""
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(make))

@@ -215,10 +215,11 @@ def take_batch(
   if isinstance(data, pipeline.Drawn):
     batch = pipeline.in_units(data, pieces.units)
   else:
-    index = pipeline.indices(state.seed, state.salt, state.cursor, rows, data.x.shape[0])
+    index = pipeline.indices(state.seed, state.salt, state.cursor, rows, data.examples)
     if pieces.curriculum is not None:
       keys = streams.row_keys(stream_key(state, 'curriculum'), rows.index)
-      index = pipeline.restrict(index, keys, pieces.curriculum.share(progress), data.order)
+      share = pieces.curriculum.share(progress)
+      index = pipeline.restrict(index, keys, share, data.order, data.examples)
     batch = pipeline.gather(data, index, pieces.units)
   batch = pieces.augment(streams.row_keys(stream_key(state, 'augmentation'), rows.index), batch)
   return batch if pieces.curriculum is None else pieces.curriculum.transform(batch, progress)

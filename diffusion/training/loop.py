@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +68,7 @@ class Tools(NamedTuple):
     snapshot: (step, state) -> None; keeps the averages of this step.
     remember: (place, state, callback states) -> None.
     recall: (place, steps, state) -> the newest remembered state at least so many steps back, or None.
+    fetch: metrics on the device -> on the host; waits for them.
   """
 
   dispatch: Callable[[Any], tuple[Any, Any]]
@@ -82,6 +83,7 @@ class Tools(NamedTuple):
   snapshot: Callable[[int, Any], None]
   remember: Callable[[Place, Any, dict[str, CallbackState]], None]
   recall: Callable[[Place, int, Any], Remembered | None]
+  fetch: Callable[[Any], dict[str, Any]] = devices.to_host
 
 
 class Outcome(NamedTuple):
@@ -138,6 +140,9 @@ class _Clock:
     return timing
 
 
+Walk = Generator[Any, tuple[Any, Any], Outcome]
+
+
 def train(
   state: Any,
   start: Place,
@@ -146,21 +151,40 @@ def train(
   callback_states: Mapping[str, CallbackState],
   tools: Tools,
 ) -> Outcome:
-  """Trains from `start` until `num_steps`, a callback's Stop, or a signal.
+  """Trains from `start` until `num_steps`, a callback's Stop, or a signal."""
+  steps, answer = walk(state, start, cadence, callbacks, callback_states, tools), None
+  while True:
+    try:
+      state = steps.send(answer)
+    except StopIteration as end:
+      return end.value
+    answer = tools.dispatch(state)
 
-  A row that nothing waits for is written after the next dispatch is on its way, so that the device never idles for a
-  number; at most two dispatches are in flight. However the run ends, its last state is saved.
+
+def walk(
+  state: Any,
+  start: Place,
+  cadence: Cadence,
+  callbacks: Sequence[Callback],
+  callback_states: Mapping[str, CallbackState],
+  tools: Tools,
+) -> Walk:
+  """The loop, which yields each state to dispatch and is sent what `Tools.dispatch` returns; it returns the Outcome.
+
+  So whoever drives it can make the dispatches of several runs at once. A row that nothing waits for is written after
+  the next dispatch is on its way, so that the device never idles for a number; at most two dispatches are in flight.
+  However the run ends, its last state is saved.
   """
   states, place, clock = dict(callback_states), start, _Clock(start.cursor)
   pending, previous, saved, reason, signal = None, None, start, None, None
 
   def write(at: Place, metrics: Any, more: Mapping[str, float]) -> dict[str, Any]:
-    row = at._asdict() | flatten(devices.to_host(metrics)) | dict(more)
+    row = at._asdict() | flatten(tools.fetch(metrics)) | dict(more)
     tools.write(row, clock.lap(at.cursor))
     return row
 
   while place.step < cadence.num_steps and reason is None and signal is None:
-    state, metrics = tools.dispatch(state)
+    state, metrics = yield state
     place = place.after(cadence.steps_per_dispatch)
     if previous is not None:
       devices.wait(previous)

@@ -74,10 +74,11 @@ def make_step(pieces: Pieces) -> Callable:
     else:
       found, parts_square = gradient.accumulated(pieces, state, batch, draws, cross_mean)
     bucket = jax.nn.one_hot((draws.t * BUCKETS).astype(jnp.int32), BUCKETS)
+    share = rows.total / rows.index.shape[0]  # so that the mean over devices is the sum over rows
     value, slope, means = cross_mean((found.value, found.gradient, {
       **{f'loss/{name}': jnp.mean(term) for name, term in found.terms.items()},
-      'bucket_sum': found.rows_loss @ bucket,
-      'bucket_count': bucket.sum(0),
+      'bucket_sum': share * (found.rows_loss @ bucket),
+      'bucket_count': share * bucket.sum(0),
     }))  # fmt: skip
 
     rate = pieces.optimizer.learning_rate(state.optimizer) * state.learning_rate_scale

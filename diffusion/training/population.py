@@ -1,0 +1,454 @@
+"""Many runs as one compiled program: the members of a population differ in their seeds and in numbers.
+
+`build` is traced with the numbers that vary, so a step is built inside of the program, for one member, and mapped over
+the members. What a program needs to be one is shared: shapes, cadences, the data. A member's numbers are those of the
+run made alone, to rounding, whoever its companions are and wherever it lies on the devices.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import checks, devices
+from diffusion.data import pipeline
+from diffusion.evaluation import gap
+from diffusion.training import assembly
+from diffusion.training import step as steps
+from diffusion.training.experiment import Experiment
+from diffusion.training.state import TrainState
+from diffusion.types import Array, CrossMean, Rows
+
+# What the loop, the devices and the shapes of the program rest on.
+STRUCTURE = (
+  'num_steps', 'batch_size', 'log_every', 'validate_every', 'steps_per_dispatch', 'micro_batches', 'gradient_noise',
+  'judged',
+)  # fmt: skip
+_LOOKED_AT = 256  # rows of a member that validation takes at a time
+
+
+class Member(NamedTuple):
+  """What a member has of its own beside its state; with a leading axis for all of them together.
+
+  Attributes:
+    values: the numbers that vary, by name.
+    units: mean and deviation of its data; () where they are alike.
+    size: int32, its training examples; () where they are as many.
+    table: int32 [n], its training examples' rows in the shared data, filled up with zeros.
+    order: int32 [n], of its curriculum; () without one.
+    looked_at: int32 [v], the rows that validation looks at, filled up with zeros.
+    position: int32 [v], their places in the bank.
+    live: whether it moves.
+  """
+
+  values: dict[str, Any]
+  units: tuple[Any, ...]
+  size: Any
+  table: Any
+  order: Any
+  looked_at: Any
+  position: Any
+  live: Any
+
+
+class Population(NamedTuple):
+  """What the members have in common, and each one's own.
+
+  Attributes:
+    build: the values of a member -> its Experiment; traceable.
+    experiment: of the first member, for what all share.
+    units: of the shared data; mean and deviation are the members' own where they differ.
+    size: of the training splits, or None where they differ.
+    data: all examples, as stored.
+    members: stacked: every leaf is [K, ...].
+    parts: of each member, how many training and held-out rows `looked_at` begins with.
+  """
+
+  build: Callable[[Mapping[str, Any]], Experiment]
+  experiment: Experiment
+  units: pipeline.Units
+  size: int | None
+  data: pipeline.Resident
+  members: Member
+  parts: tuple[tuple[int, int], ...]
+
+
+def _refusal(
+  build: Callable[[Mapping[str, Any]], Experiment],
+  first: Mapping[str, Any],
+  trace: Callable[..., Any],
+  *arrays: Any,
+) -> None:
+  """Traces (build, values, *arrays); where that fails, raises a ValueError naming the number because of which."""
+
+  def failure(names: Sequence[str]) -> Exception | None:
+    given = {name: _numbers([first[name]])[0] for name in names}
+    try:
+      jax.eval_shape(
+        lambda some, *more: trace(lambda values: build({**first, **values}), some, *more),
+        given, *arrays,
+      )  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - whatever a number makes that must be known
+      return error
+    return None
+
+  whole = failure(list(first))
+  if whole is None:
+    return
+  name, error = next(
+    ((name, error) for name in first if (error := failure([name])) is not None),
+    (' and '.join(first), whole),
+  )
+  why = (str(error).splitlines() or [type(error).__name__])[0]
+  raise ValueError(
+    f'{name} cannot vary in a population, because the program must know it: start runs of their own ({why})'
+  ) from error
+
+
+def check_numbers(
+  build: Callable[[Mapping[str, Any]], Experiment], first: Mapping[str, Any]
+) -> None:
+  """Raises ValueError, naming it, for a number that cannot vary: `build` or the structure of a run needs its value.
+
+  Args:
+    build: values -> Experiment, which has been called with every member's values before.
+    first: the first member's values.
+  """
+
+  def trace(build, values) -> tuple:
+    experiment = build(values)
+    for name in STRUCTURE:
+      if checks.traced(getattr(experiment, name)):
+        raise ValueError(f'{name} is part of the structure')
+    return ()
+
+  _refusal(build, first, trace)
+
+
+def check_program(population: Population, first: Mapping[str, Any], state: TrainState) -> None:
+  """Raises ValueError, naming it, for a number with which a step cannot be made."""
+  rows = Rows(jnp.arange(population.experiment.batch_size), population.experiment.batch_size)
+
+  def trace(build, values, member, state, data) -> Any:
+    dispatch = make_dispatch(population._replace(build=build))
+    return dispatch(member._replace(values=values), state, data, rows, lambda tree: tree)
+
+  arrays = take(population.members, 0), state, population.data
+  _refusal(population.build, first, trace, *arrays)
+
+
+def fit(tree: Any, target: Any, fallback: Any = None) -> Any:
+  """The leaves of `tree` in the structure of `target`, by their paths.
+
+  A number that is 0 for one member alone removes code from its solo run, and with it leaves of the state that the
+  population has. What `tree` does not have comes from `fallback`, of the same structure as `target`.
+  """
+  found = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+  if fallback is not None:
+    rest = jax.tree_util.tree_leaves_with_path(fallback)
+    found = {jax.tree_util.keystr(p): x for p, x in rest} | found
+  return jax.tree_util.tree_map_with_path(lambda p, _: found[jax.tree_util.keystr(p)], target)
+
+
+def gather(
+  build: Callable[[Mapping[str, Any]], Experiment],
+  values: Sequence[Mapping[str, Any]],
+  experiments: Sequence[Experiment],
+  loaded: Sequence[assembly.Loaded],
+) -> Population:
+  """A population of members, given each one's values, its experiment and its data.
+
+  Raises:
+    ValueError: members of different data sets, or streamed data.
+  """
+  first = loaded[0]
+  if any(one.streamed for one in loaded):
+    raise ValueError(
+      'a population keeps its data on the devices: it does not go with streamed data'
+    )
+  if not all(same_data(one, first) for one in loaded):
+    raise ValueError('the members of a population share one data set, and theirs differ')
+  looked = [_looked_at(one) for one in loaded]
+  sizes = {len(one.split.train) for one in loaded}
+  alike = len({one.units for one in loaded}) == 1
+  members = Member(
+    values={name: _numbers([one[name] for one in values]) for name in values[0]},
+    units=() if alike else tuple(_numbers([one.units[i] for one in loaded]) for i in (1, 2)),
+    size=() if len(sizes) == 1 else np.array([len(one.split.train) for one in loaded], np.int32),
+    table=_filled([one.split.train for one in loaded]),
+    order=() if first.order is None else _filled([one.order for one in loaded]),
+    looked_at=_filled([np.concatenate(rows) for rows in looked]),
+    position=_filled([np.concatenate([np.arange(len(part)) for part in rows]) for rows in looked]),
+    live=np.ones(len(loaded), bool),
+  )
+  return Population(
+    build, experiments[0], first.units, sizes.pop() if len(sizes) == 1 else None,
+    pipeline.Resident(first.dataset.x, first.dataset.label), members,
+    tuple((len(seen), len(held_out)) for seen, held_out in looked),
+  )  # fmt: skip
+
+
+def same_data(one: assembly.Loaded, other: assembly.Loaded) -> bool:
+  """Whether two members have the same examples, whatever their splits."""
+  a, b = one.dataset, other.dataset
+  return a is b or (np.array_equal(a.x, b.x) and np.array_equal(a.label, b.label))
+
+
+def _looked_at(loaded: assembly.Loaded) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of the whole data: the training examples that validation looks at, and the held-out ones."""
+  return loaded.split.train[assembly.evenly(loaded)], loaded.split.validation
+
+
+def _numbers(values: Sequence[float]) -> np.ndarray:
+  whole = all(isinstance(value, int) for value in values)
+  return np.array(values, np.int32 if whole else jnp.result_type(float))
+
+
+def _filled(rows: Sequence[np.ndarray]) -> np.ndarray:
+  """Rows of different lengths [k] as one int32 array, zeros at their ends."""
+  table = np.zeros((len(rows), max(len(row) for row in rows)), np.int32)
+  for line, row in zip(table, rows, strict=True):
+    line[: len(row)] = row
+  return table
+
+
+def _units(population: Population, member: Member) -> pipeline.Units:
+  if not member.units:
+    return population.units
+  return pipeline.Units(population.units.levels, *member.units)
+
+
+def _own_data(population: Population, member: Member, data: pipeline.Resident) -> pipeline.Resident:
+  size = population.size
+  return data._replace(
+    table=member.table,
+    order=None if isinstance(member.order, tuple) else member.order,
+    size=member.size if size is None else size,
+  )
+
+
+def make_dispatch(population: Population) -> Callable:
+  """(member, state, data, rows, cross_mean) -> (state, metrics): a dispatch of one member; it stays where not live."""
+  count = population.experiment.steps_per_dispatch
+
+  def dispatch(
+    member: Member, state: TrainState, data: pipeline.Resident, rows: Rows, cross_mean: CrossMean
+  ) -> tuple[TrainState, dict[str, Array]]:
+    experiment = population.build(member.values)
+    step = steps.make_step(assembly.pieces(experiment, _units(population, member)))
+    own = _own_data(population, member, data)
+
+    def move(state: TrainState):
+      return devices.repeat(lambda s, _: step(s, own, rows, cross_mean), state, count)
+
+    def stay(state: TrainState):
+      rate = experiment.optimizer.learning_rate(state.optimizer) * state.learning_rate_scale
+      return state, steps.summarize(state.window, rate, state)
+
+    return jax.lax.cond(member.live, move, stay, state)
+
+  return dispatch
+
+
+def make_statistics(population: Population) -> Callable:
+  """(member, state, data, rows, cross_mean) -> batch statistics of the judged weights."""
+
+  def statistics(member: Member, state: TrainState, data, rows: Rows, cross_mean: CrossMean):
+    experiment = population.build(member.values)
+    found = steps.make_statistics(assembly.pieces(experiment, _units(population, member)))
+    own = _own_data(population, member, data)
+    return found(assembly.judged_parameters(experiment, state), state, own, rows, cross_mean)
+
+  return statistics
+
+
+def make_losses(population: Population) -> Callable:
+  """(member, state, data, rows, cross_mean) -> bank losses [B, L] of these rows of `looked_at`."""
+
+  def losses(member: Member, state: TrainState, data, rows: Rows, cross_mean: CrossMean) -> Array:
+    del cross_mean
+    experiment = population.build(member.values)
+    units = _units(population, member)
+    measure = gap.make_losses(experiment.diffusion, experiment.model, units, experiment.bank)
+    index = jnp.minimum(rows.index, member.looked_at.shape[0] - 1)
+    row = member.looked_at[index]
+    return measure(
+      assembly.weights(experiment, state), data.x[row], data.label[row], member.position[index]
+    )
+
+  return losses
+
+
+def init_states(population: Population, seeds: Sequence[int]) -> list[TrainState]:
+  """The members' first states, as host arrays, by one program."""
+  stored = population.data.x[:1]
+
+  @devices.compile_quickly
+  def init(member: Member, seed: Array, stored: Array) -> TrainState:
+    experiment = population.build(member.values)
+    return assembly.make_init(experiment, stored, _units(population, member))(seed, stored)
+
+  return [
+    jax.device_get(init(take(population.members, k), jnp.uint32(seed), stored))
+    for k, seed in enumerate(seeds)
+  ]
+
+
+def take(tree: Any, index: Any) -> Any:
+  """Member(s) `index` of a stacked tree; the arrays are copies."""
+  return jax.tree.map(lambda x: np.array(x[index]), tree)
+
+
+def stack(trees: Sequence[Any]) -> Any:
+  """Members as one tree."""
+  return jax.tree.map(lambda *x: np.stack(x), *trees)
+
+
+def some(population: Population, which: Sequence[int]) -> Population:
+  """The population of these members alone."""
+  parts = tuple(population.parts[k] for k in which)
+  return population._replace(members=take(population.members, np.array(which)), parts=parts)
+
+
+def fitted_size(live: int, whole: int) -> int:
+  """The least power of two that holds so many members, or the whole population."""
+  return min(1 << (live - 1).bit_length(), whole)
+
+
+class Running:
+  """A population on the devices: the one place that knows which member lies where.
+
+  A stopped member stays as it is. When the live ones fit into a smaller power of two they are moved together, so that
+  no more programs are compiled than the number of members has binary digits.
+  """
+
+  def __init__(
+    self,
+    population: Population,
+    states: Sequence[TrainState],
+    *,
+    side_by_side: bool | None = None,
+  ):
+    """Begins with these states of the members, host arrays; `side_by_side` as in `devices.over_members`."""
+    self.population = population
+    self.sizes: list[int] = []  # of the training programs made so far
+    self._side_by_side = side_by_side
+    # What each place holds: a member, or (None) a copy of the first one's, to fill up.
+    self._slots: list[int | None] = list(range(len(states)))
+    self._live = set(range(len(states)))
+    self._data = devices.replicate(population.data)
+    self._programs: dict[tuple[str, int], Callable] = {}
+    self._host: Any = stack(states)  # the states, where they are known on the host
+    self._placed: Any = None  # the same, where they are on the devices
+    self._members: Any = None
+    self._has_statistics = bool(states[0].statistics)
+    self._statistics: Any = None  # of the judged weights, since the last dispatch
+    self._losses: np.ndarray | None = None
+
+  def dispatch(self, live: Sequence[int]) -> dict[int, tuple[int, dict[str, Any]]]:
+    """One dispatch of these members: member -> (member, metrics), as a loop is sent them.
+
+    The metrics are 'loss', to wait for, and 'row', a function that fetches the member's numbers.
+    """
+    self._arrange(set(live))
+    placed, members = self._place()
+    self._placed, metrics = self._run('dispatch', members, placed)
+    self._host = self._losses = self._statistics = None
+    size = len(self._slots)
+    fetch = functools.cache(lambda: devices.collect_members(metrics, size))
+
+    def row(slot: int) -> Callable[[], dict[str, Any]]:
+      return lambda: {name: value[slot] for name, value in fetch().items()}
+
+    return {k: (k, {'loss': metrics['loss'], 'row': row(self._slots.index(k))}) for k in live}
+
+  def settle(self, k: int) -> int:
+    """Gives a member's judged weights batch statistics of their own; returns the member."""
+    if self._has_statistics:
+      if self._statistics is None:
+        placed, members = self._place()
+        found = self._run('statistics', members, placed)
+        self._statistics = devices.collect_members(found, len(self._slots))
+      own = take(self._statistics, self._slots.index(k))
+      self.put(k, self.own(k)._replace(judged_statistics=own))
+    return k
+
+  def validate(self, k: int) -> dict[str, float]:
+    """A settled member's validation row; those of all are computed when the first one asks."""
+    if self._losses is None:
+      if self._statistics is not None:  # all as if they were settled: only those that are will ask
+        state = self._on_host()._replace(judged_statistics=self._statistics)
+        _, members = self._place()
+        placed = devices.place_members(state, len(self._slots))
+      else:
+        placed, members = self._place()
+      count, rows = self.population.members.looked_at.shape[1], self._rows('losses')
+      parts = [self._run('losses', members, placed, i) for i in range(0, count, rows)]
+      found = [devices.collect_members(one, len(self._slots), by_row=True) for one in parts]
+      self._losses = np.concatenate(found, axis=1)
+    losses, (seen, held_out) = self._losses[self._slots.index(k)], self.population.parts[k]
+    return gap.summarize(losses[:seen], losses[seen : seen + held_out])
+
+  def own(self, k: int) -> TrainState:
+    """A member's state, as host arrays of its own."""
+    return take(self._on_host(), self._slots.index(k))
+
+  def put(self, k: int, state: TrainState) -> int:
+    """Gives a member another state; returns the member."""
+    slot = self._slots.index(k)
+
+    def write(whole: np.ndarray, part: Any) -> None:
+      whole[slot] = part
+
+    jax.tree.map(write, self._on_host(), state)
+    self._placed = None
+    return k
+
+  def _rows(self, kind: str) -> int:
+    if kind != 'losses':
+      return self.population.experiment.batch_size
+    return devices.divisible(min(_LOOKED_AT, self.population.members.looked_at.shape[1]))
+
+  def _run(self, kind: str, members: Any, placed: Any, first_row: int = 0) -> Any:
+    size = len(self._slots)
+    if (kind, size) not in self._programs:
+      make = {'dispatch': make_dispatch, 'statistics': make_statistics, 'losses': make_losses}
+      self._programs[kind, size] = devices.over_members(
+        make[kind](self.population), size, self._rows(kind),
+        donate=kind == 'dispatch', side_by_side=self._side_by_side,
+      )  # fmt: skip
+      if kind == 'dispatch':
+        self.sizes.append(size)
+    return self._programs[kind, size](members, placed, self._data, np.int32(first_row))
+
+  def _on_host(self) -> TrainState:
+    if self._host is None:
+      found = devices.collect_members(self._placed, len(self._slots))
+      self._host = jax.tree.map(np.array, found)  # copies, to be written to
+    return self._host
+
+  def _place(self) -> tuple[Any, Any]:
+    """(states, members) on the devices."""
+    if self._members is None:
+      whose = np.array([self._slots[0] if k is None else k for k in self._slots])
+      live = np.array([k in self._live for k in self._slots])
+      members = take(self.population.members, whose)._replace(live=live)
+      self._members = devices.place_members(members, len(self._slots))
+    if self._placed is None:
+      self._placed = devices.place_members(self._on_host(), len(self._slots))
+    return self._placed, self._members
+
+  def _arrange(self, live: set[int]) -> None:
+    """Notes which members live, and moves them together where a smaller program holds them."""
+    if live == self._live:
+      return
+    self._live, self._members = live, None
+    size = fitted_size(len(live), len(self.population.parts))
+    if size < len(self._slots):
+      places = [self._slots.index(k) for k in sorted(live)]
+      fill = size - len(places)
+      self._host = take(self._on_host(), np.array(places + places[:1] * fill))
+      self._slots, self._placed = [self._slots[i] for i in places] + [None] * fill, None
