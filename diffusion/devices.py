@@ -5,9 +5,13 @@ arrives as an argument. `pmap` is the mechanism, and this is the one place to ch
 several processes: `diffusion/processes.py` says how those find each other, agree and end.
 """
 
+import ctypes
 import functools
+import importlib.metadata
+import importlib.util
 import math
 import os
+import resource
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +25,12 @@ from diffusion import checks, processes
 from diffusion.types import CrossMean, Rows
 
 _AXIS = 'devices'
+# bfloat16 products without sparsity, by the beginning of the device's name; FLOP/s of what JAX counts as one device.
+_PEAKS = {
+  'NVIDIA A100': 312e12, 'NVIDIA H100 PCIe': 756e12, 'NVIDIA H100': 989e12, 'NVIDIA H200': 989e12,
+  'NVIDIA B200': 2250e12, 'NVIDIA L4': 121e12, 'TPU v2': 22.5e12, 'TPU v3': 61.5e12, 'TPU v4': 275e12,
+  'TPU v5 lite': 197e12, 'TPU v5': 459e12, 'TPU v6 lite': 918e12,
+}  # fmt: skip
 
 Step = Callable[[Any, Any, Rows, CrossMean], tuple[Any, Any]]
 
@@ -55,8 +65,27 @@ def configure(
     cores = min(os.cpu_count() or 1, 8)
     cpu_devices = max(n for n in range(1, cores + 1) if batch_size % (n * num_processes) == 0)
   jax.config.update('jax_num_cpu_devices', cpu_devices)
+  _keep_freed_memory()
   if cache:
     use_cache()
+
+
+def _keep_freed_memory() -> None:
+  """On CPU, tells the C library to keep what is freed for the next call.
+
+  XLA takes its buffers from malloc in every call. Those of a training step are large, so that glibc would give them
+  back to the system each time, and the pages that are faulted in again cost up to a fifth of a step
+  (docs/PERFORMANCE.md).
+  """
+  accelerated = importlib.metadata.entry_points(group='jax_plugins') or importlib.util.find_spec(
+    'libtpu'
+  )
+  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
+  if mallopt is None or accelerated:
+    return
+  arenas, mmaps, trim = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of <malloc.h>
+  for parameter, value in ((arenas, 1), (mmaps, 0), (trim, -1)):
+    mallopt(parameter, value)
 
 
 def use_cache() -> None:
@@ -114,6 +143,32 @@ def describe() -> dict[str, Any]:
     'host_cpus': os.cpu_count(),
     'python': sys.version.split()[0],
   }
+
+
+def peak_flops() -> float | None:
+  """What all devices of the run can do at most, in bfloat16 FLOP/s; None where the kind of device is not known."""
+  kind = jax.devices()[0].device_kind
+  peaks = [peak for name, peak in _PEAKS.items() if kind.startswith(name)]
+  return peaks[0] * jax.device_count() if peaks else None
+
+
+def peak_memory() -> int:
+  """The most bytes in use so far: of one device, or on CPU of this process."""
+  used = [(device.memory_stats() or {}).get('peak_bytes_in_use') for device in jax.local_devices()]
+  if None not in used:
+    return max(used)
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def start_trace(folder: str) -> None:
+  """Begins a trace of everything on host and devices, for TensorBoard's profiler and for ui.perfetto.dev."""
+  jax.profiler.start_trace(folder, create_perfetto_trace=True)
+
+
+def stop_trace() -> None:
+  """Ends the trace and writes it."""
+  jax.profiler.stop_trace()
 
 
 @functools.cache

@@ -19,7 +19,16 @@ from ml_collections import config_flags
 
 from diffusion import devices, processes, provenance
 from diffusion.data import sources
-from diffusion.runs import describing, judging, lr_range, population, session, suite, training
+from diffusion.runs import (
+  describing,
+  judging,
+  lr_range,
+  population,
+  session,
+  speed,
+  suite,
+  training,
+)
 from diffusion.runs.loading import load, load_ensemble, load_snapshots
 from diffusion.training.experiment import Experiment, Sampling
 from diffusion.workdir import read_record
@@ -81,6 +90,11 @@ def _define_flags(arms: Mapping[str, Any] | None) -> None:
   flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0; with --coordinator.')
   flags.DEFINE_integer(
     'heartbeat_seconds', 10, 'Silence after which a process counts as gone, and the others end.'
+  )
+  flags.DEFINE_string(
+    'profile',
+    '',
+    'START:STOP: trace these steps for TensorBoard and Perfetto, into profile/ of the workdir.',
   )
   flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error.')
   if arms is not None:
@@ -305,6 +319,8 @@ def _train_population(
     raise ValueError('--population is for training: name the folder of one member to look at it')
   if not processes.alone():
     raise ValueError('--population is for one process: start it on each host with seeds of its own')
+  if f.profile:
+    raise ValueError('--profile is for a single run, not for a --population')
   if f.data_workers is not None:
     raise ValueError('--population keeps its data on the devices: leave --data_workers out')
   if f.seed is not None and any(text.startswith('seed=') for text in f.population):
@@ -339,6 +355,7 @@ def _main(
     config=config,
     workdir=workdir,
     extend=f.extend,
+    profile=speed.parse_span(f.profile),
     smoke=small,
     source=pathlib.Path(sys.modules['__main__'].__file__),
   )

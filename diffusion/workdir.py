@@ -130,6 +130,7 @@ def write_report(
     tables=[
       ('What the numbers mean', ['quantity', 'meaning'], [(f.name, f.meaning) for f in findings]),
       ('Loss per noise level', ['log-SNR (nats)', 'train', 'validation', 'gap'], levels),
+      *_speed(record['speed']),
     ],
     provenance={name: record[name] for name in kept}
     | {name: record[name] for name in ('config', 'data', 'versions')}
@@ -142,6 +143,20 @@ def write_report(
   path = workdir / f'report{suffix}.md'
   path.write_text(text)
   return path
+
+
+def _speed(speed: Mapping[str, Any] | None) -> list[tuple]:
+  """The table of how fast the training was, if that is known."""
+  if speed is None:
+    return []
+  rows = [
+    ('images per second, median of the logged rows', speed['images_per_second']),
+    ('floating-point operations of a training step per image', speed['flops_per_image']),
+    ('floating-point operations per second', speed['flops_per_second']),
+    ("share of the devices' peak in bfloat16", speed['utilization']),
+    ('most memory of a device (CPU: of the process), bytes', speed['peak_memory']),
+  ]
+  return [('Speed', ['quantity', 'value'], rows)]
 
 
 def _resharded(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:

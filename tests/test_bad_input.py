@@ -52,6 +52,10 @@ CASES = {
   'population of a structure': Case(
     ('--workdir={tmp}/run', '--population=width=16,32'), ('width cannot vary in a population', 'runs of their own')
   ),
+  'profile': Case(('--workdir={tmp}/run', '--profile=20:10'), ('--profile takes START:STOP', "'20:10'")),
+  'profile beyond the end': Case(
+    ('--workdir={tmp}/run', '--smoke', '--profile=900:910'), ('--profile starts at step 900', 'the run ends at 40')
+  ),
   'negative extension': Case(('--workdir={tmp}/run', '--extend=-5'), ('--extend', '-5')),
   'unprepared data': Case(
     ('--workdir={tmp}/run', '--config.data_dir={tmp}/none'),

@@ -16,7 +16,6 @@ from benchmarks import resume
 from diffusion import launch
 from diffusion.reporting import records
 from diffusion.workdir import read_record
-from tests.quick import QUICK
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Dropout on, several rows, validations and saves; long enough that a signal lands in the middle.
@@ -30,7 +29,8 @@ NUMBERS = [
 def start(workdir, *flags, experiment='mixture', **options):
   """The program, started."""
   environment = os.environ | {'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
-  environment |= QUICK if '--smoke' in flags else {}
+  if '--smoke' not in flags:
+    environment.pop('XLA_FLAGS', None)  # as users start it
   return subprocess.Popen(
     [sys.executable, '-m', f'experiments.{experiment}', f'--workdir={workdir}', '--cpu_devices=2', *flags],
     cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options,
@@ -150,7 +150,8 @@ def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
 def test_every_experiment_passes_its_smoke_run(tmp_path, experiment):
   workdir = tmp_path / experiment
   begin = time.monotonic()
-  status, output = finish(start(workdir, '--smoke', experiment=experiment))
+  profile = ['--profile=10:20'] if experiment == 'mixture' else []
+  status, output = finish(start(workdir, '--smoke', *profile, experiment=experiment))
   assert status == 0, output
   print(f'{experiment} --smoke: {time.monotonic() - begin:.0f} s')
   for name in (
@@ -166,6 +167,16 @@ def test_every_experiment_passes_its_smoke_run(tmp_path, experiment):
   record = read_record(workdir)
   assert record['status'] == 'finished'
   assert record['smoke'] is True
+  assert 0 < record['speed']['images_per_second'] < np.inf
+  assert record['speed']['flops_per_second'] > record['speed']['flops_per_image'] > 0
+  assert 10**8 < record['speed']['peak_memory'] < 10**11
+  assert '## Speed' in (workdir / 'report.md').read_text()
+  traces = [path.name for path in (workdir / 'profile').rglob('*') if path.is_file()]
+  assert bool(traces) == bool(profile)
+  if profile:
+    assert 'perfetto_trace.json.gz' in traces
+    assert any(name.endswith('.xplane.pb') for name in traces)
+    assert f'trace of steps 10 to 20 in {workdir}/profile' in output
   if experiment != 'mixture':
     assert 'SYNTHETIC' in record['data']['note']
     assert 'SYNTHETIC' in (workdir / 'report.md').read_text()

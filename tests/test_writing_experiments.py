@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from diffusion.types import Batch, Context, Prediction
-from tests.quick import QUICK
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'WRITING_EXPERIMENTS.md'
@@ -42,17 +41,13 @@ def environment(folder):
   # A start of an experiment takes the most devices that divide its batch of 16; with as many, the page's Python
   # finds the sampler that a start has compiled already.
   devices = max(n for n in (1, 2, 4, 8) if n <= (os.cpu_count() or 1))
-  return (
-    os.environ
-    | QUICK
-    | {
-      'PATH': f'{shim.parent}{os.pathsep}{os.environ["PATH"]}',
-      'PYTHONPATH': str(ROOT),
-      'JAX_NUM_CPU_DEVICES': str(devices),
-      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # programs that run for milliseconds: compile them fast
-      'GIT_CEILING_DIRECTORIES': str(folder.parent),
-    }
-  )
+  return os.environ | {
+    'PATH': f'{shim.parent}{os.pathsep}{os.environ["PATH"]}',
+    'PYTHONPATH': str(ROOT),
+    'JAX_NUM_CPU_DEVICES': str(devices),
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # programs that run for milliseconds: compile them fast
+    'GIT_CEILING_DIRECTORIES': str(folder.parent),
+  }
 
 
 def follow(page, folder):

@@ -18,6 +18,7 @@ from diffusion.runs import suite
 from diffusion.runs.loading import load
 from diffusion.runs.samples import drawn
 from diffusion.runs.session import Session, Setting, open_session, picture, restore
+from diffusion.runs.speed import measured_speed
 from diffusion.runs.suite import Request
 from diffusion.training import assembly
 from diffusion.training.checkpoint import Restored, open_checkpoints
@@ -61,7 +62,8 @@ def judge_best(session: Session, target: Any, request: Request, again: bool = Fa
   }
   session.note(evaluations=[*session.record['evaluations'], evaluation])
   if not again:
-    session.note(results=evaluation['results'])
+    speed = measured_speed(session, best.state)
+    session.note(results=evaluation['results'], speed=speed)
   if not processes.is_writer():
     return
   levels = gap.per_level(row, experiment.bank)

@@ -26,6 +26,7 @@ class Setting(NamedTuple):
   extend: int
   smoke: bool
   source: pathlib.Path
+  profile: tuple[int, int] | None = None  # steps to trace
 
 
 class Session(NamedTuple):
@@ -126,6 +127,7 @@ def _fresh_record(setting: Setting, loaded: Loaded, used, experiment: Experiment
     'step': 0,
     'wall_seconds': 0.0,
     'results': None,
+    'speed': None,
     'samples': [],
     'evaluations': [],
   }

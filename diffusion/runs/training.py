@@ -13,6 +13,7 @@ from diffusion import devices, processes, workdir
 from diffusion.reporting import records
 from diffusion.runs.judging import judge_best
 from diffusion.runs.session import Session, Setting, open_session, restore
+from diffusion.runs.speed import Span, traced
 from diffusion.runs.suite import Request
 from diffusion.runs.tools import make_tools, open_ring
 from diffusion.training import assembly, loop
@@ -136,6 +137,11 @@ def start(session: Session, target: Any) -> Start:
       session.note(num_steps=step + setting.extend, results=None)
       return Start(session, keeper, restored, trained=False, complete=False)
     complete = done and session.record['results'] is not None
+    profile = setting.profile
+    if profile is not None and profile[0] >= session.record['num_steps']:
+      raise ValueError(
+        f'--profile starts at step {profile[0]}, and the run ends at {session.record["num_steps"]}'
+      )
     if complete:
       end = session.record['reason']
       print(f'{session.folder} is finished at step {step} ({end}); --extend=N goes on')
@@ -149,7 +155,10 @@ def conclude(session: Session, outcome: loop.Outcome, seconds: float, watch: Wat
   """Notes how the training ended, after so many seconds, and says so."""
   seconds += session.record['wall_seconds']
   status = 'finished' if outcome.finished else 'interrupted'
-  session.note(status=status, reason=outcome.reason, step=outcome.place.step, wall_seconds=seconds)
+  session.note(
+    status=status, reason=outcome.reason, step=outcome.place.step, wall_seconds=seconds,
+    peak_memory=devices.peak_memory(),
+  )  # fmt: skip
   if not outcome.finished:
     print(
       f'{outcome.reason}: saved at step {outcome.place.step}, {watch.late():.1f} s after the signal; the same '
@@ -215,13 +224,17 @@ def ready(
   ring = open_ring(session.folder / 'ring', place.cursor)
   plan = cadence(session.experiment)._replace(num_steps=session.record['num_steps'])
 
-  def close() -> None:
-    session.programs.close()
-    sinks.close()
-    ring.close()
-
   tools = make_tools(session, begun.keeper, ring, sinks, target, interrupted)
-  return Ready(place, plan, callbacks, callback_states, tools, close)
+  ends = contextlib.ExitStack()
+  for end in (ring.close, sinks.close, session.programs.close):  # the last one first
+    ends.callback(end)
+  if session.setting.profile is not None and processes.is_writer():
+    dispatch, end_trace = traced(
+      tools.dispatch, Span(*session.setting.profile), place.cursor, plan.steps_per_dispatch, session.folder / 'profile'
+    )  # fmt: skip
+    tools = tools._replace(dispatch=dispatch)
+    ends.callback(end_trace)
+  return Ready(place, plan, callbacks, callback_states, tools, ends.close)
 
 
 def _train_on(begun: Start, state: Any, interrupted: Callable[[], str | None]) -> loop.Outcome:

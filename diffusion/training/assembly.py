@@ -14,6 +14,7 @@ from diffusion.data import augment, feed, pipeline, records, sources, splits
 from diffusion.data.records import Records, select
 from diffusion.evaluation import gap
 from diffusion.evaluation.evaluate import Asked, Network, Plan
+from diffusion.models import summary
 from diffusion.process import gaussian
 from diffusion.sampling import ensembles, samplers
 from diffusion.sampling.guidance import clip_x0
@@ -27,6 +28,7 @@ from diffusion.types import (
   Conditioning,
   Denoiser,
   Path,
+  Rows,
 )
 
 
@@ -202,6 +204,19 @@ def pieces(experiment: Experiment, units: pipeline.Units) -> steps.Pieces:
     experiment.optimizer, experiment.averages, experiment.augment, units, experiment.num_steps, experiment.log_every,
     experiment.micro_batches, experiment.gradient_noise, experiment.curriculum,
   )  # fmt: skip
+
+
+def step_flops(experiment: Experiment, loaded: Loaded, state: states.TrainState) -> int:
+  """Floating-point operations of a training step per image; `state` gives the shapes."""
+  step, size = steps.make_step(pieces(experiment, loaded.units)), experiment.batch_size
+
+  def one(state, x, label, index):
+    rows = Rows(jnp.arange(size), size)
+    return step(state, pipeline.Drawn(x, label, index), rows, lambda tree: tree)
+
+  whole = jax.ShapeDtypeStruct((size,), jnp.int32)
+  x = jax.ShapeDtypeStruct((size, *loaded.dataset.x.shape[1:]), loaded.dataset.x.dtype)
+  return summary.flops(one, state, x, whole, whole) // size
 
 
 def judged_parameters(experiment: Experiment, state: states.TrainState) -> states.Parameters:

@@ -1,7 +1,6 @@
 """Judging again, and judging what others made: the same samples give the same numbers, whoever asks."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -14,7 +13,6 @@ from diffusion.evaluation.evaluate import Plan
 from diffusion.reporting import records
 from diffusion.runs import foreign, suite
 from diffusion.workdir import load_samples, read_record
-from tests.quick import QUICK
 
 NUMBERS = (
   '--config.num_steps=20', '--config.log_every=5', '--config.validate_every=10', '--config.width=8',
@@ -27,7 +25,7 @@ def program(name, *flags):
   """(exit status, output) of an experiment's program."""
   done = subprocess.run(
     [sys.executable, '-m', f'experiments.{name}', *flags],
-    capture_output=True, text=True, check=False, env=os.environ | QUICK,
+    capture_output=True, text=True, check=False,
   )  # fmt: skip
   return done.returncode, done.stdout + done.stderr
 

@@ -20,7 +20,6 @@ from diffusion.training.callbacks import Callback, Continue, Stop, checkpoint
 from diffusion.training.checkpoint import open_checkpoints
 from diffusion.workdir import read_record
 from experiments import mixture
-from tests.quick import QUICK
 from tests.test_runs import wait_for_rows
 from tests.training import tiny
 
@@ -120,7 +119,7 @@ def test_a_population_that_is_killed_ends_as_one_that_is_not(tmp_path):
 
   def begin(name):
     command = [sys.executable, '-c', code, str(tmp_path / name)]
-    return subprocess.Popen(command, env=os.environ | QUICK | {'PYTHONPATH': os.getcwd()})
+    return subprocess.Popen(command, env=os.environ | {'PYTHONPATH': os.getcwd()})
 
   assert begin('whole').wait(300) == 0
   process = begin('run')

@@ -14,7 +14,6 @@ from diffusion import devices, streams
 from diffusion.data import pipeline, splits
 from diffusion.optimizers import chains, schedules
 from diffusion.training import assembly, population
-from tests.quick import QUICK
 from tests.training import tiny
 
 STEPS = 20
@@ -144,7 +143,7 @@ def test_a_member_is_the_run_made_alone_after_twenty_steps(count, kind, ways):
   """On 1 and 4 devices, members apart and rows apart, side by side and one after another, and when others stop."""
   done = subprocess.run(
     [sys.executable, '-c', PROGRAM, str(count), kind, json.dumps(ways)],
-    env=os.environ | QUICK | {'PYTHONPATH': os.getcwd()},
+    env=os.environ | {'PYTHONPATH': os.getcwd()},
     capture_output=True, text=True, timeout=300, check=False,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr

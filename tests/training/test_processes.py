@@ -21,7 +21,6 @@ from diffusion import devices, processes, witness
 from diffusion.reporting import records
 from diffusion.training import assembly, checkpoint
 from diffusion.workdir import read_record
-from tests.quick import QUICK
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,7 +35,7 @@ def free_port():
 
 def start(command, number, **more):
   """A process, started; its standard output and error are apart."""
-  environment = os.environ | QUICK | {'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'} | more
+  environment = os.environ | {'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'} | more
   return subprocess.Popen(
     [sys.executable, *command, *number], cwd=ROOT, env=environment, text=True,
     stdout=subprocess.PIPE, stderr=subprocess.PIPE,

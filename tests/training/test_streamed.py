@@ -16,7 +16,6 @@ from diffusion.models import mlp, normalization
 from diffusion.runs import tools
 from diffusion.training import assembly, callbacks
 from tests import prepared
-from tests.quick import QUICK
 from tests.training import tiny
 
 pytest.importorskip('grain')
@@ -117,7 +116,7 @@ def test_a_run_begun_with_files_goes_on_with_data_on_the_device_of_one(folder):
   )
   done = subprocess.run(
     [sys.executable, '-c', program, str(folder)],
-    env=os.environ | QUICK | {'PYTHONPATH': str(ROOT)},
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
     timeout=300,

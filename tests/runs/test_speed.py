@@ -1,0 +1,53 @@
+"""What a run says of its speed, and which dispatches a trace takes."""
+
+import jax
+import pytest
+
+from diffusion.models import summary
+from diffusion.runs import speed
+from diffusion.training import assembly
+from diffusion.training import step as steps
+from diffusion.types import Conditioning
+from tests.training import tiny
+
+
+def test_a_step_takes_three_times_the_products_of_the_network_and_sums_its_losses_by_noise_level():
+  experiment = tiny.experiment()
+  loaded = assembly.load_data(experiment)
+  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
+
+  def forward(params):
+    x, zero = jax.numpy.zeros((1, 8)), jax.numpy.zeros(1)
+    told = Conditioning(jax.numpy.zeros(1, int), jax.numpy.zeros((1, 0)))
+    return experiment.model.apply({'params': params}, x, zero, told)[0]
+
+  once = summary.flops(forward, state.params.network)
+  # Forward, to the weights and to the inputs, since a schedule may learn; a product with a one-hot level beside it.
+  assert assembly.step_flops(experiment, loaded, state) == 3 * once + 2 * steps.BUCKETS
+
+
+def test_a_trace_takes_the_dispatches_that_touch_its_span(tmp_path, capsys):
+  dispatch, close = speed.traced(lambda s: (s + 1, s), speed.Span(7, 12), 0, 5, tmp_path / 'trace')
+  for state in range(4):
+    assert dispatch(state) == (state + 1, state)
+    assert (tmp_path / 'trace').exists() == (state >= 2)  # written once 12 has been passed
+  close()
+  assert capsys.readouterr().out.count('trace of steps 7 to 15') == 1
+
+
+def test_a_run_that_ends_within_the_span_keeps_what_was_traced(tmp_path, capsys):
+  dispatch, close = speed.traced(lambda s: (s, s), speed.Span(0, 100), 0, 5, tmp_path)
+  dispatch(0)
+  close()
+  assert 'trace of steps 0 to 5' in capsys.readouterr().out
+  assert any(path.name.endswith('.xplane.pb') for path in tmp_path.rglob('*'))
+
+
+@pytest.mark.parametrize('text', ['10', ':', '5:5', '7:3', 'a:b', '-1:4', '1:2:3'])
+def test_what_is_no_span_is_refused(text):
+  with pytest.raises(ValueError, match='START:STOP'):
+    speed.parse_span(text)
+
+
+def test_no_span_is_none():
+  assert speed.parse_span('') is None
