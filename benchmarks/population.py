@@ -55,7 +55,7 @@ def alone(experiment: Any, loaded: assembly.Loaded) -> dict[str, Callable[[], An
 
   def repeat(state, data):
     return devices.repeat(
-      lambda s: step(s, data, rows, lambda tree: tree), state, experiment.steps_per_dispatch
+      lambda s, _: step(s, data, rows, lambda tree: tree), state, experiment.steps_per_dispatch
     )
 
   single = jax.jit(repeat, donate_argnums=0)

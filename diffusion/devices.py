@@ -25,6 +25,7 @@ from diffusion import checks, processes
 from diffusion.types import CrossMean, Rows
 
 _AXIS = 'devices'
+_ENOUGH_ROWS = 16
 # bfloat16 products without sparsity, by the beginning of the device's name; FLOP/s of what JAX counts as one device.
 _PEAKS = {
   'NVIDIA A100': 312e12, 'NVIDIA H100 PCIe': 756e12, 'NVIDIA H100': 989e12, 'NVIDIA H200': 989e12,
@@ -40,12 +41,13 @@ def configure(
 ) -> None:
   """Sets JAX up; to be called before its first use, and after `processes.initialize`.
 
-  On CPU one virtual device a core is faster than one device that owns all cores, as long as the rows divide
-  evenly; the result of a run depends on it only by rounding.
+  On CPU one virtual device a core is faster than one device that owns all cores, as long as each has rows enough to
+  outweigh its own update of the parameters; the result of a run depends on it only by rounding.
 
   Args:
     batch_size: rows of a global batch.
-    cpu_devices: virtual CPU devices of a process; 0 chooses the most, up to the cores and eight, that divide the batch.
+    cpu_devices: virtual CPU devices of a process; 0 chooses the most, up to the cores and eight, that divide the
+      batch and have 16 rows or more each.
     cache: keep compiled programs, so that a second start skips compilation.
     num_processes: that share the batch, >= 1.
 
@@ -63,25 +65,47 @@ def configure(
     raise ValueError(f'batch_size {batch_size} is not divisible by the {num_processes} processes')
   if not cpu_devices:
     cores = min(os.cpu_count() or 1, 8)
-    cpu_devices = max(n for n in range(1, cores + 1) if batch_size % (n * num_processes) == 0)
+    fit = [n for n in range(1, cores + 1) if batch_size % (n * num_processes) == 0]
+    rows = batch_size // num_processes
+    cpu_devices = max(n for n in fit if n == 1 or rows // n >= _ENOUGH_ROWS)
   jax.config.update('jax_num_cpu_devices', cpu_devices)
-  _keep_freed_memory()
+  if not _accelerated():
+    _keep_freed_memory()
+    if cpu_devices == 1:
+      _use_all_cores()
   if cache:
     use_cache()
 
 
+def _accelerated() -> bool:
+  """Whether JAX has a GPU's or a TPU's plugin; asks no device."""
+  plugins = importlib.metadata.entry_points(group='jax_plugins')
+  return bool(plugins) or importlib.util.find_spec('libtpu') is not None
+
+
+def _use_all_cores() -> None:
+  """Lets the convolutions of a single CPU device use all cores, as Eigen's do; XLA's own choice uses one.
+
+  With a device on each core XLA's choice is the faster one.
+  """
+  name, value = '--xla_cpu_experimental_ynn_fusion_type', '-individual_convolution'
+  flags = os.environ.get('XLA_FLAGS', '')
+  known = (
+    (0, 10) <= jax.__version_info__[:2] <= (0, 12)
+  )  # a flag that XLA does not know ends the process
+  if known and name not in flags:
+    os.environ['XLA_FLAGS'] = f'{flags} {name}={value}'.strip()
+
+
 def _keep_freed_memory() -> None:
-  """On CPU, tells the C library to keep what is freed for the next call.
+  """Tells the C library to keep what is freed for the next call.
 
   XLA takes its buffers from malloc in every call. Those of a training step are large, so that glibc would give them
   back to the system each time, and the pages that are faulted in again cost up to a fifth of a step
   (docs/PERFORMANCE.md).
   """
-  accelerated = importlib.metadata.entry_points(group='jax_plugins') or importlib.util.find_spec(
-    'libtpu'
-  )
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
-  if mallopt is None or accelerated:
+  if mallopt is None:
     return
   arenas, mmaps, trim = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of <malloc.h>
   for parameter, value in ((arenas, 1), (mmaps, 0), (trim, -1)):

@@ -38,13 +38,12 @@ def environment(folder):
   shim.parent.mkdir()
   shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
   shim.chmod(0o755)
-  # A start of an experiment takes the most devices that divide its batch of 16; with as many, the page's Python
-  # finds the sampler that a start has compiled already.
-  devices = max(n for n in (1, 2, 4, 8) if n <= (os.cpu_count() or 1))
+  # A start of an experiment with a batch of 16 takes one device; with as many, the page's Python finds the sampler
+  # that a start has compiled already.
   return os.environ | {
     'PATH': f'{shim.parent}{os.pathsep}{os.environ["PATH"]}',
     'PYTHONPATH': str(ROOT),
-    'JAX_NUM_CPU_DEVICES': str(devices),
+    'JAX_NUM_CPU_DEVICES': '1',
     'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',  # programs that run for milliseconds: compile them fast
     'GIT_CEILING_DIRECTORIES': str(folder.parent),
   }

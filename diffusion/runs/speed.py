@@ -52,12 +52,14 @@ def traced(
   Returns:
     (dispatch, close), where `close` ends a trace that is still going on.
   """
-  place, tracing = cursor, False
+  place, tracing, done = cursor, False, False
 
   def close() -> None:
-    nonlocal tracing
+    nonlocal tracing, done
+    if not (tracing or done):
+      print(f'no trace: no step of {span.start} to {span.stop} was made', flush=True)
     if tracing:
-      tracing = False
+      tracing, done = False, True
       devices.stop_trace()
       print(f'trace of steps {max(span.start, cursor)} to {place} in {folder}', flush=True)
 

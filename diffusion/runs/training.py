@@ -137,11 +137,6 @@ def start(session: Session, target: Any) -> Start:
       session.note(num_steps=step + setting.extend, results=None)
       return Start(session, keeper, restored, trained=False, complete=False)
     complete = done and session.record['results'] is not None
-    profile = setting.profile
-    if profile is not None and profile[0] >= session.record['num_steps']:
-      raise ValueError(
-        f'--profile starts at step {profile[0]}, and the run ends at {session.record["num_steps"]}'
-      )
     if complete:
       end = session.record['reason']
       print(f'{session.folder} is finished at step {step} ({end}); --extend=N goes on')

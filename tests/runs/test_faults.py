@@ -117,7 +117,7 @@ def test_a_full_a_read_only_and_an_unmounted_disk_are_one_line_each_and_cost_onl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('lost', ['checkpoints', '.'])
+@pytest.mark.parametrize('lost', ['checkpoints'])
 def test_a_folder_renamed_under_a_run_is_one_line_and_costs_only_time(tmp_path, whole, lost):
   workdir, log = tmp_path / 'run', tmp_path / 'log'
   process = go_until_rows(workdir, log)

@@ -43,6 +43,13 @@ def test_a_run_that_ends_within_the_span_keeps_what_was_traced(tmp_path, capsys)
   assert any(path.name.endswith('.xplane.pb') for path in tmp_path.rglob('*'))
 
 
+def test_a_run_that_does_not_reach_the_span_says_so(tmp_path, capsys):
+  dispatch, close = speed.traced(lambda s: (s, s), speed.Span(50, 60), 0, 5, tmp_path)
+  dispatch(0)
+  close()
+  assert 'no trace: no step of 50 to 60 was made' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('text', ['10', ':', '5:5', '7:3', 'a:b', '-1:4', '1:2:3'])
 def test_what_is_no_span_is_refused(text):
   with pytest.raises(ValueError, match='START:STOP'):

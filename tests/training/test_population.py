@@ -134,7 +134,6 @@ print(json.dumps(test_population.differences(kind, ways)))
 @pytest.mark.parametrize(
   ('count', 'kind', 'ways'),
   [
-    (1, 'float64', {'loop': (2, False)}),
     (4, 'float64', {'apart': (4, False), 'rows, vmap': (2, True)}),
     (4, 'float32', {'apart, vmap': (4, True), 'rows': (2, False)}),
   ],
