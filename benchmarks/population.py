@@ -8,10 +8,7 @@ the faster of the two is what a population is compared with; runs one after anot
 stop: first all but K/2 + 1, where nothing is moved, then one more, where the rest moves together. Nothing is gated:
 machines are noisy.
 
-Expect  on 2 free CPU cores a step of 8 mixtures takes 15.8 ms (130,000 images/s), of one alone 3.7 ms (70,000): 1.85.
-        With a core held by another program, 16 members gave 1.25 [1.22, 1.33]. A run alone is bound by its matrix
-        products, which XLA computes on one core (3.0 of the 3.7 ms); a second core is all there is to gain. Of 16
-        members, 9 live ones take 29.9 ms where they lie, 8 take 15.8 ms moved together.
+Expect  on 2 quiet CPU cores 16 runs one after another take 1.63 [1.57, 1.71] times as long (docs/PERFORMANCE.md).
 """
 
 import dataclasses
