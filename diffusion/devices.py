@@ -64,10 +64,7 @@ def configure(
   if batch_size % num_processes:
     raise ValueError(f'batch_size {batch_size} is not divisible by the {num_processes} processes')
   if not cpu_devices:
-    cores = min(os.cpu_count() or 1, 8)
-    fit = [n for n in range(1, cores + 1) if batch_size % (n * num_processes) == 0]
-    rows = batch_size // num_processes
-    cpu_devices = max(n for n in fit if n == 1 or rows // n >= _ENOUGH_ROWS)
+    cpu_devices = _fitting_devices(batch_size // num_processes, os.cpu_count() or 1)
   jax.config.update('jax_num_cpu_devices', cpu_devices)
   if not _accelerated():
     _keep_freed_memory()
@@ -75,6 +72,12 @@ def configure(
       _use_all_cores()
   if cache:
     use_cache()
+
+
+def _fitting_devices(rows: int, cores: int) -> int:
+  """How many virtual CPU devices a process divides its rows over."""
+  fit = [n for n in range(1, min(cores, 8) + 1) if rows % n == 0]
+  return max(n for n in fit if n == 1 or rows // n >= _ENOUGH_ROWS)
 
 
 def _accelerated() -> bool:
@@ -90,9 +93,8 @@ def _use_all_cores() -> None:
   """
   name, value = '--xla_cpu_experimental_ynn_fusion_type', '-individual_convolution'
   flags = os.environ.get('XLA_FLAGS', '')
-  known = (
-    (0, 10) <= jax.__version_info__[:2] <= (0, 12)
-  )  # a flag that XLA does not know ends the process
+  # A flag that XLA does not know ends the process.
+  known = (0, 10) <= jax.__version_info__[:2] <= (0, 12)
   if known and name not in flags:
     os.environ['XLA_FLAGS'] = f'{flags} {name}={value}'.strip()
 
@@ -101,8 +103,7 @@ def _keep_freed_memory() -> None:
   """Tells the C library to keep what is freed for the next call.
 
   XLA takes its buffers from malloc in every call. Those of a training step are large, so that glibc would give them
-  back to the system each time, and the pages that are faulted in again cost up to a fifth of a step
-  (docs/PERFORMANCE.md).
+  back to the system each time, and every step would fault in its pages again (docs/PERFORMANCE.md).
   """
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
   if mallopt is None:
@@ -124,11 +125,6 @@ def compile_quickly(function: Callable) -> Callable:
   """`jax.jit` for a program that runs once: on CPU half the compile time for slower code of the same results."""
   quick = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
   return jax.jit(function, compiler_options=quick)
-
-
-def attention_kernel(dtype: Any) -> str:
-  """The kernel of `jax.nn.dot_product_attention`: cuDNN's on GPUs for 16-bit floats, which it is made for."""
-  return 'cudnn' if jax.default_backend() == 'gpu' and dtype.itemsize == 2 else 'xla'
 
 
 def check_batch(batch_size: int) -> None:
@@ -293,11 +289,6 @@ def place_members(tree: Any, members: int) -> Any:
   count = jax.local_device_count()
   parts = jax.tree.map(lambda x: np.reshape(x, (count, members // count, *np.shape(x)[1:])), tree)
   return _spreader()(parts)
-
-
-@functools.cache
-def _spreader() -> Callable:
-  return jax.pmap(lambda tree: tree, axis_name=_AXIS)
 
 
 def collect_members(tree: Any, members: int, by_row: bool = False) -> Any:

@@ -224,6 +224,9 @@ def _request() -> suite.Request:
 def _refuse_idle_flags() -> None:
   """Raises ValueError for a flag of judging where nothing is judged as it says."""
   f = flags.FLAGS
+  if f.profile and f.mode != 'train':
+    raise ValueError(f'--profile is for training, and the mode is {f.mode}')
+  speed.parse_span(f.profile)
   judging_only = ('num_samples', 'metrics', 'features')
   for name in (*judging_only, 'sampler', 'sampler_steps'):
     if f[name].present and (

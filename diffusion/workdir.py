@@ -130,7 +130,7 @@ def write_report(
     tables=[
       ('What the numbers mean', ['quantity', 'meaning'], [(f.name, f.meaning) for f in findings]),
       ('Loss per noise level', ['log-SNR (nats)', 'train', 'validation', 'gap'], levels),
-      *_speed(record['speed']),
+      *_speed(record.get('speed')),
     ],
     provenance={name: record[name] for name in kept}
     | {name: record[name] for name in ('config', 'data', 'versions')}

@@ -53,6 +53,9 @@ CASES = {
     ('--workdir={tmp}/run', '--population=width=16,32'), ('width cannot vary in a population', 'runs of their own')
   ),
   'profile': Case(('--workdir={tmp}/run', '--profile=20:10'), ('--profile takes START:STOP', "'20:10'")),
+  'profile of no training': Case(
+    ('--workdir={tmp}/run', '--mode=sample', '--profile=1:2'), ('--profile is for training, and the mode is sample',)
+  ),
   'negative extension': Case(('--workdir={tmp}/run', '--extend=-5'), ('--extend', '-5')),
   'unprepared data': Case(
     ('--workdir={tmp}/run', '--config.data_dir={tmp}/none'),

@@ -1,18 +1,19 @@
-"""Self-attention's one formula, by the fastest kernel that the arithmetic and the device allow."""
+"""Self-attention's one formula."""
 
 import jax
 import jax.numpy as jnp
 
-from diffusion import devices
 from diffusion.types import Array
 
 
-def attend(query: Array, key: Array, value: Array, forward_mode: bool = False) -> Array:
+def attend(query: Array, key: Array, value: Array) -> Array:
   """softmax(q k / sqrt(c)) v for each head, the softmax in float32 or more.
+
+  JAX chooses the kernel: today always XLA's. cuDNN's is not asked for, since it refuses some lengths and widths and the
+  project has not run it.
 
   Args:
     query, key, value: [B, N, heads, c].
-    forward_mode: use operations that have a jvp.
 
   Returns:
     [B, N, heads, c].
@@ -24,5 +25,4 @@ def attend(query: Array, key: Array, value: Array, forward_mode: bool = False) -
   ):  # jax.nn.dot_product_attention takes its softmax in float32 even then
     share = jax.nn.softmax(jnp.einsum('bihc,bjhc->bhij', query, key) / query.shape[-1] ** 0.5)
     return jnp.einsum('bhij,bjhc->bihc', share, value)
-  kernel = 'xla' if forward_mode else devices.attention_kernel(query.dtype)
-  return jax.nn.dot_product_attention(query, key, value, implementation=kernel)
+  return jax.nn.dot_product_attention(query, key, value)

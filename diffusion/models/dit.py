@@ -42,14 +42,14 @@ class SelfAttention(nn.Module):
   heads: int
 
   @nn.compact
-  def __call__(self, x: Array, mode: Mode) -> Array:
+  def __call__(self, x: Array) -> Array:
     """x[B, N, C] -> [B, N, C]."""
     b, n, c = x.shape
     shape = (b, n, self.heads, c // self.heads)
     query, value = nn.Dense(c, name='query')(x), nn.Dense(c, name='value')(x)
     key = nn.Dense(c, use_bias=False, name='key')(x)
     heads = (part.reshape(shape) for part in (query, key, value))
-    return nn.Dense(c, name='out')(attend(*heads, mode.forward_mode).reshape(b, n, c))
+    return nn.Dense(c, name='out')(attend(*heads).reshape(b, n, c))
 
 
 def _modulated(x: Array, shift: Array, scale: Array) -> Array:
@@ -75,7 +75,7 @@ class Block(nn.Module):
       Dropout(self.drops, 'branch', self.depth, name=f'branch_{name}')
       for name in ('attention', 'mlp')
     ]
-    h = SelfAttention(self.heads, name='attention')(_modulated(x, shift, scale), mode)
+    h = SelfAttention(self.heads, name='attention')(_modulated(x, shift, scale))
     x += branch[0](gate[:, None] * h, mode.keys)
     h = self.activation(nn.Dense(4 * c, name='mlp_in')(_modulated(x, shift_mlp, scale_mlp)))
     h = nn.Dense(c, name='mlp_out')(Dropout(self.drops)(h, mode.keys))

@@ -129,7 +129,7 @@ class Block(nn.Module):
     for name in ('query', 'key', 'value'):
       part = Kernel(c, 1, name=name)(x, mode).reshape(b, height * width, heads, c // heads)
       parts.append(unit(part, (-1,)))
-    h = attend(*parts, mode.forward_mode).reshape(x.shape)
+    h = attend(*parts).reshape(x.shape)
     return Kernel(c, 1, name='out')(h, mode)
 
 

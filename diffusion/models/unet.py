@@ -84,7 +84,7 @@ class Attention(nn.Module):
     value = nn.Dense(c, kernel_init=init, name='value')(x_norm)
     key = nn.Dense(c, kernel_init=init, use_bias=False, name='key')(x_norm)
     heads = (part[:, :, None] for part in (query, key, value))  # one
-    h = attend(*heads, mode.forward_mode).reshape(x.shape)
+    h = attend(*heads).reshape(x.shape)
     return self.style.add(x, nn.Dense(c, kernel_init=self.style.output_init, name='out')(h))
 
 

@@ -131,12 +131,14 @@ def _train_on(
     records.progress(last, max(begun[k].place.step for k in which)), experiment.batch_size
   )
   walks, sessions = {}, {}
-  place, steps = begun[which[0]].place, experiment.steps_per_dispatch
-  with watching(place, steps) as watch, contextlib.ExitStack() as stack:
+  first = begun[which[0]].place
+  with (
+    watching(first, experiment.steps_per_dispatch) as watch,
+    contextlib.ExitStack() as stack,
+  ):
     stack.callback(board.close)
-    asked: list[str | None] = [
-      None
-    ]  # looked at once a dispatch, so that all members leave at one step
+    # Looked at once a dispatch, so that all members leave at one step.
+    asked: list[str | None] = [None]
 
     def between() -> None:
       board.show(len(walks))

@@ -128,6 +128,7 @@ def _fresh_record(setting: Setting, loaded: Loaded, used, experiment: Experiment
     'wall_seconds': 0.0,
     'results': None,
     'speed': None,
+    'peak_memory': None,
     'samples': [],
     'evaluations': [],
   }

@@ -91,7 +91,7 @@ def measured_speed(session: Session, state: Any) -> dict[str, float | int | None
     flops_per_image: of all products and convolutions of a training step, on the traced program.
     flops_per_second: the product of the two.
     utilization: its share of the devices' bfloat16 peak; None where that is not known.
-    peak_memory: bytes when training ended, see `devices.peak_memory`.
+    peak_memory: bytes when training ended, see `devices.peak_memory`; None where it was killed at its very end.
     None for a member of a population, whose steps are not its own.
   """
   rows = records.read_json_lines(session.folder / 'metrics.jsonl')
@@ -107,5 +107,5 @@ def measured_speed(session: Session, state: Any) -> dict[str, float | int | None
     'flops_per_image': flops,
     'flops_per_second': speed * flops,
     'utilization': speed * flops / peak if peak else None,
-    'peak_memory': session.record['peak_memory'],
+    'peak_memory': session.record.get('peak_memory'),
   }

@@ -91,6 +91,48 @@ def test_configure_refuses_what_does_not_divide(arguments, message):
     devices.configure(*arguments)
 
 
+@pytest.mark.parametrize(
+  ('rows', 'cores', 'count'),
+  [(128, 2, 2), (8, 2, 1), (16, 8, 1), (32, 8, 2), (128, 64, 8), (126, 4, 3), (131, 8, 1)],
+)
+def test_a_core_gets_a_device_where_rows_divide_and_are_enough(rows, cores, count):
+  assert devices._fitting_devices(rows, cores) == count
+
+
+def test_one_device_uses_all_cores_unless_the_user_chose(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_a=1')
+  devices._use_all_cores()
+  chosen = '--xla_a=1 --xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
+  assert os.environ['XLA_FLAGS'] == chosen
+  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_experimental_ynn_fusion_type=')
+  devices._use_all_cores()
+  assert os.environ['XLA_FLAGS'] == '--xla_cpu_experimental_ynn_fusion_type='
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='mallopt is of glibc')
+def test_kept_memory_is_not_faulted_in_again():
+  program = """
+import resource, sys
+from diffusion import devices
+if sys.argv[1] == 'keep':
+  devices._keep_freed_memory()
+def use():
+  bytearray(1 << 26)[::4096]
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+  use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+  environment = os.environ | {'PYTHONPATH': os.getcwd()}
+
+  def faults(mode):
+    command = [sys.executable, '-c', program, mode]
+    return int(subprocess.run(command, check=True, env=environment, capture_output=True).stdout)
+
+  assert faults('keep') < 100 < faults('plain')
+
+
 def test_parallelize_refuses_an_uneven_batch():
   with pytest.raises(ValueError, match='batch_size 10 is not divisible by the 4 devices'):
     devices.parallelize(lambda *a: a, 10)
