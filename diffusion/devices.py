@@ -103,14 +103,16 @@ def _keep_freed_memory() -> None:
   """Tells the C library to keep what is freed for the next call.
 
   XLA takes its buffers from malloc in every call. Those of a training step are large, so that glibc would give them
-  back to the system each time, and every step would fault in its pages again (docs/PERFORMANCE.md).
+  back to the system each time, and every step would fault in its pages again. One arena for all threads makes the
+  compilation of a first start half as long again (docs/PERFORMANCE.md): $MALLOC_ARENA_MAX, where set, is left as it is.
   """
   mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
   if mallopt is None:
     return
   arenas, mmaps, trim = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of <malloc.h>
   for parameter, value in ((arenas, 1), (mmaps, 0), (trim, -1)):
-    mallopt(parameter, value)
+    if parameter != arenas or 'MALLOC_ARENA_MAX' not in os.environ:
+      mallopt(parameter, value)
 
 
 def use_cache() -> None:
@@ -193,7 +195,11 @@ def stop_trace() -> None:
 
 @functools.cache
 def _replicator() -> Callable:
-  return jax.pmap(lambda tree, _: tree, axis_name=_AXIS, in_axes=(None, 0))
+  def copy(tree, _):
+    # The same numbers, without JAX's weak types, which a first step would lose: it would compile twice.
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), tree)
+
+  return jax.pmap(copy, axis_name=_AXIS, in_axes=(None, 0))
 
 
 def replicate(tree: Any) -> Any:

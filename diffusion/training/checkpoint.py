@@ -205,9 +205,10 @@ def _saving(folder: pathlib.Path, place: tuple[int, int]) -> Iterator[None]:
     yield
     if not here():
       raise OSError(lost)
-  except SaveError:
-    raise
   except Exception as error:
+    # Where another process is gone, the disk is not to blame.
+    if isinstance(error, SaveError) or (not processes.alone() and processes.is_loss(error)):
+      raise
     raise SaveError(
       f'cannot save checkpoint {folder} ({_reason(error) if here() else lost}): those before it are whole; when '
       'this is mended, the same command goes on from them'

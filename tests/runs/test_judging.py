@@ -1,9 +1,10 @@
 """Judging again, and judging what others made: the same samples give the same numbers, whoever asks."""
 
-import json
+import math
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -124,7 +125,13 @@ def samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_path):
   shared = set(found['results']) & set(expected)
   assert len(shared) == len(found['results']) >= 10
   for name in shared:
-    assert json.dumps(found['results'][name]) == json.dumps(expected[name]), name
+    one, other = (
+      jax.tree.leaves_with_path(results[name]) for results in (found['results'], expected)
+    )
+    assert [path for path, _ in one] == [path for path, _ in other], name
+    for (_, a), (_, b) in zip(one, other, strict=True):
+      # Programs of other devices round the classifier's features otherwise.
+      assert a == b if isinstance(a, str) else math.isclose(a, b, rel_tol=1e-6), name
 
 
 @pytest.mark.slow

@@ -36,9 +36,9 @@ np.savez(path, **tiny.leaves(devices.to_host(state.params)))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ('kind', 'tolerance', 'counts'), [('float64', 1e-9, (1, 2, 4)), ('float32', 1e-4, (1, 4))]
+  ('kind', 'tolerance', 'counts'), [('float64', 1e-9, (1, 4)), ('float32', 1e-4, (1, 2))]
 )
-def test_one_two_and_four_devices_agree_after_twenty_steps(tmp_path, kind, tolerance, counts):
+def test_one_and_more_devices_agree_after_twenty_steps(tmp_path, kind, tolerance, counts):
   """Dropout, shifts and label dropout on, a U-Net on real digits."""
   environment = os.environ | {'PYTHONPATH': os.getcwd()}
   found = {}
@@ -70,6 +70,13 @@ def test_no_two_rows_of_the_global_batch_share_noise():
   assert len(np.unique(noise[:, 0])) == 8
   whole = streams.normal(streams.row_keys(streams.batch_key(5, 'noise', 0, 7), jnp.arange(8)), (3,))
   np.testing.assert_array_equal(noise[np.argsort(rows)], whole)
+
+
+def test_a_step_meets_the_types_it_returns():
+  """A weakly typed number, such as a parameter made from a Python number, would compile the step a second time."""
+  weak = {'height': jnp.broadcast_to(jnp.asarray(2.0), (3,)), 'count': jnp.zeros(3, jnp.int32)}
+  assert weak['height'].weak_type
+  assert not any(x.weak_type for x in jax.tree.leaves(devices.replicate(weak)))
 
 
 def test_over_rows_pads_and_cuts_for_any_number_of_rows():
@@ -125,6 +132,7 @@ for _ in range(5):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
   environment = os.environ | {'PYTHONPATH': os.getcwd()}
+  environment.pop('MALLOC_ARENA_MAX', None)
 
   def faults(mode):
     command = [sys.executable, '-c', program, mode]

@@ -160,8 +160,8 @@ def test_two_processes_agree_with_one_and_read_each_others_checkpoints(tmp_path)
 
 
 NUMBERS = [
-  '--config.num_steps=300', '--config.train_limit=64', '--config.examples=512', '--config.batch_size=32',
-  '--config.steps_per_dispatch=5', '--config.log_every=10', '--config.validate_every=50', '--config.width=16',
+  '--config.num_steps=100', '--config.train_limit=64', '--config.examples=512', '--config.batch_size=32',
+  '--config.steps_per_dispatch=5', '--config.log_every=5', '--config.validate_every=25', '--config.width=16',
   '--config.patience=5000', '--config.dropout=0.2', '--config.sampling_steps=5', '--config.samples=50',
 ]  # fmt: skip
 
@@ -198,12 +198,12 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
   (status, output, error), (other, *_) = finish(pair)
   assert (status, other) == (143, 143), error
   step = read_record(workdir)['step']
-  assert 0 < step < 300
+  assert 0 < step < 100
   assert re.search(
     rf'SIGTERM: saved at step {step}, \d+\.\d s after the signal; the same command', output
   )
   pair = run(workdir)
-  wait_for_rows(workdir, pair, step // 10 + 5)
+  wait_for_rows(workdir, pair, step // 5 + 5)
   pair[1].kill()
   begin = time.monotonic()
   (status, output, error), _ = finish(pair)
@@ -220,7 +220,7 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
     [{k: v for k, v in row.items() if k != 'timing'} for row in records.read_json_lines(path)]
     for path in (workdir / 'metrics.jsonl', tmp_path / 'whole' / 'metrics.jsonl')
   ]
-  assert [row['step'] for row in rows[0]] == list(range(10, 301, 10))
+  assert [row['step'] for row in rows[0]] == list(range(5, 101, 5))
   assert json.dumps(rows[0]) == json.dumps(rows[1])
 
 
