@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
+from diffusion import checks
 from diffusion.reporting import tables
 
 
@@ -39,15 +40,12 @@ class Contender(NamedTuple):
 def _serve(pipe, contender: Contender, seconds: float) -> None:
   try:
     work, units, facts = contender.make(*contender.arguments)
-    begin = time.perf_counter()
-    work()
-    first = time.perf_counter() - begin
-    for _ in range(2):
+    for _ in range(3):
       begin = time.perf_counter()
       work()
       each = time.perf_counter() - begin
     repeats = max(1, round(seconds / each))
-    pipe.send(dict(facts) | {'units': units * repeats, 'first': first})
+    pipe.send(dict(facts) | {'units': units * repeats})
   except Exception:  # noqa: BLE001 - told to the parent, which raises
     pipe.send(traceback.format_exc())
     return
@@ -135,14 +133,15 @@ def hold(
 
   Args:
     contenders: by name.
-    rounds: quiet rounds to collect.
+    rounds: quiet rounds to collect, >= 3.
     seconds: of work a contender does in a round.
     noise: cores that other programs may take in a quiet round.
     most: rounds after which to give up; four times `rounds` by default.
 
   Raises:
-    RuntimeError: too few quiet rounds, or what a contender died of.
+    ValueError: too few rounds asked for. RuntimeError: too few quiet ones, or what a contender died of.
   """
+  checks.integer('rounds', rounds, 3)
   most, running = most or 4 * rounds, {}
   speed: dict[str, list[float]] = {name: [] for name in contenders}
   made = 0

@@ -5,8 +5,8 @@ Run     python -m benchmarks.population --members=16
 
 Both in one process, in interleaved rounds, compilation apart. A run alone is timed on one device and on all, and
 the faster of the two is what a population is compared with; runs one after another take K times as long. Then members
-stop: first all but K/2 + 1, where nothing is moved, then one more, where the rest moves together. Nothing is gated:
-machines are noisy.
+stop: first all but K/2 + 1, where nothing is moved if K is a power of two, then one more, where the rest moves
+together. Nothing is gated: machines are noisy.
 
 Expect  on 2 quiet CPU cores 16 runs one after another take 1.63 [1.57, 1.71] times as long (docs/PERFORMANCE.md).
 """

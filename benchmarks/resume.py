@@ -60,7 +60,7 @@ def saving(workdir: pathlib.Path) -> bool:
   """Whether a checkpoint is being saved: begun, and without its manifest."""
   with contextlib.suppress(FileNotFoundError):  # what goes while it is looked at
     folders = [path for path in (workdir / 'checkpoints').iterdir() if path.is_dir()]
-    return any(not manifest.path_of(path).exists() for path in folders)
+    return any(p.suffix != '.deleted' and not manifest.path_of(p).exists() for p in folders)
   return False
 
 
@@ -110,12 +110,12 @@ def last_state(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, 
   """Every leaf of the latest checkpoint by its path, what was saved with it, and the rows without their timing."""
   keeper = open_checkpoints(workdir / 'checkpoints')
   restored = keeper.restore(last_target(workdir), 'latest')
-  best = [one for one in keeper.steps() if np.isfinite(one[1])][:1]
+  kept = keeper.steps()
   keeper.close()
   found = records.read_json_lines(workdir / 'metrics.jsonl')
   return (
     _leaves(restored.state),
-    {**restored.record, 'best': best, 'number': restored.number},
+    {**restored.record, 'kept': kept, 'number': restored.number},
     [{name: value for name, value in row.items() if name != 'timing'} for row in found],
   )
 

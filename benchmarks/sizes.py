@@ -28,7 +28,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-  'digits': Size((8, 8, 1), 32, (1, 2), (), 128, num_classes=10),  # 0.70M parameters
+  'digits': Size((8, 8, 1), 32, (1, 2), (), 128, num_classes=10),  # 0.92M parameters
   'mnist': Size((28, 28, 1), 32, (1, 2, 2), (7,), 64, num_classes=10),  # width 32 of 64
   'cifar10': Size((32, 32, 3), 128, (1, 2, 2, 2), (16,), 8),  # DDPM's, 35.7M
 }

@@ -144,8 +144,7 @@ def make_step(network: nn.Module, size: Size, device: str, images: torch.Tensor,
   `network(x, c_noise, label)` predicts v of the cosine process, as the experiments do.
   """
   parameters = list(network.parameters())
-  fused = device != 'cpu'
-  optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=1e-2, fused=fused)
+  optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=1e-2, fused=True)
   average = [p.detach().clone() for p in parameters]
   label = torch.zeros(size.batch, dtype=torch.long, device=device)
   network.train()

@@ -30,7 +30,7 @@ _ENOUGH_ROWS = 16
 _PEAKS = {
   'NVIDIA A100': 312e12, 'NVIDIA H100 PCIe': 756e12, 'NVIDIA H100': 989e12, 'NVIDIA H200': 989e12,
   'NVIDIA B200': 2250e12, 'NVIDIA L4': 121e12, 'TPU v2': 22.5e12, 'TPU v3': 61.5e12, 'TPU v4': 275e12,
-  'TPU v5 lite': 197e12, 'TPU v5': 459e12, 'TPU v6 lite': 918e12,
+  'TPU v5 lite': 197e12, 'TPU v5': 459e12, 'TPU v5p': 459e12, 'TPU v6 lite': 918e12,
 }  # fmt: skip
 
 Step = Callable[[Any, Any, Rows, CrossMean], tuple[Any, Any]]
@@ -169,9 +169,15 @@ def describe() -> dict[str, Any]:
 
 def peak_flops() -> float | None:
   """What all devices of the run can do at most, in bfloat16 FLOP/s; None where the kind of device is not known."""
-  kind = jax.devices()[0].device_kind
-  peaks = [peak for name, peak in _PEAKS.items() if kind.startswith(name)]
-  return peaks[0] * jax.device_count() if peaks else None
+  peak = _peak(jax.devices()[0].device_kind)
+  return peak and peak * jax.device_count()
+
+
+def _peak(kind: str) -> float | None:
+  """By the beginning of the kind, up to the end of a word: an L40 is no L4, and an H100 NVL no H100 SXM."""
+  words = kind.replace('-', ' ')
+  known = [name for name in _PEAKS if f'{words} '.startswith(f'{name} ')]
+  return _PEAKS[max(known, key=len)] if known and 'NVL' not in words else None
 
 
 def peak_memory() -> int:
@@ -388,8 +394,9 @@ def over_rows(function: Callable, chunk: int) -> Callable:
 
   def call(shared, *arrays):
     n = len(arrays[0])
-    # Rounded up to a multiple of 32, so that splits of nearly one size share one program.
-    size = min(chunk, -(-n // (32 * count)) * 32)
+    # Rounded up to a power of two or a multiple of 32, so that splits of nearly one size share one program.
+    each = -(-n // count)
+    size = min(chunk, 1 << (each - 1).bit_length() if each <= 32 else -(-each // 32) * 32)
     whole = -(-n // (size * count)) * size * count
     index = np.concatenate([np.arange(n), np.zeros(whole - n, np.int64)]).reshape(-1, count, size)
     parts = [jax.device_get(mapped(shared, *(a[rows[mine]] for a in arrays))) for rows in index]

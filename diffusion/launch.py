@@ -4,6 +4,7 @@ An experiment file ends in `launch.run(build, Config(), SMOKE)`. Nothing below t
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -247,6 +248,11 @@ def _end_of(error: Exception) -> NoReturn:
   if isinstance(error, ValueError | OSError) and not f.debug:
     if not isinstance(error, processes.Agreed) or processes.is_writer():
       print(f'error: {processes.one_line(error)}', file=sys.stderr, flush=True)
+    if isinstance(
+      error, processes.Agreed
+    ):  # else the end of process 0 could end another as if it had died
+      with contextlib.suppress(Exception):
+        processes.finish(2)
     _leave(2)
   if not processes.joined():
     raise error
@@ -364,6 +370,8 @@ def _main(
   )
   if f.population:
     return _train_population(build, config, setting)
+  if f.dry_run or f.mode != 'train':
+    processes.end_on_sigterm()
   if f.dry_run:
     print(describing.describe(setting))
     return 0

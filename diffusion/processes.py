@@ -1,8 +1,8 @@
 """Several processes as one run: how they find each other, agree, share what process 0 knows, and end together.
 
-Each process runs the same program with the same flags and drives its own devices. Process 0 alone reads and writes the
-run's folder; what the others need of it they are sent, so the folder need not be shared. A single process pays nothing:
-every function here then returns at once.
+Each process runs the same program with the same flags and drives its own devices. Process 0 alone writes the run's
+folder, and the others are sent what they need of it, but for checkpoints: all read them, so the folder must lie where
+all see it. A single process pays nothing: every function here then returns at once.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import pickle
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -312,6 +313,12 @@ def preemption(cursor: int, steps: int) -> Callable[[], str | None]:
     return 'SIGTERM' if any(reached) else None
 
   return interrupted
+
+
+def end_on_sigterm() -> None:
+  """From here on SIGTERM ends this process, of several: JAX only notes it, for `preemption` to be asked."""
+  if joined():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def is_loss(error: BaseException | None) -> bool:

@@ -10,7 +10,7 @@ _evaluation1, _evaluation2, ... to these names
 
 import datetime
 import pathlib
-import shutil
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from diffusion import citations, provenance
 from diffusion.evaluation.evaluate import Finding
-from diffusion.reporting import bibliography, records, report
+from diffusion.reporting import bibliography, encoding, records, report
 from diffusion.statistics import Interval
 
 RECORD_FORMAT = 2
@@ -75,13 +75,15 @@ def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path) ->
         )
     record['starts'].append(fresh['starts'][0])
   else:
-    others = [path.name for path in workdir.iterdir()]
+    # A start that was killed before its record was written leaves the copy, or a part of either.
+    leftover = re.compile(r'experiment\.py|\..*\.tmp')
+    others = [path.name for path in workdir.iterdir() if not leftover.fullmatch(path.name)]
     if others:
       raise ValueError(
         f'{workdir} is not empty and holds no run ({others[0]}): choose another --workdir'
       )
     record = fresh
-    shutil.copyfile(source, workdir / 'experiment.py')
+    encoding.replace(workdir / 'experiment.py', pathlib.Path(source).read_bytes())
   write_record(workdir, record)
   return record
 

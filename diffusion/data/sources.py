@@ -320,8 +320,8 @@ def streamed(source: Source, workers: int = 0) -> Source:
   """The same data, which stays in its files: every batch is read when its turn comes, ahead of the step that takes it.
 
   For data that does not fit on the device. The batches are the same rows in the same order, so a run may be
-  interrupted with one and resumed with the other. The training split is read through once at every start, for its
-  hashes; validation and test examples are held in memory.
+  interrupted with one and resumed with the other. The training split is read through at every start: for its
+  hashes, and again for each statistic that the experiment asks of it. Validation and test examples are held in memory.
 
   Args:
     source: from `tfds`.

@@ -37,7 +37,7 @@ def leaky_relu(slope: float = 0.01) -> Activation:
   Source: Maas et al. (2013), section 2.
   """
   checks.in_range('slope', slope, 0, 1)
-  return lambda x: jnp.where(x > 0, x, slope * x)
+  return lambda x: jnp.where(x > 0, x, slope * x).astype(x.dtype)
 
 
 @technique('ELU', 'network', 'clevert2016elu')
@@ -53,7 +53,7 @@ def elu(scale: float = 1.0) -> Activation:
   Source: Clevert et al. (2016), equation 15.
   """
   checks.positive('scale', scale)
-  return lambda x: jax.nn.elu(x, scale)
+  return lambda x: jax.nn.elu(x, scale).astype(x.dtype)
 
 
 @technique('GELU', 'network', 'hendrycks2016gelu')

@@ -14,7 +14,7 @@ from diffusion.models.activations import Activation
 from diffusion.models.attention import attend
 from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import ConditioningEmbedding
-from diffusion.models.functional import Mode, from_linen
+from diffusion.models.functional import Mode, block_output, from_linen
 from diffusion.types import Array, Conditioning, Model
 
 
@@ -108,7 +108,8 @@ class DiT(nn.Module):
     h = nn.Dense(self.width, name='stem')(h.reshape(b, rows * columns, p * p * channels))
     h += jnp.asarray(positions(rows, columns, self.width), h.dtype)
     for i in range(self.depth):
-      h = Block(self.heads, self.drops, (i + 1) / self.depth, self.activation)(h, embedding, mode)
+      one = Block(self.heads, self.drops, (i + 1) / self.depth, self.activation)
+      h = block_output(one(h, embedding, mode))
     told = nn.Dense(2 * self.width, kernel_init=nn.initializers.zeros, name='modulation')(embedding)
     h = _modulated(h, *jnp.split(told, 2, axis=-1))
     h = nn.Dense(p * p * channels, kernel_init=nn.initializers.zeros, name='output')(h)

@@ -32,8 +32,9 @@ class Drop(NamedTuple):
 
 
 def _thin(keep: Array, rate: float, x: Array) -> Array:
-  """x / (1 - rate) where kept, 0 elsewhere."""
-  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+  """x / (1 - rate) where kept, 0 elsewhere; in bfloat16 1 - rate would be another number."""
+  scale = jnp.asarray(1 - rate, jnp.promote_types(x.dtype, jnp.float32))
+  return jnp.where(keep, x / scale, 0).astype(x.dtype)
 
 
 def _mask(shape: Callable[[Array], tuple[int, ...]]) -> Callable[[float], Callable]:
@@ -140,7 +141,8 @@ def drop_block(rate: float, size: int = 3) -> Drop:
         start.astype(x.dtype), 0.0, jax.lax.max, (side, side, 1), (1, 1, 1), pad
       )
       keep = 1 - dropped
-      return x * keep * (keep.size / jnp.maximum(keep.sum(), 1))
+      kept = keep.sum(dtype=jnp.promote_types(x.dtype, jnp.float32))
+      return (x * keep * (keep.size / jnp.maximum(kept, 1))).astype(x.dtype)
 
     return act
 

@@ -5,9 +5,17 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from diffusion.models.dropout import Drop, drop_kernels
 from diffusion.types import Array, Conditioning, CrossMean, Key, Model, Variables
+
+BLOCK = 'block'
+
+
+def block_output(x: Array) -> Array:
+  """The same, marked as what a network that is rematerialized keeps."""
+  return checkpoint_name(x, BLOCK)
 
 
 def identity(tree: Any) -> Any:

@@ -18,7 +18,7 @@ from diffusion.models.attention import attend
 from diffusion.models.convolution import canonical, plain
 from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import fourier
-from diffusion.models.functional import Mode, from_linen
+from diffusion.models.functional import Mode, block_output, from_linen
 from diffusion.models.unet import check_arguments, for_images
 from diffusion.types import Array, Conditioning, Model
 
@@ -167,7 +167,7 @@ class MagnitudePreservingUNet(nn.Module):
       done += 1
       features = self.width * self.multipliers[level]
       one = Block(features, encoder, attention, self.drops, done / total)
-      return one(h, embedding, mode)
+      return block_output(one(h, embedding, mode))
 
     z_in = Dropout(self.drops, 'input', name='input')(z, mode.keys)
     # A constant channel stands in for the biases there are not.

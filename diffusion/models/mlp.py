@@ -11,7 +11,7 @@ from diffusion.models import dropout as dropouts
 from diffusion.models.activations import Activation
 from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import ConditioningEmbedding
-from diffusion.models.functional import Mode, from_linen
+from diffusion.models.functional import Mode, block_output, from_linen
 from diffusion.models.initializers import Initializer
 from diffusion.models.normalization import Norm
 from diffusion.types import Array, Conditioning, Model
@@ -45,6 +45,7 @@ class ResidualMLP(nn.Module):
       r = Dropout(self.drops)(self.activation(r), mode.keys)
       r = nn.Dense(self.width, kernel_init=self.output_init)(r)
       h += Dropout(self.drops, 'branch', (i + 1) / self.depth, name=f'branch_{i}')(r, mode.keys)
+      h = block_output(h)
     h = self.activation(self.norm(h, mode))
     return nn.Dense(z.shape[-1], kernel_init=self.output_init, name='output')(h)
 

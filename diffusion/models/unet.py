@@ -14,7 +14,7 @@ from diffusion.models.attention import attend
 from diffusion.models.convolution import conv
 from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import ConditioningEmbedding
-from diffusion.models.functional import Mode, from_linen
+from diffusion.models.functional import Mode, block_output, from_linen
 from diffusion.models.initializers import Initializer
 from diffusion.models.normalization import Norm
 from diffusion.types import Array, Conditioning, Key, Model, Variables
@@ -115,8 +115,8 @@ class UNet(nn.Module):
       done += 1
       drops = (self.dropout[level], *self.drops)
       features = self.width * self.multipliers[level]
-      h = ResidualBlock(features, drops, done / total, style)(h, embedding, mode)
-      return Attention(style)(h, mode) if attention else h
+      h = block_output(ResidualBlock(features, drops, done / total, style)(h, embedding, mode))
+      return block_output(Attention(style)(h, mode)) if attention else h
 
     def plain(features: int, **options: Any) -> nn.Conv:
       options = {'kernel_init': style.kernel_init} | options

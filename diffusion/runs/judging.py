@@ -60,18 +60,16 @@ def judge_best(session: Session, target: Any, request: Request, again: bool = Fa
     'seconds': time.perf_counter() - begin,
     'results': workdir.findings_to_json(findings),
   }
-  session.note(evaluations=[*session.record['evaluations'], evaluation])
+  known = {'evaluations': [*session.record['evaluations'], evaluation]}
   if not again:
-    speed = measured_speed(session, best.state)
-    session.note(results=evaluation['results'], speed=speed)
-  if not processes.is_writer():
-    return
-  levels = gap.per_level(row, experiment.bank)
-  path = workdir.write_report(
-    session.folder, session.record | {'config': config}, findings, levels, session.used, suffix
-  )
-  print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
-  print(f'report: {path}', flush=True)
+    known |= {'results': evaluation['results'], 'speed': measured_speed(session, best.state)}
+  if processes.is_writer():
+    record = session.record | known | {'config': config}
+    levels = gap.per_level(row, experiment.bank)
+    path = workdir.write_report(session.folder, record, findings, levels, session.used, suffix)
+    print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
+    print(f'report: {path}', flush=True)
+  session.note(**known)  # at last: a run with results is complete
 
 
 def _measured(metric: Metric, judged: Judged) -> list[Finding]:

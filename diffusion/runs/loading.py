@@ -152,7 +152,7 @@ def load_snapshots(folder: str | pathlib.Path) -> dict[int, dict[str, Any]]:
     ValueError: a folder without snapshots.
   """
   root = pathlib.Path(folder).expanduser().absolute() / 'snapshots'
-  paths = sorted(root.glob('step_*'))
+  paths = sorted(p for p in root.glob('step_*') if p.name[5:].isdecimal())  # a kill leaves others
   if not paths:
     raise ValueError(f'no snapshots in {root}: give the run callbacks.snapshots(every)')
   return {int(path.name.removeprefix('step_')): ocp.load(path) for path in paths}

@@ -14,7 +14,7 @@ from diffusion.reporting import records
 from diffusion.runs.judging import judge_best
 from diffusion.runs.session import Session, Setting, build_session
 from diffusion.runs.suite import Request
-from diffusion.runs.training import Ready, Start, Watch, conclude, ready, start, watching
+from diffusion.runs.training import Ready, Start, Watch, conclude, extend, ready, start, watching
 from diffusion.training import assembly, loop, population
 from diffusion.training import step as steps
 from diffusion.training.assembly import Loaded
@@ -73,6 +73,8 @@ def train_members(
       session.record['starts'][0]['population'] = len(settings)
       begun.append(start(session, target))
       stack.callback(begun[-1].keeper.close)
+    for one in begun:
+      extend(one)
     which = [k for k, one in enumerate(begun) if not one.trained]
     print(f'{len(which)} of {len(settings)} members to train in {folder}', flush=True)
     if which:
@@ -95,7 +97,8 @@ class _Sharing:
       if loaded.dataset is not one.dataset and population.same_data(one, loaded):
         loaded = loaded._replace(dataset=one.dataset)
       pairs = [*zip(one.split[:3], loaded.split[:3], strict=True), (one.order, loaded.order)]
-      if loaded.dataset is one.dataset and all(np.array_equal(a, b) for a, b in pairs):
+      same = loaded.dataset is one.dataset and loaded.units == one.units
+      if same and all(np.array_equal(a, b) for a, b in pairs):
         return one
     self.known.append(loaded)
     return loaded

@@ -126,6 +126,7 @@ def _fresh_record(setting: Setting, loaded: Loaded, used, experiment: Experiment
     'reason': '',
     'step': 0,
     'wall_seconds': 0.0,
+    'extended_at': None,
     'results': None,
     'speed': None,
     'peak_memory': None,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion import devices
+from diffusion import devices, processes
 from diffusion.reporting import records
 from diffusion.runs.session import Session
 from diffusion.training import assembly
@@ -94,11 +94,11 @@ def measured_speed(session: Session, state: Any) -> dict[str, float | int | None
     peak_memory: bytes when training ended, see `devices.peak_memory`; None where it was killed at its very end.
     None for a member of a population, whose steps are not its own.
   """
-  rows = records.read_json_lines(session.folder / 'metrics.jsonl')
+  rows = processes.from_writer(lambda: records.read_json_lines(session.folder / 'metrics.jsonl'))
   rates = [
     row['timing']['images_per_second'] for row in rows if 'images_per_second' in row['timing']
   ]
-  if not rates or 'population' in session.record['starts'][-1]:
+  if not rates or any('population' in one for one in session.record['starts']):
     return None
   flops = assembly.step_flops(session.experiment, session.loaded, state)
   speed, peak = float(np.median(rates)), devices.peak_flops()

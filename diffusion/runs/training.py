@@ -128,22 +128,32 @@ def start(session: Session, target: Any) -> Start:
   try:
     restored = restore(keeper, target, 'latest')
     step, reason = (restored.record['step'], restored.record['reason']) if restored else (0, None)
+    # An extension that was killed before its first checkpoint begins again.
+    extending = restored is not None and step == session.record.get('extended_at')
     done = reason is not None or step >= session.record['num_steps']
-    if setting.extend:
-      if not done:
-        raise ValueError(
-          f'{session.folder} is not finished: leave --extend out to go on with it first'
-        )
-      session.note(num_steps=step + setting.extend, results=None)
+    if setting.extend and not (done or extending):
+      raise processes.Agreed(
+        f'{session.folder} is not finished: leave --extend out to go on with it first'
+      )
+    if setting.extend or extending or not done:
       return Start(session, keeper, restored, trained=False, complete=False)
-    complete = done and session.record['results'] is not None
+    if session.record['status'] != 'finished':  # a signal or a kill came after the last checkpoint
+      session.note(status='finished', reason=reason or f'all {step} steps done', step=step)
+    complete = session.record['results'] is not None
     if complete:
       end = session.record['reason']
       print(f'{session.folder} is finished at step {step} ({end}); --extend=N goes on')
-    return Start(session, keeper, restored, done, complete)
+    return Start(session, keeper, restored, trained=True, complete=complete)
   except BaseException:
     keeper.close()
     raise
+
+
+def extend(begun: Start) -> None:
+  """Notes by how many steps a finished run goes on, if asked to, once nothing refuses any more."""
+  more, step = begun.session.setting.extend, begun.place.step
+  if more:
+    begun.session.note(num_steps=step + more, extended_at=step, results=None)
 
 
 def conclude(session: Session, outcome: loop.Outcome, seconds: float, watch: Watch) -> None:
@@ -171,6 +181,7 @@ def train(setting: Setting) -> int:
   target = assembly.host_target(state)
   begun = start(session, target)
   try:
+    extend(begun)
     if begun.complete:
       return 0
     if not begun.trained:
@@ -182,6 +193,7 @@ def train(setting: Setting) -> int:
         return 128 + signal.Signals[outcome.reason]
   finally:
     begun.keeper.close()
+  processes.end_on_sigterm()
   judge_best(begun.session, target, Request())
   return 0
 
@@ -207,7 +219,7 @@ def ready(
   if restored:
     _note_devices(session, restored.record)
     callback_states |= restored.record['callbacks']
-  if session.setting.extend:
+  if restored and place.step == session.record.get('extended_at'):
     callback_states = {c.name: c.extend(callback_states[c.name], place.step) for c in callbacks}
   sinks = records.chain()
   if processes.is_writer():

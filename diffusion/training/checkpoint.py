@@ -6,6 +6,7 @@ without one it was being saved when its start was killed, and with one every bit
 
 import concurrent.futures
 import contextlib
+import fcntl
 import functools
 import json
 import math
@@ -14,7 +15,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -53,8 +54,8 @@ class Checkpoints(NamedTuple):
   close: Callable[[], None]
 
 
-class FormatError(ValueError):
-  """A checkpoint of another format, or of another network: not damage."""
+class FormatError(processes.Agreed):
+  """A checkpoint of another format, or of another network: not damage. All processes read the same."""
 
 
 class SaveError(OSError):
@@ -82,16 +83,15 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
     one is taken. `forget` deletes the checkpoints with larger numbers. `wait` and `close` wait for what is being saved.
 
   Raises:
-    OSError: a directory that cannot be written. SaveError: a save failed; `save`, `close` and what waits raise it.
+    ValueError: another process has it open. OSError: a directory that cannot be written. SaveError: a save failed;
+    `save`, `close` and what waits raise it.
   """
   root = pathlib.Path(directory).absolute()
   root.mkdir(parents=True, exist_ok=True)
   place = _identity(root)
-  aside = processes.from_writer(
-    lambda: _sort_out(root)
-  )  # before Orbax reads the metrics, at which it raises if they are damaged
-  keeper = ocp.training.Checkpointer(root, cleanup_tmp_directories=True)
-  whole = {one.step: (one.metrics or {}).get(_METRIC, math.inf) for one in keeper.checkpoints}
+  lock = contextlib.ExitStack()
+  aside = processes.from_writer(lambda: lock.enter_context(_lock(root)) or _sort_out(root))
+  keeper, whole = _open_keeper(root)  # after sorting out: of damaged metrics Orbax raises
   background = _Background()
 
   def save(
@@ -134,7 +134,8 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
         return Restored(number, *_load(keeper, number, target), tuple(aside))
       aside[number] = fault
       drop(number)
-    _refuse_to_start_anew(root, {n: fault for n, fault in aside.items() if n <= until})
+    lost = {number: fault for number, fault in aside.items() if number <= until}
+    processes.from_writer(functools.partial(_refuse_to_start_anew, root, lost, until))
     return None
 
   def drop(number: int) -> None:
@@ -155,10 +156,23 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
       background.close()
     finally:
       # What it can raise is the failed save that the background raises too.
-      with contextlib.suppress(Exception):
+      with lock, contextlib.suppress(Exception):
         keeper.close()
 
   return Checkpoints(save, restore, steps, last_record, forget, background.wait, close)
+
+
+def _open_keeper(root: pathlib.Path) -> tuple[Any, dict[int, float]]:
+  """Orbax's keeper of a directory, and the metric of each checkpoint in it, as process 0 sees them."""
+  # Else the keepers of two directories would wait for other processes at barriers of one name.
+  apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=root.name)
+  keeper = ocp.training.Checkpointer(
+    root, context=ocp.Context(multiprocessing_options=apart), cleanup_tmp_directories=True
+  )
+  metrics = processes.from_writer(
+    lambda: {one.step: (one.metrics or {}).get(_METRIC, math.inf) for one in keeper.checkpoints}
+  )
+  return keeper, metrics
 
 
 class _Background:
@@ -231,11 +245,49 @@ def _kept(metrics: dict[int, float], latest: int, best: int) -> set[int]:
   return {*sorted(metrics)[-latest:], *_best_first(metrics, list(metrics))[:best]}
 
 
-def _refuse_to_start_anew(root: pathlib.Path, aside: dict[int, str]) -> None:
-  """Raises ValueError if there was more than one incomplete checkpoint, which a kill in the first save leaves."""
-  if len(aside) > 1 or any(fault != _INCOMPLETE for fault in aside.values()):
+@contextlib.contextmanager
+def _lock(root: pathlib.Path) -> Iterator[None]:
+  """Within the block no other process opens the directory; the system ends it with the process, however that dies.
+
+  Opening removes what looks left over, which in a directory that another process saves to is what it is saving.
+
+  Raises:
+    ValueError: another process has it open.
+  """
+  try:
+    file = root.with_name(f'.{root.name}.lock').open('wb')
+  except OSError:  # where nothing can be written nobody saves
+    yield
+    return
+  with file:
+    _lock_file(file, root)
+    yield
+
+
+def _lock_file(file: IO, root: pathlib.Path) -> None:
+  try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except (BlockingIOError, PermissionError):
     raise ValueError(
-      f'none of the checkpoints {sorted(aside)} in {root} can be read; they were moved to {root.parent / "damaged"}'
+      f'{root} is in use by another process, which may be saving: wait for its end, or end it'
+    ) from None
+  except OSError:
+    pass  # a file system without locks
+
+
+def _refuse_to_start_anew(root: pathlib.Path, aside: dict[int, str], until: float) -> None:
+  """Raises ValueError if checkpoints are lost; one incomplete one is what a kill in the first save leaves.
+
+  A mark outlasts this start, or the next one would find an empty directory and begin anew.
+  """
+  mark = root.parent / 'damaged' / f'{root.name}.lost'
+  lost = len(aside) > 1 or any(fault != _INCOMPLETE for fault in aside.values())
+  if lost and math.isinf(until):
+    mark.touch()
+  if lost or (math.isinf(until) and mark.exists()):
+    raise ValueError(
+      f'none of the checkpoints in {root} can be read; they were moved to {mark.parent}: put one back with its '
+      f'manifest, or delete {mark} to start anew'
     )
 
 
@@ -306,11 +358,12 @@ def _set_aside(folder: pathlib.Path, fault: str) -> None:
   print(f'checkpoint {folder.name} is {kind} and set aside ({fault})', flush=True)
   grave = folder.parent.parent / 'damaged' / folder.name
   grave.parent.mkdir(exist_ok=True)
-  shutil.rmtree(grave, ignore_errors=True)
-  manifest.path_of(grave).unlink(missing_ok=True)
-  for path, kept in ((folder, grave), (manifest.path_of(folder), manifest.path_of(grave))):
-    if path.exists():
-      shutil.move(path, kept)
+  # One by one: a start that was killed between the two moves has left the second for this one.
+  if folder.exists():
+    shutil.rmtree(grave, ignore_errors=True)
+    shutil.move(folder, grave)
+  if manifest.path_of(folder).exists():
+    shutil.move(manifest.path_of(folder), manifest.path_of(grave))
 
 
 def _delete(folder: pathlib.Path) -> None:

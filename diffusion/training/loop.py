@@ -255,12 +255,12 @@ def _act(
     tools.write(place._asdict() | tools.measure(state, measure.per_class), {})
   if _first(actions, Remember) is not None:
     tools.remember(place, state, states)  # before saving, so that no checkpoint is without it
+  if _first(actions, Snapshot) is not None:
+    tools.snapshot(place.step, state)  # likewise
   if saving:
     tools.save(
       place, state, states, math.inf if save is None else save.metric, stop and stop.reason
     )
-  if _first(actions, Snapshot) is not None:
-    tools.snapshot(place.step, state)
   if draw is not None:
     tools.draw(place.step, state)
   return state, saving, stop and stop.reason

@@ -204,6 +204,10 @@ def _looked_at(loaded: assembly.Loaded) -> tuple[np.ndarray, np.ndarray]:
 
 def _numbers(values: Sequence[float]) -> np.ndarray:
   whole = all(isinstance(value, int) for value in values)
+  if whole and max(map(abs, values)) >= 2**31:
+    raise ValueError(
+      f'a whole number that varies must be below 2^31, got {max(values, key=abs)}: choose a smaller one'
+    )
   return np.array(values, np.int32 if whole else jnp.result_type(float))
 
 
@@ -240,6 +244,7 @@ def make_dispatch(population: Population) -> Callable:
     experiment = population.build(member.values)
     step = steps.make_step(assembly.pieces(experiment, _units(population, member)))
     own = _own_data(population, member, data)
+    rows = _as_alone(rows, experiment.micro_batches)
 
     def move(state: TrainState):
       return devices.repeat(lambda s, _: step(s, own, rows, cross_mean), state, count)
@@ -251,6 +256,16 @@ def make_dispatch(population: Population) -> Callable:
     return jax.lax.cond(member.live, move, stay, state)
 
   return dispatch
+
+
+def _as_alone(rows: Rows, micro_batches: int) -> Rows:
+  """The rows of a device, ordered so that each micro-batch has those that it has in a run alone on all devices."""
+  if len(rows.index) < rows.total:
+    return rows
+  parts = rows.index.reshape(
+    -1, micro_batches, devices.rows_of_a_device(rows.total) // micro_batches
+  )
+  return rows._replace(index=parts.swapaxes(0, 1).reshape(-1))
 
 
 def make_statistics(population: Population) -> Callable:
@@ -322,7 +337,7 @@ class Running:
   """A population on the devices: the one place that knows which member lies where.
 
   A stopped member stays as it is. When the live ones fit into a smaller power of two they are moved together, so that
-  no more programs are compiled than the number of members has binary digits.
+  at most one more program is compiled than the number of members has binary digits.
   """
 
   def __init__(

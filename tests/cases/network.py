@@ -15,6 +15,7 @@ from diffusion.models import (
   mlp,
   normalization,
   precision,
+  rematerialization,
   unet,
 )
 from diffusion.models.functional import Mode
@@ -211,6 +212,24 @@ def live_bfloat16():
   rising(1e-6, far, 0.1)  # rounded, and no more
 
 
+def live_rematerialization():
+  plain = mlp.mlp(16, 3, zero_outputs=False)
+  x, told = jnp.ones((2, 4)), Conditioning(jnp.zeros(2, int), jnp.zeros((2, 0)))
+  variables = plain.init(jax.random.key(0), x, jnp.zeros(2), told)
+
+  def kept(model):
+    _, back = jax.vjp(lambda v: model.apply(v, x, jnp.zeros(2), told)[0], variables)
+    return sum(leaf.size for leaf in jax.tree.leaves(back))
+
+  rising(kept(rematerialization.rematerialize(plain)), kept(plain))
+
+
+add(
+  'models.rematerialization.rematerialize',
+  'model=rematerialization.rematerialize(unet.unet(...))',
+  'models/test_rematerialization.py::test_value_and_gradient_stay_dropout_included',
+  live_rematerialization,
+)
 add(
   'models.precision.bfloat16',
   'model=precision.bfloat16(unet.unet(...))',

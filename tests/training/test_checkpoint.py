@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -97,9 +98,30 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, c
 def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path):
   keeper = save_all(tmp_path / 'c', [1.0])
   damage(tmp_path / 'c' / '1', 'no data')
-  with pytest.raises(ValueError, match='none of the checkpoints'):
-    keeper.restore(TARGET, 'latest')
+  for _ in range(2):  # and so it stays
+    with pytest.raises(ValueError, match='none of the checkpoints'):
+      keeper.restore(TARGET, 'latest')
+    keeper.close()
+    keeper = checkpoint.open_checkpoints(tmp_path / 'c')
+  (tmp_path / 'damaged' / 'c.lost').unlink()
+  assert keeper.restore(TARGET, 'latest') is None
   keeper.close()
+
+
+@pytest.mark.slow
+def test_a_directory_that_another_process_has_open_is_left_alone(tmp_path):
+  program = (
+    'import sys, time; from diffusion.training import checkpoint; '
+    'keeper = checkpoint.open_checkpoints(sys.argv[1]); print("open", flush=True); time.sleep(600)'
+  )
+  environment = os.environ | {'PYTHONPATH': os.getcwd()}
+  command = [sys.executable, '-c', program, str(tmp_path / 'c')]
+  with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as other:
+    assert other.stdout.readline() == 'open\n'
+    with pytest.raises(ValueError, match='in use by another process'):
+      checkpoint.open_checkpoints(tmp_path / 'c')
+    other.kill()
+  checkpoint.open_checkpoints(tmp_path / 'c').close()
 
 
 def test_an_empty_folder_restores_nothing(tmp_path):

@@ -116,6 +116,18 @@ def test_one_device_uses_all_cores_unless_the_user_chose(monkeypatch):
   assert os.environ['XLA_FLAGS'] == '--xla_cpu_experimental_ynn_fusion_type='
 
 
+@pytest.mark.parametrize(
+  ('kind', 'peak'),
+  [
+    ('NVIDIA H200', 989e12), ('NVIDIA A100-SXM4-80GB', 312e12), ('NVIDIA H100 80GB HBM3', 989e12),
+    ('NVIDIA H100 PCIe', 756e12), ('NVIDIA H100 NVL', None), ('NVIDIA L4', 121e12), ('NVIDIA L40S', None),
+    ('TPU v5 lite', 197e12), ('TPU v5p', 459e12), ('cpu', None),
+  ],
+)  # fmt: skip
+def test_the_peak_is_of_this_kind_of_device(kind, peak):
+  assert devices._peak(kind) == peak
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='mallopt is of glibc')
 def test_kept_memory_is_not_faulted_in_again():
   program = """
