@@ -37,6 +37,8 @@ def step(size: Size, per_dispatch: int = 1, cpu_devices: int = 0, narrow: bool =
 
   flops = assembly.step_flops(experiment, loaded, first)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(first.params))
+  del first
+  devices.give_back_memory()  # as a run does
   return work, size.batch * per_dispatch, _facts(parameters, flops)
 
 

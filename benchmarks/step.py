@@ -5,7 +5,7 @@ Run     pip install -e '.[peers]'
 
 A full step: batch from memory, noise, forward with dropout, backward, clipping, AdamW, EMA. Contenders are processes of
 their own, measured in turn; rounds in which other programs ran are thrown away. PyTorch runs eagerly with its default
-threads, compiled if --compiled, and with the memory setting that this project gives itself if --fair_memory.
+threads, compiled if --compiled.
 """
 
 import jax
@@ -20,13 +20,11 @@ ROUNDS = flags.DEFINE_integer('rounds', 9, 'Quiet rounds.')
 DEVICE = flags.DEFINE_enum('device', 'cpu', ['cpu', 'cuda'], 'Where PyTorch runs.')
 NARROW = flags.DEFINE_boolean('bfloat16', False, 'Compute in bfloat16, all of them.')
 COMPILED = flags.DEFINE_boolean('compiled', False, 'PyTorch compiled, too.')
-MEMORY = flags.DEFINE_boolean('fair_memory', False, "PyTorch with this project's malloc, too.")
 OTHER = flags.DEFINE_boolean('other', True, "denoising-diffusion-pytorch's network, too.")
 PER_DISPATCH = flags.DEFINE_multi_integer('per_dispatch', [1], 'Steps in one of our dispatches.')
 CPU_DEVICES = flags.DEFINE_multi_integer(
   'cpu_devices', [0], 'Virtual CPU devices; 0: as runs choose.'
 )
-_KEEP = {'MALLOC_ARENA_MAX': '1', 'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**62)}
 
 
 def main(_) -> None:
@@ -44,9 +42,6 @@ def main(_) -> None:
   if COMPILED.value:
     arguments = (*torch_options, True, NARROW.value)
     found['PyTorch compiled'] = contest.Contender(contenders.pytorch_step, arguments)
-  if MEMORY.value:
-    arguments = (*torch_options, False, NARROW.value)
-    found['PyTorch, our malloc'] = contest.Contender(contenders.pytorch_step, arguments, _KEEP)
   if OTHER.value:
     arguments = (*torch_options, False, NARROW.value)
     found['denoising-diffusion-pytorch'] = contest.Contender(contenders.lucidrains_step, arguments)

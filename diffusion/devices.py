@@ -66,10 +66,8 @@ def configure(
   if not cpu_devices:
     cpu_devices = _fitting_devices(batch_size // num_processes, os.cpu_count() or 1)
   jax.config.update('jax_num_cpu_devices', cpu_devices)
-  if not _accelerated():
-    _keep_freed_memory()
-    if cpu_devices == 1:
-      _use_all_cores()
+  if cpu_devices == 1 and not _accelerated():
+    _use_all_cores()
   if cache:
     use_cache()
 
@@ -99,20 +97,11 @@ def _use_all_cores() -> None:
     os.environ['XLA_FLAGS'] = f'{flags} {name}={value}'.strip()
 
 
-def _keep_freed_memory() -> None:
-  """Tells the C library to keep what is freed for the next call.
-
-  XLA takes its buffers from malloc in every call. Those of a training step are large, so that glibc would give them
-  back to the system each time, and every step would fault in its pages again. One arena for all threads makes the
-  compilation of a first start half as long again (docs/PERFORMANCE.md): $MALLOC_ARENA_MAX, where set, is left as it is.
-  """
-  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
-  if mallopt is None:
-    return
-  arenas, mmaps, trim = -8, -4, -1  # M_ARENA_MAX, M_MMAP_MAX and M_TRIM_THRESHOLD of <malloc.h>
-  for parameter, value in ((arenas, 1), (mmaps, 0), (trim, -1)):
-    if parameter != arenas or 'MALLOC_ARENA_MAX' not in os.environ:
-      mallopt(parameter, value)
+def give_back_memory() -> None:
+  """Gives what is free back to the system, once: what a run needs to begin would else stay beside what a step needs."""
+  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
+  if trim is not None:
+    trim(0)
 
 
 def use_cache() -> None:

@@ -9,7 +9,6 @@ os.environ.setdefault(
   'XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
 
-os.environ.setdefault('MALLOC_ARENA_MAX', '8')  # as above: see devices._keep_freed_memory
 
 import jax
 import pytest

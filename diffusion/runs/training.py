@@ -185,8 +185,11 @@ def train(setting: Setting) -> int:
     if begun.complete:
       return 0
     if not begun.trained:
+      begun, placed = _placed(begun, state)
+      del state  # or the host's copy would stay for all of training
+      devices.give_back_memory()
       with watching(begun.place, begun.session.experiment.steps_per_dispatch) as watch:
-        outcome = _train_on(begun, state, watch.interrupted)
+        outcome = _train_on(begun, placed, target, watch.interrupted)
         begun.keeper.wait()  # saved is what is on the disk
       conclude(begun.session, outcome, time.perf_counter() - begin, watch)
       if not outcome.finished:
@@ -244,20 +247,26 @@ def ready(
   return Ready(place, plan, callbacks, callback_states, tools, ends.close)
 
 
-def _train_on(begun: Start, state: Any, interrupted: Callable[[], str | None]) -> loop.Outcome:
-  """The loop between the restored state (or the first) and the end, with everything it writes."""
-  if begun.restored:
-    print(f'resuming from step {begun.place.step}', flush=True)
-    state = begun.restored.state
+def _placed(begun: Start, first: Any) -> tuple[Start, Any]:
+  """(the same without its state, that state or the first one on the devices)."""
+  if not begun.restored:
+    return begun, devices.replicate(first)
+  print(f'resuming from step {begun.place.step}', flush=True)
+  state = devices.replicate(begun.restored.state)
+  return begun._replace(restored=begun.restored._replace(state=None)), state
+
+
+def _train_on(
+  begun: Start, state: Any, target: Any, interrupted: Callable[[], str | None]
+) -> loop.Outcome:
+  """The loop between the placed state and the end, with everything it writes."""
   session = begun.session
   shown = records.progress(
     session.record['num_steps'], begun.place.step, batch_size=session.experiment.batch_size
   )
-  run = ready(begun, assembly.host_target(state), interrupted, shown)
+  run = ready(begun, target, interrupted, shown)
   try:
-    return loop.train(
-      devices.replicate(state), run.place, run.plan, run.callbacks, run.callback_states, run.tools
-    )
+    return loop.train(state, run.place, run.plan, run.callbacks, run.callback_states, run.tools)
   finally:
     run.close()
 

@@ -128,31 +128,6 @@ def test_the_peak_is_of_this_kind_of_device(kind, peak):
   assert devices._peak(kind) == peak
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='mallopt is of glibc')
-def test_kept_memory_is_not_faulted_in_again():
-  program = """
-import resource, sys
-from diffusion import devices
-if sys.argv[1] == 'keep':
-  devices._keep_freed_memory()
-def use():
-  bytearray(1 << 26)[::4096]
-use()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-  use()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-  environment = os.environ | {'PYTHONPATH': os.getcwd()}
-  environment.pop('MALLOC_ARENA_MAX', None)
-
-  def faults(mode):
-    command = [sys.executable, '-c', program, mode]
-    return int(subprocess.run(command, check=True, env=environment, capture_output=True).stdout)
-
-  assert faults('keep') < 100 < faults('plain')
-
-
 def test_parallelize_refuses_an_uneven_batch():
   with pytest.raises(ValueError, match='batch_size 10 is not divisible by the 4 devices'):
     devices.parallelize(lambda *a: a, 10)
