@@ -4,6 +4,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from benchmarks import resume
 from diffusion import launch
 from diffusion.reporting import records
-from diffusion.workdir import read_record
+from diffusion.workdir import read_record, write_record
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Dropout on, several rows, validations and saves; long enough that a signal lands in the middle.
@@ -116,6 +117,28 @@ def test_a_finished_run_says_so_extends_and_loads(uninterrupted):
   after = read_record(copy)
   assert after['step'] == before + 100
   assert [row['step'] for row in records.read_json_lines(copy / 'metrics.jsonl')][-1] == 1600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('left', 'end'),
+  [
+    ({'status': 'interrupted', 'reason': 'SIGTERM', 'step': 1495}, 1500),  # a signal in the last dispatch
+    ({'num_steps': 1550, 'extended_at': 1500}, 1550),  # a kill before the first checkpoint of an extension
+  ],
+)  # fmt: skip
+def test_what_came_after_the_last_checkpoint_is_known_at_the_next_start(
+  tmp_path, uninterrupted, left, end
+):
+  shutil.copytree(uninterrupted, tmp_path / 'run')
+  write_record(tmp_path / 'run', read_record(tmp_path / 'run') | {'results': None} | left)
+  status, output = finish(start(tmp_path / 'run', *NUMBERS))
+  assert status == 0, output
+  assert ('resuming from step 1500' in output) == (end > 1500)
+  record = read_record(tmp_path / 'run')
+  assert (record['status'], record['step']) == ('finished', end)
+  assert record['reason'] == f'all {end} steps done'
+  assert record['results'] is not None
 
 
 @pytest.mark.slow

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks import resume
+from diffusion import processes
 from diffusion.training import checkpoint, manifest
 
 
@@ -122,6 +124,13 @@ def test_a_directory_that_another_process_has_open_is_left_alone(tmp_path):
       checkpoint.open_checkpoints(tmp_path / 'c')
     other.kill()
   checkpoint.open_checkpoints(tmp_path / 'c').close()
+
+
+def test_a_lost_process_is_not_blamed_on_the_disk(tmp_path, monkeypatch):
+  monkeypatch.setattr(processes, 'alone', lambda: False)
+  saving = checkpoint._saving(tmp_path / '1', checkpoint._identity(tmp_path))
+  with pytest.raises(jax.errors.JaxRuntimeError, match='closed by peer'), saving:
+    raise jax.errors.JaxRuntimeError('Connection closed by peer')
 
 
 def test_an_empty_folder_restores_nothing(tmp_path):
