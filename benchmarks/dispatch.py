@@ -36,6 +36,7 @@ def main(_) -> None:
   experiment = digits.build(digits.Config())
   devices.configure(experiment.batch_size, CPU_DEVICES.value)
   loaded = assembly.load_data(experiment)
+  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   counts = (1, SCANNED.value)
   programs = {
     k: assembly.programs(experiment._replace(steps_per_dispatch=k), loaded) for k in counts

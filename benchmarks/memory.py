@@ -29,6 +29,7 @@ def after_dispatches(counts: tuple[int, int]) -> list[float]:
   experiment = mixture.build(mixture.Config(steps_per_dispatch=1))
   devices.configure(experiment.batch_size)
   loaded = assembly.load_data(experiment)
+  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   dispatch = assembly.programs(experiment, loaded).dispatch
   state = devices.replicate(assembly.init_state(experiment, loaded.train[0][:1], loaded.units))
   found, previous = [], None

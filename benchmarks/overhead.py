@@ -3,7 +3,7 @@
 Run     python -m benchmarks.overhead
 
 Starts the digits experiment as a user does, once with an empty folder of compiled programs and then again, and reads
-the times of its rows; its first row follows its first dispatch, of five steps. The bare step is the same program
+the times of its rows; its first row follows its first dispatch, of ten steps. The bare step is the same program
 dispatched again and again in a process of its own. The loop is everything between the first and the last row: rows,
 progress, checkpoints, early stopping, validation.
 """
@@ -35,6 +35,7 @@ def bare(steps: int) -> tuple:
   experiment = digits.build(digits.Config(num_steps=steps))
   devices.configure(experiment.batch_size)
   loaded = assembly.load_data(experiment)
+  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   programs = assembly.programs(experiment, loaded)
   state = devices.replicate(assembly.init_state(experiment, loaded.train[0][:1], loaded.units))
   weights = assembly.weights(experiment, state)
@@ -55,7 +56,7 @@ def run(folder: pathlib.Path, cache: pathlib.Path, steps: int) -> tuple[float, f
   """(seconds from the process's start to its first row, seconds a step between first and last row)."""
   begin = time.perf_counter()
   command = [sys.executable, '-m', 'experiments.digits', f'--workdir={folder}', f'--config.num_steps={steps}',
-             '--config.log_every=5', '--config.samples_per_class=2', '--config.sampling_steps=2']  # fmt: skip
+             '--config.samples_per_class=2', '--config.sampling_steps=2']  # fmt: skip
   process = subprocess.Popen(
     command, env=os.environ | {'JAX_COMPILATION_CACHE_DIR': str(cache)}, stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,

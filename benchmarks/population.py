@@ -28,6 +28,7 @@ from diffusion.data import pipeline
 from diffusion.reporting import tables
 from diffusion.training import assembly, population
 from diffusion.training import step as steps
+from diffusion.training.running import Running
 from diffusion.types import Rows
 from experiments import digits, mixture
 
@@ -69,7 +70,7 @@ def alone(experiment: Any, loaded: assembly.Loaded) -> dict[str, Callable[[], An
   return {f'one run, {name}': make(name) for name in states}
 
 
-def together(module: Any, loaded: assembly.Loaded, count: int) -> population.Running:
+def together(module: Any, loaded: assembly.Loaded, count: int) -> Running:
   """A population of seeds."""
   values = [{'seed': seed} for seed in range(count)]
 
@@ -78,7 +79,7 @@ def together(module: Any, loaded: assembly.Loaded, count: int) -> population.Run
 
   made = population.gather(build, values, [build(one) for one in values], [loaded] * count)
   states = population.init_states(made, range(count))
-  return population.Running(made, states, side_by_side=SIDE_BY_SIDE.value)
+  return Running(made, states, side_by_side=SIDE_BY_SIDE.value)
 
 
 def busy() -> float:
@@ -104,6 +105,7 @@ def main(_) -> None:
   experiment = module.build(module.Config())
   devices.configure(experiment.batch_size, CPU_DEVICES.value, cache=False)
   loaded = assembly.load_data(experiment)
+  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   running = together(module, loaded, count)
 
   def members(live: int) -> Callable[[], Any]:

@@ -12,6 +12,7 @@ from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
 from diffusion.training.experiment import Experiment
+from experiments import cifar10, digits, mnist
 
 
 class Size(NamedTuple):
@@ -31,6 +32,12 @@ SIZES = {
   'digits': Size((8, 8, 1), 32, (1, 2), (), 128, num_classes=10),  # 0.92M parameters
   'mnist': Size((28, 28, 1), 32, (1, 2, 2), (7,), 64, num_classes=10),  # width 32 of 64
   'cifar10': Size((32, 32, 3), 128, (1, 2, 2, 2), (16,), 8),  # DDPM's, 35.7M
+}
+# As the experiments of these networks dispatch.
+STEPS_PER_DISPATCH = {
+  'digits': digits.Config.steps_per_dispatch,
+  'mnist': mnist.Config.steps_per_dispatch,
+  'cifar10': cifar10.Config.steps_per_dispatch,
 }
 
 

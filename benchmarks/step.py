@@ -21,7 +21,9 @@ DEVICE = flags.DEFINE_enum('device', 'cpu', ['cpu', 'cuda'], 'Where PyTorch runs
 NARROW = flags.DEFINE_boolean('bfloat16', False, 'Compute in bfloat16, all of them.')
 COMPILED = flags.DEFINE_boolean('compiled', False, 'PyTorch compiled, too.')
 OTHER = flags.DEFINE_boolean('other', True, "denoising-diffusion-pytorch's network, too.")
-PER_DISPATCH = flags.DEFINE_multi_integer('per_dispatch', [1], 'Steps in one of our dispatches.')
+PER_DISPATCH = flags.DEFINE_multi_integer(
+  'per_dispatch', [0], "Steps in one of our dispatches; 0: as the size's experiment."
+)
 CPU_DEVICES = flags.DEFINE_multi_integer(
   'cpu_devices', [0], 'Virtual CPU devices; 0: as runs choose.'
 )
@@ -36,7 +38,7 @@ def main(_) -> None:
     'PyTorch': contest.Contender(contenders.pytorch_step, (*torch_options, False, NARROW.value))
   }
   for devices in CPU_DEVICES.value:
-    for k in PER_DISPATCH.value:
+    for k in (given or sizes.STEPS_PER_DISPATCH[SIZE.value] for given in PER_DISPATCH.value):
       name = f'ours, {k} a dispatch' + (f', {devices} devices' if devices else '')
       found[name] = contest.Contender(contenders.step, (size, k, devices, NARROW.value))
   if COMPILED.value:

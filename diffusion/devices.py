@@ -13,7 +13,7 @@ import math
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.jax_utils
@@ -26,11 +26,13 @@ from diffusion.types import CrossMean, Rows
 
 _AXIS = 'devices'
 _ENOUGH_ROWS = 16
-# bfloat16 products without sparsity, by the beginning of the device's name; FLOP/s of what JAX counts as one device.
+_LARGE_IMAGE = 16  # pixels on a side
+# bfloat16 products without sparsity, by the name that the device gives itself; FLOP/s of what JAX counts as one device.
 _PEAKS = {
-  'NVIDIA A100': 312e12, 'NVIDIA H100 PCIe': 756e12, 'NVIDIA H100': 989e12, 'NVIDIA H200': 989e12,
-  'NVIDIA B200': 2250e12, 'NVIDIA L4': 121e12, 'TPU v2': 22.5e12, 'TPU v3': 61.5e12, 'TPU v4': 275e12,
-  'TPU v5 lite': 197e12, 'TPU v5': 459e12, 'TPU v5p': 459e12, 'TPU v6 lite': 918e12,
+  'NVIDIA A100-SXM4-40GB': 312e12, 'NVIDIA A100-SXM4-80GB': 312e12, 'NVIDIA A100-PCIE-40GB': 312e12,
+  'NVIDIA A100 80GB PCIe': 312e12, 'NVIDIA H100 80GB HBM3': 989e12, 'NVIDIA H100 PCIe': 756e12,
+  'NVIDIA H200': 989e12, 'NVIDIA B200': 2250e12, 'NVIDIA L4': 121e12, 'TPU v2': 22.5e12, 'TPU v3': 61.5e12,
+  'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5': 459e12, 'TPU v5p': 459e12, 'TPU v6 lite': 918e12,
 }  # fmt: skip
 
 Step = Callable[[Any, Any, Rows, CrossMean], tuple[Any, Any]]
@@ -66,8 +68,6 @@ def configure(
   if not cpu_devices:
     cpu_devices = _fitting_devices(batch_size // num_processes, os.cpu_count() or 1)
   jax.config.update('jax_num_cpu_devices', cpu_devices)
-  if cpu_devices == 1 and not _accelerated():
-    _use_all_cores()
   if cache:
     use_cache()
 
@@ -84,17 +84,27 @@ def _accelerated() -> bool:
   return bool(plugins) or importlib.util.find_spec('libtpu') is not None
 
 
-def _use_all_cores() -> None:
-  """Lets the convolutions of a single CPU device use all cores, as Eigen's do; XLA's own choice uses one.
+def choose_convolutions(shape: Sequence[int]) -> None:
+  """Chooses between XLA's own convolutions on CPU and Eigen's, by speed; to be called before JAX's first use.
 
-  With a device on each core XLA's choice is the faster one.
+  XLA's own use one core, and on large images their gradient for the weights takes several times as long; on small
+  images, with a device on each core, they are the faster ones. A choice in XLA_FLAGS stays.
+
+  Args:
+    shape: of an example: [H, W, C], or [d], which needs none.
   """
+  if _accelerated() or not _eigen_is_faster(shape, jax.config.jax_num_cpu_devices):
+    return
   name, value = '--xla_cpu_experimental_ynn_fusion_type', '-individual_convolution'
   flags = os.environ.get('XLA_FLAGS', '')
   # A flag that XLA does not know ends the process.
   known = (0, 10) <= jax.__version_info__[:2] <= (0, 12)
   if known and name not in flags:
     os.environ['XLA_FLAGS'] = f'{flags} {name}={value}'.strip()
+
+
+def _eigen_is_faster(shape: Sequence[int], cpu_devices: int) -> bool:
+  return cpu_devices == 1 or (len(shape) == 3 and min(shape[:2]) >= _LARGE_IMAGE)
 
 
 def give_back_memory() -> None:
@@ -158,15 +168,8 @@ def describe() -> dict[str, Any]:
 
 def peak_flops() -> float | None:
   """What all devices of the run can do at most, in bfloat16 FLOP/s; None where the kind of device is not known."""
-  peak = _peak(jax.devices()[0].device_kind)
+  peak = _PEAKS.get(jax.devices()[0].device_kind)
   return peak and peak * jax.device_count()
-
-
-def _peak(kind: str) -> float | None:
-  """By the beginning of the kind, up to the end of a word: an L40 is no L4, and an H100 NVL no H100 SXM."""
-  words = kind.replace('-', ' ')
-  known = [name for name in _PEAKS if f'{words} '.startswith(f'{name} ')]
-  return _PEAKS[max(known, key=len)] if known and 'NVL' not in words else None
 
 
 def peak_memory() -> int:

@@ -246,11 +246,10 @@ def _end_of(error: Exception) -> NoReturn:
   """Ends the program with one line for bad input or a lost process, and a traceback for anything else."""
   f = flags.FLAGS
   if isinstance(error, ValueError | OSError) and not f.debug:
-    if not isinstance(error, processes.Agreed) or processes.is_writer():
+    agreed = isinstance(error, processes.Agreed)
+    if not agreed or processes.is_writer():
       print(f'error: {processes.one_line(error)}', file=sys.stderr, flush=True)
-    if isinstance(
-      error, processes.Agreed
-    ):  # else the end of process 0 could end another as if it had died
+    if agreed:  # wait for the others, which end by it too, or they could take this end for a death
       with contextlib.suppress(Exception):
         processes.finish(2)
     _leave(2)

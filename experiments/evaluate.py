@@ -6,6 +6,7 @@ FOLDER holds PNGs, directly or in subfolders named as the classes; or name an .n
 the data, its splits and its units. `--output=FILE` writes the results with their provenance as JSON.
 """
 
+import pathlib
 import sys
 
 from absl import app, flags, logging
@@ -13,6 +14,7 @@ from absl import app, flags, logging
 from diffusion import devices
 from diffusion.reporting import records, tables
 from diffusion.runs import foreign, suite
+from diffusion.workdir import read_record
 
 IMAGES = flags.DEFINE_string('images', None, 'Folder of images, or .npz.', required=True)
 RUN = flags.DEFINE_string('run', None, 'Folder of the run whose data is taken.', required=True)
@@ -24,8 +26,9 @@ OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the results.')
 def main(_) -> None:
   """Judges and prints."""
   logging.set_verbosity(logging.ERROR)
-  devices.use_cache()
   try:
+    # As the run was, so that the same images get the same numbers to the bit.
+    devices.configure(read_record(pathlib.Path(RUN.value).expanduser())['config']['batch_size'])
     findings, notes, record = foreign.judge(IMAGES.value, RUN.value, METRICS.value, FEATURES.value)
     if OUTPUT.value:
       records.write_json(OUTPUT.value, record)

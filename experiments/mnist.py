@@ -37,7 +37,7 @@ class Config:
   data_dir: str = ''
   num_steps: int = 20_000
   batch_size: int = 128
-  steps_per_dispatch: int = 5
+  steps_per_dispatch: int = 10
   log_every: int = 50
   validate_every: int = 500
   validation_fraction: float = 0.02

@@ -34,7 +34,7 @@ class Config:
   seed: int = 0
   num_steps: int = 600
   batch_size: int = 128
-  steps_per_dispatch: int = 5
+  steps_per_dispatch: int = 10
   log_every: int = 10
   validate_every: int = 50
   snapshot_every: int = 100
@@ -62,8 +62,8 @@ class Config:
 
 
 SMOKE = Config(
-  num_steps=20, batch_size=16, log_every=5, validate_every=10, snapshot_every=10, width=8, blocks=1, warmup_steps=2,
-  sampling_steps=4, samples_per_class=2, synthetic=True,
+  num_steps=20, batch_size=16, steps_per_dispatch=5, log_every=5, validate_every=10, snapshot_every=10, width=8,
+  blocks=1, warmup_steps=2, sampling_steps=4, samples_per_class=2, synthetic=True,
 )  # fmt: skip
 
 

@@ -9,7 +9,6 @@ os.environ.setdefault(
   'XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
 
-
 import jax
 import pytest
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion import provenance, workdir
+from diffusion import devices, provenance, workdir
 from diffusion.data import pipeline, sources
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
@@ -132,6 +132,7 @@ def data_of(folder: pathlib.Path) -> Loaded:
   record = workdir.read_record(folder)
   experiment = recorded_experiment(folder, record)
   loaded = assembly.load_data(experiment._replace(metrics=()))
+  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   changed = provenance.differences(record['data'], data_record(loaded))
   if changed:
     raise ValueError(f'the data is not what {folder} was trained on: {"; ".join(changed)}')

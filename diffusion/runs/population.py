@@ -19,7 +19,8 @@ from diffusion.training import assembly, loop, population
 from diffusion.training import step as steps
 from diffusion.training.assembly import Loaded
 from diffusion.training.experiment import Experiment, live_terms
-from diffusion.training.population import Population, Running
+from diffusion.training.population import Population
+from diffusion.training.running import Running
 
 
 def train(

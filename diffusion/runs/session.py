@@ -78,6 +78,7 @@ def build_session(
       f'--extend must be a multiple of steps_per_dispatch = {experiment.steps_per_dispatch}, got {setting.extend}'
     )
   loaded = share(assembly.load_data(experiment))
+  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   experiment = assembly.fitted(experiment, loaded.units)
   record = _fresh_record(setting, loaded, used, experiment)
   return Session(setting, experiment, loaded, assembly.programs(experiment, loaded), used, record)

@@ -35,13 +35,30 @@ def make_tools(
   interrupted: Callable[[], str | None],
 ) -> loop.Tools:
   """The tools of a run; `target` is a host state of the right shapes."""
-  experiment, programs, loaded = session.experiment, session.programs, session.loaded
+  experiment, programs = session.experiment, session.programs
 
   def write(row, timing) -> None:
     if 'steps_per_second' in timing:
       images = timing['steps_per_second'] * experiment.batch_size
       timing = timing | {'images_per_second': images}
     sinks.write(row, timing)
+
+  return loop.Tools(
+    dispatch=programs.dispatch,
+    validate=lambda state: programs.validate(assembly.weights(experiment, state)),
+    write=write,
+    interrupted=interrupted,
+    settle=programs.settle,
+    rescale=rescaled,
+    **_keeping(keeper, ring, sinks, target),
+    **_looking(session),
+  )
+
+
+def _keeping(
+  keeper: Checkpoints, ring: Checkpoints, sinks: records.Sink, target: Any
+) -> dict[str, Callable]:
+  """What keeps states, and goes back to them."""
 
   def save(place, state, callback_states, metric, reason) -> None:
     record = {
@@ -71,20 +88,29 @@ def make_tools(
       found.record['step'], resumed(found.state, state), found.record['callbacks']
     )
 
+  return {'save': save, 'remember': remember, 'recall': recall}
+
+
+def _looking(session: Session) -> dict[str, Callable]:
+  """What draws from the weights, measures what was drawn, and stores the weights themselves."""
+  experiment, programs, loaded = session.experiment, session.programs, session.loaded
+
+  def samples(state, labels) -> np.ndarray:
+    return stored_samples(
+      programs.sample, assembly.weights(experiment, state), labels, loaded.units
+    )
+
   def draw(step, state) -> None:
     path = session.folder / 'samples' / f'step_{step:08d}.png'
-    weights = assembly.weights(experiment, state)
-    data = session.loaded.dataset
+    data = loaded.dataset
     labels = assembly.picture_labels(experiment, data.levels, data.num_classes)
-    samples = stored_samples(programs.sample, weights, labels, session.loaded.units)
-    picture(data, session.loaded.validation[0], samples, path, f'step {step}')
+    picture(data, loaded.validation[0], samples(state, labels), path, f'step {step}')
 
   watch = functools.cache(lambda: memorization.watch(loaded.train_in_memory[0], loaded.held_out[0]))
 
   def measure(state, per_class) -> dict[str, float]:
     labels = assembly.class_labels(loaded.dataset.num_classes, per_class)
-    weights = assembly.weights(experiment, state)
-    return watch()(stored_samples(programs.sample, weights, labels, loaded.units))
+    return watch()(samples(state, labels))
 
   def snapshot(step, state) -> None:
     averages = devices.to_host(
@@ -94,20 +120,7 @@ def make_tools(
     folder.mkdir(exist_ok=True)
     ocp.save(folder.absolute() / f'step_{step:08d}', averages, overwrite=True)
 
-  return loop.Tools(
-    dispatch=programs.dispatch,
-    validate=lambda state: programs.validate(assembly.weights(experiment, state)),
-    save=save,
-    draw=draw,
-    measure=measure,
-    write=write,
-    interrupted=interrupted,
-    settle=programs.settle,
-    rescale=rescaled,
-    snapshot=snapshot,
-    remember=remember,
-    recall=recall,
-  )
+  return {'draw': draw, 'measure': measure, 'snapshot': snapshot}
 
 
 def rescaled(state: Any, scale: float) -> Any:

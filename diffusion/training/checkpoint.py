@@ -6,6 +6,7 @@ without one it was being saved when its start was killed, and with one every bit
 
 import concurrent.futures
 import contextlib
+import errno
 import fcntl
 import functools
 import json
@@ -62,6 +63,46 @@ class SaveError(OSError):
   """A checkpoint that could not be saved; those before it are whole."""
 
 
+class _Background:
+  """A thread, and the last that it was given to do; `wait` raises what went wrong there, each time it is called."""
+
+  def __init__(self):
+    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._last: concurrent.futures.Future | None = None
+
+  def put(self, task: Callable[[], None]) -> None:
+    self._last = self._pool.submit(task)
+
+  def wait(self) -> None:
+    if self._last is not None:
+      self._last.result()
+
+  def close(self) -> None:
+    try:
+      self.wait()
+    finally:
+      self._pool.shutdown()
+
+
+class _Folder(NamedTuple):
+  """An open directory.
+
+  Attributes:
+    root, place: where, and which directory that is.
+    keeper: Orbax's.
+    whole: the metric of each checkpoint that counts, by number.
+    aside: the fault of each that does not, by number.
+    background: what finishes a save.
+  """
+
+  root: pathlib.Path
+  place: tuple[int, int]
+  keeper: Any
+  whole: dict[int, float]
+  aside: dict[int, str]
+  background: _Background
+
+
 def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int = 1) -> Checkpoints:
   """Opens (and creates) a directory of checkpoints, and checks each that is there against its manifest.
 
@@ -88,112 +129,120 @@ def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int =
   """
   root = pathlib.Path(directory).absolute()
   root.mkdir(parents=True, exist_ok=True)
-  place = _identity(root)
-  lock = contextlib.ExitStack()
-  aside = processes.from_writer(lambda: lock.enter_context(_lock(root)) or _sort_out(root))
-  keeper, whole = _open_keeper(root)  # after sorting out: of damaged metrics Orbax raises
+  place, opened = _identity(root), contextlib.ExitStack()
+  keeper, whole, aside = _open_keeper(root, opened)
   background = _Background()
+  folder = _Folder(root, place, keeper, whole, aside, background)
 
-  def save(
-    number: int,
-    tree: Any,
-    record: dict[str, Any],
-    metric: float,
-    before: Callable[[], None] = lambda: None,
-  ) -> None:
-    background.wait()  # so that at most one checkpoint is without its manifest; Orbax too waits for the save before
-    value = float(metric) if math.isfinite(metric) else math.inf
-    with _saving(root / str(number), place):
-      response = keeper.save_async(
-        number, tree, force=True, metrics={_METRIC: value}, custom_metadata=_about(tree, record)
-      )
-    background.put(finish, number, value, response, before)
+  def close() -> None:
+    with opened:
+      background.close()
 
-  def finish(number: int, metric: float, response: Any, before: Callable[[], None]) -> None:
-    with _saving(root / str(number), place):
+  def last_record() -> dict[str, Any]:
+    return json.loads(keeper.metadata(_steps(folder)[-1][0]).custom_metadata['record'])
+
+  return Checkpoints(
+    save=functools.partial(_save, folder, lambda: _kept(whole, latest, best)),
+    restore=functools.partial(_restore, folder),
+    steps=functools.partial(_steps, folder),
+    last_record=last_record,
+    forget=functools.partial(_forget, folder),
+    wait=background.wait,
+    close=close,
+  )
+
+
+def _save(
+  folder: _Folder,
+  kept: Callable[[], set[int]],
+  number: int,
+  tree: Any,
+  record: dict[str, Any],
+  metric: float,
+  before: Callable[[], None] = lambda: None,
+) -> None:
+  # So that at most one checkpoint is without its manifest; Orbax too waits for the save before.
+  folder.background.wait()
+  path, value = folder.root / str(number), float(metric) if math.isfinite(metric) else math.inf
+  with _saving(path, folder.place):
+    response = folder.keeper.save_async(
+      number, tree, force=True, metrics={_METRIC: value}, custom_metadata=_about(tree, record)
+    )
+
+  def finish() -> None:
+    with _saving(path, folder.place):
       response.result()
       before()
       if processes.is_writer():
-        manifest.write(root / str(number))
-      whole[number] = metric
+        manifest.write(path)
+      folder.whole[number] = value
       # Orbax would delete as soon as its own save is through, when the new one is not yet known to be on the disk.
-      for old in whole.keys() - _kept(whole, latest, best):
+      for old in folder.whole.keys() - kept():
         if processes.is_writer():
-          _delete(root / str(old))
-        del whole[old]
+          _delete(folder.root / str(old))
+        del folder.whole[old]
 
-  def steps() -> list[tuple[int, float]]:
-    background.wait()  # what is still being written counts: whether it is done is chance
-    return sorted(whole.items())
-
-  def restore(target: Any, which: str, until: float = math.inf) -> Restored | None:
-    known = [number for number, _ in steps() if number <= until]
-    for number in _best_first(whole, known) if which == 'best' else known[::-1]:
-      fault = processes.from_writer(functools.partial(_examined, root / str(number)))
-      if fault is None:
-        return Restored(number, *_load(keeper, number, target), tuple(aside))
-      aside[number] = fault
-      drop(number)
-    lost = {number: fault for number, fault in aside.items() if number <= until}
-    processes.from_writer(functools.partial(_refuse_to_start_anew, root, lost, until))
-    return None
-
-  def drop(number: int) -> None:
-    del whole[number]
-    keeper.delete(number, missing_ok=True)  # from its list: the folder is gone
-
-  def last_record() -> dict[str, Any]:
-    return json.loads(keeper.metadata(steps()[-1][0]).custom_metadata['record'])
-
-  def forget(beyond: float) -> None:
-    for number, _ in steps():
-      if number > beyond:
-        processes.from_writer(functools.partial(_delete, root / str(number)))
-        drop(number)
-
-  def close() -> None:
-    try:
-      background.close()
-    finally:
-      # What it can raise is the failed save that the background raises too.
-      with lock, contextlib.suppress(Exception):
-        keeper.close()
-
-  return Checkpoints(save, restore, steps, last_record, forget, background.wait, close)
+  folder.background.put(finish)
 
 
-def _open_keeper(root: pathlib.Path) -> tuple[Any, dict[int, float]]:
-  """Orbax's keeper of a directory, and the metric of each checkpoint in it, as process 0 sees them."""
+def _steps(folder: _Folder) -> list[tuple[int, float]]:
+  folder.background.wait()  # what is still being written counts: whether it is done is chance
+  return sorted(folder.whole.items())
+
+
+def _restore(folder: _Folder, target: Any, which: str, until: float = math.inf) -> Restored | None:
+  known = [number for number, _ in _steps(folder) if number <= until]
+  for number in _best_first(folder.whole, known) if which == 'best' else known[::-1]:
+    fault = processes.from_writer(functools.partial(_examined, folder.root / str(number)))
+    if fault is None:
+      return Restored(number, *_load(folder.keeper, number, target), tuple(folder.aside))
+    folder.aside[number] = fault
+    _drop(folder, number)
+  lost = {number: fault for number, fault in folder.aside.items() if number <= until}
+  processes.from_writer(functools.partial(_refuse_to_start_anew, folder.root, lost, until))
+  return None
+
+
+def _drop(folder: _Folder, number: int) -> None:
+  del folder.whole[number]
+  folder.keeper.delete(number, missing_ok=True)  # from its list: the folder is gone
+
+
+def _forget(folder: _Folder, beyond: float) -> None:
+  for number, _ in _steps(folder):
+    if number > beyond:
+      processes.from_writer(functools.partial(_delete, folder.root / str(number)))
+      _drop(folder, number)
+
+
+def _open_keeper(
+  root: pathlib.Path, opened: contextlib.ExitStack
+) -> tuple[Any, dict[int, float], dict[int, str]]:
+  """Orbax's keeper of a directory, each checkpoint's metric and each damaged one's fault, as process 0 sees them.
+
+  `opened` closes what this opens: the lock of process 0, and the keeper before it.
+  """
+
+  def lock_and_sort_out() -> dict[int, str]:
+    opened.enter_context(_lock(root))
+    return _sort_out(root)
+
+  aside = processes.from_writer(lock_and_sort_out)  # first: of damaged metrics Orbax raises
   # Else the keepers of two directories would wait for other processes at barriers of one name.
   apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=root.name)
   keeper = ocp.training.Checkpointer(
     root, context=ocp.Context(multiprocessing_options=apart), cleanup_tmp_directories=True
   )
+  opened.callback(_close_keeper, keeper)
   metrics = processes.from_writer(
     lambda: {one.step: (one.metrics or {}).get(_METRIC, math.inf) for one in keeper.checkpoints}
   )
-  return keeper, metrics
+  return keeper, metrics, aside
 
 
-class _Background:
-  """A thread, and the last that it was given to do; `wait` raises what went wrong there, each time it is called."""
-
-  def __init__(self):
-    self._pool = concurrent.futures.ThreadPoolExecutor(1)
-    self._last: concurrent.futures.Future | None = None
-
-  def put(self, task: Callable[..., None], *arguments: Any) -> None:
-    self._last = self._pool.submit(task, *arguments)
-
-  def wait(self) -> None:
-    if self._last is not None:
-      self._last.result()
-
-  def close(self) -> None:
-    try:
-      self.wait()
-    finally:
-      self._pool.shutdown()
+def _close_keeper(keeper: Any) -> None:
+  with contextlib.suppress(Exception):  # the failed save, which the background raises too
+    keeper.close()
 
 
 def _identity(root: pathlib.Path) -> tuple[int, int]:
@@ -256,8 +305,10 @@ def _lock(root: pathlib.Path) -> Iterator[None]:
   """
   try:
     file = root.with_name(f'.{root.name}.lock').open('wb')
-  except OSError:  # where nothing can be written nobody saves
-    yield
+  except OSError as error:
+    if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+      raise
+    yield  # where nothing can be written nobody saves
     return
   with file:
     _lock_file(file, root)
@@ -267,12 +318,14 @@ def _lock(root: pathlib.Path) -> Iterator[None]:
 def _lock_file(file: IO, root: pathlib.Path) -> None:
   try:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except (BlockingIOError, PermissionError):
-    raise ValueError(
-      f'{root} is in use by another process, which may be saving: wait for its end, or end it'
-    ) from None
-  except OSError:
-    pass  # a file system without locks
+  except OSError as error:
+    if error.errno in (errno.EAGAIN, errno.EACCES):
+      raise ValueError(
+        f'{root} is in use by another process, which may be saving: wait for its end, or end it'
+      ) from None
+    if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+      raise
+    print(f'{root} cannot be locked ({error.strerror}): start one process on it at a time')
 
 
 def _refuse_to_start_anew(root: pathlib.Path, aside: dict[int, str], until: float) -> None:

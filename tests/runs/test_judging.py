@@ -1,10 +1,9 @@
 """Judging again, and judging what others made: the same samples give the same numbers, whoever asks."""
 
-import math
+import json
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,7 +17,7 @@ from diffusion.workdir import load_samples, read_record
 NUMBERS = (
   '--config.num_steps=20', '--config.log_every=5', '--config.validate_every=10', '--config.width=8',
   '--config.blocks=1', '--config.batch_size=16', '--config.sampling_steps=4', '--config.samples_per_class=4',
-  '--config.warmup_steps=2',
+  '--config.warmup_steps=2', '--config.steps_per_dispatch=5',
 )  # fmt: skip
 
 
@@ -125,13 +124,7 @@ def samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_path):
   shared = set(found['results']) & set(expected)
   assert len(shared) == len(found['results']) >= 10
   for name in shared:
-    one, other = (
-      jax.tree.leaves_with_path(results[name]) for results in (found['results'], expected)
-    )
-    assert [path for path, _ in one] == [path for path, _ in other], name
-    for (_, a), (_, b) in zip(one, other, strict=True):
-      # Programs of other devices round the classifier's features otherwise.
-      assert a == b if isinstance(a, str) else math.isclose(a, b, rel_tol=1e-6), name
+    assert json.dumps(found['results'][name]) == json.dumps(expected[name]), name
 
 
 @pytest.mark.slow

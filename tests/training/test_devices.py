@@ -36,9 +36,9 @@ np.savez(path, **tiny.leaves(devices.to_host(state.params)))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ('kind', 'tolerance', 'counts'), [('float64', 1e-9, (1, 4)), ('float32', 1e-4, (1, 2))]
+  ('kind', 'tolerance', 'counts'), [('float64', 1e-9, (1, 2, 4)), ('float32', 1e-4, (1, 4))]
 )
-def test_one_and_more_devices_agree_after_twenty_steps(tmp_path, kind, tolerance, counts):
+def test_one_two_and_four_devices_agree_after_twenty_steps(tmp_path, kind, tolerance, counts):
   """Dropout, shifts and label dropout on, a U-Net on real digits."""
   environment = os.environ | {'PYTHONPATH': os.getcwd()}
   found = {}
@@ -106,26 +106,26 @@ def test_a_core_gets_a_device_where_rows_divide_and_are_enough(rows, cores, coun
   assert devices._fitting_devices(rows, cores) == count
 
 
-def test_one_device_uses_all_cores_unless_the_user_chose(monkeypatch):
+@pytest.mark.parametrize(
+  ('count', 'shape', 'eigen'),
+  [(1, (8, 8, 1), True), (1, (2,), True), (2, (8, 8, 1), False), (2, (2,), False), (2, (28, 28, 1), True)],
+)  # fmt: skip
+def test_eigen_convolves_large_images_and_for_a_single_device(count, shape, eigen):
+  assert devices._eigen_is_faster(shape, count) == eigen
+
+
+def test_the_choice_of_convolutions_joins_the_flags_of_the_user(monkeypatch):
+  monkeypatch.setattr(devices, '_accelerated', lambda: False)
   monkeypatch.setenv('XLA_FLAGS', '--xla_a=1')
-  devices._use_all_cores()
+  devices.choose_convolutions((28, 28, 1))
   chosen = '--xla_a=1 --xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
   assert os.environ['XLA_FLAGS'] == chosen
+
+
+def test_a_choice_of_convolutions_by_the_user_stays(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_experimental_ynn_fusion_type=')
-  devices._use_all_cores()
+  devices.choose_convolutions((28, 28, 1))
   assert os.environ['XLA_FLAGS'] == '--xla_cpu_experimental_ynn_fusion_type='
-
-
-@pytest.mark.parametrize(
-  ('kind', 'peak'),
-  [
-    ('NVIDIA H200', 989e12), ('NVIDIA A100-SXM4-80GB', 312e12), ('NVIDIA H100 80GB HBM3', 989e12),
-    ('NVIDIA H100 PCIe', 756e12), ('NVIDIA H100 NVL', None), ('NVIDIA L4', 121e12), ('NVIDIA L40S', None),
-    ('TPU v5 lite', 197e12), ('TPU v5p', 459e12), ('cpu', None),
-  ],
-)  # fmt: skip
-def test_the_peak_is_of_this_kind_of_device(kind, peak):
-  assert devices._peak(kind) == peak
 
 
 def test_parallelize_refuses_an_uneven_batch():

@@ -14,6 +14,7 @@ from diffusion import devices, streams
 from diffusion.data import pipeline, splits
 from diffusion.optimizers import chains, schedules
 from diffusion.training import assembly, population
+from diffusion.training.running import Running, fitted_size
 from tests.training import tiny
 
 STEPS = 20
@@ -88,7 +89,7 @@ def differences(kind, ways):
   for name, (count, side_by_side) in ways.items():
     whole, states, loaded = together(VALUES[:count])
     states = [as_float(state, kind) for state in states]
-    running = population.Running(whole, states, side_by_side=side_by_side)
+    running = Running(whole, states, side_by_side=side_by_side)
     rows = advance(running, range(count), STEPS // 5)
     worst = np.zeros(3)
     for k in range(2):
@@ -113,7 +114,7 @@ def differences(kind, ways):
 def stopping(state):
   """Members stop one after another; asserts that each then stays, that the last is as alone, and the sizes."""
   whole, states, _ = together(VALUES)
-  running = population.Running(whole, states)
+  running = Running(whole, states)
   advance(running, [0, 1, 2, 3], 1)
   frozen = running.own(0)
   advance(running, [1, 2, 3], 1)  # three of four places: nothing is moved, one stands still
@@ -146,7 +147,7 @@ print(json.dumps(test_population.differences(kind, ways)))
   ],
 )
 def test_a_member_is_the_run_made_alone_after_twenty_steps(count, kind, ways):
-  """On 1 and 4 devices, members apart and rows apart, side by side and one after another, and when others stop."""
+  """On 4 devices, members apart and rows apart, side by side and one after another, and when others stop."""
   done = subprocess.run(
     [sys.executable, '-c', PROGRAM, str(count), kind, json.dumps(ways)],
     env=os.environ | {'PYTHONPATH': os.getcwd()},
@@ -172,7 +173,7 @@ def test_a_traced_size_gives_the_same_permutation():
 
 
 def test_sizes_are_powers_of_two_below_the_whole():
-  found = [population.fitted_size(live, 11) for live in (11, 9, 8, 5, 4, 3, 2, 1)]
+  found = [fitted_size(live, 11) for live in (11, 9, 8, 5, 4, 3, 2, 1)]
   assert found == [11, 11, 8, 8, 4, 4, 2, 1]
 
 
