@@ -104,7 +104,7 @@ def choose_convolutions(shape: Sequence[int]) -> None:
 
 
 def _eigen_is_faster(shape: Sequence[int], cpu_devices: int) -> bool:
-  return cpu_devices == 1 or (len(shape) == 3 and min(shape[:2]) >= _LARGE_IMAGE)
+  return cpu_devices <= 1 or (len(shape) == 3 and min(shape[:2]) >= _LARGE_IMAGE)
 
 
 def give_back_memory() -> None:
@@ -279,6 +279,24 @@ def parallelize(
     return repeat(lambda s, _: step(s, data, rows, cross_mean), state, steps_per_dispatch)
 
   return jax.pmap(run, axis_name=_AXIS, donate_argnums=(0,))
+
+
+def compile_apart(mapped: Callable) -> Callable:
+  """What `parallelize` returns, with its compilation apart from its first run: between them memory is given back.
+
+  Compiling takes more of it than a step does beside the state, and would otherwise stay in the process.
+  """
+  compiled = False
+
+  def call(*arguments):
+    nonlocal compiled
+    if not compiled:
+      mapped.lower(*arguments).compile()
+      give_back_memory()
+      compiled = True
+    return mapped(*arguments)
+
+  return call
 
 
 def members_apart(members: int) -> bool:

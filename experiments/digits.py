@@ -31,8 +31,8 @@ class Config:
   batch_size: int = 128
   steps_per_dispatch: int = 10
   log_every: int = 10
-  validate_every: int = 50
-  patience: int = 150
+  validate_every: int = 100
+  patience: int = 200
   width: int = 32
   blocks: int = 2
   dropout: float = 0.1
@@ -87,7 +87,7 @@ def build(c: Config) -> launch.Experiment:
       callbacks.early_stopping('validation/eps', c.patience),
       callbacks.divergence_guard(c.log_every),
     ],
-    bank=gap.bank(draws=2),
+    bank=gap.bank(draws=1),
     sampling=launch.Sampling(
       samplers.ddim, c.sampling_steps, c.guidance, grid_rows=8, per_class=c.samples_per_class
     ),

@@ -275,7 +275,9 @@ def _resident(
   experiment: Experiment, loaded: Loaded, step: Callable
 ) -> tuple[Callable, Callable, Callable]:
   """(dispatch, () -> what `make_statistics` takes as data, close) with the training split on every device."""
-  step = devices.parallelize(step, experiment.batch_size, experiment.steps_per_dispatch)
+  step = devices.compile_apart(
+    devices.parallelize(step, experiment.batch_size, experiment.steps_per_dispatch)
+  )
   data = functools.cache(lambda: devices.replicate(pipeline.Resident(*loaded.train, loaded.order)))
   return lambda state: step(state, data()), data, lambda: None
 
@@ -285,7 +287,9 @@ def _streamed(
 ) -> tuple[Callable, Callable, Callable]:
   """The same with batches that the host reads."""
   count = experiment.steps_per_dispatch
-  step = devices.parallelize(step, experiment.batch_size, count, data_by_step=True)
+  step = devices.compile_apart(
+    devices.parallelize(step, experiment.batch_size, count, data_by_step=True)
+  )
   rows = devices.rows_of_this_process(experiment.batch_size)
   source = feed.Feed(loaded.train[0], rows, experiment.batch_size, count)
   place = known = None

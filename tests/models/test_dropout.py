@@ -228,3 +228,17 @@ def test_the_family_refuses_rates_out_of_range(name):
   for rate in (1.0, -0.1):
     with pytest.raises(ValueError, match=f'got {rate}'):
       getattr(dropout, name)(rate)
+
+
+@pytest.mark.parametrize('traced', [False, True])
+def test_what_is_kept_in_bfloat16_is_scaled_by_the_rate_and_not_by_the_rounded_one(traced):
+  x = jnp.linspace(1, 2, 129, dtype=jnp.bfloat16)
+  key, rate = jax.random.key(0), jnp.float32(0.1) if traced else 0.1
+  act = lambda r: dropout.elements(r).act(key, x, 1.0)  # noqa: E731
+  found = jax.jit(act)(rate) if traced else act(rate)
+  assert found.dtype == jnp.bfloat16
+  right = (x.astype(jnp.float32) / jnp.float32(0.9)).astype(jnp.bfloat16)
+  rounded = x / jnp.bfloat16(0.9)
+  kept = np.asarray(found) != 0
+  np.testing.assert_array_equal(found[kept], right[kept])
+  assert (np.asarray(right) != np.asarray(rounded))[kept].any()

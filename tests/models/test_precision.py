@@ -64,9 +64,28 @@ def test_bfloat16_leaves_no_large_product_in_float32(name):
   """Else an operand that was forgotten would silently promote all that follows."""
   model, shape = NETWORKS[name]
   variables = jax.eval_shape(model.init, jax.random.key(1), *inputs(shape))
-  narrow = precision.bfloat16(model)
+  check_products(shape, lambda v: apply_with_dropout(model, v, shape), variables)
+
+
+def test_a_traced_dropout_rate_leaves_no_large_product_in_float32():
+  """As of a population's members: it is a float32 array, where a Python number would take the other's type."""
+
+  def apply(rate, variables):
+    model = unet.unet(8, (1, 2), 1, (8,), rate, 10, zero_outputs=False)
+    return apply_with_dropout(model, variables, IMAGE)
+
+  model, _ = NETWORKS['unet']
+  variables = jax.eval_shape(model.init, jax.random.key(1), *inputs(IMAGE))
+  check_products(IMAGE, apply, jnp.float32(0.1), variables)
+
+
+def apply_with_dropout(model, variables, shape):
   keys = jax.random.split(jax.random.key(0), shape[0])
-  text = str(jax.make_jaxpr(lambda v: narrow.apply(v, *inputs(shape), keys=keys)[0])(variables))
+  return precision.bfloat16(model).apply(variables, *inputs(shape), keys=keys)[0]
+
+
+def check_products(shape, function, *arguments):
+  text = str(jax.make_jaxpr(function)(*arguments))
   products = [
     line for line in text.splitlines() if 'conv_general_dilated[' in line or 'dot_general[' in line
   ]

@@ -190,3 +190,15 @@ def test_the_folder_of_a_single_run_is_refused(tmp_path):
   values = [{'seed': 0}]
   with pytest.raises(ValueError, match='holds a single run'):
     population.train_members([setting(tmp_path / 'seed=0')], values, build)
+
+
+def test_equal_data_is_held_once_and_with_other_units_shares_its_examples():
+  one, equal, shifted = (assembly.load_data(tiny.experiment()) for _ in range(3))
+  shifted = shifted._replace(units=shifted.units._replace(mean=1.0))
+  share = population._Sharing()
+  assert share(one) is one
+  assert share(equal) is one
+  found = share(shifted)
+  assert found.units == shifted.units
+  assert found.dataset is one.dataset
+  assert share(shifted) is found

@@ -108,7 +108,7 @@ def test_a_core_gets_a_device_where_rows_divide_and_are_enough(rows, cores, coun
 
 @pytest.mark.parametrize(
   ('count', 'shape', 'eigen'),
-  [(1, (8, 8, 1), True), (1, (2,), True), (2, (8, 8, 1), False), (2, (2,), False), (2, (28, 28, 1), True)],
+  [(1, (8, 8, 1), True), (-1, (2,), True), (2, (8, 8, 1), False), (2, (2,), False), (2, (28, 28, 1), True)],
 )  # fmt: skip
 def test_eigen_convolves_large_images_and_for_a_single_device(count, shape, eigen):
   assert devices._eigen_is_faster(shape, count) == eigen
@@ -126,6 +126,25 @@ def test_a_choice_of_convolutions_by_the_user_stays(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_experimental_ynn_fusion_type=')
   devices.choose_convolutions((28, 28, 1))
   assert os.environ['XLA_FLAGS'] == '--xla_cpu_experimental_ynn_fusion_type='
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='malloc_trim is of glibc')
+def test_what_is_free_is_given_back():
+  program = """
+from diffusion import devices
+def resident():
+  return int(open('/proc/self/statm').read().split()[1]) * 4096
+blocks = [bytes(8192) for _ in range(20_000)]
+last = bytes(8192)  # above them, so that the heap cannot shrink by itself
+del blocks
+before = resident()
+devices.give_back_memory()
+print(before - resident())
+"""
+  environment = os.environ | {'PYTHONPATH': os.getcwd()}
+  command = [sys.executable, '-c', program]
+  done = subprocess.run(command, check=True, env=environment, capture_output=True)
+  assert int(done.stdout) > 100e6
 
 
 def test_parallelize_refuses_an_uneven_batch():
