@@ -171,14 +171,9 @@ def gather(
     raise ValueError('the members of a population share one data set, and theirs differ')
   looked = [_looked_at(one) for one in loaded]
   sizes = {len(one.split.train) for one in loaded}
-  alike = len({one.units for one in loaded}) == 1
   members = Member(
     values={name: _numbers(name, [one[name] for one in values]) for name in values[0]},
-    units=()
-    if alike
-    else tuple(
-      _numbers(name, [getattr(one.units, name) for one in loaded]) for name in ('mean', 'deviation')
-    ),
+    units=_moments([one.units for one in loaded]),
     size=() if len(sizes) == 1 else np.array([len(one.split.train) for one in loaded], np.int32),
     table=_filled([one.split.train for one in loaded]),
     order=() if first.order is None else _filled([one.order for one in loaded]),
@@ -202,6 +197,14 @@ def same_data(one: assembly.Loaded, other: assembly.Loaded) -> bool:
 def _looked_at(loaded: assembly.Loaded) -> tuple[np.ndarray, np.ndarray]:
   """Rows of the whole data: the training examples that validation looks at, and the held-out ones."""
   return loaded.split.train[assembly.evenly(loaded)], loaded.split.validation
+
+
+def _moments(units: Sequence[pipeline.Units]) -> tuple[np.ndarray, ...]:
+  if len(set(units)) == 1:
+    return ()
+  return tuple(
+    _numbers(name, [getattr(one, name) for one in units]) for name in ('mean', 'deviation')
+  )
 
 
 def _numbers(name: str, values: Sequence[float]) -> np.ndarray:
