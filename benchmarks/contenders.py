@@ -24,7 +24,7 @@ def step(size: Size, per_dispatch: int = 1, cpu_devices: int = 0, narrow: bool =
   from diffusion.training import assembly
 
   devices.configure(size.batch, cpu_devices)
-  devices.choose_convolutions(size.shape)
+  devices.choose_convolutions(min(size.shape[:2]))
   experiment = sizes.experiment(size, per_dispatch, narrow)
   loaded = assembly.load_data(experiment)
   first = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
@@ -52,7 +52,7 @@ def sample(size: Size, cpu_devices: int = 0, narrow: bool = False):
   from diffusion.training import assembly
 
   devices.configure(size.batch, cpu_devices)
-  devices.choose_convolutions(size.shape)
+  devices.choose_convolutions(min(size.shape[:2]))
   experiment = sizes.experiment(size, 1, narrow)
   experiment = experiment._replace(
     sampling=experiment.sampling._replace(steps=_SAMPLING_STEPS, per_class=size.batch)

@@ -35,8 +35,8 @@ def main(_) -> None:
   """Measures and prints."""
   experiment = digits.build(digits.Config())
   devices.configure(experiment.batch_size, CPU_DEVICES.value)
+  devices.choose_convolutions(experiment.data.side())
   loaded = assembly.load_data(experiment)
-  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   counts = (1, SCANNED.value)
   programs = {
     k: assembly.programs(experiment._replace(steps_per_dispatch=k), loaded) for k in counts

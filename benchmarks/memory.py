@@ -28,8 +28,8 @@ def after_dispatches(counts: tuple[int, int]) -> list[float]:
   """Resident MB of this process after so many dispatches of one step of the mixture experiment."""
   experiment = mixture.build(mixture.Config(steps_per_dispatch=1))
   devices.configure(experiment.batch_size)
+  devices.choose_convolutions(experiment.data.side())
   loaded = assembly.load_data(experiment)
-  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   dispatch = assembly.programs(experiment, loaded).dispatch
   state = devices.replicate(assembly.init_state(experiment, loaded.train[0][:1], loaded.units))
   found, previous = [], None

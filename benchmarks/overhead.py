@@ -35,8 +35,8 @@ def bare(steps: int) -> tuple:
   """(work, units, facts): one dispatch of the digits experiment."""
   experiment = digits.build(digits.Config(num_steps=steps))
   devices.configure(experiment.batch_size)
+  devices.choose_convolutions(experiment.data.side())
   loaded = assembly.load_data(experiment)
-  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   programs = assembly.programs(experiment, loaded)
   state = devices.replicate(assembly.init_state(experiment, loaded.train[0][:1], loaded.units))
   weights = assembly.weights(experiment, state)

@@ -104,8 +104,8 @@ def main(_) -> None:
   module, count = EXPERIMENTS[EXPERIMENT.value], MEMBERS.value
   experiment = module.build(module.Config())
   devices.configure(experiment.batch_size, CPU_DEVICES.value, cache=False)
+  devices.choose_convolutions(experiment.data.side())
   loaded = assembly.load_data(experiment)
-  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   running = together(module, loaded, count)
 
   def members(live: int) -> Callable[[], Any]:

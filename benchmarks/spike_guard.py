@@ -59,8 +59,8 @@ def condition(direction: str, clip: bool) -> Condition:
   made = mixture.build(config)._replace(
     optimizer=_optimizer(direction, clip), validate_every=50, bank=gap.bank(levels=5, draws=1)
   )
+  devices.choose_convolutions(made.data.side())
   loaded = assembly.load_data(made)
-  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   wild = made._replace(augment=lambda keys, batch: batch._replace(x=1e3 * batch.x))
   name = f'{direction}, {"clipping" if clip else "no clipping"}'
   return Condition(

@@ -13,7 +13,7 @@ import math
 import os
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.jax_utils
@@ -84,16 +84,16 @@ def _accelerated() -> bool:
   return bool(plugins) or importlib.util.find_spec('libtpu') is not None
 
 
-def choose_convolutions(shape: Sequence[int]) -> None:
-  """Chooses between XLA's own convolutions on CPU and Eigen's, by speed; to be called before JAX's first use.
+def choose_convolutions(side: int) -> None:
+  """Chooses between XLA's own convolutions on CPU and Eigen's, by speed; later than JAX's first use it has no effect.
 
   XLA's own use one core, and on large images their gradient for the weights takes several times as long; on small
   images, with a device on each core, they are the faster ones. A choice in XLA_FLAGS stays.
 
   Args:
-    shape: of an example: [H, W, C], or [d], which needs none.
+    side: the shorter one of the images, in pixels; 0 where there are none, or it is not known.
   """
-  if _accelerated() or not _eigen_is_faster(shape, jax.config.jax_num_cpu_devices):
+  if _accelerated() or not (side >= _LARGE_IMAGE or jax.config.jax_num_cpu_devices <= 1):
     return
   name, value = '--xla_cpu_experimental_ynn_fusion_type', '-individual_convolution'
   flags = os.environ.get('XLA_FLAGS', '')
@@ -101,10 +101,6 @@ def choose_convolutions(shape: Sequence[int]) -> None:
   known = (0, 10) <= jax.__version_info__[:2] <= (0, 12)
   if known and name not in flags:
     os.environ['XLA_FLAGS'] = f'{flags} {name}={value}'.strip()
-
-
-def _eigen_is_faster(shape: Sequence[int], cpu_devices: int) -> bool:
-  return cpu_devices <= 1 or (len(shape) == 3 and min(shape[:2]) >= _LARGE_IMAGE)
 
 
 def give_back_memory() -> None:

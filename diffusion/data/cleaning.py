@@ -50,7 +50,7 @@ def checked(source: Source, missing: str = 'refuse', copies: str = 'report') -> 
     data = validated(data._replace(x=train[0], label=train[1], test=test))
     return data._replace(found=found | {'constant channels': _constant(data.x)})
 
-  return Source(source.name, load, load)
+  return Source(source.name, load, load, side=source.side)
 
 
 def _without_missing(part: Part, reference: np.ndarray, missing: str) -> tuple[Part, int]:

@@ -54,17 +54,19 @@ class Source(NamedTuple):
   """A data set to be: `load()` reads it and raises one readable error when it cannot.
 
   `raw()` reads it without refusing what `cleaning.checked` can mend. `stream(workers)` leaves the training images in
-  their files, see `streamed`; None where there are no files to read rows from.
+  their files, see `streamed`; None where there are no files to read rows from. `side()` is the shorter side of the
+  images in pixels, where it is known before they are read, else 0.
   """
 
   name: str
   load: Callable[[], Dataset]
   raw: Callable[[], Dataset]
   stream: Callable[[int], Dataset] | None = None
+  side: Callable[[], int] = lambda: 0
 
 
-def _source(name: str, raw: Callable[[], Dataset]) -> Source:
-  return Source(name, lambda: validated(raw()), raw)
+def _source(name: str, raw: Callable[[], Dataset], side: Callable[[], int] = lambda: 0) -> Source:
+  return Source(name, lambda: validated(raw()), raw, side=side)
 
 
 def validated(data: Dataset) -> Dataset:
@@ -131,7 +133,7 @@ def arrays(
     held_out = None if test is None else part(*test)
     return Dataset(name, *part(x, label), levels, tuple(class_names), held_out, note)
 
-  return _source(name, load)
+  return _source(name, load, lambda: min(np.shape(x)[1:3]) if np.ndim(x) == 4 else 0)
 
 
 @technique('handwritten digits data', 'core', 'alpaydin1998digits')
@@ -149,7 +151,7 @@ def digits() -> Source:
     names = tuple('0123456789')
     return Dataset('digits', x, data.target.astype(np.int32), 17, names, oriented=True)
 
-  return _source('digits', load)
+  return _source('digits', load, lambda: 8)
 
 
 def unlabelled(source: Source) -> Source:
@@ -160,7 +162,7 @@ def unlabelled(source: Source) -> Source:
     test = data.test and (data.test[0], np.zeros_like(data.test[1]))
     return data._replace(label=np.zeros_like(data.label), class_names=(), test=test)
 
-  return _source(source.name, load)
+  return _source(source.name, load, source.side)
 
 
 def synthetic_images(
@@ -191,7 +193,7 @@ def synthetic_images(
       note='SYNTHETIC images of the right shape: no result here says anything about real data',
     )
 
-  return _source('synthetic', load)
+  return _source('synthetic', load, lambda: min(shape[:2]))
 
 
 def gaussian_mixture(
@@ -284,7 +286,7 @@ def folder(directory: str, size: int | None = None) -> Source:
     classes = () if names == [''] else tuple(names)
     return Dataset(root.name, np.stack(images), label, 256, classes)
 
-  return _source(root.name, load)
+  return _source(root.name, load, lambda: size or 0)
 
 
 def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Source:
@@ -313,7 +315,15 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
     note = '' if size is None else f'images reduced to {size}x{size} by averaging blocks'
     return Dataset(name, x, label, 256, names, test, note, oriented=name in _ORIENTED)
 
-  return _source(name, lambda: read(None))._replace(stream=read)
+  def side() -> int:
+    shape = (
+      _prepared_builder(name, data_dir and os.path.expanduser(data_dir))
+      .info.features['image']
+      .shape
+    )
+    return size or min(length or 0 for length in shape[:2])
+
+  return _source(name, lambda: read(None), side)._replace(stream=read)
 
 
 def streamed(source: Source, workers: int = 0) -> Source:
@@ -338,7 +348,7 @@ def streamed(source: Source, workers: int = 0) -> Source:
   if importlib.util.find_spec('grain') is None:
     raise ValueError('streamed data is read by Grain, which is not installed: pip install grain')
   load = functools.partial(source.stream, workers)
-  return Source(source.name, lambda: validated(load()), load)
+  return Source(source.name, lambda: validated(load()), load, side=source.side)
 
 
 def _prepared_builder(name: str, data_dir: str | None):

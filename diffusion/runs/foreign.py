@@ -131,8 +131,8 @@ def data_of(folder: pathlib.Path) -> Loaded:
   """The data of a run, split as it was; raises ValueError if it is not what the run recorded."""
   record = workdir.read_record(folder)
   experiment = recorded_experiment(folder, record)
+  devices.choose_convolutions(experiment.data.side())
   loaded = assembly.load_data(experiment._replace(metrics=()))
-  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   changed = provenance.differences(record['data'], data_record(loaded))
   if changed:
     raise ValueError(f'the data is not what {folder} was trained on: {"; ".join(changed)}')

@@ -70,6 +70,7 @@ def build_session(
   """`open_session` without a first state; `share` may return data equal to what it is given, held once for several."""
   with citations.collect() as used:
     experiment = setting.build(setting.config)
+    devices.choose_convolutions(experiment.data.side())  # before JAX starts, with the check
     experiments.check(experiment)  # plans the sampling too, whose techniques are used later
   unused = experiments.off_factories(experiment)
   used = [one for one in used if one.qualified_name not in unused]
@@ -78,7 +79,6 @@ def build_session(
       f'--extend must be a multiple of steps_per_dispatch = {experiment.steps_per_dispatch}, got {setting.extend}'
     )
   loaded = share(assembly.load_data(experiment))
-  devices.choose_convolutions(loaded.dataset.x.shape[1:])
   experiment = assembly.fitted(experiment, loaded.units)
   record = _fresh_record(setting, loaded, used, experiment)
   return Session(setting, experiment, loaded, assembly.programs(experiment, loaded), used, record)

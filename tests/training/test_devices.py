@@ -106,26 +106,53 @@ def test_a_core_gets_a_device_where_rows_divide_and_are_enough(rows, cores, coun
   assert devices._fitting_devices(rows, cores) == count
 
 
+CHOICE = ' --xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
+
+
 @pytest.mark.parametrize(
-  ('count', 'shape', 'eigen'),
-  [(1, (8, 8, 1), True), (-1, (2,), True), (2, (8, 8, 1), False), (2, (2,), False), (2, (28, 28, 1), True)],
+  ('given', 'count', 'side', 'found'),
+  [
+    ('--xla_a=1', 1, 8, '--xla_a=1' + CHOICE), ('--xla_a=1', -1, 0, '--xla_a=1' + CHOICE),
+    ('--xla_a=1', 2, 8, '--xla_a=1'), ('--xla_a=1', 2, 28, '--xla_a=1' + CHOICE),
+    ('--xla_cpu_experimental_ynn_fusion_type=', 2, 28, '--xla_cpu_experimental_ynn_fusion_type='),
+  ],
 )  # fmt: skip
-def test_eigen_convolves_large_images_and_for_a_single_device(count, shape, eigen):
-  assert devices._eigen_is_faster(shape, count) == eigen
+def test_eigen_convolves_large_images_and_for_a_single_device(
+  monkeypatch, given, count, side, found
+):
+  class Config:
+    jax_num_cpu_devices = count  # which cannot be changed once JAX has started
 
-
-def test_the_choice_of_convolutions_joins_the_flags_of_the_user(monkeypatch):
   monkeypatch.setattr(devices, '_accelerated', lambda: False)
-  monkeypatch.setenv('XLA_FLAGS', '--xla_a=1')
-  devices.choose_convolutions((28, 28, 1))
-  chosen = '--xla_a=1 --xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
-  assert os.environ['XLA_FLAGS'] == chosen
+  monkeypatch.setattr(jax, 'config', Config)
+  monkeypatch.setenv('XLA_FLAGS', given)
+  devices.choose_convolutions(side)
+  assert os.environ['XLA_FLAGS'] == found
 
 
-def test_a_choice_of_convolutions_by_the_user_stays(monkeypatch):
-  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_experimental_ynn_fusion_type=')
-  devices.choose_convolutions((28, 28, 1))
-  assert os.environ['XLA_FLAGS'] == '--xla_cpu_experimental_ynn_fusion_type='
+def test_a_run_chooses_its_convolutions_before_jax_starts():
+  program = """
+import os, pathlib
+from jax._src import xla_bridge
+from diffusion import devices
+from diffusion.runs import session
+from experiments import mnist
+devices.configure(32, 2, cache=False)
+early = devices.choose_convolutions
+def choose(side):
+  assert side == 28 and not xla_bridge.backends_are_initialized()
+  early(side)
+devices.choose_convolutions = choose
+setting = session.Setting(mnist.build, mnist.SMOKE, pathlib.Path('none'), 0, True, pathlib.Path(mnist.__file__))
+session.build_session(setting)
+assert xla_bridge.backends_are_initialized()
+assert '-individual_convolution' in os.environ['XLA_FLAGS']
+"""
+  environment = os.environ | {'PYTHONPATH': os.getcwd()}
+  done = subprocess.run(
+    [sys.executable, '-c', program], env=environment, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='malloc_trim is of glibc')
