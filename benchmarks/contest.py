@@ -29,12 +29,10 @@ class Contender(NamedTuple):
     make: (*arguments) -> (function of no arguments that does a piece of work and waits for it, units of work in it,
       facts to report); called in the process.
     arguments: of `make`; they must pickle.
-    environment: variables set before the process starts.
   """
 
   make: Callable[..., tuple[Callable[[], Any], float, Mapping[str, Any]]]
   arguments: tuple = ()
-  environment: Mapping[str, str] = {}
 
 
 def _serve(pipe, contender: Contender, seconds: float) -> None:
@@ -92,12 +90,8 @@ def start(contender: Contender, seconds: float) -> Running:
   """
   context = multiprocessing.get_context('spawn')
   here, there = context.Pipe()
-  before = dict(os.environ)
-  os.environ.update(contender.environment)
   process = context.Process(target=_serve, args=(there, contender, seconds), daemon=True)
   process.start()
-  os.environ.clear()
-  os.environ.update(before)
   there.close()
   try:
     facts = here.recv()

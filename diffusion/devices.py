@@ -104,7 +104,7 @@ def choose_convolutions(side: int) -> None:
 
 
 def give_back_memory() -> None:
-  """Gives what is free back to the system, once: what a run needs to begin would else stay beside what a step needs."""
+  """Gives what is free back to the system: what a run needs to begin would else stay beside what a step needs."""
   trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
   if trim is not None:
     trim(0)

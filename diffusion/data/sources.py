@@ -316,12 +316,10 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
     return Dataset(name, x, label, 256, names, test, note, oriented=name in _ORIENTED)
 
   def side() -> int:
-    shape = (
-      _prepared_builder(name, data_dir and os.path.expanduser(data_dir))
-      .info.features['image']
-      .shape
-    )
-    return size or min(length or 0 for length in shape[:2])
+    if size is not None:
+      return size
+    builder = _prepared_builder(name, data_dir and os.path.expanduser(data_dir))
+    return min(length or 0 for length in builder.info.features['image'].shape[:2])
 
   return _source(name, lambda: read(None), side)._replace(stream=read)
 

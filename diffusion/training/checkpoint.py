@@ -6,31 +6,24 @@ without one it was being saved when its start was killed, and with one every bit
 
 import concurrent.futures
 import contextlib
-import errno
-import fcntl
 import functools
 import json
 import math
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from diffusion import processes
-from diffusion.training import manifest
+from diffusion.training import damage, manifest
+from diffusion.training.manifest import FORMAT_VERSION
 
-FORMAT_VERSION = 2
 _METRIC = 'metric'
-_INCOMPLETE = 'it has no manifest: the start before was killed while saving it, or the file is lost'
-_DELETED = (
-  '.deleted'  # what a folder is renamed to, so that none is ever half deleted under its own name
-)
 
 
 class Restored(NamedTuple):
@@ -179,7 +172,7 @@ def _save(
       # Orbax would delete as soon as its own save is through, when the new one is not yet known to be on the disk.
       for old in folder.whole.keys() - kept():
         if processes.is_writer():
-          _delete(folder.root / str(old))
+          damage.delete(folder.root / str(old))
         del folder.whole[old]
 
   folder.background.put(finish)
@@ -193,13 +186,13 @@ def _steps(folder: _Folder) -> list[tuple[int, float]]:
 def _restore(folder: _Folder, target: Any, which: str, until: float = math.inf) -> Restored | None:
   known = [number for number, _ in _steps(folder) if number <= until]
   for number in _best_first(folder.whole, known) if which == 'best' else known[::-1]:
-    fault = processes.from_writer(functools.partial(_examined, folder.root / str(number)))
+    fault = processes.from_writer(functools.partial(damage.examined, folder.root / str(number)))
     if fault is None:
       return Restored(number, *_load(folder.keeper, number, target), tuple(folder.aside))
     folder.aside[number] = fault
     _drop(folder, number)
   lost = {number: fault for number, fault in folder.aside.items() if number <= until}
-  processes.from_writer(functools.partial(_refuse_to_start_anew, folder.root, lost, until))
+  processes.from_writer(functools.partial(damage.refuse_to_start_anew, folder.root, lost, until))
   return None
 
 
@@ -211,7 +204,7 @@ def _drop(folder: _Folder, number: int) -> None:
 def _forget(folder: _Folder, beyond: float) -> None:
   for number, _ in _steps(folder):
     if number > beyond:
-      processes.from_writer(functools.partial(_delete, folder.root / str(number)))
+      processes.from_writer(functools.partial(damage.delete, folder.root / str(number)))
       _drop(folder, number)
 
 
@@ -224,8 +217,8 @@ def _open_keeper(
   """
 
   def lock_and_sort_out() -> dict[int, str]:
-    opened.enter_context(_lock(root))
-    return _sort_out(root)
+    opened.enter_context(damage.lock(root))
+    return damage.sort_out(root)
 
   aside = processes.from_writer(lock_and_sort_out)  # first: of damaged metrics Orbax raises
   # Else the keepers of two directories would wait for other processes at barriers of one name.
@@ -294,56 +287,6 @@ def _kept(metrics: dict[int, float], latest: int, best: int) -> set[int]:
   return {*sorted(metrics)[-latest:], *_best_first(metrics, list(metrics))[:best]}
 
 
-@contextlib.contextmanager
-def _lock(root: pathlib.Path) -> Iterator[None]:
-  """Within the block no other process opens the directory; the system ends it with the process, however that dies.
-
-  Opening removes what looks left over, which in a directory that another process saves to is what it is saving.
-
-  Raises:
-    ValueError: another process has it open.
-  """
-  try:
-    file = root.with_name(f'.{root.name}.lock').open('wb')
-  except OSError as error:
-    if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-      raise
-    yield  # where nothing can be written nobody saves
-    return
-  with file:
-    _lock_file(file, root)
-    yield
-
-
-def _lock_file(file: IO, root: pathlib.Path) -> None:
-  try:
-    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError as error:
-    if error.errno in (errno.EAGAIN, errno.EACCES):
-      raise ValueError(
-        f'{root} is in use by another process, which may be saving: wait for its end, or end it'
-      ) from None
-    if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-      raise
-    print(f'{root} cannot be locked ({error.strerror}): start one process on it at a time')
-
-
-def _refuse_to_start_anew(root: pathlib.Path, aside: dict[int, str], until: float) -> None:
-  """Raises ValueError if checkpoints are lost; one incomplete one is what a kill in the first save leaves.
-
-  A mark outlasts this start, or the next one would find an empty directory and begin anew.
-  """
-  mark = root.parent / 'damaged' / f'{root.name}.lost'
-  lost = len(aside) > 1 or any(fault != _INCOMPLETE for fault in aside.values())
-  if lost and math.isinf(until):
-    mark.touch()
-  if lost or (math.isinf(until) and mark.exists()):
-    raise ValueError(
-      f'none of the checkpoints in {root} can be read; they were moved to {mark.parent}: put one back with its '
-      f'manifest, or delete {mark} to start anew'
-    )
-
-
 def _about(tree: Any, record: dict[str, Any]) -> dict[str, Any]:
   """What is saved with a tree, as JSON."""
   return {
@@ -372,58 +315,3 @@ def _load(keeper, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
         f'checkpoint {step} is of another network: {path} is {held.get(path)} there and {wanted.get(path)} here'
       )
   return jax.tree.map(np.asarray, keeper.load(step, target)), json.loads(metadata['record'])
-
-
-def _sort_out(root: pathlib.Path) -> dict[int, str]:
-  """Removes leftovers of kills and sets aside what is not as it was saved: number -> its fault."""
-  for path in root.glob(f'*{_DELETED}'):
-    _delete(path.with_suffix(''))
-  for path in root.glob('.*.sha256.*.tmp'):
-    path.unlink()
-  names = {path.name.removesuffix('.sha256') for path in root.iterdir()}
-  folders = [root / name for name in sorted(filter(str.isdecimal, names), key=int)]
-  with concurrent.futures.ThreadPoolExecutor() as workers:
-    faults = list(workers.map(_examined, folders))
-  pairs = zip(folders, faults, strict=True)
-  return {int(folder.name): fault for folder, fault in pairs if fault is not None}
-
-
-def _examined(folder: pathlib.Path) -> str | None:
-  """The fault of a checkpoint, which is then set aside, or None."""
-  fault = _fault(folder)
-  if fault is not None:
-    _set_aside(folder, fault)
-  return fault
-
-
-def _fault(folder: pathlib.Path) -> str | None:
-  """In what a checkpoint is not as it was saved, or None. One of the old format is left to `_load`, which says so."""
-  if manifest.path_of(folder).exists():
-    return manifest.fault(folder) if folder.exists() else f'the folder {folder.name} is missing'
-  with contextlib.suppress(Exception):  # whatever an incomplete one makes Orbax raise
-    if ocp.metadata(folder).custom_metadata['format_version'] < FORMAT_VERSION:
-      return None
-  return _INCOMPLETE
-
-
-def _set_aside(folder: pathlib.Path, fault: str) -> None:
-  kind = 'incomplete' if fault == _INCOMPLETE else 'damaged'
-  print(f'checkpoint {folder.name} is {kind} and set aside ({fault})', flush=True)
-  grave = folder.parent.parent / 'damaged' / folder.name
-  grave.parent.mkdir(exist_ok=True)
-  # One by one: a start that was killed between the two moves has left the second for this one.
-  if folder.exists():
-    shutil.rmtree(grave, ignore_errors=True)
-    shutil.move(folder, grave)
-  if manifest.path_of(folder).exists():
-    shutil.move(manifest.path_of(folder), manifest.path_of(grave))
-
-
-def _delete(folder: pathlib.Path) -> None:
-  """Deletes a checkpoint and its manifest; killed in between, it goes on when the directory is opened again."""
-  doomed = folder.with_name(folder.name + _DELETED)
-  if folder.exists():
-    folder.rename(doomed)
-  manifest.path_of(folder).unlink(missing_ok=True)
-  if doomed.exists():
-    shutil.rmtree(doomed)

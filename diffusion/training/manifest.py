@@ -9,6 +9,8 @@ import pathlib
 
 from diffusion.reporting import encoding
 
+FORMAT_VERSION = 2  # of a checkpoint: the first had no manifest
+
 
 def path_of(folder: pathlib.Path) -> pathlib.Path:
   """The manifest of a folder."""
