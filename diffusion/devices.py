@@ -44,7 +44,8 @@ def configure(
   """Sets JAX up; to be called before its first use, and after `processes.initialize`.
 
   On CPU one virtual device a core is faster than one device that owns all cores, as long as each has rows enough to
-  outweigh its own update of the parameters; the result of a run depends on it only by rounding.
+  outweigh its own update of the parameters; the result of a run depends on it only by rounding. Where an accelerator is
+  used the CPU is left alone.
 
   Args:
     batch_size: rows of a global batch.
@@ -54,10 +55,17 @@ def configure(
     num_processes: that share the batch, >= 1.
 
   Raises:
-    ValueError: `cpu_devices` (of all processes) or processes that do not divide the batch.
+    ValueError: `cpu_devices` (of all processes) or processes that do not divide the batch, or `cpu_devices` where an
+      accelerator is used.
   """
   checks.integer('batch_size', batch_size)
   checks.integer('cpu_devices', cpu_devices, 0)
+  accelerator = _accelerator()
+  if cpu_devices and accelerator:
+    raise ValueError(
+      f'--cpu_devices={cpu_devices} divides a CPU, and JAX will use {accelerator!r}: leave it out, or set '
+      'JAX_PLATFORMS=cpu to stay on the CPU'
+    )
   several = f' x {num_processes} processes' if num_processes > 1 else ''
   if cpu_devices and batch_size % (cpu_devices * num_processes):
     raise ValueError(
@@ -65,9 +73,9 @@ def configure(
     )
   if batch_size % num_processes:
     raise ValueError(f'batch_size {batch_size} is not divisible by the {num_processes} processes')
-  if not cpu_devices:
-    cpu_devices = _fitting_devices(batch_size // num_processes, os.cpu_count() or 1)
-  jax.config.update('jax_num_cpu_devices', cpu_devices)
+  if not accelerator:
+    fitting = _fitting_devices(batch_size // num_processes, os.cpu_count() or 1)
+    jax.config.update('jax_num_cpu_devices', cpu_devices or fitting)
   if cache:
     use_cache()
 
@@ -78,10 +86,13 @@ def _fitting_devices(rows: int, cores: int) -> int:
   return max(n for n in fit if n == 1 or rows // n >= _ENOUGH_ROWS)
 
 
-def _accelerated() -> bool:
-  """Whether JAX has a GPU's or a TPU's plugin; asks no device."""
-  plugins = importlib.metadata.entry_points(group='jax_plugins')
-  return bool(plugins) or importlib.util.find_spec('libtpu') is not None
+def _accelerator() -> str | None:
+  """What JAX will use in place of the CPU: what JAX_PLATFORMS names, else a plugin's name; asks no device."""
+  platforms = jax.config.jax_platforms
+  if platforms:
+    return None if platforms.split(',')[0] == 'cpu' else platforms.split(',')[0]
+  plugins = [one.name for one in importlib.metadata.entry_points(group='jax_plugins')]
+  return next(iter(plugins), 'tpu' if importlib.util.find_spec('libtpu') is not None else None)
 
 
 def choose_convolutions(side: int) -> None:
@@ -93,7 +104,7 @@ def choose_convolutions(side: int) -> None:
   Args:
     side: the shorter one of the images, in pixels; 0 where there are none, or it is not known.
   """
-  if _accelerated() or not (side >= _LARGE_IMAGE or jax.config.jax_num_cpu_devices <= 1):
+  if _accelerator() or not (side >= _LARGE_IMAGE or jax.config.jax_num_cpu_devices <= 1):
     return
   name, value = '--xla_cpu_experimental_ynn_fusion_type', '-individual_convolution'
   flags = os.environ.get('XLA_FLAGS', '')
@@ -104,8 +115,10 @@ def choose_convolutions(side: int) -> None:
 
 
 def give_back_memory() -> None:
-  """Gives what is free back to the system: what a run needs to begin would else stay beside what a step needs."""
-  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform == 'linux' else None
+  """Gives what is free back to the system, on CPU: what a run needs to begin would stay beside what a step needs."""
+  if _accelerator() or sys.platform != 'linux':
+    return
+  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)  # musl has none
   if trim is not None:
     trim(0)
 

@@ -1,9 +1,10 @@
-"""The one convolution of the codebase: its gradients are plain convolutions too.
+"""The one convolution of the codebase: on CPU its gradients are plain convolutions too.
 
 XLA for CPU runs the gradient of a convolution many times slower inside a loop than outside it, which several steps
-per dispatch and gradient accumulation would meet. Here both gradients are written as ordinary stride-1 NHWC
-convolutions, which are fast everywhere. Nothing is lost outside of loops; a jvp is, so likelihoods ask for
-`plain`.
+per dispatch and gradient accumulation would meet. There both gradients are written as ordinary stride-1 NHWC
+convolutions, which are fast everywhere on CPU. On accelerators the gradients are the library's own, which it knows how
+to hand to the vendor's kernels: one of the image's size as a window is not among them. Nothing is lost outside of
+loops; a jvp is, so likelihoods ask for `plain`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,30 +20,21 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
-def _convolve(x: Array, kernel: Array, padding: Padding) -> Array:
-  return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
+def _convolve(
+  x: Array, kernel: Array, padding: Padding, strides: tuple[int, int] = (1, 1)
+) -> Array:
+  return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT)
 
 
-def _canonical(padding: Padding):
-  @jax.custom_vjp
-  def convolve(x: Array, kernel: Array) -> Array:
-    return _convolve(x, kernel, padding)
-
-  def forward(x, kernel):
-    return convolve(x, kernel), (x, kernel)
-
-  def backward(residuals, g):
-    x, kernel = residuals
-    # dx: g convolved with the kernel turned by half a turn, in and out exchanged.
-    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    rest = tuple((k - 1 - a, k - 1 - b) for k, (a, b) in zip(kernel.shape, padding, strict=False))
-    dx = _convolve(g, turned, rest)
-    # dw: x with channels as its batch, convolved with g as a kernel of the images' own size.
-    dw = _convolve(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), padding)
-    return dx, dw.transpose(1, 2, 0, 3)
-
-  convolve.defvjp(forward, backward)
-  return convolve
+def _gradients(x: Array, kernel: Array, g: Array, padding: Padding) -> tuple[Array, Array]:
+  """Those of a stride-1 convolution for x and kernel, as stride-1 convolutions."""
+  # dx: g convolved with the kernel turned by half a turn, in and out exchanged.
+  turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+  rest = tuple((k - 1 - a, k - 1 - b) for k, (a, b) in zip(kernel.shape, padding, strict=False))
+  dx = _convolve(g, turned, rest)
+  # dw: x with channels as its batch, convolved with g as a kernel of the images' own size.
+  dw = _convolve(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), padding)
+  return dx, dw.transpose(1, 2, 0, 3)
 
 
 def _halved(x: Array, kernel: Array, padding: Padding) -> tuple[Array, Array]:
@@ -68,6 +60,43 @@ def _halved(x: Array, kernel: Array, padding: Padding) -> tuple[Array, Array]:
   return x, kernel.reshape(kh // 2, kw // 2, 4 * c, o)
 
 
+def _by_platform(strides: tuple[int, int], padding: Padding) -> Callable[[Array, Array], Array]:
+  """(x, kernel) -> convolution; the platform that a program is lowered for chooses its form, there and back."""
+
+  def blocks(x: Array, kernel: Array) -> tuple[Array, Array]:
+    return (x, kernel) if strides == (1, 1) else _halved(x, kernel, padding)
+
+  inner = padding if strides == (1, 1) else ((0, 0), (0, 0))
+
+  def elsewhere(x: Array, kernel: Array) -> Array:
+    return _convolve(x, kernel, padding, strides)
+
+  def gradients_on_cpu(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+    given, pull = jax.vjp(blocks, x, kernel)
+    return pull(_gradients(*given, g, inner))
+
+  def gradients_elsewhere(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+    to_x = jax.linear_transpose(lambda x: elsewhere(x, kernel), x)
+    to_kernel = jax.linear_transpose(lambda kernel: elsewhere(x, kernel), kernel)
+    return *to_x(g), *to_kernel(g)
+
+  @jax.custom_vjp
+  def convolve(x: Array, kernel: Array) -> Array:
+    def on_cpu(x: Array, kernel: Array) -> Array:
+      return _convolve(*blocks(x, kernel), inner)
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+  def forward(x, kernel):
+    return convolve(x, kernel), (x, kernel)
+
+  def backward(residuals, g):
+    return lax.platform_dependent(*residuals, g, cpu=gradients_on_cpu, default=gradients_elsewhere)
+
+  convolve.defvjp(forward, backward)
+  return convolve
+
+
 def canonical(
   x: Array,
   kernel: Array,
@@ -91,13 +120,10 @@ def canonical(
       raise ValueError(f'{name} must be (1, 1), got {tuple(value)}')
   if feature_group_count != 1:
     raise ValueError(f'feature_group_count must be 1, got {feature_group_count}')
-  padding = tuple((int(a), int(b)) for a, b in padding)
-  if tuple(window_strides) == (2, 2):
-    x, kernel = _halved(x, kernel, padding)
-    padding = ((0, 0), (0, 0))
-  elif tuple(window_strides) != (1, 1):
-    raise ValueError(f'window_strides must be (1, 1) or (2, 2), got {tuple(window_strides)}')
-  return _canonical(padding)(x, kernel)
+  strides = tuple(window_strides)
+  if strides not in ((1, 1), (2, 2)):
+    raise ValueError(f'window_strides must be (1, 1) or (2, 2), got {strides}')
+  return _by_platform(strides, tuple((int(a), int(b)) for a, b in padding))(x, kernel)
 
 
 def plain(

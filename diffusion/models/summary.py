@@ -42,8 +42,11 @@ def _count(jaxpr) -> int:
     elif equation.primitive.name == 'conv_general_dilated':
       total += _convolution(equation)
     repeats = equation.params['length'] if equation.primitive.name == 'scan' else 1
+    by_platform = equation.params.get('branches_platforms') is not None
     for value in equation.params.values():
       branches = value if isinstance(value, (tuple, list)) else (value,)
+      if by_platform and len(branches) > 1:
+        branches = branches[-1:]  # the plain formula; the others are detours to the same result
       inner = [getattr(branch, 'jaxpr', branch) for branch in branches]
       counts = [_count(jaxpr) for jaxpr in inner if hasattr(jaxpr, 'eqns')]
       total += repeats * max(counts, default=0)

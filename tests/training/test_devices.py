@@ -123,7 +123,7 @@ def test_eigen_convolves_large_images_and_for_a_single_device(
   class Config:
     jax_num_cpu_devices = count  # which cannot be changed once JAX has started
 
-  monkeypatch.setattr(devices, '_accelerated', lambda: False)
+  monkeypatch.setattr(devices, '_accelerator', lambda: None)
   monkeypatch.setattr(jax, 'config', Config)
   monkeypatch.setenv('XLA_FLAGS', given)
   devices.choose_convolutions(side)
@@ -179,6 +179,73 @@ print(before - resident())
   command = [sys.executable, '-c', program]
   done = subprocess.run(command, check=True, env=environment, capture_output=True)
   assert int(done.stdout) > 100e6
+
+
+@pytest.fixture
+def planted(tmp_path):
+  """The environment of a host on which JAX finds an accelerator's plugin."""
+  package = tmp_path / 'planted-1.0.dist-info'
+  package.mkdir()
+  (package / 'METADATA').write_text('Metadata-Version: 2.1\nName: planted\nVersion: 1.0\n')
+  (package / 'entry_points.txt').write_text('[jax_plugins]\nxla_planted = planted\n')
+  (tmp_path / 'planted.py').write_text('def initialize():\n  pass\n')
+  environment = os.environ | {'PYTHONPATH': f'{os.getcwd()}:{tmp_path}', 'XLA_FLAGS': '--xla_a=1'}
+  del environment['JAX_PLATFORMS']
+  return environment
+
+
+SETTINGS = """
+import ctypes, os
+import jax
+from diffusion import devices
+trimmed = []
+class Library:
+  def __init__(self, name): self.malloc_trim = trimmed.append
+ctypes.CDLL = Library
+before = jax.config.jax_num_cpu_devices
+devices.configure(64, cache=False)
+devices.choose_convolutions(28)
+devices.give_back_memory()
+print(jax.config.jax_num_cpu_devices - before, os.environ['XLA_FLAGS'], len(trimmed), sep='|')
+"""
+
+
+def settings(environment):
+  """What a run sets of the CPU: (devices more than JAX's default, XLA_FLAGS, times that memory was given back)."""
+  done = subprocess.run(
+    [sys.executable, '-c', SETTINGS], env=environment, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  more, flags, trimmed = done.stdout.split('|')
+  return int(more), flags, int(trimmed)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core is JAX's default already")
+def test_no_cpu_setting_is_made_where_an_accelerator_is_used(planted):
+  assert settings(planted) == (0, '--xla_a=1', 0)
+  assert settings(planted | {'JAX_PLATFORMS': 'cuda'}) == (0, '--xla_a=1', 0)
+  more, flags, trimmed = settings(planted | {'JAX_PLATFORMS': 'cpu'})
+  assert more > 0
+  assert flags.endswith(CHOICE)
+  assert trimmed == 1
+
+
+@pytest.mark.parametrize(
+  ('platforms', 'name'), [({}, 'xla_planted'), ({'JAX_PLATFORMS': 'tpu,cpu'}, 'tpu')]
+)
+def test_cpu_devices_are_refused_by_name_where_an_accelerator_is_used(
+  planted, platforms, name, tmp_path
+):
+  command = ['-m', 'experiments.mixture', f'--workdir={tmp_path}/run', '--smoke', '--cpu_devices=2']
+  done = subprocess.run(
+    [sys.executable, *command], env=planted | platforms, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: --cpu_devices=2 ')
+  assert repr(name) in line
+  assert 'JAX_PLATFORMS=cpu' in line
+  assert not (tmp_path / 'run').exists()
 
 
 def test_parallelize_refuses_an_uneven_batch():
