@@ -10,7 +10,7 @@ import types
 from typing import Any
 
 from benchmarks import sizes
-from benchmarks.sizes import Size
+from benchmarks.sizes import Size, Transformer
 
 _SAMPLING_STEPS = 25
 _PEERS = "the peers are not installed: pip install -e '.[peers]'"
@@ -18,70 +18,47 @@ _PEERS = "the peers are not installed: pip install -e '.[peers]'"
 
 def step(size: Size, per_dispatch: int = 1, cpu_devices: int = 0, narrow: bool = False):
   """This project's training step, as runs make it."""
-  import jax
+  from benchmarks import engine
 
-  from diffusion import devices
-  from diffusion.training import assembly
-
-  devices.configure(size.batch, cpu_devices)
-  devices.choose_convolutions(min(size.shape[:2]))
-  experiment = sizes.experiment(size, per_dispatch, narrow)
-  loaded = assembly.load_data(experiment)
-  first = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
-  dispatch = assembly.programs(experiment, loaded).dispatch
-  state = devices.replicate(first)
+  engine.configure(size.batch, engine.side(size), cpu_devices)
+  training = engine.training(engine.experiment(size, per_dispatch, narrow))
+  state = training.first()
 
   def work() -> None:
     nonlocal state
-    state, metrics = dispatch(state)
-    devices.wait(metrics)
+    state, metrics = training.dispatch(state)
+    engine.wait(metrics)
 
-  flops = assembly.step_flops(experiment, loaded, first)
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(first.params))
-  del first
-  devices.give_back_memory()  # as a run does
-  return work, size.batch * per_dispatch, _facts(parameters, flops)
+  return work, training.images, _facts(training.parameters, training.flops())
 
 
 def sample(size: Size, cpu_devices: int = 0, narrow: bool = False):
   """This project's DDIM sampler, as runs use it."""
-  import jax
-  import numpy as np
+  from benchmarks import engine
 
-  from diffusion import devices
-  from diffusion.training import assembly
-
-  devices.configure(size.batch, cpu_devices)
-  devices.choose_convolutions(min(size.shape[:2]))
-  experiment = sizes.experiment(size, 1, narrow)
-  experiment = experiment._replace(
-    sampling=experiment.sampling._replace(steps=_SAMPLING_STEPS, per_class=size.batch)
-  )
-  loaded = assembly.load_data(experiment)
-  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
-  draw = assembly.programs(experiment, loaded).sample
-  weights = assembly.weights(experiment, devices.replicate(state))
-  label, number = np.zeros(size.batch, np.int32), np.arange(size.batch)
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  return lambda: draw(weights, label, number), size.batch, _facts(parameters, None)
+  engine.configure(size.batch, engine.side(size), cpu_devices)
+  made = engine.experiment(size, 1, narrow)
+  return engine.sampler(made, size.batch, _SAMPLING_STEPS), size.batch, {}
 
 
-def pytorch_step(size: Size, device: str = 'cpu', compiled: bool = False, narrow: bool = False):
+def pytorch_step(
+  size: Size | Transformer, device: str = 'cpu', compiled: bool = False, narrow: bool = False
+):
   """The same training step of the same network in PyTorch."""
-  torch_peer, network = _pytorch(size, device, compiled)
+  torch_peer, network = peer(size, device, compiled)
   return _torch_step(torch_peer, network, size, device, narrow)
 
 
 def pytorch_sample(size: Size, device: str = 'cpu', compiled: bool = False, narrow: bool = False):
   """The same sampler of the same network in PyTorch."""
-  torch_peer, network = _pytorch(size, device, compiled)
+  torch_peer, network = peer(size, device, compiled)
   draw = torch_peer.make_sample(network, size, device, _SAMPLING_STEPS, narrow)
-  return lambda: draw().cpu(), size.batch, _facts(_count(network), None)
+  return lambda: draw().cpu(), size.batch, {}
 
 
 def lucidrains_step(size: Size, device: str = 'cpu', compiled: bool = False, narrow: bool = False):
   """The training step with the U-Net of denoising-diffusion-pytorch, another network of nearly this size."""
-  torch_peer, _ = _pytorch(size._replace(width=8), device, False)
+  torch_peer, _ = peer(size._replace(width=8), device, False)
   import torch
 
   for name in ('torchvision', 'torchvision.transforms', 'torchvision.utils'):
@@ -108,20 +85,21 @@ def lucidrains_step(size: Size, device: str = 'cpu', compiled: bool = False, nar
   return _torch_step(torch_peer, network, size, device, narrow)
 
 
-def _pytorch(size: Size, device: str, compiled: bool):
+def peer(size: Size | Transformer, device: str, compiled: bool, backend: str = 'inductor'):
+  """(module `torch_peer`, the network of a size on a device); raises ImportError where there is no PyTorch."""
   try:
     from benchmarks import torch_peer
   except ImportError as error:
     raise ImportError(_PEERS) from error
   import torch
 
-  network = torch_peer.UNet(size).to(device)
+  network = torch_peer.network(size).to(device)
   if device != 'cpu':
     network = network.to(memory_format=torch.channels_last)
-  return torch_peer, torch.compile(network) if compiled else network
+  return torch_peer, torch.compile(network, backend=backend) if compiled else network
 
 
-def _torch_step(torch_peer, network, size: Size, device: str, narrow: bool):
+def _torch_step(torch_peer, network, size: Size | Transformer, device: str, narrow: bool):
   import torch
 
   images = torch.tensor(sizes.images(size)).permute(0, 3, 1, 2).contiguous().to(device)
@@ -138,5 +116,5 @@ def _count(network) -> int:
   return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _facts(parameters: int, flops: int | None) -> dict[str, Any]:
-  return {'parameters': parameters, 'MFLOP/image': None if flops is None else round(flops / 1e6)}
+def _facts(parameters: int, flops: int) -> dict[str, Any]:
+  return {'parameters': parameters, 'MFLOP/image': round(flops / 1e6)}

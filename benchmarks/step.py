@@ -38,7 +38,7 @@ def main(_) -> None:
     'PyTorch': contest.Contender(contenders.pytorch_step, (*torch_options, False, NARROW.value))
   }
   for devices in CPU_DEVICES.value:
-    for k in (given or sizes.STEPS_PER_DISPATCH[SIZE.value] for given in PER_DISPATCH.value):
+    for k in (given or sizes.STEPS_PER_DISPATCH for given in PER_DISPATCH.value):
       name = f'ours, {k} a dispatch' + (f', {devices} devices' if devices else '')
       found[name] = contest.Contender(contenders.step, (size, k, devices, NARROW.value))
   if COMPILED.value:

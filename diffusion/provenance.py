@@ -55,7 +55,7 @@ def command() -> list[str]:
   """The command line, with the module's name in place of its path."""
   main = sys.modules['__main__']
   spec = getattr(main, '__spec__', None)
-  head = ['python', '-m', spec.name] if spec else ['python', sys.argv[0]]
+  head = ['python', '-m', spec.name.removesuffix('.__main__')] if spec else ['python', sys.argv[0]]
   return head + sys.argv[1:]
 
 

@@ -1,24 +1,11 @@
 """A TFDS set of random digits, for tests that read files."""
 
-import struct
-
-import numpy as np
 import pytest
 
-from diffusion.data import prepare
+from benchmarks import prepared
 
 
 def mnist(folder, train=9, test=4):
   """MNIST's official files with a few random digits, prepared in folder / 'sets'; split -> (images, labels)."""
   pytest.importorskip('tensorflow_datasets')
-  random, written = np.random.default_rng(3), {}
-  (folder / 'raw').mkdir()
-  for split, stem, n in (('train', 'train', train), ('test', 't10k', test)):
-    x = random.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-    label = random.integers(0, 10, n, dtype=np.uint8)
-    for name, array in (('images-idx3', x), ('labels-idx1', label)):
-      head = struct.pack(f'>I{array.ndim}I', 0x800 + array.ndim, *array.shape)
-      (folder / 'raw' / f'{stem}-{name}-ubyte').write_bytes(head + array.tobytes())
-    written[split] = x, label
-  prepare.prepare('mnist', folder / 'sets', folder / 'raw', allow_partial=True)
-  return written
+  return prepared.noise_as_mnist(folder, train, test)

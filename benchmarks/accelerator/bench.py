@@ -1,0 +1,223 @@
+"""One call of the benchmark: rows measured in processes of their own while time is left, each written down at once."""
+
+import contextlib
+import ctypes
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.accelerator import sections
+from benchmarks.accelerator.sections import Row
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Process(NamedTuple):
+  """A program that runs, where it says what happens to it, and the file it writes its result to, if it does."""
+
+  popen: subprocess.Popen
+  log: pathlib.Path
+  result: pathlib.Path
+
+
+def _die_with_parent() -> None:
+  """A killed benchmark leaves no process on the card."""
+  ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def reason(log: pathlib.Path) -> str:
+  """The last line that a program that failed has to say, with a remedy where something is missing."""
+  lines = [line.strip() for line in log.read_text(errors='replace').splitlines() if line.strip()]
+  last = lines[-1] if lines else 'it said nothing'
+  missing = last.partition('No module named ')[2]
+  return f'{missing.strip(chr(39))} is not installed: give it with --wheels' if missing else last
+
+
+class Bench:
+  """What a call measures, writes and has time for.
+
+  Args:
+    out: the folder of results; rows that are there already are kept.
+    header: of this call: commit, card, versions.
+    plan: name of the plan.
+    deadline: `time.monotonic()` at which everything ends.
+    scratch: a folder that is deleted afterwards.
+    environment: of all processes, beside this one's.
+    data_dir: where MNIST is prepared, or ''.
+  """
+
+  def __init__(
+    self,
+    out: pathlib.Path,
+    plan: str,
+    deadline: float,
+    scratch: pathlib.Path,
+    environment: Mapping[str, str],
+    data_dir: str = '',
+  ):
+    self.out, self.plan, self.deadline, self.scratch = out, plan, deadline, scratch
+    self.data_dir = data_dir
+    self.environment = dict(environment)
+    self.header: dict[str, Any] = {}
+    path = out / 'results.json'
+    kept = json.loads(path.read_text()) if path.exists() else {'calls': [], 'rows': []}
+    self.calls: list[dict[str, Any]] = kept['calls']
+    self.rows = [Row(**row) for row in kept['rows']]
+    self._count = 0
+
+  def begin(self, header: Mapping[str, Any]) -> None:
+    """Notes what this call runs on."""
+    self.header = dict(header)
+    self.calls.append(self.header)
+
+  def left(self) -> float:
+    """Seconds until the end."""
+    return self.deadline - time.monotonic()
+
+  def write(self, row: Row) -> None:
+    """Keeps a row, prints it, and writes everything there is."""
+    self.rows = [r for r in self.rows if (r.part, r.name) != (row.part, row.name)] + [row]
+    print(sections.line(row), flush=True)
+    data = {'calls': self.calls, 'rows': [r._asdict() for r in self.rows]}
+    self._replace('results.json', json.dumps(data, indent=1))
+    self._replace('sections.md', sections.write(self.rows, self.calls))
+
+  def _replace(self, name: str, text: str) -> None:
+    """Writes a file whole, or leaves the one before."""
+    beside = self.out / f'.{name}'
+    beside.write_text(text)
+    beside.replace(self.out / name)
+
+  def start(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Process:
+    """Starts a program of this environment's Python; its output goes into a file."""
+    self._count += 1
+    log, result = (self.scratch / f'{self._count}{end}' for end in ('.log', '.json'))
+    with log.open('w') as output:
+      popen = subprocess.Popen(
+        [sys.executable, *command], cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT,
+        env=os.environ | self.environment | dict(environment or {}), process_group=0,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
+      )  # fmt: skip
+    return Process(popen, log, result)
+
+  def start_function(
+    self, function: str, environment: Mapping[str, str] | None = None, **arguments: Any
+  ) -> Process:
+    """Starts a function of `measure`."""
+    result = self.scratch / f'{self._count + 1}.json'
+    command = ['-m', 'benchmarks.accelerator.child', function, self.plan, str(result)]
+    return self.start([*command, json.dumps(arguments)], environment)
+
+  def finish(self, process: Process, until: float | None = None) -> bool:
+    """Waits for a program, to the deadline at most, and ends it there; whether it ended by itself."""
+    try:
+      process.popen.wait(max(0.0, min(until or self.deadline, self.deadline) - time.monotonic()))
+    except subprocess.TimeoutExpired:
+      stop(process)
+      return False
+    return True
+
+  def result(self, process: Process, whole: bool) -> dict[str, Any]:
+    """What a function's process found that has ended, `whole` if by itself; raises LeftOut where that is not all."""
+    found = json.loads(process.result.read_text()) if process.result.exists() else None
+    if not whole:
+      raise LeftOut('the time of this call was over', found, 'cut off')
+    if process.popen.returncode:
+      raise LeftOut(reason(process.log), found, 'failed')
+    return found
+
+  def ask(
+    self,
+    part: int,
+    name: str,
+    function: str,
+    needs: float = 0.0,
+    environment: Mapping[str, str] | None = None,
+    packages: Sequence[str] = (),
+    **arguments: Any,
+  ) -> dict[str, Any] | None:
+    """Measures a row by a function of `measure`, or says why not.
+
+    Args:
+      part: of the benchmark.
+      name: of the row.
+      function: in `measure`.
+      needs: seconds that must be left to begin.
+      environment: of its process.
+      packages: that it imports and that may be missing.
+      **arguments: of the function.
+
+    Returns:
+      What was found; None where nothing was. A row that the folder has already is not measured again.
+    """
+
+    def measure() -> dict[str, Any]:
+      missing(packages)
+      if self.left() < needs:
+        raise LeftOut(f'{max(0, self.left()):.0f} s were left of the {needs:.0f} it may take')
+      process = self.start_function(function, environment, **arguments)
+      try:
+        return self.result(process, self.finish(process))
+      finally:
+        stop(process)
+
+    return self.note(part, name, measure)
+
+  def note(self, part: int, name: str, function: Callable[[], dict[str, Any]]) -> Any:
+    """A row that a function of this process finds; what it raises is the row's reason."""
+    known = self.known(part, name)
+    if known is not None:
+      return known
+    begin = time.monotonic()
+    try:
+      found, status, why = function(), 'measured', ''
+    except LeftOut as error:
+      found, status, why = error.found, error.status, str(error)
+    except Exception as error:  # noqa: BLE001 - told in the row; the next one follows
+      found, status, why = None, 'failed', f'{type(error).__name__}: {error}'
+    self.write(Row(part, name, status, why, time.monotonic() - begin, found, self.call))
+    return found
+
+  def known(self, part: int, name: str) -> dict[str, Any] | None:
+    """What the folder says of a row that was measured on this commit and card."""
+    same = ('commit', 'kind', 'plan')
+    for row in self.rows:
+      if (row.part, row.name, row.status) == (part, name, 'measured'):
+        call = self.calls[row.call]
+        if all(call.get(key) == self.header.get(key) for key in same):
+          return row.found
+    return None
+
+  @property
+  def call(self) -> int:
+    """The number of this call among those of the folder."""
+    return len(self.calls) - 1
+
+
+class LeftOut(Exception):
+  """Why a row was not measured, or only in part, with what was found; `status` as in `Row`."""
+
+  def __init__(self, why: str, found: dict[str, Any] | None = None, status: str = 'left out'):
+    super().__init__(why)
+    self.found, self.status = found, status
+
+
+def missing(packages: Sequence[str]) -> None:
+  """Raises LeftOut with those of the packages that cannot be imported."""
+  absent = [name for name in packages if importlib.util.find_spec(name) is None]
+  if absent:
+    raise LeftOut(f'{", ".join(absent)} not installed: give them with --wheels')
+
+
+def stop(process: Process) -> None:
+  """Ends a program and all that it started."""
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(process.popen.pid, signal.SIGKILL)
+  process.popen.wait()

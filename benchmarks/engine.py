@@ -1,0 +1,298 @@
+"""All that the benchmarks of speed take from inside the package, so that they outlive a change of its engine.
+
+Every function makes something to be measured, in the process that measures it, on whatever devices JAX has there.
+"""
+
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import sizes
+from benchmarks.sizes import Size, Transformer
+from diffusion import devices
+from diffusion.data import augment, feed, pipeline, sources, splits
+from diffusion.evaluation import gap
+from diffusion.models import dit, mlp, precision, unet
+from diffusion.objectives import losses, times, weights
+from diffusion.optimizers import averaging, chains, schedules
+from diffusion.process import gaussian, marginals, parameterizations
+from diffusion.process import schedules as noise
+from diffusion.training import assembly, population
+from diffusion.training import step as steps
+from diffusion.training.checkpoint import open_checkpoints
+from diffusion.training.experiment import Experiment, Sampling
+from diffusion.training.running import Running
+from diffusion.types import Model, Rows
+
+_DRAINED = 10  # dispatches before the clock starts, more than any feed reads ahead
+
+
+class Training(NamedTuple):
+  """A run's training step.
+
+  Attributes:
+    dispatch: state -> (state, metrics), donating the state; nothing is waited for.
+    first: () -> the first state on the devices.
+    images: that a dispatch trains on.
+    parameters: of the network.
+    flops: () -> floating-point operations for an image, of products and convolutions, forward and backward.
+  """
+
+  dispatch: Callable[[Any], tuple[Any, Any]]
+  first: Callable[[], Any]
+  images: int
+  parameters: int
+  flops: Callable[[], int]
+
+
+def configure(batch: int, side: int, cpu_devices: int = 0) -> None:
+  """Sets JAX up as a run does; `side` is that of the images in pixels, 0 for vectors."""
+  devices.configure(batch, cpu_devices)
+  devices.choose_convolutions(side)
+
+
+def side(size: Size | Transformer) -> int:
+  """The shorter side of its images in pixels."""
+  return min(size.shape[:2])
+
+
+def network(size: Size | Transformer) -> Model:
+  """This project's network of a size."""
+  if isinstance(size, Transformer):
+    return dit.dit(
+      size.width, size.depth, size.heads, size.patch, size.dropout, size.num_classes
+    )  # fmt: skip
+  return unet.unet(
+    size.width, size.multipliers, size.blocks, size.attention, size.dropout, size.num_classes
+  )
+
+
+def experiment(
+  size: Size | Transformer,
+  per_dispatch: int,
+  narrow: bool = False,
+  log_every: int = 0,
+  seed: int = 0,
+) -> Experiment:
+  """The experiment of a size: what the peers do too, and no more.
+
+  Args:
+    size: network and batch.
+    per_dispatch: steps of a dispatch.
+    narrow: compute in bfloat16.
+    log_every: steps whose losses are averaged; a hundred dispatches by default.
+    seed: of the run.
+  """
+  x = sizes.images(size)
+  names = tuple(map(str, range(size.num_classes)))
+  source = sources.arrays('noise', x, np.zeros(len(x), np.int32), class_names=names)
+  model = network(size)
+  model = precision.bfloat16(model) if narrow else model
+  every = log_every or 100 * per_dispatch
+  return _experiment(source, model, size.batch, per_dispatch, every, seed, gap.bank(draws=1))
+
+
+def mixture(seed: int, width: int = 128, per_dispatch: int = 50) -> Experiment:
+  """The mixture experiment's step: a residual MLP on a Gaussian mixture in eight dimensions."""
+  means = np.stack([np.ones(8), -np.ones(8)])
+  drawn = sources.gaussian_mixture(means, np.ones(2), np.full(2, 0.5), 4096)
+  source, model = sources.unlabelled(drawn), mlp.mlp(width, 3)
+  bank = gap.bank(levels=9, draws=4)
+  made = _experiment(source, model, 256, per_dispatch, 2 * per_dispatch, seed, bank)
+  return made._replace(split=splits.Fractions(0.25, 0.25, 256))
+
+
+def _experiment(
+  source: sources.Source, model: Model, batch: int, per_dispatch: int, every: int, seed: Any, bank
+) -> Experiment:
+  return Experiment(
+    seed=seed, num_steps=10**6, batch_size=batch, log_every=every, validate_every=every,
+    steps_per_dispatch=per_dispatch, data=source, augment=augment.chain(),
+    diffusion=gaussian.Diffusion(noise.cosine(), marginals.variance_preserving, parameterizations.v()),
+    model=model, terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))}, times=times.uniform(),
+    optimizer=chains.adamw(schedules.constant(2e-4), 1e-2, 1.0), averages={'ema': averaging.ema(0.999)},
+    judged='ema', callbacks=[], bank=bank,
+  )  # fmt: skip
+
+
+def training(made: Experiment, one_device: bool = False) -> Training:
+  """The training step of an experiment, on all devices or on one."""
+  loaded = assembly.load_data(made)
+  first = jax.device_get(assembly.init_state(made, loaded.train[0][:1], loaded.units))
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first)
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+  make = _on_one_device if one_device else _on_all_devices
+  dispatch, begin = make(made, loaded, first)
+  devices.give_back_memory()  # as a run does
+  return Training(
+    dispatch, begin, made.batch_size * made.steps_per_dispatch, parameters,
+    lambda: assembly.step_flops(made, loaded, shapes),
+  )  # fmt: skip
+
+
+def _on_all_devices(made: Experiment, loaded: assembly.Loaded, first: Any):
+  return assembly.programs(made, loaded).dispatch, lambda: devices.replicate(first)
+
+
+def _on_one_device(made: Experiment, loaded: assembly.Loaded, first: Any):
+  step = steps.make_step(assembly.pieces(made, loaded.units))
+  rows = Rows(jnp.arange(made.batch_size), made.batch_size)
+  data = pipeline.Resident(*map(jnp.asarray, loaded.train))
+
+  def repeat(state: Any, data: pipeline.Resident) -> tuple[Any, Any]:
+    def one(state: Any, _: None) -> tuple[Any, Any]:
+      return step(state, data, rows, lambda tree: tree)
+
+    return devices.repeat(one, state, made.steps_per_dispatch)
+
+  compiled = jax.jit(repeat, donate_argnums=0)
+  return lambda state: compiled(state, data), lambda: jax.tree.map(jnp.array, first)
+
+
+def sampler(made: Experiment, count: int, evaluations: int) -> Callable[[], np.ndarray]:
+  """() -> so many samples by DDIM in so many steps, as runs draw them."""
+  made = made._replace(sampling=Sampling(steps=evaluations, per_class=count))
+  loaded = assembly.load_data(made)
+  state = assembly.init_state(made, loaded.train[0][:1], loaded.units)
+  chunk = max(1, count // jax.device_count())
+  draw = assembly.make_sample(made, loaded.dataset.x.shape[1:], chunk)
+  held = assembly.weights(made, devices.replicate(state))
+  label, number = np.zeros(count, np.int32), np.arange(count)
+  return lambda: draw(held, label, number)
+
+
+def many(build: Callable[[Any], Experiment], members: int) -> tuple[Callable[[], Any], int]:
+  """(a dispatch of a population of seeds as one program, which waits for nothing; the images in it)."""
+  values = [{'seed': seed} for seed in range(members)]
+  made = [build(one['seed']) for one in values]
+  loaded = [assembly.load_data(made[0])] * members
+  gathered = population.gather(lambda one: build(one['seed']), values, made, loaded)
+  running = Running(gathered, population.init_states(gathered, range(members)))
+  images = members * made[0].batch_size * made[0].steps_per_dispatch
+  return lambda: running.dispatch(range(members))[0][1]['loss'], images
+
+
+def saved_and_restored(state: Any, folder: pathlib.Path) -> Any:
+  """A state on the devices, through a checkpoint on disk."""
+  held = devices.to_host(state)
+  checkpoints = open_checkpoints(folder)
+  try:
+    checkpoints.save(1, held, {'step': 1}, 0.0, lambda: None)
+    checkpoints.wait()
+    restored = checkpoints.restore(jax.tree.map(np.zeros_like, held), 'latest')
+  finally:
+    checkpoints.close()
+  return devices.replicate(restored.state)
+
+
+def numbers(state: Any) -> list[tuple[str, np.ndarray]]:
+  """Every leaf of a state on the devices, by its path."""
+  leaves = jax.tree_util.tree_leaves_with_path(devices.to_host(state))
+  return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves]
+
+
+def wait(tree: Any) -> None:
+  """Waits until a tree is computed."""
+  devices.wait(tree)
+
+
+def peak_memory() -> int:
+  """The most bytes in use so far, of a device."""
+  return devices.peak_memory()
+
+
+def machine() -> dict[str, Any]:
+  """What JAX found: its platform, kind and number of devices, and their peak in bfloat16 FLOP/s, None if unknown."""
+  return devices.describe() | {'peak_flops': devices.peak_flops()}
+
+
+def trace(folder: pathlib.Path, work: Callable[[], Any]) -> None:
+  """Traces a piece of work into a folder."""
+  devices.start_trace(str(folder))
+  try:
+    work()
+  finally:
+    devices.stop_trace()
+
+
+def fused_attention() -> None:
+  """From here on the transformer asks JAX for cuDNN's fused attention in place of XLA's."""
+
+  def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    return jax.nn.dot_product_attention(query, key, value, implementation='cudnn')
+
+  dit.attend = attend
+
+
+class Feeding(NamedTuple):
+  """Rows of a batch, steps of a dispatch, and dispatches of a timed round."""
+
+  batch: int
+  steps: int
+  dispatches: int
+
+
+def mnist(data_dir: str | None) -> sources.Source:
+  """MNIST as it is prepared there; None: in TFDS's own folder."""
+  return sources.tfds('mnist', data_dir)
+
+
+def _take(cursor, data, rows, cross_mean):
+  """Takes a batch of either kind and averages it."""
+  units = pipeline.Units(256)
+  if isinstance(data, pipeline.Drawn):
+    batch = pipeline.in_units(data, units)
+  else:
+    index = pipeline.indices(jnp.uint32(0), 0, cursor, rows, data.x.shape[0])
+    batch = pipeline.gather(data, index, units)
+  return cursor + 1, cross_mean(batch.x.mean())
+
+
+def resident(source: sources.Source, plan: Feeding) -> Callable[[], float]:
+  """() -> images a second of a round that reach a step which only takes them, from the device's memory."""
+  data = source.load()
+  held = devices.replicate(pipeline.Resident(data.x, data.label))
+  dispatch = devices.parallelize(_take, plan.batch, plan.steps)
+  return lambda: _measure(lambda cursor, i: dispatch(cursor, held), plan)
+
+
+def streamed(source: sources.Source, workers: int, plan: Feeding) -> Callable[[], float]:
+  """The same from the files, through Grain with so many processes (0: threads)."""
+  records = sources.streamed(source, workers).load().x
+  rows = devices.rows_of_this_process(plan.batch)
+  dispatch = devices.parallelize(_take, plan.batch, plan.steps, data_by_step=True)
+
+  def rate() -> float:
+    given = feed.Feed(records, rows, plan.batch, plan.steps)
+
+    def one(cursor, i):
+      result = dispatch(cursor, given.take(feed.Place(0, 0, i * plan.steps)))
+      given.ahead()
+      return result
+
+    try:
+      return _measure(one, plan)
+    finally:
+      given.close()
+
+  return rate
+
+
+def _measure(dispatch: Callable, plan: Feeding) -> float:
+  """Images a second; the loop waits for the dispatch before the last one, as training does."""
+  cursor, previous = devices.replicate(jnp.zeros((), jnp.int32)), None
+  for i in range(_DRAINED + plan.dispatches):
+    if i == _DRAINED:
+      devices.wait(cursor)
+      begin = time.perf_counter()
+    cursor, mean = dispatch(cursor, i)
+    if previous is not None:
+      devices.wait(previous)
+    previous = mean
+  devices.wait(previous)
+  return plan.dispatches * plan.steps * plan.batch / (time.perf_counter() - begin)

@@ -1,0 +1,309 @@
+"""The accelerator's benchmark in toy sizes on the CPU: all parts, what is missing, what fails, what a kill leaves."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import engine, sizes
+from benchmarks.accelerator import __main__ as accelerator
+from benchmarks.accelerator import bench as benches
+from benchmarks.accelerator import measure, parts, plans, profiles, sections
+from benchmarks.accelerator.sections import Row
+from experiments import cifar10, digits, mixture, mnist
+
+ROOT = pathlib.Path(__file__).parent.parent
+CORE = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'torch')
+# Installed in every process before anything else: what the core does not bring cannot be imported.
+BLOCKER = """
+import importlib.metadata, re, sys
+
+def needs(name, found):
+  key = re.sub('[-_.]+', '-', name).lower()
+  if key in found:
+    return
+  try:
+    required = importlib.metadata.requires(name) or []
+  except importlib.metadata.PackageNotFoundError:
+    return
+  found.add(key)
+  for one in required:
+    if 'extra ==' not in one:
+      needs(re.match('[A-Za-z0-9._-]+', one)[0], found)
+
+allowed = set()
+for name in CORE:
+  needs(name, allowed)
+blocked = {
+  module for module, owners in importlib.metadata.packages_distributions().items()
+  if not any(re.sub('[-_.]+', '-', owner).lower() in allowed for owner in owners)
+} - {'diffusion', 'experiments', '__pycache__'}
+
+class Block:
+  def find_spec(self, name, path=None, target=None):
+    if name.partition('.')[0] in blocked:
+      raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run(out, *flags, environment=None, **options):
+  """The command, started."""
+  return subprocess.Popen(
+    [sys.executable, '-m', 'benchmarks.accelerator', f'--out={out}', '--tiny', *flags], cwd=ROOT,
+    env=os.environ | (environment or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options,
+  )  # fmt: skip
+
+
+def rows_of(out):
+  return {(r['part'], r['name']): r for r in json.loads((out / 'results.json').read_text())['rows']}
+
+
+@pytest.mark.slow
+def test_all_parts_run_and_the_first_four_with_the_core_alone(tmp_path):
+  planted, out = tmp_path / 'planted', tmp_path / 'out'
+  planted.mkdir()
+  (planted / 'sitecustomize.py').write_text(f'CORE = {CORE!r}\n{BLOCKER}')
+  path = os.pathsep.join(filter(None, [str(planted), os.environ.get('PYTHONPATH')]))
+  begin = time.monotonic()
+  probe = 'import jax, flax, optax, orbax.checkpoint, absl, scipy; import tensorflow_datasets'
+  probed = subprocess.run(
+    [sys.executable, '-c', probe], env=os.environ | {'PYTHONPATH': path}, capture_output=True, text=True, check=False
+  )  # fmt: skip
+  assert "No module named 'tensorflow_datasets'" in probed.stderr.splitlines()[-1]
+  first = run(out, '--parts=1,2,3,4', '--minutes=8', environment={'PYTHONPATH': path})
+  printed, _ = first.communicate()
+  assert first.returncode == 0, printed
+  second = run(out, '--parts=5,6,7', '--minutes=8')
+  printed += second.communicate()[0]
+  assert second.returncode == 0, printed
+  print(f'{time.monotonic() - begin:.0f} s')
+  found = rows_of(out)
+  torch = [r for (_, name), r in found.items() if 'PyTorch' in name]
+  for row in found.values():
+    if row in torch and row['status'] != 'measured':
+      assert 'torch is not installed' in row['why'] or 'peers are not installed' in row['why']
+    else:
+      assert row['status'] == 'measured', (row, printed)
+  assert {part for part, _ in found} == set(parts.PARTS)
+  assert len(torch) == 6
+  assert found[1, 'beside the CPU']['found']['largest relative difference'] == 0
+  assert found[1, 'saved and continued']['found']['differ when saved and continued'] == 0
+  continued = found[5, 'digits, continued']['found']
+  assert continued['rows equal to the bit to those of the run left alone'] is True
+  assert continued['results']['test/eps']['estimate'] > 0
+  files = [path.relative_to(out) for path in out.rglob('*') if path.is_file()]
+  assert len(files) <= 8
+  assert all(len(path.parts) <= 3 for path in files)
+  assert {'results.json', 'sections.md', 'digits.png', 'samples.png'} <= set(map(str, files))
+  text = (out / 'sections.md').read_text()
+  assert all(f'### {title}' in text for title in sections._TITLES.values())
+  assert 'TOY SIZES' in text
+  again = run(out, '--parts=1,2,3,4', '--minutes=8')
+  printed, _ = again.communicate()
+  assert 'U-Net bfloat16, ours' not in printed  # what is known is not measured again
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_the_rows_before_it_and_no_process(tmp_path):
+  process = run(tmp_path / 'out', '--parts=1,2')
+  deadline = time.monotonic() + 200
+  while not (tmp_path / 'out' / 'results.json').exists() or len(rows_of(tmp_path / 'out')) < 2:
+    assert process.poll() is None, process.communicate()[0]
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert rows_of(tmp_path / 'out')[1, 'first 20 losses']['status'] == 'measured'
+  assert '### It works' in (tmp_path / 'out' / 'sections.md').read_text()
+  scratch = process.stdout  # open in its children as well, until the last one is gone
+  scratch.read()
+  assert not children_of(process.pid)
+
+
+def children_of(parent):
+  """Processes that a killed one left: they would still be in a group that it made."""
+  left = []
+  for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
+    try:
+      fields = path.read_text().rpartition(')')[2].split()
+    except OSError:
+      continue
+    if int(fields[1]) == parent:
+      left.append(path)
+  return left
+
+
+@pytest.fixture
+def bench(tmp_path):
+  made = benches.Bench(tmp_path, 'tiny', time.monotonic() + 60, tmp_path, {})
+  call = {
+    'commit': 'abc',
+    'kind': 'card',
+    'plan': 'tiny',
+    'command': 'it',
+    'devices': 1,
+    'platform': 'cpu',
+  }
+  made.begin(call)
+  return made
+
+
+def test_a_part_that_fails_says_why_and_the_next_one_follows(bench, monkeypatch, capsys):
+  def broken(bench):
+    raise RuntimeError('planted')
+
+  monkeypatch.setitem(parts.PARTS, 3, broken)
+  monkeypatch.setitem(parts.PARTS, 4, lambda bench: bench.note(4, 'mixture', dict))
+  accelerator.measure(bench, [3, 4])
+  printed = capsys.readouterr().out
+  assert '3 the part itself: failed: RuntimeError: planted' in printed
+  found = rows_of(bench.out)
+  assert found[3, 'the part itself']['why'] == 'RuntimeError: planted'
+  assert found[4, 'mixture']['status'] == 'measured'
+  assert (
+    '- the part itself: failed: RuntimeError: planted' in (bench.out / 'sections.md').read_text()
+  )
+
+
+def test_a_row_that_fails_says_why_and_what_is_missing_is_named(bench):
+  assert bench.ask(2, 'wrong', 'step', which='nothing') is None
+  row = rows_of(bench.out)[2, 'wrong']
+  assert row['status'] == 'failed'
+  assert "has no attribute 'nothing'" in row['why']
+  assert bench.ask(6, 'files', 'feeding', packages=('json', 'no_such_a', 'no_such_b')) is None
+  row = rows_of(bench.out)[6, 'files']
+  assert row['status'] == 'left out'
+  assert row['why'] == 'no_such_a, no_such_b not installed: give them with --wheels'
+  log = bench.out / 'log'
+  log.write_text("Traceback\nModuleNotFoundError: No module named 'grain'\n")
+  assert benches.reason(log) == 'grain is not installed: give it with --wheels'
+
+
+def test_a_row_without_its_time_is_left_out_and_one_that_outlasts_it_keeps_what_it_found(bench):
+  assert bench.ask(2, 'long', 'step', 61, which='unet') is None
+  assert '60 s were left of the 61' in rows_of(bench.out)[2, 'long']['why']
+  program = (
+    'import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(sys.argv[2]); time.sleep(60)'
+  )
+  result = bench.scratch / '1.json'
+  process = bench.start(['-c', program, str(result), '{"1": 2}'])
+  while not (result.exists() and result.read_text()):
+    time.sleep(0.01)
+  bench.deadline = time.monotonic()
+  found = bench.note(1, 'cut', lambda: bench.result(process, bench.finish(process)))
+  assert found == {'1': 2}
+  row = rows_of(bench.out)[1, 'cut']
+  assert (row['status'], row['found']) == ('cut off', {'1': 2})
+  assert process.popen.returncode == -signal.SIGKILL
+
+
+def test_rows_of_the_same_commit_and_card_are_kept_and_others_measured_again(bench):
+  bench.note(1, 'digits', lambda: {'a': 1})
+  again = benches.Bench(bench.out, 'tiny', time.monotonic() + 60, bench.out, {})
+  again.begin(bench.header)
+  assert again.note(1, 'digits', lambda: {'a': 2}) == {'a': 1}
+  other = benches.Bench(bench.out, 'tiny', time.monotonic() + 60, bench.out, {})
+  other.begin(bench.header | {'commit': 'def'})
+  assert other.note(1, 'digits', lambda: {'a': 2}) == {'a': 2}
+
+
+STEP = {'images/s': 1000.0, 'least': 900.0, 'most': 1100.0, 'peak memory': 2_000_000_000}
+CALL = {
+  'commit': 'abc',
+  'kind': 'card',
+  'plan': 'full',
+  'command': 'it',
+  'devices': 1,
+  'peak_flops': 1e15,
+}
+
+
+def test_a_goal_that_is_missed_brings_its_profile_and_one_that_is_met_does_not():
+  counted = {'flops an image': 4 * 10**11, 'steps traced': 10, 'operations': [['gemm', 7, 0.75]]}
+  ours = Row(2, 'U-Net bfloat16, ours', 'measured', '', 1.0, STEP | counted, 0)
+  peer = Row(
+    2, 'U-Net bfloat16, PyTorch compiled', 'measured', '', 1.0, STEP | {'images/s': 800.0}, 0
+  )
+  tf32 = Row(2, 'U-Net TF32, ours', 'measured', '', 1.0, STEP, 0)
+  assert sections.utilization(ours, [ours], CALL) == pytest.approx(0.4)
+  assert sections.utilization(tf32, [ours, tf32], CALL) == pytest.approx(0.8)
+  text = sections.write([ours, peer, tf32], [CALL])
+  assert re.search(r'U-Net bfloat16, ours \| 1000 \| 900 \| 1100 \| 1.25 \| 0.400 \| 2.00', text)
+  assert re.search(r'U-Net bfloat16 / PyTorch compiled >= 1 \| 1.25 \| yes', text)
+  assert 'gemm' not in text
+  slow = ours._replace(found=ours.found | {'images/s': 400.0})
+  text = sections.write([slow, peer], [CALL])
+  assert re.search(r'PyTorch compiled >= 1 \| 0.500 \| no', text)
+  assert re.search(r'MFU >= 0.35 \| 0.160 \| no', text)
+  assert re.search(r'gemm \| 7 \| 0.750', text)
+  assert text.count('costliest operations') == 1
+
+
+def test_populations_and_the_main_job_have_goals_too():
+  one, sixteen = (
+    STEP | {'first dispatch (s)': 1.0},
+    STEP | {'images/s': 9000.0, 'first dispatch (s)': 1.0},
+  )
+  mixed = Row(4, 'mixture', 'measured', '', 1.0, {'1': one, '16': sixteen}, 0)
+  job = Row(5, 'digits, nothing compiled', 'measured', '', 1.0, {'report (s)': 61.0}, 0)
+  found = {goal.text: (goal.found, goal.met) for goal in sections.goals([mixed, job], [CALL])}
+  assert found['16 seeds of the mixture / one >= 8'] == (9.0, True)
+  assert found['digits, start to report <= 60 s'] == (61.0, False)
+
+
+def test_a_profile_names_the_operation_that_takes_the_time(tmp_path):
+  x = jnp.ones((700, 700))
+  work = jax.jit(lambda x: jnp.sort(x, axis=0)[0])
+  work(x).block_until_ready()
+  engine.trace(tmp_path, lambda: work(x).block_until_ready())
+  found = profiles.top_operations(tmp_path)
+  assert found[0][0] == 'sort'
+  assert 0.5 < found[0][2] <= 1
+  assert sum(share for _, _, share in found) <= 1 + 1e-9
+
+
+def test_a_speed_is_work_over_time():
+  def work(count):
+    time.sleep(0.02 * count)
+
+  found = measure._speed(work, 10, 0.2)
+  assert found['least'] <= found['images/s'] <= found['most'] <= 10 / 0.02
+  assert found['most'] > 0.3 * 10 / 0.02
+
+
+@pytest.mark.parametrize('given', [['8'], ['1', 'x'], []])
+def test_parts_that_do_not_exist_are_refused(given):
+  with pytest.raises(ValueError, match='--parts takes some of 1,2,3,4,5,6,7'):
+    accelerator.chosen(given)
+  assert accelerator.chosen(['3', '1', '3']) == [1, 3]
+
+
+def test_a_folder_without_wheels_is_refused_and_wheels_are_found_by_processes(tmp_path):
+  with pytest.raises(ValueError, match='has no wheel'):
+    accelerator.unpack(str(tmp_path), tmp_path / 'target')
+  assert accelerator.unpack('', tmp_path / 'target') == {}
+
+
+def test_the_benchmarks_train_what_the_experiments_train():
+  def parameters(made):
+    return engine.training(made).parameters
+
+  for module in (digits, mnist, cifar10):
+    assert module.Config.steps_per_dispatch == sizes.STEPS_PER_DISPATCH
+  assert mixture.Config.steps_per_dispatch == 5 * plans.FULL.per_dispatch
+  own, given = digits.build(digits.Config()), engine.experiment(plans.FULL.digits, 10)
+  assert parameters(own) == parameters(given)
+  assert engine.training(own).flops() == engine.training(given).flops()
+  own, given = mixture.build(mixture.Config()), engine.mixture(0)
+  assert parameters(own) == parameters(given)
+  assert own.batch_size == given.batch_size
