@@ -237,11 +237,12 @@ def make_step(
   optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=1e-2, fused=True)
   average = [p.detach().clone() for p in parameters]
   label = torch.zeros(size.batch, dtype=torch.long, device=device)
+  layout = torch.contiguous_format if device == 'cpu' else torch.channels_last
   network.train()
 
   def step():
     index = torch.randint(len(images), (size.batch,), device=device)
-    x = images[index].to(torch.float32) / 127.5 - 1
+    x = (images[index].to(torch.float32) / 127.5 - 1).contiguous(memory_format=layout)
     t = torch.rand(size.batch, device=device)
     alpha, sigma = torch.cos(torch.pi * t / 2), torch.sin(torch.pi * t / 2).clamp_min(1e-4)
     eps = torch.randn_like(x)

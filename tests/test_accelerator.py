@@ -184,9 +184,21 @@ def test_a_row_that_fails_says_why_and_what_is_missing_is_named(bench):
   row = rows_of(bench.out)[6, 'files']
   assert row['status'] == 'left out'
   assert row['why'] == 'no_such_a, no_such_b not installed: give them with --wheels'
-  log = bench.out / 'log'
-  log.write_text("Traceback\nModuleNotFoundError: No module named 'grain'\n")
-  assert benches.reason(log) == 'grain is not installed: give it with --wheels'
+
+
+@pytest.mark.parametrize(
+  'program, why',
+  [
+    ('import no_such_package', 'no_such_package is not installed: give it with --wheels'),
+    ("raise MemoryError('RESOURCE_EXHAUSTED: 2 GB\\n  allocated here')", 'MemoryError: RESOURCE_EXHAUSTED: 2 GB'),
+    ("import sys; sys.exit('error: --x is wrong')", 'error: --x is wrong'),
+    ("import os; print('going', flush=True); os.abort()", 'going (ended with status -6)'),
+  ],
+)  # fmt: skip
+def test_the_reason_is_the_error_that_a_program_ended_with(bench, program, why):
+  process = bench.start(['-c', program])
+  assert bench.finish(process)
+  assert benches.reason(process) == why
 
 
 def test_a_row_without_its_time_is_left_out_and_one_that_outlasts_it_keeps_what_it_found(bench):

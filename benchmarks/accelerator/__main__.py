@@ -37,6 +37,7 @@ MINUTES = flags.DEFINE_float('minutes', 6.0, 'When everything ends.', lower_boun
 PARTS_ = flags.DEFINE_list('parts', list(map(str, PARTS)), 'Which parts, of 1 to 7.')
 WHEELS = flags.DEFINE_string('wheels', '', 'A folder of wheels to use beside what is installed.')
 DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where MNIST is prepared, for parts 6 and 7.')
+COMMIT = flags.DEFINE_string('commit', '', 'Which commit this is, in a copy where git cannot say.')
 TINY = flags.DEFINE_boolean('tiny', False, 'Toy sizes: does the command work?')
 
 
@@ -93,8 +94,8 @@ def look(bench: Bench) -> dict[str, Any]:
     raise ValueError(f'JAX does not start: {error}') from None
   command = ' '.join(provenance.command())
   return found | {
-    'driver': driver(), 'torch': version('torch'), 'commit': code['commit'], 'changed': bool(code['diff']),
-    'plan': bench.plan, 'command': command,
+    'driver': driver(), 'torch': version('torch'), 'plan': bench.plan, 'command': command,
+    'commit': code['commit'] or COMMIT.value or 'unknown', 'changed': bool(code['diff']),
   }  # fmt: skip
 
 
@@ -109,6 +110,7 @@ def main(_) -> None:
     environment = unpack(WHEELS.value, scratch / 'wheels')
     # An empty folder of compiled programs: what is cold is cold.
     environment['JAX_COMPILATION_CACHE_DIR'] = str(scratch / 'compiled')
+    environment['JAX_TRACEBACK_FILTERING'] = 'off'  # or the last lines are about the traceback
     if TINY.value:  # compiled in half the time, to code that nobody waits for
       quick = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
       environment['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', quick)

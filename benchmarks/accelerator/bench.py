@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -32,12 +33,17 @@ def _die_with_parent() -> None:
   ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def reason(log: pathlib.Path) -> str:
-  """The last line that a program that failed has to say, with a remedy where something is missing."""
-  lines = [line.strip() for line in log.read_text(errors='replace').splitlines() if line.strip()]
-  last = lines[-1] if lines else 'it said nothing'
-  missing = last.partition('No module named ')[2]
-  return f'{missing.strip(chr(39))} is not installed: give it with --wheels' if missing else last
+def reason(process: Process) -> str:
+  """Why a program failed: the error it ended with, or its last line; with a remedy where something is missing."""
+  text = process.log.read_text(errors='replace')
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  errors = [line for line in lines if re.match(r'[A-Za-z_][\w.]*(Error|Exception)\b', line)]
+  last = (errors or lines or ['it said nothing'])[-1][:300]
+  missing = last.partition('No module named ')[2].strip("'")
+  if missing:
+    return f'{missing} is not installed: give it with --wheels'
+  status = process.popen.returncode
+  return last if status and status > 0 else f'{last} (ended with status {status})'
 
 
 class Bench:
@@ -130,7 +136,7 @@ class Bench:
     if not whole:
       raise LeftOut('the time of this call was over', found, 'cut off')
     if process.popen.returncode:
-      raise LeftOut(reason(process.log), found, 'failed')
+      raise LeftOut(reason(process), found, 'failed')
     return found
 
   def ask(

@@ -167,7 +167,7 @@ def _experiment(
   finally:
     stop(process)
   if process.popen.returncode:
-    raise LeftOut(reason(process.log), found or None, 'failed')
+    raise LeftOut(reason(process), found or None, 'failed')
   if kill:
     raise LeftOut('it was finished before it could be killed', found)
   record = json.loads((folder / 'run.json').read_text())
