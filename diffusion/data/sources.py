@@ -351,11 +351,14 @@ def streamed(source: Source, workers: int = 0) -> Source:
 
 def _prepared_builder(name: str, data_dir: str | None):
   import tensorflow_datasets
+  from tensorflow_datasets.core.registered import (
+    DatasetNotFoundError,
+  )  # or a package that TFDS lacks would be hidden
 
   directory = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   try:
     builder = tensorflow_datasets.builder(name, data_dir=data_dir)
-  except tensorflow_datasets.core.registered.DatasetNotFoundError:
+  except DatasetNotFoundError:
     raise ValueError(f'no TFDS data set is called {name!r}') from None
   if not builder.info.splits:  # TFDS itself would retry a download for minutes: look before reading
     prepare = (
