@@ -291,11 +291,11 @@ def parallelize(
 
 
 def compile_apart(mapped: Callable) -> Callable:
-  """What `parallelize` returns, with its compilation apart from its first run: between them memory is given back.
+  """What `parallelize` returns, on CPU compiled apart from its first run: between the two memory is given back.
 
   Compiling takes more of it than a step does beside the state, and would otherwise stay in the process.
   """
-  compiled = False
+  compiled = _accelerator() is not None  # there the host's memory is not the step's
 
   def call(*arguments):
     nonlocal compiled

@@ -41,7 +41,7 @@ def reason(process: Process) -> str:
   last = (errors or lines or ['it said nothing'])[-1][:300]
   missing = last.partition('No module named ')[2].strip("'")
   if missing:
-    return f'{missing} is not installed: give it with --wheels'
+    return f'not installed: {missing} (--wheels=DIR brings it)'
   status = process.popen.returncode
   return last if status and status > 0 else f'{last} (ended with status {status})'
 
@@ -51,12 +51,14 @@ class Bench:
 
   Args:
     out: the folder of results; rows that are there already are kept.
-    header: of this call: commit, card, versions.
     plan: name of the plan.
     deadline: `time.monotonic()` at which everything ends.
     scratch: a folder that is deleted afterwards.
     environment: of all processes, beside this one's.
     data_dir: where MNIST is prepared, or ''.
+
+  Raises:
+    ValueError: the folder has results of something else.
   """
 
   def __init__(
@@ -73,9 +75,12 @@ class Bench:
     self.environment = dict(environment)
     self.header: dict[str, Any] = {}
     path = out / 'results.json'
-    kept = json.loads(path.read_text()) if path.exists() else {'calls': [], 'rows': []}
-    self.calls: list[dict[str, Any]] = kept['calls']
-    self.rows = [Row(**row) for row in kept['rows']]
+    try:
+      kept = json.loads(path.read_text()) if path.exists() else {'calls': [], 'rows': []}
+      self.calls: list[dict[str, Any]] = kept['calls']
+      self.rows = [Row(**row) for row in kept['rows']]
+    except (ValueError, TypeError, KeyError):
+      raise ValueError(f'{path} is not of this benchmark: name another folder by --out') from None
     self._count = 0
 
   def begin(self, header: Mapping[str, Any]) -> None:
@@ -86,6 +91,11 @@ class Bench:
   def left(self) -> float:
     """Seconds until the end."""
     return self.deadline - time.monotonic()
+
+  def require(self, needs: float) -> None:
+    """Raises LeftOut where fewer seconds are left."""
+    if self.left() < needs:
+      raise LeftOut(f'{max(0, self.left()):.0f} s were left of the {needs:.0f} it may take')
 
   def write(self, row: Row) -> None:
     """Keeps a row, prints it, and writes everything there is."""
@@ -121,10 +131,10 @@ class Bench:
     command = ['-m', 'benchmarks.accelerator.child', function, self.plan, str(result)]
     return self.start([*command, json.dumps(arguments)], environment)
 
-  def finish(self, process: Process, until: float | None = None) -> bool:
+  def finish(self, process: Process) -> bool:
     """Waits for a program, to the deadline at most, and ends it there; whether it ended by itself."""
     try:
-      process.popen.wait(max(0.0, min(until or self.deadline, self.deadline) - time.monotonic()))
+      process.popen.wait(max(0.0, self.left()))
     except subprocess.TimeoutExpired:
       stop(process)
       return False
@@ -166,8 +176,7 @@ class Bench:
 
     def measure() -> dict[str, Any]:
       missing(packages)
-      if self.left() < needs:
-        raise LeftOut(f'{max(0, self.left()):.0f} s were left of the {needs:.0f} it may take')
+      self.require(needs)
       process = self.start_function(function, environment, **arguments)
       try:
         return self.result(process, self.finish(process))
@@ -219,7 +228,7 @@ def missing(packages: Sequence[str]) -> None:
   """Raises LeftOut with those of the packages that cannot be imported."""
   absent = [name for name in packages if importlib.util.find_spec(name) is None]
   if absent:
-    raise LeftOut(f'{", ".join(absent)} not installed: give them with --wheels')
+    raise LeftOut(f'not installed: {", ".join(absent)} (--wheels=DIR brings them)')
 
 
 def stop(process: Process) -> None:

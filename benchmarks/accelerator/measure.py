@@ -160,11 +160,16 @@ def step(
     return
   found['flops an image'] = training.flops()
   yield found
+  yield found | _traced(run, made.steps_per_dispatch)
+
+
+def _traced(run: Callable[[int], None], steps: int) -> dict[str, Any]:
+  """Where the time of one dispatch of so many steps goes."""
+  from benchmarks import engine
+
   with tempfile.TemporaryDirectory() as folder:
     engine.trace(pathlib.Path(folder), lambda: run(1))
-    found['steps traced'] = made.steps_per_dispatch
-    found['operations'] = profiles.top_operations(pathlib.Path(folder))
-  yield found
+    return {'steps traced': steps, 'operations': profiles.top_operations(pathlib.Path(folder))}
 
 
 def sample(plan: Plan, narrow: bool = True) -> Found:
@@ -215,6 +220,9 @@ def members(plan: Plan, which: str) -> Found:
     first = {'first dispatch (s)': time.perf_counter() - begin}
     found[str(count)] = first | _speed(run, images, plan.seconds / 2)
     yield found
+    if mixture and count == max(c for c in plan.mixture if c <= 16):  # what a goal is about
+      found[str(count)] |= _traced(run, 5 * plan.per_dispatch)
+      yield found
 
 
 def _torch(plan: Plan, which: str, batch: int, tf32: bool, compiled: bool):

@@ -18,6 +18,7 @@ from benchmarks.accelerator.bench import Bench, LeftOut, Process, missing, reaso
 from benchmarks.accelerator.plans import PLANS
 
 _DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
+_PEERS_NEED = ('torch',)
 _RUNS_NEED = ('ml_collections', 'tensorboardX', 'sklearn', 'matplotlib', 'tqdm', 'PIL')
 _FILES_NEED = ('grain', 'array_record', 'tensorflow_datasets')
 
@@ -37,7 +38,7 @@ def works(bench: Bench) -> None:
     if on_cpu is not None:
       stop(on_cpu)
   found = bench.ask(1, 'saved and continued', 'repeatable', 30)
-  if found and bench.header['platform'] == 'gpu' and _differs(found):
+  if found and _differs(found) and bench.header['platform'] in ('gpu', 'cuda'):
     flags = f'{os.environ.get("XLA_FLAGS", "")} {_DETERMINISTIC}'.strip()
     bench.ask(1, f'the same with {_DETERMINISTIC}', 'repeatable', 30, {'XLA_FLAGS': flags})
 
@@ -61,38 +62,42 @@ def _beside_cpu(bench: Bench, here: dict[str, Any] | None, on_cpu: Process | Non
 def training_step(bench: Bench) -> None:
   """2: images a second of the training step, ours and PyTorch's."""
   small = PLANS[bench.plan].small_batch
-  card = bench.header['platform'] == 'gpu' or bench.plan == 'tiny'
-  narrow, tf32, exact = '{} bfloat16', '{} TF32', '{} float32'
 
   def ours(name: str, which: str, needs: float = 60, **options: Any) -> None:
     bench.ask(2, f'{name}, ours', 'step', needs, which=which, **options)
 
   def theirs(name: str, which: str, needs: float = 60, eager: bool = False, **options: Any) -> None:
-    if card:
+    if _has_peers(bench):
       title = f'{name}, PyTorch {"eager" if eager else "compiled"}'
-      bench.ask(2, title, 'torch_step', needs, which=which, compiled=not eager, **options)
+      options |= {'which': which, 'compiled': not eager}
+      bench.ask(2, title, 'torch_step', needs, packages=_PEERS_NEED, **options)
 
-  ours(narrow.format('U-Net'), 'unet', narrow=True, count=True)
-  theirs(narrow.format('U-Net'), 'unet', narrow=True)
-  ours(tf32.format('U-Net'), 'unet', batch=small, precision='tensorfloat32')
-  theirs(tf32.format('U-Net'), 'unet', batch=small, tf32=True)
-  ours(narrow.format('DiT-B/2'), 'dit', 40, narrow=True, count=True)
-  theirs(narrow.format('DiT-B/2'), 'dit', 40, narrow=True)
-  ours(exact.format('U-Net'), 'unet', batch=small, precision='highest')
-  theirs(exact.format('U-Net'), 'unet', batch=small)
+  ours('U-Net bfloat16', 'unet', narrow=True, count=True)
+  theirs('U-Net bfloat16', 'unet', narrow=True)
+  ours('U-Net TF32', 'unet', batch=small, precision='tensorfloat32')
+  theirs('U-Net TF32', 'unet', batch=small, tf32=True)
+  ours('DiT-B/2 bfloat16', 'dit', 40, narrow=True, count=True)
+  theirs('DiT-B/2 bfloat16', 'dit', 40, narrow=True)
+  ours('U-Net float32', 'unet', batch=small, precision='highest')
+  theirs('U-Net float32', 'unet', batch=small)
   ours('U-Net bfloat16, one step a dispatch', 'unet', 40, narrow=True, per_dispatch=1)
-  theirs(narrow.format('U-Net'), 'unet', 30, eager=True, narrow=True)
+  theirs('U-Net bfloat16', 'unet', 30, eager=True, narrow=True)
   if bench.header['devices'] > 1:
     ours('U-Net bfloat16, one device of all', 'unet', narrow=True, one_device=True)
-  if bench.header['platform'] == 'gpu':
+  if bench.header['platform'] in ('gpu', 'cuda'):
     ours('DiT-B/2 bfloat16, cuDNN attention', 'dit', 40, narrow=True, fused_attention=True)
+
+
+def _has_peers(bench: Bench) -> bool:
+  """PyTorch is asked on NVIDIA's and AMD's cards, and as a toy."""
+  return bench.header['platform'] in ('gpu', 'cuda', 'rocm') or bench.plan == 'tiny'
 
 
 def sampling(bench: Bench) -> None:
   """3: DDIM, ours and PyTorch's."""
   bench.ask(3, 'U-Net bfloat16, ours', 'sample', 40)
-  if bench.header['platform'] == 'gpu' or bench.plan == 'tiny':
-    bench.ask(3, 'U-Net bfloat16, PyTorch compiled', 'torch_sample', 40)
+  if _has_peers(bench):
+    bench.ask(3, 'U-Net bfloat16, PyTorch compiled', 'torch_sample', 40, packages=_PEERS_NEED)
 
 
 def populations(bench: Bench) -> None:
@@ -118,12 +123,11 @@ def main_job(bench: Bench) -> None:
   def continued() -> dict[str, Any]:
     if not (folder / 'killed').exists():
       raise LeftOut('there is no killed run to continue')
-    found, alone = _experiment(bench, 'digits', folder / 'killed'), _rows(folder / 'cold')
-    if alone:
-      found['rows equal to the bit to those of the run left alone'] = alone == _rows(
-        folder / 'killed'
-      )
-    return found
+    found = _experiment(bench, 'digits', folder / 'killed')
+    alone, again = (_rows(folder / name) for name in ('cold', 'killed'))
+    return found | (
+      {'rows equal to the bit to those of the run left alone': alone == again} if alone else {}
+    )
 
   bench.note(5, 'digits, nothing compiled', cold)
   bench.note(5, 'digits, again, killed by kill -9', killed)
@@ -145,6 +149,7 @@ def _experiment(
 
   A run that the deadline comes near is told to save and leave; with `kill` it is killed after some rows.
   """
+  bench.require(30)
   begin, path = time.monotonic(), folder / 'metrics.jsonl'
   before = _lines(path)
   command = ['-m', f'experiments.{name}', f'--workdir={folder}', *PLANS[bench.plan].flags, *flags]

@@ -156,12 +156,12 @@ _BODIES: dict[int, Callable[..., list[str]]] = {
 
 
 class Goal(NamedTuple):
-  """What is aimed at: its text, what was found, the least (or most) that meets it, and the row that was profiled."""
+  """What is aimed at: its text, what was found, whether that meets it, and what was traced for it, by its name."""
 
   text: str
   found: float
   met: bool
-  row: Row | None = None
+  traced: tuple[str, dict[str, Any]] | None = None
 
 
 def goals(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> list[Goal]:
@@ -175,14 +175,19 @@ def goals(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> list[Goal]:
     peer = peer_of(row, [one for one in rows if one.part == 2])
     if peer is not None and name.startswith('U-Net'):
       ratio = row.found['images/s'] / peer.found['images/s']
-      made.append(Goal('U-Net bfloat16 / PyTorch compiled >= 1', ratio, ratio >= 1, row))
+      made.append(
+        Goal('U-Net bfloat16 / PyTorch compiled >= 1', ratio, ratio >= 1, (name, row.found))
+      )
     share = utilization(row, [one for one in rows if one.part == 2], calls[row.call])
     if share is not None:
-      made.append(Goal(f'{name.partition(",")[0]}, MFU >= {least}', share, share >= least, row))
+      made.append(
+        Goal(f'{name.partition(",")[0]}, MFU >= {least}', share, share >= least, (name, row.found))
+      )
   mixture = named.get((4, 'mixture'))
   if mixture is not None and '16' in mixture.found:
-    multiple = mixture.found['16']['images/s'] / mixture.found['1']['images/s']
-    made.append(Goal('16 seeds of the mixture / one >= 8', multiple, multiple >= 8))
+    sixteen, text = mixture.found['16'], '16 seeds of the mixture'
+    multiple = sixteen['images/s'] / mixture.found['1']['images/s']
+    made.append(Goal(f'{text} / one >= 8', multiple, multiple >= 8, (text, sixteen)))
   job = named.get((5, 'digits, nothing compiled'))
   if job is not None and 'report (s)' in job.found:
     seconds = job.found['report (s)']
@@ -196,23 +201,16 @@ def _goals(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> list[str]:
     return []
   body = [(goal.text, goal.found, 'yes' if goal.met else 'no') for goal in found]
   text = ['### Goals', tables.markdown(['goal', 'found', 'met'], body)]
-  profiled = []
-  for goal in found:
-    row = goal.row
-    if not goal.met and row is not None and row.name not in profiled:
-      profiled.append(row.name)
-      text.append(profile(row))
-  return text
+  missed = dict(goal.traced for goal in found if goal.traced and not goal.met)
+  return text + [profile(name, traced) for name, traced in missed.items()]
 
 
-def profile(row: Row) -> str:
-  """Where the time of a row's traced dispatch went."""
-  operations = row.found.get('operations')
-  if not operations:
-    return f'{row.name}: no profile ({row.why or "not traced"})'
-  body = [(name, calls, share) for name, calls, share in operations]
-  table = tables.markdown(['operation', 'calls', 'share of the time'], body)
-  return f'{row.name}, the costliest operations of {row.found["steps traced"]} steps:\n\n{table}'
+def profile(name: str, found: dict[str, Any]) -> str:
+  """Where the time of a traced dispatch went."""
+  if 'operations' not in found:
+    return f'{name}: not traced.'
+  table = tables.markdown(['operation', 'calls', 'share of the time'], found['operations'])
+  return f'{name}, the costliest operations of {found["steps traced"]} steps:\n\n{table}'
 
 
 def describe(call: dict[str, Any]) -> str:
