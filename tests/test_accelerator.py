@@ -231,7 +231,13 @@ def test_rows_of_the_same_commit_and_card_are_kept_and_others_measured_again(ben
   assert other.note(1, 'digits', lambda: {'a': 2}) == {'a': 2}
 
 
-STEP = {'images/s': 1000.0, 'least': 900.0, 'most': 1100.0, 'peak memory': 2_000_000_000}
+STEP = {
+  'batch': 512,
+  'images/s': 1000.0,
+  'least': 900.0,
+  'most': 1100.0,
+  'peak memory': 2_000_000_000,
+}
 CALL = {
   'commit': 'abc',
   'kind': 'card',
@@ -252,7 +258,9 @@ def test_a_goal_that_is_missed_brings_its_profile_and_one_that_is_met_does_not()
   assert sections.utilization(ours, [ours], CALL) == pytest.approx(0.4)
   assert sections.utilization(tf32, [ours, tf32], CALL) == pytest.approx(0.8)
   text = sections.write([ours, peer, tf32], [CALL])
-  assert re.search(r'U-Net bfloat16, ours \| 1000 \| 900 \| 1100 \| 1.25 \| 0.400 \| 2.00', text)
+  assert re.search(
+    r'U-Net bfloat16, ours \| 512 \| – \| 1000 \| 900 \| 1100 \| 1.25 \| 0.400 \| 2.00', text
+  )
   assert re.search(r'U-Net bfloat16 / PyTorch compiled >= 1 \| 1.25 \| yes', text)
   assert 'gemm' not in text
   slow = ours._replace(found=ours.found | {'images/s': 400.0})

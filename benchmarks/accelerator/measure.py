@@ -152,7 +152,8 @@ def step(
   run, _ = _dispatches(training, training.first())
   begin = time.perf_counter()
   run(1)
-  found = {'first dispatch (s)': time.perf_counter() - begin, 'parameters': training.parameters}
+  found = {'batch': size.batch, 'steps a dispatch': made.steps_per_dispatch}
+  found |= {'first dispatch (s)': time.perf_counter() - begin, 'parameters': training.parameters}
   found |= _speed(run, training.images, plan.seconds)
   found['peak memory'] = engine.peak_memory()
   yield found
@@ -181,7 +182,7 @@ def sample(plan: Plan, narrow: bool = True) -> Found:
   draw = engine.sampler(engine.experiment(size, 1, narrow), plan.samples, plan.evaluations)
   begin = time.perf_counter()
   draw()
-  found = {'first call (s)': time.perf_counter() - begin}
+  found = {'batch': plan.samples, 'first call (s)': time.perf_counter() - begin}
 
   def run(count: int) -> None:
     for _ in range(count):
@@ -269,14 +270,14 @@ def torch_step(
   torch, torch_peer, network, size, device = _torch(plan, which, batch, tf32, compiled)
   images = torch.tensor(sizes.images(size)).permute(0, 3, 1, 2).contiguous().to(device)
   work = torch_peer.make_step(network, size, device, images, narrow)
-  yield _torch_speed(torch, work, size.batch, plan.seconds) | {'torch': torch.__version__}
+  yield {'batch': size.batch} | _torch_speed(torch, work, size.batch, plan.seconds)
 
 
 def torch_sample(plan: Plan, narrow: bool = True) -> Found:
   """The same sampler of the same network in PyTorch."""
   torch, torch_peer, network, size, device = _torch(plan, 'unet', plan.samples, False, True)
   draw = torch_peer.make_sample(network, size, device, plan.evaluations, narrow)
-  yield _torch_speed(torch, lambda: draw().cpu(), size.batch, plan.seconds)
+  yield {'batch': size.batch} | _torch_speed(torch, lambda: draw().cpu(), size.batch, plan.seconds)
 
 
 def feeding(plan: Plan, data_dir: str, side: int = 28) -> Found:

@@ -47,6 +47,8 @@ def brief(found: dict[str, Any]) -> str:
       texts.append(f'{name} {value}')
     elif isinstance(value, list | tuple) and len(value) == 2:
       texts.append(f'{name} {" and ".join(tables.number(one, 7) for one in value)}')
+    elif isinstance(value, list) and value and isinstance(value[0], float):
+      texts.append(f'{name} {tables.number(value[0], 7)} to {tables.number(value[-1], 7)}')
     elif isinstance(value, dict) and 'images/s' in value:
       texts.append(f'{name}: {tables.number(value["images/s"])} images/s')
   return ', '.join(texts)
@@ -96,11 +98,12 @@ def _steps(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> list[str]:
     found, peer = row.found, peer_of(row, rows) if row.name.endswith(', ours') else None
     first = found.get('first dispatch (s)', found.get('first call (s)'))
     body.append((
-      row.name, found['images/s'], found['least'], found['most'],
+      row.name, found.get('batch'), found.get('steps a dispatch'), *_rates(found),
       peer and found['images/s'] / peer.found['images/s'],
       utilization(row, rows, calls[row.call]), _gigabytes(found), first,
     ))  # fmt: skip
-  head = ['', 'images/s', 'least', 'most', '/ PyTorch compiled', 'MFU', 'peak GB', 'first call (s)']
+  head = ['', 'batch', 'steps a call', 'images/s', 'least', 'most', '/ PyTorch compiled', 'MFU', 'peak GB',
+          'first call (s)']  # fmt: skip
   return [tables.markdown(head, body)] if body else []
 
 
@@ -110,7 +113,7 @@ def _members(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> list[str]:
     for count, found in (row.found or {}).items():
       alone = row.found['1']['images/s']
       body.append((
-        f'{row.name}, {count}', found['images/s'], found['least'], found['most'],
+        f'{row.name}, {count}', *_rates(found),
         found['images/s'] / alone, found['first dispatch (s)'],
       ))  # fmt: skip
   head = ['seeds in one program', 'images/s', 'least', 'most', '/ one run', 'first dispatch (s)']
@@ -118,12 +121,24 @@ def _members(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _runs(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> list[str]:
-  return [f'- {row.name}: {brief(row.found)}{_results(row.found)}' for row in rows if row.found]
+  lines = [f'- {row.name}: {brief(row.found)}{_results(row.found)}' for row in rows if row.found]
+  return ['\n'.join(lines)] if lines else []
+
+
+# Of a run's results, the ones a reader asks for; all are in results.json.
+_TOLD = (
+  'validation/eps',
+  'test/eps',
+  'recognized as their label',
+  'memorized fraction',
+  'its held-out null',
+)
 
 
 def _results(found: dict[str, Any]) -> str:
   texts = []
-  for name, value in (found.get('results') or {}).items():
+  results = found.get('results') or {}
+  for name, value in ((name, results[name]) for name in _TOLD if name in results):
     if isinstance(value, dict):
       low, high = tables.number(value['low']), tables.number(value['high'])
       texts.append(f'{name} {tables.number(value["estimate"])} [{low}, {high}]')
@@ -215,11 +230,12 @@ def profile(name: str, found: dict[str, Any]) -> str:
 
 def describe(call: dict[str, Any]) -> str:
   """Card, versions, commit and command of a call."""
-  known = [f'{call[key]} {key}' for key in ('devices',) if key in call]
-  parts = [call.get('kind', 'no device'), *known]
+  parts = [call['kind'], f'{call["devices"]} device{"s" * (call["devices"] > 1)}']
+  if call.get('peak_flops'):
+    parts.append(f'peak {call["peak_flops"] / 1e12:.0f} TFLOP/s in bfloat16')
   parts += [f'{key} {call[key]}' for key in ('driver', 'python', 'jax', 'torch') if call.get(key)]
   changed = ' with uncommitted changes' if call.get('changed') else ''
-  return f'{", ".join(map(str, parts))}; commit {call["commit"]}{changed}; `{call["command"]}`'
+  return f'{", ".join(parts)}; commit {call["commit"]}{changed}; `{call["command"]}`'
 
 
 def write(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> str:
@@ -227,15 +243,18 @@ def write(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> str:
   text = ['## On an accelerator', 'Printed by `python -m benchmarks.accelerator`.']
   if any(call['plan'] == 'tiny' for call in calls):
     text.append('TOY SIZES (`--tiny`): these numbers say that the command works, and nothing else.')
+  told = None
   for part, title in _TITLES.items():
     mine = sorted((row for row in rows if row.part == part), key=lambda row: row.call)
     if not mine:
       continue
-    took = sum(row.seconds for row in mine)
     text.append(f'### {title}')
-    text += [describe(calls[call]) for call in sorted({row.call for row in mine})]
+    on = [describe(calls[call]) for call in sorted({row.call for row in mine})]
+    text += on if on != told else []
+    told = on
     text += _BODIES[part](mine, calls)
-    text += [f'- {row.name}: {row.status}: {row.why}' for row in mine if row.status != 'measured']
-    text.append(f'Part {part} took {took:.0f} s.')
+    absent = [f'- {row.name}: {row.status}: {row.why}' for row in mine if row.status != 'measured']
+    text += ['\n'.join(absent)] if absent else []
+    text.append(f'Part {part} took {sum(row.seconds for row in mine):.0f} s.')
   text += _goals(rows, calls)
   return '\n\n'.join(text) + '\n'
