@@ -18,7 +18,7 @@ from orbax.checkpoint import v1 as ocp
 from diffusion.training import manifest
 from diffusion.training.manifest import FORMAT_VERSION
 
-_INCOMPLETE = 'it has no manifest: the start before was killed while saving it, or the file is lost'
+_INCOMPLETE = 'it has no manifest: the start before ended while saving it, or the file is lost'
 # What a folder is renamed to, so that none is ever half deleted under its own name.
 _DELETED = '.deleted'
 

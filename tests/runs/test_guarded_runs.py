@@ -169,9 +169,15 @@ def test_an_ensemble_samples_from_the_mean_of_its_members(tmp_path):
   z, t = jnp.ones((3, 8)), jnp.full(3, 0.4)
   members = [run.denoiser(labels)(z, t).eps for run in runs]
   np.testing.assert_allclose(both.denoiser(labels)(z, t).eps, np.mean(members, 0), atol=1e-6)
-  np.testing.assert_allclose(
-    both.disagreement(z, t, labels), np.var(members, axis=0).mean(1), rtol=1e-4
-  )
+  with jax.enable_x64(True):
+    z, t = jnp.ones((3, 8)), jnp.full(3, 0.4)
+    members = [run.denoiser(labels)(z, t).eps for run in runs]
+    found = np.sqrt(both.disagreement(z, t, labels))
+  # Compiled with the variance a network rounds otherwise: eps, of size 1, by some hundred roundings, none magnified
+  # more than tenfold. The root is a norm of what eps deviates by from the mean, so it is off by no more than eps is.
+  rounding = 4e3 * np.finfo(np.float64).eps
+  expected = np.sqrt(np.var(members, axis=0).mean(1))
+  np.testing.assert_allclose(found, expected, rtol=0, atol=rounding)
   alone = loading.Ensemble((runs[0],)).sample(labels, 3)
   np.testing.assert_allclose(alone, runs[0].sample(labels, 3), atol=1e-5)
   assert np.abs(both.sample(labels, 3) - alone).max() > 1e-3

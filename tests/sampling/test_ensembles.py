@@ -39,6 +39,17 @@ def test_mean_loss_is_the_ensembles_loss_plus_the_disagreement(x64):
   np.testing.assert_allclose(ensembles.disagreement([members[0]] * 3, Z, T), 0, atol=1e-25)
 
 
+def test_a_disagreement_far_below_the_mean_is_not_lost_in_float32():
+  eps = 1 + 1e-3 * np.random.default_rng(0).normal(size=(4, *Z.shape)).astype(np.float32)
+  members = [lambda z, t, key, one=one: Prediction(z, one) for one in jnp.asarray(eps)]
+  found = np.sqrt(ensembles.disagreement(members, Z, T))
+  assert found.dtype == np.float32
+  # The root, a norm of the deviations, is off by no more than their mean is: a rounding for each member.
+  bound = len(eps) * np.finfo(np.float32).eps * np.abs(eps).max()
+  expected = np.sqrt(np.var(eps, axis=0, dtype=np.float64).mean(1))
+  np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
 def test_bad_numbers_of_members_are_refused():
   with pytest.raises(ValueError, match='at least one member'):
     ensembles.mean([])
