@@ -98,8 +98,8 @@ def test_all_parts_run_and_the_first_four_with_the_core_alone(tmp_path):
       assert row['status'] == 'measured', (row, printed)
   assert {part for part, _ in found} == set(parts.PARTS)
   assert len(torch) == 6
-  assert found[1, 'beside the CPU']['found']['largest relative difference'] == 0
-  assert found[1, 'saved and continued']['found']['differ when saved and continued'] == 0
+  assert found[1, 'its losses beside the CPU']['found']['largest relative difference'] == 0
+  assert found[1, parts._WORKS]['found']['differ when saved and continued'] == 0
   continued = found[5, 'digits, continued']['found']
   assert continued['rows equal to the bit to those of the run left alone'] is True
   assert continued['results']['test/eps']['estimate'] > 0
@@ -125,7 +125,7 @@ def test_a_kill_leaves_the_rows_before_it_and_no_process(tmp_path):
     time.sleep(0.05)
   process.send_signal(signal.SIGKILL)
   process.wait()
-  assert rows_of(tmp_path / 'out')[1, 'first 20 losses']['status'] == 'measured'
+  assert rows_of(tmp_path / 'out')[1, parts._WORKS]['status'] == 'measured'
   assert '### It works' in (tmp_path / 'out' / 'sections.md').read_text()
   scratch = process.stdout  # open in its children as well, until the last one is gone
   scratch.read()

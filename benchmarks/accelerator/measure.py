@@ -38,11 +38,6 @@ def _speed(run: Callable[[int], None], images: int, seconds: float) -> dict[str,
   return {'images/s': statistics.median(rates), 'least': min(rates), 'most': max(rates)}
 
 
-def _batched(plan: Plan, which: str, batch: int) -> sizes.Size | sizes.Transformer:
-  size = getattr(plan, which)
-  return size._replace(batch=batch) if batch else size
-
-
 def describe(plan: Plan) -> Found:
   """The devices."""
   import jax
@@ -75,13 +70,13 @@ def first_losses(plan: Plan) -> Found:
 
   from benchmarks import engine
 
-  jax.config.update('jax_default_matmul_precision', 'highest')
   engine.configure(plan.digits.batch, engine.side(plan.digits))
-  training = engine.training(engine.experiment(plan.digits, 1, log_every=1))
-  state, found = training.first(), []
-  for _ in range(20):
-    state, metrics = training.dispatch(state)
-    found.append(float(metrics['loss'].ravel()[0]))
+  with jax.default_matmul_precision('highest'):
+    training = engine.training(engine.experiment(plan.digits, 1, log_every=1))
+    state, found = training.first(), []
+    for _ in range(20):
+      state, metrics = training.dispatch(state)
+      found.append(float(metrics['loss'].ravel()[0]))
   yield {'losses': found}
 
 
@@ -114,10 +109,17 @@ def repeatable(plan: Plan) -> Found:
   } | _speed(run, training.images, plan.seconds)
 
 
+def works(plan: Plan) -> Found:
+  """The first losses, and whether steps are repeatable."""
+  (losses,) = first_losses(plan)
+  yield losses
+  (again,) = repeatable(plan)
+  yield losses | again
+
+
 def step(
   plan: Plan,
   which: str,
-  batch: int = 0,
   per_dispatch: int = 0,
   narrow: bool = False,
   precision: str = 'default',
@@ -130,7 +132,6 @@ def step(
   Args:
     plan: sizes.
     which: the network, a field of the plan.
-    batch: images in it; 0 as the plan says.
     per_dispatch: steps of a dispatch; 0 as the plan says.
     narrow: compute in bfloat16.
     precision: of float32 products: 'default', 'tensorfloat32' or 'highest'.
@@ -145,7 +146,7 @@ def step(
   jax.config.update('jax_default_matmul_precision', precision)
   if fused_attention:
     engine.fused_attention()
-  size = _batched(plan, which, batch)
+  size = getattr(plan, which)
   engine.configure(size.batch, engine.side(size))
   made = engine.experiment(size, per_dispatch or plan.per_dispatch, narrow)
   training = engine.training(made, one_device)
@@ -226,7 +227,7 @@ def members(plan: Plan, which: str) -> Found:
       yield found
 
 
-def _torch(plan: Plan, which: str, batch: int, tf32: bool, compiled: bool):
+def _torch(plan: Plan, which: str, tf32: bool, compiled: bool):
   """(module torch, module torch_peer, network, its size, device)."""
   import torch
 
@@ -235,7 +236,7 @@ def _torch(plan: Plan, which: str, batch: int, tf32: bool, compiled: bool):
     raise RuntimeError('PyTorch sees no GPU here')
   torch.backends.cuda.matmul.allow_tf32 = tf32
   torch.backends.cudnn.allow_tf32 = tf32
-  size, device = _batched(plan, which, batch), 'cuda' if on_card else 'cpu'
+  size, device = getattr(plan, which), 'cuda' if on_card else 'cpu'
   torch_peer, network = contenders.peer(size, device, compiled, plan.backend)
   return torch, torch_peer, network, size, device
 
@@ -261,13 +262,12 @@ def _torch_speed(
 def torch_step(
   plan: Plan,
   which: str,
-  batch: int = 0,
   narrow: bool = False,
   tf32: bool = False,
   compiled: bool = True,
 ) -> Found:
   """The same step of the same network in PyTorch; its arguments are those of `step`."""
-  torch, torch_peer, network, size, device = _torch(plan, which, batch, tf32, compiled)
+  torch, torch_peer, network, size, device = _torch(plan, which, tf32, compiled)
   images = torch.tensor(sizes.images(size)).permute(0, 3, 1, 2).contiguous().to(device)
   work = torch_peer.make_step(network, size, device, images, narrow)
   yield {'batch': size.batch} | _torch_speed(torch, work, size.batch, plan.seconds)
@@ -275,7 +275,8 @@ def torch_step(
 
 def torch_sample(plan: Plan, narrow: bool = True) -> Found:
   """The same sampler of the same network in PyTorch."""
-  torch, torch_peer, network, size, device = _torch(plan, 'unet', plan.samples, False, True)
+  torch, torch_peer, network, size, device = _torch(plan, 'unet', False, True)
+  size = size._replace(batch=plan.samples)
   draw = torch_peer.make_sample(network, size, device, plan.evaluations, narrow)
   yield {'batch': size.batch} | _torch_speed(torch, lambda: draw().cpu(), size.batch, plan.seconds)
 
@@ -294,7 +295,7 @@ def feeding(plan: Plan, data_dir: str, side: int = 28) -> Found:
   engine.configure(batch, side)
   with tempfile.TemporaryDirectory() as folder:
     if not data_dir:
-      prepared.noise_as_mnist(pathlib.Path(folder), 4096, 256)
+      prepared.noise_as_mnist(pathlib.Path(folder), plan.images, 128)
       data_dir = str(pathlib.Path(folder) / 'sets')
     how = engine.Feeding(batch, plan.per_dispatch, max(1, plan.batches // plan.per_dispatch))
     source = engine.mnist(data_dir)
@@ -306,6 +307,6 @@ def feeding(plan: Plan, data_dir: str, side: int = 28) -> Found:
     for name, make in ways.items():
       rate = make()
       rate()  # compiles
-      rates = [rate() for _ in range(3)]
+      rates = [rate() for _ in range(plan.rounds)]
       found[name] = {'images/s': statistics.median(rates), 'least': min(rates), 'most': max(rates)}
       yield found

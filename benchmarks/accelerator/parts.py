@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.accelerator.bench import Bench, LeftOut, Process, missing, reason, stop
 from benchmarks.accelerator.plans import PLANS
 
+_WORKS = '20 steps of the digits network, and 10, saved, 10 more'
 _DETERMINISTIC = '--xla_gpu_deterministic_ops=true'
 _PEERS_NEED = ('torch',)
 _RUNS_NEED = ('ml_collections', 'tensorboardX', 'sklearn', 'matplotlib', 'tqdm', 'PIL')
@@ -29,16 +30,15 @@ def works(bench: Bench) -> None:
     1, 'devices', lambda: {key: bench.header[key] for key in ('platform', 'kind', 'devices')}
   )
   on_cpu = None
-  if bench.known(1, 'first 20 losses') is None:
+  if bench.known(1, _WORKS) is None:
     on_cpu = bench.start_function('first_losses', {'JAX_PLATFORMS': 'cpu'})
   try:
-    here = bench.ask(1, 'first 20 losses', 'first_losses', 30)
-    bench.note(1, 'beside the CPU', lambda: _beside_cpu(bench, here, on_cpu))
+    here = bench.ask(1, _WORKS, 'works', 40)
+    bench.note(1, 'its losses beside the CPU', lambda: _beside_cpu(bench, here, on_cpu))
   finally:
     if on_cpu is not None:
       stop(on_cpu)
-  found = bench.ask(1, 'saved and continued', 'repeatable', 30)
-  if found and _differs(found) and bench.header['platform'] in ('gpu', 'cuda'):
+  if here and _differs(here) and bench.header['platform'] in ('gpu', 'cuda'):
     flags = f'{os.environ.get("XLA_FLAGS", "")} {_DETERMINISTIC}'.strip()
     bench.ask(1, f'the same with {_DETERMINISTIC}', 'repeatable', 30, {'XLA_FLAGS': flags})
 
@@ -61,7 +61,6 @@ def _beside_cpu(bench: Bench, here: dict[str, Any] | None, on_cpu: Process | Non
 
 def training_step(bench: Bench) -> None:
   """2: images a second of the training step, ours and PyTorch's."""
-  small = PLANS[bench.plan].small_batch
 
   def ours(name: str, which: str, needs: float = 60, **options: Any) -> None:
     bench.ask(2, f'{name}, ours', 'step', needs, which=which, **options)
@@ -74,12 +73,12 @@ def training_step(bench: Bench) -> None:
 
   ours('U-Net bfloat16', 'unet', narrow=True, count=True)
   theirs('U-Net bfloat16', 'unet', narrow=True)
-  ours('U-Net TF32', 'unet', batch=small, precision='tensorfloat32')
-  theirs('U-Net TF32', 'unet', batch=small, tf32=True)
+  ours('U-Net TF32', 'float_unet', precision='tensorfloat32')
+  theirs('U-Net TF32', 'float_unet', tf32=True)
   ours('DiT-B/2 bfloat16', 'dit', 40, narrow=True, count=True)
   theirs('DiT-B/2 bfloat16', 'dit', 40, narrow=True)
-  ours('U-Net float32', 'unet', batch=small, precision='highest')
-  theirs('U-Net float32', 'unet', batch=small)
+  ours('U-Net float32', 'float_unet', precision='highest')
+  theirs('U-Net float32', 'float_unet')
   ours('U-Net bfloat16, one step a dispatch', 'unet', 40, narrow=True, per_dispatch=1)
   theirs('U-Net bfloat16', 'unet', 30, eager=True, narrow=True)
   if bench.header['devices'] > 1:
@@ -225,11 +224,11 @@ def _affordable(bench: Bench, overhead: float = 100.0, share: float = 0.7) -> tu
     overhead: seconds for start, compilation and judging.
     share: of the bare step's speed that a run is taken to have.
   """
+  if bench.plan == 'tiny':
+    return 'mnist' if bench.data_dir else 'mixture', []
   if not bench.data_dir:
     return 'digits', ['--seed=1']
   missing(_FILES_NEED)
-  if bench.plan == 'tiny':
-    return 'mnist', []
   speed = bench.known(6, 'MNIST network, the step')
   if speed is None:
     raise LeftOut('it is sized by the speed of the step, which part 6 measures')

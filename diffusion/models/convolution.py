@@ -7,6 +7,7 @@ to hand to the vendor's kernels: one of the image's size as a window is not amon
 loops; a jvp is, so likelihoods ask for `plain`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -60,6 +61,7 @@ def _halved(x: Array, kernel: Array, padding: Padding) -> tuple[Array, Array]:
   return x, kernel.reshape(kh // 2, kw // 2, 4 * c, o)
 
 
+@functools.cache  # one function for all layers alike, so that JAX traces each shape once
 def _by_platform(strides: tuple[int, int], padding: Padding) -> Callable[[Array, Array], Array]:
   """(x, kernel) -> convolution; the platform that a program is lowered for chooses its form, there and back."""
 
