@@ -224,7 +224,9 @@ def fused_attention() -> None:
   """From here on the transformer asks JAX for cuDNN's fused attention in place of XLA's."""
 
   def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    return jax.nn.dot_product_attention(query, key, value, implementation='cudnn')
+    # The first state is made in float32, which cuDNN refuses.
+    which = 'cudnn' if query.dtype == jnp.bfloat16 else None
+    return jax.nn.dot_product_attention(query, key, value, implementation=which)
 
   dit.attend = attend
 

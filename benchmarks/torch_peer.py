@@ -57,7 +57,9 @@ class Attention(nn.Module):
   def forward(self, x):
     """x[B, C, H, W]."""
     flat = self.norm(x).flatten(2).transpose(1, 2)
-    h = F.scaled_dot_product_attention(self.query(flat), self.key(flat), self.value(flat))
+    # With an axis of one head: without it PyTorch leaves its fused kernels, and bfloat16, for float32 products.
+    heads = (part(flat)[:, None] for part in (self.query, self.key, self.value))
+    h = F.scaled_dot_product_attention(*heads)[:, 0]
     return x + self.out(h).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
@@ -212,7 +214,8 @@ class DiT(nn.Module):
     p = self.size.patch
     embedding = self.embed(noise, label)
     h = x.reshape(b, channels, height // p, p, width // p, p).permute(0, 2, 4, 3, 5, 1)
-    h = self.stem(h.reshape(b, -1, p * p * channels)) + self.places
+    h = self.stem(h.reshape(b, -1, p * p * channels))
+    h = h + self.places.to(h.dtype)
     for block in self.blocks:
       h = block(h, embedding)
     shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=-1)
@@ -266,17 +269,16 @@ def make_sample(network: nn.Module, size: Size | Transformer, device: str, steps
   network.eval()
   shape = (size.batch, size.shape[2], *size.shape[:2])
   label = torch.zeros(size.batch, dtype=torch.long, device=device)
-  times = torch.linspace(1 - 1e-3, 1e-3, steps + 1).tolist()
+  times = torch.linspace(1 - 1e-3, 1e-3, steps + 1)
+  alpha, sigma = torch.cos(torch.pi * times / 2), torch.sin(torch.pi * times / 2)
+  # On the device once: a copy in the loop would wait for the device.
+  noises = (torch.log(sigma / alpha) / 4)[:, None].expand(-1, size.batch).contiguous().to(device)
+  marginals = list(zip(alpha.tolist(), sigma.tolist(), strict=True))
 
   @torch.no_grad()
   def sample():
     z = torch.randn(shape, device=device)
-    for t, s in zip(times, times[1:], strict=False):
-      (a, b), (c, d) = (
-        (torch.cos(torch.tensor(torch.pi * u / 2)), torch.sin(torch.tensor(torch.pi * u / 2)))
-        for u in (t, s)
-      )
-      noise = (torch.log(b / a) / 4).expand(size.batch).to(device)
+    for (a, b), (c, d), noise in zip(marginals, marginals[1:], noises, strict=False):
       with torch.autocast(device, torch.bfloat16, enabled=amp):
         v = network(z, noise, label).float()
       x0 = (a * z - b * v).clamp(-1, 1)

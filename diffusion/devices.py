@@ -63,8 +63,8 @@ def configure(
   accelerator = _accelerator()
   if cpu_devices and accelerator:
     raise ValueError(
-      f'--cpu_devices={cpu_devices} divides a CPU, and JAX will use {accelerator!r}: leave it out, or set '
-      'JAX_PLATFORMS=cpu to stay on the CPU'
+      f'--cpu_devices={cpu_devices} divides a CPU, and JAX_PLATFORMS or a plugin of JAX says {accelerator!r}: leave it '
+      'out, or set JAX_PLATFORMS=cpu to stay on the CPU'
     )
   several = f' x {num_processes} processes' if num_processes > 1 else ''
   if cpu_devices and batch_size % (cpu_devices * num_processes):

@@ -12,6 +12,7 @@ A row that cannot be measured says why, and the next one follows. Nothing is dow
 5 the digits from start to report, killed and continued   6 feeding   7 a real run in the time that is left
 """
 
+import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -42,11 +43,11 @@ TINY = flags.DEFINE_boolean('tiny', False, 'Toy sizes: does the command work?')
 
 
 def chosen(names: Sequence[str]) -> list[int]:
-  """The parts of these names, in their order; raises ValueError for one that there is not."""
+  """The parts of these names, in the order given; raises ValueError for one that there is not."""
   wrong = [name for name in names if name not in map(str, PARTS)]
   if wrong or not names:
     raise ValueError(f'--parts takes some of {",".join(map(str, PARTS))}, got {",".join(names)!r}')
-  return sorted(set(map(int, names)))
+  return list(dict.fromkeys(map(int, names)))
 
 
 def unpack(wheels: str, target: pathlib.Path) -> dict[str, str]:
@@ -56,7 +57,17 @@ def unpack(wheels: str, target: pathlib.Path) -> dict[str, str]:
   files = sorted(map(str, pathlib.Path(wheels).glob('*.whl')))
   if not files:
     raise ValueError(f'--wheels={wheels} has no wheel (*.whl) in it')
-  pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-index', '--no-deps', '--target']
+  pip = [
+    sys.executable,
+    '-m',
+    'pip',
+    'install',
+    '--quiet',
+    '--no-index',
+    '--no-deps',
+    '--no-compile',
+  ]
+  pip.append('--target')
   done = subprocess.run([*pip, str(target), *files], capture_output=True, text=True, check=False)
   if done.returncode:
     raise ValueError(
@@ -74,6 +85,15 @@ def version(package: str) -> str | None:
     return None
 
 
+def digest() -> str:
+  """A hash of all code that a row rests on: what another one measured is measured again."""
+  whole, root = hashlib.sha256(), pathlib.Path(__file__).parents[2]
+  for folder in ('benchmarks', 'diffusion', 'experiments'):
+    for path in sorted((root / folder).rglob('*.py')):
+      whole.update(path.read_bytes())
+  return whole.hexdigest()[:16]
+
+
 def driver() -> str | None:
   """NVIDIA's, None without one."""
   command = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
@@ -81,7 +101,7 @@ def driver() -> str | None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
   except (OSError, subprocess.SubprocessError):
     return None
-  return done.stdout.split()[0]
+  return ', '.join(sorted(set(done.stdout.split()))) or None
 
 
 def look(bench: Bench) -> dict[str, Any]:
@@ -92,9 +112,14 @@ def look(bench: Bench) -> dict[str, Any]:
     found = bench.result(process, bench.finish(process))
   except LeftOut as error:
     raise ValueError(f'JAX does not start: {error}') from None
+  if found['platform'] == 'cpu' and bench.plan == 'full':
+    raise ValueError(
+      'JAX found no accelerator, and a CPU takes hours: --tiny tries the command there'
+    )
   command = ' '.join(provenance.command())
-  return found | {
-    'driver': driver(), 'torch': version('torch'), 'plan': bench.plan, 'command': command,
+  known = {name: version(name) for name in ('jaxlib', 'flax', 'optax', 'orbax-checkpoint')}
+  return found | known | {
+    'code': digest(), 'driver': driver(), 'torch': version('torch'), 'plan': bench.plan, 'command': command,
     'commit': code['commit'] or COMMIT.value or 'unknown', 'changed': bool(code['diff']),
   }  # fmt: skip
 

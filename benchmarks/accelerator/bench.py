@@ -1,9 +1,9 @@
 """One call of the benchmark: rows measured in processes of their own while time is left, each written down at once."""
 
 import contextlib
-import ctypes
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -18,6 +18,8 @@ from benchmarks.accelerator import sections
 from benchmarks.accelerator.sections import Row
 
 _ROOT = pathlib.Path(__file__).parents[2]
+_TETHERED = pathlib.Path(__file__).with_name('tethered.py')
+_MOST = 180  # seconds for a row: one that hangs must not take those behind it
 
 
 class Process(NamedTuple):
@@ -26,11 +28,6 @@ class Process(NamedTuple):
   popen: subprocess.Popen
   log: pathlib.Path
   result: pathlib.Path
-
-
-def _die_with_parent() -> None:
-  """A killed benchmark leaves no process on the card."""
-  ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def reason(process: Process) -> str:
@@ -98,12 +95,19 @@ class Bench:
       raise LeftOut(f'{max(0, self.left()):.0f} s were left of the {needs:.0f} it may take')
 
   def write(self, row: Row) -> None:
-    """Keeps a row, prints it, and writes everything there is."""
-    self.rows = [r for r in self.rows if (r.part, r.name) != (row.part, row.name)] + [row]
+    """Keeps a row, prints it, and writes everything there is; a row without numbers leaves those there were."""
     print(sections.line(row), flush=True)
+    same = [r for r in self.rows if (r.part, r.name) == (row.part, row.name)]
+    if row.found is None and any(r.found and self.alike(r) for r in same):
+      return
+    self.rows = [r for r in self.rows if r not in same] + [row]
     data = {'calls': self.calls, 'rows': [r._asdict() for r in self.rows]}
     self._replace('results.json', json.dumps(data, indent=1))
-    self._replace('sections.md', sections.write(self.rows, self.calls))
+    try:
+      text = sections.write(self.rows, self.calls)
+    except Exception as error:  # noqa: BLE001 - what was measured matters more than its text
+      text = f'The rows of results.json could not be written as text: {error!r}\n'
+    self._replace('sections.md', text)
 
   def _replace(self, name: str, text: str) -> None:
     """Writes a file whole, or leaves the one before."""
@@ -117,9 +121,8 @@ class Bench:
     log, result = (self.scratch / f'{self._count}{end}' for end in ('.log', '.json'))
     with log.open('w') as output:
       popen = subprocess.Popen(
-        [sys.executable, *command], cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT,
+        [sys.executable, str(_TETHERED), sys.executable, *command], cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT,
         env=os.environ | self.environment | dict(environment or {}), process_group=0,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
       )  # fmt: skip
     return Process(popen, log, result)
 
@@ -131,10 +134,10 @@ class Bench:
     command = ['-m', 'benchmarks.accelerator.child', function, self.plan, str(result)]
     return self.start([*command, json.dumps(arguments)], environment)
 
-  def finish(self, process: Process) -> bool:
-    """Waits for a program, to the deadline at most, and ends it there; whether it ended by itself."""
+  def finish(self, process: Process, most: float = math.inf) -> bool:
+    """Waits for a program, so many seconds and to the deadline at most, and ends it there; whether it ended itself."""
     try:
-      process.popen.wait(max(0.0, self.left()))
+      process.popen.wait(max(0.0, min(most, self.left())))
     except subprocess.TimeoutExpired:
       stop(process)
       return False
@@ -144,7 +147,8 @@ class Bench:
     """What a function's process found that has ended, `whole` if by itself; raises LeftOut where that is not all."""
     found = json.loads(process.result.read_text()) if process.result.exists() else None
     if not whole:
-      raise LeftOut('the time of this call was over', found, 'cut off')
+      why = f'it took more than {_MOST} s' if self.left() > 0 else 'the time of this call was over'
+      raise LeftOut(why, found, 'cut off')
     if process.popen.returncode:
       raise LeftOut(reason(process), found, 'failed')
     return found
@@ -179,7 +183,7 @@ class Bench:
       self.require(needs)
       process = self.start_function(function, environment, **arguments)
       try:
-        return self.result(process, self.finish(process))
+        return self.result(process, self.finish(process, _MOST))
       finally:
         stop(process)
 
@@ -201,14 +205,15 @@ class Bench:
     return found
 
   def known(self, part: int, name: str) -> dict[str, Any] | None:
-    """What the folder says of a row that was measured on this commit and card."""
-    same = ('commit', 'kind', 'plan')
+    """What the folder says of a row that was measured by this code on this card."""
     for row in self.rows:
-      if (row.part, row.name, row.status) == (part, name, 'measured'):
-        call = self.calls[row.call]
-        if all(call.get(key) == self.header.get(key) for key in same):
-          return row.found
+      if (row.part, row.name, row.status) == (part, name, 'measured') and self.alike(row):
+        return row.found
     return None
+
+  def alike(self, row: Row) -> bool:
+    """Whether a row was measured by this code on this card."""
+    return sections.alike(self.calls[row.call], self.header)
 
   @property
   def call(self) -> int:

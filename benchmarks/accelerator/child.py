@@ -1,6 +1,7 @@
 """One measurement in a process of its own: python -m benchmarks.accelerator.child FUNCTION PLAN RESULT ARGUMENTS."""
 
 import json
+import os
 import pathlib
 import sys
 
@@ -16,6 +17,8 @@ def main() -> None:
     beside = path.with_suffix('.new')
     beside.write_text(json.dumps(found))
     beside.replace(path)
+  sys.stdout.flush()
+  os._exit(0)  # what a library does at its end is not measured, and may hang
 
 
 if __name__ == '__main__':

@@ -45,8 +45,8 @@ FULL = Plan(
   digits=SIZES['digits'], unet=SIZES['cifar10']._replace(batch=512),
   float_unet=SIZES['cifar10']._replace(batch=128), dit=DIT_B,
   mnist=SIZES['mnist']._replace(width=64, batch=128), per_dispatch=10, samples=256,
-  evaluations=50, mixture=(1, 4, 16, 64), mixture_width=128, members=(1, 4, 16), seconds=4.0,
-  backend='inductor', batches=400, rounds=3, images=4096, flags=(),
+  evaluations=50, mixture=(1, 16, 4, 64), mixture_width=128, members=(1, 4, 16), seconds=4.0,
+  backend='inductor', batches=100, rounds=3, images=4096, flags=(),
 )  # fmt: skip
 _DOT = Transformer(
   (4, 4, 1), 8, 1, 1, 2, 8, num_classes=10

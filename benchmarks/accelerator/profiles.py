@@ -15,11 +15,9 @@ def _events(planes: list[Any]) -> Iterator[Any]:
       for line in plane.lines:
         yield from (e for e in line.events if any(name == 'hlo_op' for name, _ in e.stats))
     return
-  lines = list(device.lines)
-  chosen = [line for line in lines if line.name == 'XLA Ops'] or [
-    line for line in lines if line.name.startswith('Stream')
-  ]
-  for line in chosen:
+  lines = list(device.lines)  # a GPU's kernels by stream; a TPU has operations alone
+  streams = [line for line in lines if line.name.startswith('Stream')]
+  for line in streams or [line for line in lines if line.name == 'XLA Ops']:
     yield from line.events
 
 

@@ -45,7 +45,7 @@ def brief(found: dict[str, Any]) -> str:
       texts.append(f'{name} {tables.number(value)}')
     elif isinstance(value, bool | int | str):
       texts.append(f'{name} {value}')
-    elif isinstance(value, list | tuple) and len(value) == 2:
+    elif isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], float):
       texts.append(f'{name} {" and ".join(tables.number(one, 7) for one in value)}')
     elif isinstance(value, list) and value and isinstance(value[0], float):
       texts.append(f'{name} {tables.number(value[0], 7)} to {tables.number(value[-1], 7)}')
@@ -71,10 +71,16 @@ def _measured(rows: Sequence[Row]) -> list[Row]:
   return [row for row in rows if row.found and 'images/s' in row.found]
 
 
-def peer_of(row: Row, rows: Sequence[Row]) -> Row | None:
-  """The compiled peer of one of our rows, if it was measured."""
+def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+  """Whether two calls ran the same code on the same kind of card."""
+  return all(one.get(key) == other.get(key) for key in ('code', 'kind', 'plan'))
+
+
+def peer_of(row: Row, rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> Row | None:
+  """The compiled peer of one of our rows, if it was measured by the same code on the same kind of card."""
   name = row.name.removesuffix(', ours') + ', PyTorch compiled'
-  return next((one for one in _measured(rows) if one.name == name), None)
+  found = (one for one in _measured(rows) if one.name == name)
+  return next((one for one in found if alike(calls[one.call], calls[row.call])), None)
 
 
 def utilization(row: Row, rows: Sequence[Row], call: dict[str, Any]) -> float | None:
@@ -95,7 +101,7 @@ def utilization(row: Row, rows: Sequence[Row], call: dict[str, Any]) -> float | 
 def _steps(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> list[str]:
   body = []
   for row in _measured(rows):
-    found, peer = row.found, peer_of(row, rows) if row.name.endswith(', ours') else None
+    found, peer = row.found, peer_of(row, rows, calls) if row.name.endswith(', ours') else None
     first = found.get('first dispatch (s)', found.get('first call (s)'))
     body.append((
       row.name, found.get('batch'), found.get('steps a dispatch'), *_rates(found),
@@ -104,13 +110,14 @@ def _steps(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> list[str]:
     ))  # fmt: skip
   head = ['', 'batch', 'steps a call', 'images/s', 'least', 'most', '/ PyTorch compiled', 'MFU', 'peak GB',
           'first call (s)']  # fmt: skip
-  return [tables.markdown(head, body)] if body else []
+  note = 'The first call compiles; what an earlier row of the same call compiled it finds.'
+  return [tables.markdown(head, body), note] if body else []
 
 
 def _members(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> list[str]:
   body = []
   for row in rows:
-    for count, found in (row.found or {}).items():
+    for count, found in sorted((row.found or {}).items(), key=lambda one: int(one[0])):
       alone = row.found['1']['images/s']
       body.append((
         f'{row.name}, {count}', *_rates(found),
@@ -187,7 +194,7 @@ def goals(rows: Sequence[Row], calls: Sequence[dict[str, Any]]) -> list[Goal]:
     row = named.get((2, name))
     if row is None or 'images/s' not in row.found:
       continue
-    peer = peer_of(row, [one for one in rows if one.part == 2])
+    peer = peer_of(row, [one for one in rows if one.part == 2], calls)
     if peer is not None and name.startswith('U-Net'):
       ratio = row.found['images/s'] / peer.found['images/s']
       made.append(

@@ -351,14 +351,12 @@ def streamed(source: Source, workers: int = 0) -> Source:
 
 def _prepared_builder(name: str, data_dir: str | None):
   import tensorflow_datasets
-  from tensorflow_datasets.core.registered import (
-    DatasetNotFoundError,
-  )  # or a package that TFDS lacks would be hidden
+  from tensorflow_datasets.core import registered  # here, or a package that TFDS lacks is hidden
 
   directory = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   try:
     builder = tensorflow_datasets.builder(name, data_dir=data_dir)
-  except DatasetNotFoundError:
+  except registered.DatasetNotFoundError:
     raise ValueError(f'no TFDS data set is called {name!r}') from None
   if not builder.info.splits:  # TFDS itself would retry a download for minutes: look before reading
     prepare = (

@@ -31,7 +31,9 @@ def _dot(equation) -> int:
 def _convolution(equation) -> int:
   kernel = equation.invars[1].aval.shape
   out_features = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
-  return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
+  taps = math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
+  # Between the pixels of a dilated image lie zeros, which nobody multiplies.
+  return 2 * taps // math.prod(equation.params['lhs_dilation'])
 
 
 def _count(jaxpr) -> int:

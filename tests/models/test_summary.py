@@ -13,8 +13,8 @@ X, KERNEL = jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 3, 4))
 PRODUCT = 2 * 3 * 4 * 5
 
 
-def canonical(x, kernel):
-  return convolution.canonical(x, kernel, (1, 1), ((1, 1), (1, 1)))
+def canonical(x, kernel, stride=1):
+  return convolution.canonical(x, kernel, (stride, stride), ((1, 1), (1, 1)))
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,15 @@ def test_flops_are_two_a_multiplication(function, arguments, count):
   assert summary.flops(function, *arguments) in np.atleast_1d(count)
 
 
-def test_flops_of_a_canonical_gradient_are_those_of_two_more_convolutions():
+@pytest.mark.parametrize('stride', [1, 2])
+def test_flops_of_a_canonical_gradient_are_those_of_two_more_convolutions(stride):
   """A convolution with 'same' padding costs as much for each of its two gradients as for itself."""
 
   def total(x, kernel):
-    return canonical(x, kernel).sum()
+    return canonical(x, kernel, stride).sum()
 
-  one = summary.flops(canonical, X, KERNEL)
+  one = summary.flops(lambda *a: canonical(*a, stride), X, KERNEL)
+  assert one == 2 * (2 * (6 // stride) ** 2 * 4) * (3 * 3 * 3)
   assert summary.flops(jax.grad(total, (0, 1)), X, KERNEL) == 3 * one
 
 
