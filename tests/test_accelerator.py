@@ -130,7 +130,7 @@ def test_a_kill_leaves_the_rows_before_it_and_no_process(tmp_path):
   while not (children := children_of(process.pid)):
     time.sleep(0.01)
   process.send_signal(signal.SIGKILL)
-  process.wait()
+  process.communicate()
   assert rows_of(tmp_path / 'out')[1, parts._WORKS]['status'] == 'measured'
   assert '### It works' in (tmp_path / 'out' / 'sections.md').read_text()
   deadline = time.monotonic() + 20
