@@ -148,7 +148,8 @@ def main(_) -> None:
     measure(bench, parts)
     print(f'{time.monotonic() - begin:.0f} s in all; {out / "sections.md"}')
   except (ValueError, OSError) as error:
-    raise SystemExit(f'error: {error}') from None
+    print(f'error: {error}', file=sys.stderr)
+    raise SystemExit(2) from None
   finally:
     shutil.rmtree(scratch, ignore_errors=True)
 
