@@ -15,7 +15,6 @@ Prints a table; the status is 1 if any case differs or does not run.
 
 import difflib
 import json
-import os
 import pathlib
 import signal
 import socket
@@ -28,7 +27,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
-from benchmarks import prepared
+from benchmarks import checkouts, prepared
 from benchmarks.characterized import found
 from diffusion.reporting import tables
 
@@ -36,7 +35,6 @@ AGAINST = flags.DEFINE_string('against', None, "Another commit's working tree.",
 ONLY = flags.DEFINE_list('only', [], 'Names of the cases to run; all by default.')
 KEEP = flags.DEFINE_string('keep', '', 'An empty folder to leave the runs in.')
 
-HERE = pathlib.Path(__file__).parents[1]
 TAMPERED = pathlib.Path('benchmarks', 'characterized', 'tampered.py')
 ARMS = (
   'batch_norm', 'micro_batches', 'curriculum_by_difficulty', 'schedule_free', 'importance_times', 'plateau'
@@ -96,7 +94,7 @@ def cases(data_dir: pathlib.Path) -> dict[str, Case]:
       Start('mixture', LONGER, {}),
     ]),
     'extend': Case([Start('mixture'), Start('mixture', (smoke, two, '--extend=40'))]),
-    'rollback': Case([Start('mixture', LONGER, {'spike': (98, 106)})], goes_back=True),
+    'rollback': Case([Start('mixture', LONGER, {'spike': (98, 106)}, spied=True)], goes_back=True),
     'population': Case(
       [Start('mixture', (smoke, two, '--population=seed=0..2'))], [f'seed={i}' for i in range(3)]
     ),
@@ -113,13 +111,13 @@ def run(case: Case, root: pathlib.Path, folder: pathlib.Path, cache: pathlib.Pat
   """Makes the runs of a case with the package of the checkout at `root`; '' or how it failed."""
   for start in case.starts:
     workdir, notes = folder / 'run', folder / 'notes.jsonl'
-    environment = os.environ | {
-      'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': str(cache), 'PYTHONPATH': str(root),
-    }  # fmt: skip
+    environment = checkouts.environment(
+      root, JAX_PLATFORMS='cpu', JAX_COMPILATION_CACHE_DIR=str(cache)
+    )
     command = [sys.executable, '-m', f'experiments.{start.experiment}']
     if start.orders is not None:
       own = root / TAMPERED
-      command = [sys.executable, '-P', str(own if own.exists() else HERE / TAMPERED)]
+      command = [sys.executable, '-P', str(own if own.exists() else checkouts.HERE / TAMPERED)]
       orders = {'experiment': start.experiment, 'spy': str(notes) if start.spied else ''}
       environment['TAMPERED'] = json.dumps(orders | dict(start.orders))
     command += [f'--workdir={workdir}', *start.arguments]
@@ -212,50 +210,27 @@ def _chosen(every: Mapping[str, Case]) -> dict[str, Case]:
   return {name: case for name, case in every.items() if name in (ONLY.value or every)}
 
 
-def _commit(root: pathlib.Path) -> str:
-  command = [
-    'git',
-    '-C',
-    str(root),
-    'describe',
-    '--always',
-    '--dirty',
-    '--abbrev=12',
-    '--exclude=*',
-  ]
-  return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or '?'
-
-
-def _check(root: pathlib.Path) -> None:
-  """Raises ValueError for a folder that is no checkout, or whose package Python would not take."""
-  command = [sys.executable, '-c', 'import diffusion; print(diffusion.__file__)']
-  done = subprocess.run(
-    command, cwd=root if root.is_dir() else HERE, env=os.environ | {'PYTHONPATH': str(root)},
-    capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  if not done.stdout.startswith(f'{root}{os.sep}'):
-    raise ValueError(
-      f'--against={AGAINST.value}: no checkout of this project, name the root of a working tree'
-    )
+def _folder(scratch: pathlib.Path) -> pathlib.Path:
+  """Where the runs go; raises ValueError for one that holds something, since runs would go on from it."""
+  folder = pathlib.Path(KEEP.value).expanduser().resolve() if KEEP.value else scratch
+  folder.mkdir(parents=True, exist_ok=True)
+  if any(folder.iterdir()):
+    raise ValueError(f'--keep={KEEP.value} is not empty: name a new folder')
+  return folder
 
 
 def main(_) -> None:
   """Runs, compares and prints."""
   logging.set_verbosity(logging.ERROR)
-  roots = {'old': pathlib.Path(AGAINST.value).expanduser().resolve(), 'new': HERE.resolve()}
   with tempfile.TemporaryDirectory() as scratch:
-    folder = (
-      pathlib.Path(KEEP.value).expanduser().resolve() if KEEP.value else pathlib.Path(scratch)
-    )
     try:
       chosen = _chosen(cases(pathlib.Path(scratch, 'sets')))
-      _check(roots['old'])
-      folder.mkdir(parents=True, exist_ok=True)
-      if any(folder.iterdir()):
-        raise ValueError(f'--keep={folder} is not empty: name a new folder')
+      roots = {'old': checkouts.find(AGAINST.value), 'new': checkouts.HERE}
+      folder = _folder(pathlib.Path(scratch, 'runs'))
     except (ValueError, OSError) as error:
       print(f'error: {error}', file=sys.stderr)
       raise SystemExit(2) from None
+    commits = ', '.join(f'{side} {checkouts.commit(root)}' for side, root in roots.items())
     if 'streamed' in chosen:
       prepared.noise_as_mnist(pathlib.Path(scratch), 96, 16)
     rows, failures = [], []
@@ -268,7 +243,7 @@ def main(_) -> None:
   header = ['case', *found.COLUMNS]
   print(tables.markdown(header, [[row.get(column, '') for column in header] for row in rows]))
   print(''.join(f'\n{said}\n' for said in failures))
-  print(f'old {_commit(roots["old"])}, new {_commit(roots["new"])}')
+  print(commits)
   equal = sum(map(_is_equal, rows))
   print(f'{equal} of {len(rows)} cases equal to the bit')
   raise SystemExit(int(equal < len(rows)))

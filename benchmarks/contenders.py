@@ -5,23 +5,47 @@ floating-point operations of an image, of products and convolutions alone.
 """
 
 import importlib
+import pathlib
+import subprocess
 import sys
+import tempfile
+import time
 import types
+from collections.abc import Callable
 from typing import Any
 
-from benchmarks import sizes
+from benchmarks import checkouts, sizes
 from benchmarks.sizes import Size, Transformer
 
 _SAMPLING_STEPS = 25
 _PEERS = "the peers are not installed: pip install -e '.[peers]'"
 
 
-def step(size: Size, per_dispatch: int = 1, cpu_devices: int = 0, narrow: bool = False):
-  """This project's training step, as runs make it."""
+def step(
+  size: Size, per_dispatch: int = 1, cpu_devices: int = 0, narrow: bool = False, members: int = 0
+):
+  """This project's training step, as runs make it; of a population of so many seeds where `members` is not 0."""
   from benchmarks import engine
 
   engine.configure(size.batch, engine.side(size), cpu_devices)
-  training = engine.training(engine.experiment(size, per_dispatch, narrow))
+  return _ours(
+    engine, lambda seed: engine.experiment(size, per_dispatch, narrow, seed=seed), members
+  )
+
+
+def mixture_step(per_dispatch: int, cpu_devices: int = 0, members: int = 0):
+  """The same of the mixture experiment."""
+  from benchmarks import engine
+
+  engine.configure(sizes.MIXTURE_BATCH, 0, cpu_devices)
+  return _ours(engine, lambda seed: engine.mixture(seed, per_dispatch=per_dispatch), members)
+
+
+def _ours(engine: Any, build: Callable[[Any], Any], members: int):
+  if members:
+    dispatch, images = engine.many(build, members)
+    return lambda: engine.wait(dispatch()), images, {}
+  training = engine.training(build(0))
   state = training.first()
 
   def work() -> None:
@@ -30,6 +54,34 @@ def step(size: Size, per_dispatch: int = 1, cpu_devices: int = 0, narrow: bool =
     engine.wait(metrics)
 
   return work, training.images, _facts(training.parameters, training.flops())
+
+
+def first_row(root: str, experiment: str):
+  """A process of an experiment's smoke run with the package of the checkout `root`, from its start to its first row."""
+
+  def work() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+      rows = pathlib.Path(folder, 'run', 'metrics.jsonl')
+      log = pathlib.Path(folder, 'log')
+      command = [
+        sys.executable,
+        '-m',
+        f'experiments.{experiment}',
+        '--smoke',
+        f'--workdir={rows.parent}',
+      ]
+      with log.open('wb') as file:
+        process = subprocess.Popen(
+          command, cwd=root, env=checkouts.environment(root), stdout=file, stderr=file
+        )
+      while not (rows.exists() and b'\n' in rows.read_bytes()):
+        if process.poll() is not None:
+          raise RuntimeError(f'{" ".join(command)} ended without a row: {log.read_text()}')
+        time.sleep(0.005)
+      process.kill()
+      process.wait()
+
+  return work, 1, {}
 
 
 def sample(size: Size, cpu_devices: int = 0, narrow: bool = False):

@@ -20,6 +20,7 @@ import psutil
 
 from diffusion import checks
 from diffusion.reporting import tables
+from diffusion.statistics import mean_t
 
 
 class Contender(NamedTuple):
@@ -60,6 +61,12 @@ def _taken() -> tuple[float, float]:
   return times.idle + times.iowait, sum(times)
 
 
+def _own(pid: int) -> float:
+  """Seconds of processor time that a process has taken, with those of its children that have ended."""
+  times = psutil.Process(pid).cpu_times()
+  return times.user + times.system + times.children_user + times.children_system
+
+
 class Running(NamedTuple):
   """A contender that runs."""
 
@@ -70,15 +77,14 @@ class Running(NamedTuple):
   def measure(self) -> tuple[float, float]:
     """(units of work a second, cores that other programs took meanwhile)."""
     os.kill(self.process.pid, signal.SIGCONT)
-    own, idle = psutil.Process(self.process.pid).cpu_times(), _taken()
+    own, idle = _own(self.process.pid), _taken()
     begin = time.perf_counter()
     self.pipe.send('go')
     seconds = self.pipe.recv()
     wall = time.perf_counter() - begin
-    after, idle_after = psutil.Process(self.process.pid).cpu_times(), _taken()
+    mine, idle_after = _own(self.process.pid) - own, _taken()
     os.kill(self.process.pid, signal.SIGSTOP)
     busy = (idle_after[1] - idle[1]) - (idle_after[0] - idle[0])
-    mine = after.user + after.system - own.user - own.system
     return self.facts['units'] / seconds, max(0.0, busy - mine) / wall
 
 
@@ -180,6 +186,12 @@ def table(found: Rounds, base: str, unit: str, columns: Sequence[str] = ()) -> s
     'most',
   ]
   return f'{tables.markdown(headers, rows)}\n\n{kept} quiet rounds of {found.made}'
+
+
+def advantage(found: Rounds, name: str, other: str) -> str:
+  """The mean ratio of speeds with its 95 % t interval over the rounds, as a line; above 1 is faster than `other`."""
+  ratio = found.ratio(name, other)
+  return f'{name} / {other}: {tables.with_interval(mean_t(ratio))} over {len(ratio)} quiet rounds'
 
 
 def per_operation(found: Rounds, other: str, column: str) -> str:

@@ -37,6 +37,7 @@ SIZES = {
   'cifar10': Size((32, 32, 3), 128, (1, 2, 2, 2), (16,), 8),  # DDPM's, 35.7M
 }
 DIT_B = Transformer((32, 32, 3), 768, 12, 12, 2, 128)  # DiT-B/2 on pixels, 130M
+MIXTURE_BATCH, MIXTURE_PER_DISPATCH = 256, 50  # of `engine.mixture`, as its experiment's
 STEPS_PER_DISPATCH = 10  # as the experiments of these networks dispatch; a test compares
 
 

@@ -1,9 +1,9 @@
 """An experiment with a hand in its batches: spied on, multiplied by 1,000, or the process ended in the middle of them.
 
 A program that `benchmarks.characterize` starts by its path, with the root of a checkout on PYTHONPATH, whose
-`diffusion` and `experiments` it takes: it must work with both sides of the comparison. What to do is JSON in $TAMPERED, the fields
-of `Orders`; the command line is that of the experiment. The augmentation calls the host once a batch, in the order of
-the batches, so all of it needs --cpu_devices=1.
+`diffusion` and `experiments` it takes: it must work with both sides of the comparison. What to do is JSON in $TAMPERED,
+the fields of `Orders`; the command line is that of the experiment. The augmentation calls the host once a batch, in the
+order of the batches, so all of it needs --cpu_devices=1.
 """
 
 import hashlib
