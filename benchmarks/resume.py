@@ -30,8 +30,8 @@ from diffusion import devices, provenance
 from diffusion.data import pipeline
 from diffusion.reporting import records, tables
 from diffusion.runs.loading import recorded_experiment
-from diffusion.training import assembly, manifest
-from diffusion.training.checkpoint import Restored, open_checkpoints
+from diffusion.training import assembly
+from diffusion.training.checkpoint import Restored, manifest_of, open_checkpoints
 from diffusion.workdir import read_record
 from experiments import cifar10
 
@@ -60,7 +60,7 @@ def saving(workdir: pathlib.Path) -> bool:
   """Whether a checkpoint is being saved: begun, and without its manifest."""
   with contextlib.suppress(FileNotFoundError):  # what goes while it is looked at
     folders = [path for path in (workdir / 'checkpoints').iterdir() if path.is_dir()]
-    return any(p.suffix != '.deleted' and not manifest.path_of(p).exists() for p in folders)
+    return any(p.suffix != '.deleted' and not manifest_of(p).exists() for p in folders)
   return False
 
 
@@ -143,7 +143,7 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
 def damage(folder: pathlib.Path, kind: str, generator: np.random.Generator) -> list[str]:
   """Damages a checkpoint in one of `KINDS`, the manifest included; returns the names of the files it hit."""
   files = [path for path in sorted(folder.rglob('*')) if path.is_file()]
-  files = generator.permutation([*files, manifest.path_of(folder)])
+  files = generator.permutation([*files, manifest_of(folder)])
   hit = files[: (len(files) + 1) // 2] if kind == 'half deleted' else files[:1]
   for path in hit:
     content = bytearray(path.read_bytes())
@@ -173,7 +173,7 @@ def notice(root: pathlib.Path, kind: str, generator: np.random.Generator, target
     keeper = open_checkpoints(root)
     restored = keeper.restore(target, 'latest')
     keeper.close()
-  lost = manifest.path_of(newest).name in hit and 'it has no manifest' in said.getvalue()
+  lost = manifest_of(newest).name in hit and 'it has no manifest' in said.getvalue()
   return Noticed(lost or any(name in said.getvalue() for name in hit), said.getvalue(), restored)
 
 

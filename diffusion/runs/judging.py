@@ -33,9 +33,8 @@ def judge_best(session: Session, target: Any, request: Request, again: bool = Fa
   files of its own.
   """
   experiment = session.experiment
-  keeper = open_checkpoints(session.folder / 'checkpoints')
-  best = restore(keeper, target, 'best')
-  keeper.close()
+  kept = open_checkpoints(session.folder / 'checkpoints', read_only=True)
+  best = restore(kept, target, 'best')
   if best is None:
     raise ValueError(f'no checkpoint in {session.folder}: train first')
   suffix = f'_evaluation{len(session.record["evaluations"])}' if again else ''
@@ -49,6 +48,7 @@ def judge_best(session: Session, target: Any, request: Request, again: bool = Fa
   for metric in experiment.metrics:
     findings += _measured(metric, judged)
   findings += _findings_of_the_run(session, judged, best)
+  findings += _callback_findings(session, kept.last_record()['callbacks'])
   _pictures(session, judged, step, suffix)
   config = provenance.config_to_json(session.setting.config)
   evaluation = {
@@ -119,15 +119,11 @@ def _findings_of_the_run(session: Session, judged: Judged, best: Restored) -> li
     Finding('evaluations a sample', count, 'of the network, guidance included'),
     Finding('skipped steps', skipped, 'steps left out because something was not finite'),
     *stability.findings(rows),
-    *_callback_findings(session),
   ]
 
 
-def _callback_findings(session: Session) -> list[Finding]:
-  """What the callbacks have to report of the whole run, from its last checkpoint."""
-  keeper = open_checkpoints(session.folder / 'checkpoints')
-  states = keeper.last_record()['callbacks']
-  keeper.close()
+def _callback_findings(session: Session, states: Mapping[str, Any]) -> list[Finding]:
+  """What the callbacks have to report of the whole run; `states`: theirs in its last checkpoint."""
   said = [c.finding(states[c.name]) for c in session.experiment.callbacks if c.name in states]
   return [Finding(*one) for one in said if one is not None]
 

@@ -88,9 +88,7 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Ru
   experiment = assembly.fitted(experiment, units)
   example = np.zeros((1, *data['shape']), np.float32 if data['levels'] is None else np.uint8)
   target = assembly.host_target(assembly.init_state(experiment, example, units))
-  keeper = open_checkpoints(folder / 'checkpoints')
-  best = keeper.restore(target, 'best')
-  keeper.close()
+  best = open_checkpoints(folder / 'checkpoints', read_only=True).restore(target, 'best')
   if best is None:
     raise ValueError(f'no checkpoint in {folder}: train first')
   parameters = assembly.judged_parameters(experiment, best.state)

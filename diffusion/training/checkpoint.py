@@ -1,51 +1,47 @@
-"""Checkpoints through Orbax: asynchronous, the latest and the best kept, a damaged one stepped over.
+"""Checkpoints through Orbax: asynchronous, the latest, the best and a guard's kept, a damaged one stepped over.
 
-A checkpoint `120` counts once its manifest `120.sha256` lies beside it, which is written when all of it is on the disk:
-without one it was being saved when its start was killed, and with one every bit of it is checked before it is used.
+A checkpoint is a folder `120`, and counts once its manifest `120.sha256` lies beside it: the SHA-256 and the size of
+each of its files, in lines that `sha256sum -c 120.sha256` reads, and last the digest of the manifest itself. It is
+written when all of the checkpoint is on the disk. A folder without one was being saved when its start was killed, and
+every bit of one that has one is checked before it is used.
 """
 
 import concurrent.futures
 import contextlib
+import errno
+import fcntl
 import functools
+import hashlib
 import json
 import math
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from diffusion import processes
-from diffusion.training import damage, manifest
-from diffusion.training.manifest import FORMAT_VERSION
+from diffusion import checks, processes
+from diffusion.reporting import encoding
 
-_METRIC = 'metric'
+FORMAT_VERSION = 3  # the first had no manifest, the second no tags of a guard
+_INCOMPLETE = 'it has no manifest: the start before ended while saving it, or the file is lost'
+_DELETED_MEANWHILE = 'it was deleted while it was read'
+# What a folder is renamed to, so that none is ever half deleted under its own name.
+_DELETED = '.deleted'
 
 
 class Restored(NamedTuple):
-  """A restored checkpoint, by its number in the folder (batches drawn so far), and which others were set aside."""
+  """A restored checkpoint, by its number in the folder (batches drawn so far), and which others were stepped over."""
 
   number: int
   state: Any
   record: dict[str, Any]
   damaged: tuple[int, ...]
-
-
-class Checkpoints(NamedTuple):
-  """`save(number, host tree, record, metric, before)`, `restore(target, which, until)`, `steps()`, `last_record()`,
-  `forget(beyond)`, `wait()`, `close()`."""
-
-  save: Callable[..., None]
-  restore: Callable[..., Restored | None]
-  steps: Callable[[], list[tuple[int, float]]]
-  last_record: Callable[[], dict[str, Any]]
-  forget: Callable[[float], None]
-  wait: Callable[[], None]
-  close: Callable[[], None]
 
 
 class FormatError(processes.Agreed):
@@ -56,195 +52,353 @@ class SaveError(OSError):
   """A checkpoint that could not be saved; those before it are whole."""
 
 
-class _Background:
-  """A thread, and the last that it was given to do; `wait` raises what went wrong there, each time it is called."""
+class _Saved(NamedTuple):
+  """What was saved with the arrays of a checkpoint; `guarded`: the numbers that carried a guard's tag then."""
 
-  def __init__(self):
-    self._pool = concurrent.futures.ThreadPoolExecutor(1)
+  metric: float
+  guarded: list[int]
+  record: str
+
+
+class Checkpoints:
+  """An open directory; `open_checkpoints` makes it. What waits for a save raises its SaveError, each time anew."""
+
+  def __init__(self, root: pathlib.Path, keep: dict[str, int], read_only: bool):
+    self._root, self._keep, self._read_only = root, keep, read_only
+    self._place = None if read_only else root.stat()
+    self._lock: IO | None = None
+    self._background = concurrent.futures.ThreadPoolExecutor(1)
     self._last: concurrent.futures.Future | None = None
+    try:
+      found = processes.from_writer(self._look_around)
+    except BaseException:
+      self.close()
+      raise
+    self._faults = {number: fault for number, fault, _ in found if fault}
+    self._whole = {number: _Saved(*saved) for number, fault, saved in found if not fault}
+    # As the newest says, so that what had lost its tag (`untag`) when that was saved stays without.
+    self._guarded = self._whole[max(self._whole)].guarded if self._whole else []
 
-  def put(self, task: Callable[[], None]) -> None:
-    self._last = self._pool.submit(task)
+  def save(
+    self,
+    number: int,
+    tree: Any,
+    record: dict[str, Any],
+    metric: float,
+    before: Callable[[], None] = lambda: None,
+    guarded: bool = False,
+  ) -> None:
+    """Hands a tree over to be saved, once the save before is through.
+
+    A thread waits for Orbax, calls `before`, writes the manifest, and then deletes what is no longer kept.
+
+    Args:
+      number: of the checkpoint, larger than those before.
+      tree: NumPy arrays.
+      record: what else to save, as JSON.
+      metric: by which it may be the best: the lower, the better. One that is not finite counts as +inf.
+      before: what must reach the disk before this checkpoint counts.
+      guarded: whether it carries a guard's tag.
+
+    Raises:
+      SaveError: this save could not begin, or the one before failed. ValueError: the directory was opened read-only.
+    """
+    if self._read_only:
+      raise ValueError(f'{self._root} was opened read-only: open it with read_only=False to save')
+    self.wait()  # so that at most one checkpoint is without its manifest
+    path = self._root / str(number)
+    value = float(metric) if math.isfinite(metric) else math.inf
+    tagged = [*self._orders()['guarded'], *([number] if guarded else [])]
+    saved = _Saved(value, tagged, json.dumps(record))
+    about = {'format_version': FORMAT_VERSION, 'signature': _signature(tree), 'saved': list(saved)}
+    with _saving(path, self._place):
+      response = ocp.save_async(path, tree, custom_metadata=about)
+
+    def finish() -> None:
+      with _saving(path, self._place):
+        response.result()
+        before()
+        if processes.is_writer():
+          write_manifest(path)
+        self._whole[number], self._guarded = saved, tagged
+        # Not by Orbax's policies of keeping: they delete when its own save is through, and were this process killed
+        # before the manifest is written, `latest=1` would leave no checkpoint that counts (a test does both).
+        kept = {n for kind, order in self._orders().items() for n in order[: self._keep[kind]]}
+        self._delete(self._whole.keys() - kept)
+
+    self._last = self._background.submit(finish)
+
+  def steps(self) -> list[tuple[int, float]]:
+    """The number and the metric of each checkpoint, by number."""
+    self.wait()  # what is still being written counts: whether it is done is chance
+    return [(number, self._whole[number].metric) for number in sorted(self._whole)]
+
+  def last_record(self) -> dict[str, Any]:
+    """What was saved with the newest checkpoint; there must be one."""
+    return json.loads(self._whole[self.steps()[-1][0]].record)
+
+  def restore(self, target: Any, which: str = 'latest', until: float = math.inf) -> Restored | None:
+    """Reads a checkpoint that is as it was saved to the bit: the one asked for, or the next one of its kind.
+
+    Args:
+      target: a tree of arrays with the shapes and types of what is read.
+      which: 'latest', 'best', or 'guarded', the latest that carries a guard's tag.
+      until: the largest number to consider.
+
+    Returns:
+      The checkpoint, its arrays NumPy; None if there is none of the kind.
+
+    Raises:
+      ValueError: checkpoints were there, and of all of them none can be read. FormatError: one of another network.
+    """
+    if which not in self._keep:
+      raise ValueError(f'which must be one of {", ".join(self._keep)}, got {which!r}')
+    self.wait()
+    for number in [number for number in self._orders()[which] if number <= until]:
+      fault = processes.from_writer(functools.partial(self._examine, number))[1]
+      folder = self._root / str(number)
+      state = None if fault else _unless_deleted(folder, functools.partial(_load, target=target))
+      if state is not None:
+        record = json.loads(self._whole[number].record)
+        return Restored(number, state, record, tuple(self._faults))
+      self._faults[number] = fault or _DELETED_MEANWHILE
+      del self._whole[number]
+    if which != 'guarded' and math.isinf(until):
+      processes.from_writer(self._refuse_to_start_anew)
+    return None
+
+  def untag(self, beyond: float) -> None:
+    """Takes a guard's tag from the checkpoints with larger numbers; the next save makes that last.
+
+    A start that was killed before that save goes on from a checkpoint before it, when the tags were still there.
+    """
+    self.wait()
+    self._guarded = [number for number in self._guarded if number <= beyond]
+
+  def forget(self, beyond: float) -> None:
+    """Deletes the checkpoints with larger numbers."""
+    self._delete({number for number, _ in self.steps() if number > beyond})
 
   def wait(self) -> None:
+    """Waits for what is being saved."""
     if self._last is not None:
       self._last.result()
 
   def close(self) -> None:
+    """Waits for what is being saved, and lets other processes open the directory."""
     try:
       self.wait()
     finally:
-      self._pool.shutdown()
+      self._background.shutdown()
+      if self._lock is not None:
+        self._lock.close()
+
+  def _orders(self) -> dict[str, list[int]]:
+    """The numbers of each kind, first those to keep and to restore: the best may be old, the newest bad or damaged."""
+    latest = sorted(self._whole, reverse=True)
+    best = sorted(latest, key=lambda number: self._whole[number].metric)  # of equal ones the newest
+    guarded = [number for number in latest if number in self._guarded]
+    return {'latest': latest, 'best': best, 'guarded': guarded}
+
+  def _delete(self, numbers: set[int]) -> None:
+    for number in sorted(numbers):
+      if processes.is_writer():
+        _delete(self._root / str(number))
+      del self._whole[number]
+
+  def _look_around(self) -> list[list]:
+    """What `_examine` finds of each checkpoint that is there; to write, the lock is taken and leftovers go first."""
+    if not self._read_only:
+      self._lock = _lock(self._root)
+      _clear_up(self._root)
+    paths = self._root.glob('*.sha256' if self._read_only else '*')
+    names = {path.name.removesuffix('.sha256') for path in paths}
+    with concurrent.futures.ThreadPoolExecutor() as workers:
+      return list(workers.map(self._examine, sorted(map(int, filter(str.isdecimal, names)))))
+
+  def _examine(self, number: int) -> list:
+    """A checkpoint's number, its fault or None, and the `_Saved` of one without; one with a fault is set aside."""
+    folder = self._root / str(number)
+    fault = find_fault(folder)
+    about = None if fault else _unless_deleted(folder, _about)
+    if about is None:
+      fault = fault or _DELETED_MEANWHILE
+      self._step_over(folder, fault)
+    return [number, fault, about and about['saved']]
+
+  def _step_over(self, folder: pathlib.Path, fault: str) -> None:
+    kind = 'incomplete' if fault == _INCOMPLETE else 'damaged'
+    if not self._read_only:
+      print(f'checkpoint {folder.name} is {kind} and set aside ({fault})', flush=True)
+      _set_aside(folder)
+    elif manifest_of(folder).exists():  # else a training has just deleted it
+      print(f'checkpoint {folder.name} is {kind} and stepped over ({fault})', flush=True)
+
+  def _refuse_to_start_anew(self) -> None:
+    """Raises ValueError if checkpoints are lost; one incomplete one is what a kill in the first save leaves.
+
+    A mark outlasts this start, or the next one would find an empty directory and begin anew.
+    """
+    aside = self._root.parent / 'damaged'
+    mark = aside / f'{self._root.name}.lost'
+    harmless = [] if self._read_only else [_INCOMPLETE]
+    lost = [*self._faults.values()] not in ([], harmless)
+    if lost and not self._read_only:
+      mark.touch()
+    if lost or mark.exists():
+      raise ValueError(
+        f'none of the checkpoints in {self._root} can be read; those set aside are in {aside}: put one back with its '
+        f'manifest, or delete {mark} to start anew'
+      )
 
 
-class _Folder(NamedTuple):
-  """An open directory.
+def open_checkpoints(
+  directory: str | pathlib.Path,
+  latest: int = 2,
+  best: int = 1,
+  guarded: int = 2,
+  read_only: bool = False,
+) -> Checkpoints:
+  """Opens a directory of checkpoints, and checks each that is there against its manifest.
 
-  Attributes:
-    root, place: where, and which directory that is.
-    keeper: Orbax's.
-    whole: the metric of each checkpoint that counts, by number.
-    aside: the fault of each that does not, by number.
-    background: what finishes a save.
-  """
+  To write, it is created, locked against other processes, and cleared of what kills left: what is damaged or incomplete
+  is moved into `damaged/` beside the directory, and said. Read-only, nothing is locked, moved, deleted or created, so
+  that it can be done while a training saves there, or on a disk that cannot be written: what is being saved does not
+  count, what is damaged is said and stepped over, and so is what the training deletes meanwhile.
 
-  root: pathlib.Path
-  place: tuple[int, int]
-  keeper: Any
-  whole: dict[int, float]
-  aside: dict[int, str]
-  background: _Background
-
-
-def open_checkpoints(directory: str | pathlib.Path, latest: int = 2, best: int = 1) -> Checkpoints:
-  """Opens (and creates) a directory of checkpoints, and checks each that is there against its manifest.
-
-  A save is asynchronous: it returns when the tree, which must be NumPy arrays, has been handed over. A thread waits for
-  Orbax, calls `before()`, writes the manifest, and then deletes what is no longer kept. `record` is JSON. A metric that
-  is not finite counts as +inf.
-
-  Several processes call all functions alike, with equal trees, on a folder that all of them see: process 0 writes, and
-  Orbax lets the others wait for it. What is on disk does not tell how many processes or devices there were.
+  Several processes open alike a folder that all of them see, and call all methods alike, with equal trees: process 0
+  writes, and Orbax lets the others wait for it. What is on disk does not tell how many processes or devices there were.
 
   Args:
     directory: where; made absolute.
     latest: how many of the newest to keep, >= 1.
-    best: how many of those with the lowest metric to keep.
-
-  Returns:
-    Checkpoints. `restore(target, 'latest' | 'best', until)` returns None where there is nothing (up to the number
-    `until`, if given); what is damaged or incomplete is moved into `damaged/` beside the directory, said, and the next
-    one is taken. `forget` deletes the checkpoints with larger numbers. `wait` and `close` wait for what is being saved.
+    best: how many of those with the lowest metric to keep, >= 0.
+    guarded: how many of the newest that carry a guard's tag to keep, >= 0.
+    read_only: whether to leave everything as it is.
 
   Raises:
-    ValueError: another process has it open. OSError: a directory that cannot be written. SaveError: a save failed;
-    `save`, `close` and what waits raise it.
+    ValueError: another process has it open to write, or a number out of its range. FormatError: a checkpoint of another
+    format. OSError: a directory that cannot be written.
   """
+  keep = {'latest': latest, 'best': best, 'guarded': guarded}
+  for kind, count in keep.items():
+    checks.integer(kind, count, 1 if kind == 'latest' else 0)
   root = pathlib.Path(directory).absolute()
-  root.mkdir(parents=True, exist_ok=True)
-  place, opened = _identity(root), contextlib.ExitStack()
-  keeper, whole, aside = _open_keeper(root, opened)
-  background = _Background()
-  folder = _Folder(root, place, keeper, whole, aside, background)
-
-  def close() -> None:
-    with opened:
-      background.close()
-
-  def last_record() -> dict[str, Any]:
-    return json.loads(keeper.metadata(_steps(folder)[-1][0]).custom_metadata['record'])
-
-  return Checkpoints(
-    save=functools.partial(_save, folder, lambda: _kept(whole, latest, best)),
-    restore=functools.partial(_restore, folder),
-    steps=functools.partial(_steps, folder),
-    last_record=last_record,
-    forget=functools.partial(_forget, folder),
-    wait=background.wait,
-    close=close,
-  )
+  if not read_only:
+    root.mkdir(parents=True, exist_ok=True)
+  return Checkpoints(root, keep, read_only)
 
 
-def _save(
-  folder: _Folder,
-  kept: Callable[[], set[int]],
-  number: int,
-  tree: Any,
-  record: dict[str, Any],
-  metric: float,
-  before: Callable[[], None] = lambda: None,
-) -> None:
-  # So that at most one checkpoint is without its manifest; Orbax too waits for the save before.
-  folder.background.wait()
-  path, value = folder.root / str(number), float(metric) if math.isfinite(metric) else math.inf
-  with _saving(path, folder.place):
-    response = folder.keeper.save_async(
-      number, tree, force=True, metrics={_METRIC: value}, custom_metadata=_about(tree, record)
-    )
-
-  def finish() -> None:
-    with _saving(path, folder.place):
-      response.result()
-      before()
-      if processes.is_writer():
-        manifest.write(path)
-      folder.whole[number] = value
-      # Orbax would delete as soon as its own save is through, when the new one is not yet known to be on the disk.
-      for old in folder.whole.keys() - kept():
-        if processes.is_writer():
-          damage.delete(folder.root / str(old))
-        del folder.whole[old]
-
-  folder.background.put(finish)
+def manifest_of(folder: pathlib.Path) -> pathlib.Path:
+  """Where the manifest of a folder is."""
+  return folder.with_name(f'{folder.name}.sha256')
 
 
-def _steps(folder: _Folder) -> list[tuple[int, float]]:
-  folder.background.wait()  # what is still being written counts: whether it is done is chance
-  return sorted(folder.whole.items())
+def write_manifest(folder: pathlib.Path) -> None:
+  """Brings a folder to the disk (fsync), and then its manifest, whole or not at all.
+
+  Raises:
+    OSError: a file that cannot be read, or a manifest that cannot be written, naming it.
+  """
+  for path in [*folder.rglob('*'), folder, folder.parent]:
+    encoding.sync(path)
+  text = ''.join(_describe(folder).values())
+  with encoding.naming(manifest_of(folder)):
+    encoding.replace(manifest_of(folder), (text + _seal(text)).encode())
 
 
-def _restore(folder: _Folder, target: Any, which: str, until: float = math.inf) -> Restored | None:
-  known = [number for number, _ in _steps(folder) if number <= until]
-  for number in _best_first(folder.whole, known) if which == 'best' else known[::-1]:
-    fault = processes.from_writer(functools.partial(damage.examined, folder.root / str(number)))
-    if fault is None:
-      return Restored(number, *_load(folder.keeper, number, target), tuple(folder.aside))
-    folder.aside[number] = fault
-    _drop(folder, number)
-  lost = {number: fault for number, fault in folder.aside.items() if number <= until}
-  processes.from_writer(functools.partial(damage.refuse_to_start_anew, folder.root, lost, until))
+def find_fault(folder: pathlib.Path) -> str | None:
+  """The first way in which a folder is not what its manifest says, naming the file; None if there is none."""
+  path = manifest_of(folder)
+  if not path.exists():
+    return _INCOMPLETE
+  if not folder.exists():
+    return f'the folder {folder.name} is missing'
+  try:
+    stored, found = path.read_bytes().decode(errors='replace'), _describe(folder)
+  except OSError as error:
+    return f'{error.filename or folder} cannot be read: {error.strerror}'
+  text, mark, seal = stored.rpartition('# of the above ')
+  if mark + seal != _seal(text):
+    return f'{path.name} is damaged'
+  entries = text.split('# ')[1:]  # each '<bytes> bytes\n<digest>  <name>\n'
+  wanted = {entry.partition('  ')[2].removesuffix('\n'): f'# {entry}' for entry in entries}
+  for name in sorted(wanted.keys() | found.keys()):
+    if wanted.get(name) != found.get(name):
+      sizes = [of.get(name, '# nothing').splitlines()[0][2:] for of in (wanted, found)]
+      return f'{name} has changed: {sizes[0]} when it was saved, {sizes[1]} now'
   return None
 
 
-def _drop(folder: _Folder, number: int) -> None:
-  del folder.whole[number]
-  folder.keeper.delete(number, missing_ok=True)  # from its list: the folder is gone
+def _describe(folder: pathlib.Path) -> dict[str, str]:
+  """What a manifest says of each file of a folder: name -> its size and its SHA-256, `sha256sum`'s comment and line."""
+  found = {}
+  for path in sorted(folder.rglob('*')):
+    if path.is_file():
+      with path.open('rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+      name = path.relative_to(folder.parent).as_posix()
+      found[name] = f'# {path.stat().st_size} bytes\n{digest}  {name}\n'
+  return found
 
 
-def _forget(folder: _Folder, beyond: float) -> None:
-  for number, _ in _steps(folder):
-    if number > beyond:
-      processes.from_writer(functools.partial(damage.delete, folder.root / str(number)))
-      _drop(folder, number)
+def _seal(text: str) -> str:
+  """The last line, by which a damaged manifest is told from a damaged file."""
+  return f'# of the above {hashlib.sha256(text.encode()).hexdigest()}\n'
 
 
-def _open_keeper(
-  root: pathlib.Path, opened: contextlib.ExitStack
-) -> tuple[Any, dict[int, float], dict[int, str]]:
-  """Orbax's keeper of a directory, each checkpoint's metric and each damaged one's fault, as process 0 sees them.
+def _lock(root: pathlib.Path) -> IO:
+  """A file; while it is open no other process opens the directory. The system closes it, however this process dies.
 
-  `opened` closes what this opens: the lock of process 0, and the keeper before it.
+  Opening removes what looks left over, which in a directory that another process saves to is what it is saving.
   """
-
-  def lock_and_sort_out() -> dict[int, str]:
-    opened.enter_context(damage.lock(root))
-    return damage.sort_out(root)
-
-  aside = processes.from_writer(lock_and_sort_out)  # first: of damaged metrics Orbax raises
-  # Else the keepers of two directories would wait for other processes at barriers of one name.
-  apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=root.name)
-  keeper = ocp.training.Checkpointer(
-    root, context=ocp.Context(multiprocessing_options=apart), cleanup_tmp_directories=True
-  )
-  opened.callback(_close_keeper, keeper)
-  metrics = processes.from_writer(
-    lambda: {one.step: (one.metrics or {}).get(_METRIC, math.inf) for one in keeper.checkpoints}
-  )
-  return keeper, metrics, aside
+  file = root.with_name(f'.{root.name}.lock').open('wb')
+  try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+      print(f'{root} cannot be locked ({error.strerror}): start one process on it at a time')
+      return file
+    file.close()
+    if error.errno not in (errno.EAGAIN, errno.EACCES):
+      raise
+    raise ValueError(
+      f'{root} is in use by another process, which may be saving: wait for its end, or end it'
+    ) from None
+  return file
 
 
-def _close_keeper(keeper: Any) -> None:
-  with contextlib.suppress(Exception):  # the failed save, which the background raises too
-    keeper.close()
+def _clear_up(root: pathlib.Path) -> None:
+  """Removes what kills left half written or half deleted."""
+  for path in root.glob(f'*{_DELETED}'):
+    _delete(path.with_suffix(''))
+  for path in root.glob('*.orbax-checkpoint-tmp*'):
+    shutil.rmtree(path)
+  for path in root.glob('.*.sha256.*.tmp'):
+    path.unlink()
 
 
-def _identity(root: pathlib.Path) -> tuple[int, int]:
-  found = root.stat()
-  return found.st_dev, found.st_ino
+def _delete(folder: pathlib.Path) -> None:
+  """Deletes a checkpoint and its manifest; killed in between, it goes on when the directory is opened again."""
+  doomed = folder.with_name(folder.name + _DELETED)
+  if folder.exists():
+    folder.rename(doomed)
+  manifest_of(folder).unlink(missing_ok=True)
+  if doomed.exists():
+    shutil.rmtree(doomed)
+
+
+def _set_aside(folder: pathlib.Path) -> None:
+  grave = folder.parent.parent / 'damaged'
+  grave.mkdir(exist_ok=True)
+  # Each if it is there: a start that was killed between the two moves has left the second for this one.
+  for path in filter(pathlib.Path.exists, (folder, manifest_of(folder))):
+    shutil.rmtree(grave / path.name, ignore_errors=True)
+    shutil.move(path, grave / path.name)
 
 
 @contextlib.contextmanager
-def _saving(folder: pathlib.Path, place: tuple[int, int]) -> Iterator[None]:
+def _saving(folder: pathlib.Path, place: os.stat_result) -> Iterator[None]:
   """Within the block, whatever a full or lost disk makes Orbax raise is a SaveError of one line.
 
   Where the directory went away, or is another than at `place`, e.g. below a disk that was unmounted, Orbax may make it
@@ -253,7 +407,7 @@ def _saving(folder: pathlib.Path, place: tuple[int, int]) -> Iterator[None]:
   root, lost = folder.parent, f'{folder.parent} was removed, renamed or unmounted'
 
   def here() -> bool:
-    return root.is_dir() and _identity(root) == place
+    return root.is_dir() and os.path.samestat(root.stat(), place)
 
   try:
     if not here():
@@ -265,35 +419,13 @@ def _saving(folder: pathlib.Path, place: tuple[int, int]) -> Iterator[None]:
     # Where another process is gone, the disk is not to blame.
     if isinstance(error, SaveError) or (not processes.alone() and processes.is_loss(error)):
       raise
+    # TensorStore's messages are pages long.
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    reason = os.strerror(int(code[1])) if code else (str(error).splitlines() or [repr(error)])[0]
     raise SaveError(
-      f'cannot save checkpoint {folder} ({_reason(error) if here() else lost}): those before it are whole; when '
+      f'cannot save checkpoint {folder} ({reason[:200] if here() else lost}): those before it are whole; when '
       'this is mended, the same command goes on from them'
     ) from error
-
-
-def _reason(error: Exception) -> str:
-  """What went wrong, in a few words: TensorStore's messages are pages long."""
-  code = re.search(r"os_error_code='(\d+)'", str(error))
-  return os.strerror(int(code[1])) if code else (str(error).splitlines() or [repr(error)])[0][:200]
-
-
-def _best_first(metrics: dict[int, float], numbers: list[int]) -> list[int]:
-  """Numbers by their metric, lowest first; of equal ones the newest first."""
-  return sorted(numbers, key=lambda number: (metrics[number], -number))
-
-
-def _kept(metrics: dict[int, float], latest: int, best: int) -> set[int]:
-  """The newest, since the best may be old, and the best, since the newest may be bad or damaged."""
-  return {*sorted(metrics)[-latest:], *_best_first(metrics, list(metrics))[:best]}
-
-
-def _about(tree: Any, record: dict[str, Any]) -> dict[str, Any]:
-  """What is saved with a tree, as JSON."""
-  return {
-    'format_version': FORMAT_VERSION,
-    'signature': _signature(tree),
-    'record': json.dumps(record),
-  }
 
 
 def _signature(tree: Any) -> dict[str, str]:
@@ -302,16 +434,35 @@ def _signature(tree: Any) -> dict[str, str]:
   return {jax.tree_util.keystr(path): f'{leaf.dtype}{list(leaf.shape)}' for path, leaf in flat}
 
 
-def _load(keeper, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
-  metadata = keeper.metadata(step).custom_metadata
-  if metadata['format_version'] != FORMAT_VERSION:
+def _about(folder: pathlib.Path) -> dict[str, Any]:
+  """What is saved with a tree."""
+  about = ocp.metadata(folder).custom_metadata
+  if about['format_version'] != FORMAT_VERSION:
     raise FormatError(
-      f'checkpoint {step} has format {metadata["format_version"]}, this version reads {FORMAT_VERSION}'
+      f'checkpoint {folder.name} has format {about["format_version"]}, this version reads {FORMAT_VERSION}'
     )
-  wanted, held = _signature(target), metadata['signature']
-  for path in sorted(wanted.keys() | held.keys()):
-    if wanted.get(path) != held.get(path):
-      raise FormatError(
-        f'checkpoint {step} is of another network: {path} is {held.get(path)} there and {wanted.get(path)} here'
-      )
-  return jax.tree.map(np.asarray, keeper.load(step, target)), json.loads(metadata['record'])
+  return about
+
+
+def _load(folder: pathlib.Path, target: Any) -> Any:
+  """The arrays of a checkpoint."""
+  wanted, held = _signature(target), _about(folder)['signature']
+  different = sorted(wanted.items() ^ held.items())
+  if different:
+    path = different[0][0]
+    there, here = held.get(path), wanted.get(path)
+    raise FormatError(
+      f'checkpoint {folder.name} is of another network: {path} is {there} there and {here} here'
+    )
+  return jax.tree.map(np.asarray, ocp.load(folder, target))
+
+
+def _unless_deleted(folder: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any | None:
+  """What is read from a folder; None if a training has deleted it meanwhile, which it begins by renaming it."""
+  try:
+    found = read(folder)
+  except Exception:
+    if folder.exists():
+      raise
+    return None
+  return found if folder.exists() else None  # for a file that is gone TensorStore may read zeros

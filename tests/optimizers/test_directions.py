@@ -104,7 +104,8 @@ def test_each_resumes_from_a_checkpoint_to_the_bit(name, of_unet, tmp_path):
   keeper.save(2, jax.tree.map(np.asarray, two), {}, 0.0)
   keeper.close()
   empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), two)
-  restored = checkpoint.open_checkpoints(tmp_path / 'c').restore(empty, 'latest').state
+  reader = checkpoint.open_checkpoints(tmp_path / 'c', read_only=True)
+  restored = reader.restore(empty, 'latest').state
   assert jax.tree.structure(restored) == jax.tree.structure(two)
   through = step(*step(*two))
   for found, expected in zip(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import resume
-from diffusion.training import manifest
+from diffusion.training.checkpoint import manifest_of
 from diffusion.workdir import read_record
 
 NUMBERS = [*resume.NUMBERS, '--config.num_steps=400']
@@ -58,7 +58,7 @@ def go_until_rows(workdir, log, rows=5):
 def notices(workdir):
   """What a start on the folder must say before it goes on: whether the last save got so far is chance."""
   names = {path.name for path in (workdir / 'checkpoints').iterdir() if path.name.isdecimal()}
-  whole = {name for name in names if manifest.path_of(workdir / 'checkpoints' / name).exists()}
+  whole = {name for name in names if manifest_of(workdir / 'checkpoints' / name).exists()}
   if names == whole:
     return []
   (unfinished,) = names - whole

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import resume
 from diffusion import processes
-from diffusion.training import checkpoint, manifest
+from diffusion.training import checkpoint
 
 
 def tree(value):
@@ -22,6 +22,7 @@ def tree(value):
 
 
 TARGET = tree(0)
+ABOUT = '_CHECKPOINT_METADATA'  # where Orbax writes what is saved with the arrays
 
 
 def save_all(directory, metrics):
@@ -59,7 +60,7 @@ def test_round_trip_keeps_types_and_bits(tmp_path):
   keeper = checkpoint.open_checkpoints(tmp_path / 'c')
   keeper.save(1, odd, {}, 0.0)
   keeper.close()
-  back = checkpoint.open_checkpoints(tmp_path / 'c').restore(
+  back = checkpoint.open_checkpoints(tmp_path / 'c', read_only=True).restore(
     {k: np.zeros_like(v) for k, v in odd.items()}, 'latest'
   )
   for name, value in odd.items():
@@ -92,7 +93,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, c
   assert (tmp_path / 'damaged' / '3').is_dir()
   keeper.save(3, tree(33), {}, 0.5)  # the way is free again
   keeper.close()
-  again = checkpoint.open_checkpoints(tmp_path / 'c').restore(TARGET, 'best')
+  again = checkpoint.open_checkpoints(tmp_path / 'c', read_only=True).restore(TARGET, 'best')
   assert again.number == 3
   assert again.state['n'] == 33
 
@@ -128,7 +129,7 @@ def test_a_directory_that_another_process_has_open_is_left_alone(tmp_path):
 
 def test_a_lost_process_is_not_blamed_on_the_disk(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, 'alone', lambda: False)
-  saving = checkpoint._saving(tmp_path / '1', checkpoint._identity(tmp_path))
+  saving = checkpoint._saving(tmp_path / '1', tmp_path.stat())
   with pytest.raises(jax.errors.JaxRuntimeError, match='closed by peer'), saving:
     raise jax.errors.JaxRuntimeError('Connection closed by peer')
 
@@ -150,11 +151,12 @@ def test_another_network_is_named_and_nothing_is_set_aside(tmp_path):
 
 
 def test_another_format_version_is_refused(tmp_path, monkeypatch):
-  keeper = save_all(tmp_path / 'c', [1.0])
-  monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 3)
-  with pytest.raises(checkpoint.FormatError, match='has format 2, this version reads 3'):
-    keeper.restore(TARGET, 'latest')
-  keeper.close()
+  save_all(tmp_path / 'c', [1.0]).close()
+  monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 4)
+  for read_only in (False, True):
+    with pytest.raises(checkpoint.FormatError, match='1 has format 3, this version reads 4'):
+      checkpoint.open_checkpoints(tmp_path / 'c', read_only=read_only)
+  assert (tmp_path / 'c' / '1.sha256').exists()
 
 
 def test_forgetting_deletes_what_is_beyond_a_number_and_what_is_in_flight_is_found(tmp_path):
@@ -169,6 +171,60 @@ def test_forgetting_deletes_what_is_beyond_a_number_and_what_is_in_flight_is_fou
   assert keeper.restore(TARGET, 'latest').record == {'n': 2}
   assert keeper.restore(TARGET, 'latest', 1) is None
   keeper.close()
+
+
+def test_what_is_kept_is_the_newest_the_best_and_the_newest_of_a_guard_whatever_the_order(tmp_path):
+  """Against the whole history; the directory is opened anew in between."""
+  generator, history = np.random.default_rng(3), []
+  for _ in range(3):
+    keeper = checkpoint.open_checkpoints(tmp_path / 'c', latest=2, best=1, guarded=2)
+    for _ in range(8):
+      number = len(history) + 1
+      history.append((float(generator.integers(5)), bool(generator.integers(2))))
+      keeper.save(number, TARGET, {}, history[-1][0], guarded=history[-1][1])
+      numbers = range(1, number + 1)
+      best = min(numbers, key=lambda n: (history[n - 1][0], -n))
+      tagged = [n for n in numbers if history[n - 1][1]][-2:]
+      assert [n for n, _ in keeper.steps()] == sorted({*numbers[-2:], best, *tagged})
+    keeper.close()
+    reader = checkpoint.open_checkpoints(tmp_path / 'c', read_only=True)
+    assert reader.restore(TARGET, 'guarded').number == tagged[-1]
+    assert reader.restore(TARGET, 'guarded', tagged[-1] - 1).number == tagged[-2]
+    assert reader.restore(TARGET, 'guarded', tagged[-2] - 1) is None
+
+
+def test_what_lost_its_tag_stays_without_once_a_save_has_followed_and_may_be_the_best(tmp_path):
+  keeper = checkpoint.open_checkpoints(tmp_path / 'c')
+  for number, metric in ((2, 3.0), (4, 1.0), (5, 2.0)):
+    keeper.save(number, tree(number), {}, metric, guarded=number != 5)
+  keeper.untag(3)
+  assert keeper.restore(TARGET, 'guarded').number == 2
+  assert keeper.restore(TARGET, 'best').number == 4
+  keeper.close()
+  keeper = checkpoint.open_checkpoints(tmp_path / 'c')  # as after a kill: it will go back once more
+  assert keeper.restore(TARGET, 'guarded').number == 4
+  keeper.untag(3)
+  keeper.save(6, tree(6), {}, 2.0)
+  keeper.close()
+  keeper = checkpoint.open_checkpoints(tmp_path / 'c')
+  assert keeper.restore(TARGET, 'guarded').number == 2
+  keeper.save(7, tree(7), {}, 2.0, guarded=True)
+  assert [number for number, _ in keeper.steps()] == [2, 4, 6, 7]
+  assert keeper.restore(TARGET, 'guarded', 6).number == 2
+  keeper.close()
+
+
+def test_bad_numbers_and_kinds_are_named(tmp_path):
+  for name, value in (('latest', 0), ('best', -1), ('guarded', 0.5)):
+    with pytest.raises(ValueError, match=f'{name} must be an integer >= .*, got {value}'):
+      checkpoint.open_checkpoints(tmp_path / 'c', **{name: value})
+  reader = checkpoint.open_checkpoints(tmp_path / 'c', read_only=True)
+  with pytest.raises(ValueError, match="which must be one of latest, best, guarded, got 'last'"):
+    reader.restore(TARGET, 'last')
+  with pytest.raises(ValueError, match='opened read-only: open it with read_only=False'):
+    reader.save(1, TARGET, {}, 0.0)
+  assert reader.restore(TARGET) is None
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('kind', resume.KINDS)
@@ -190,14 +246,14 @@ def test_no_flipped_bit_of_a_manifest_passes(tmp_path):
   folder.mkdir()
   (folder / 'a').write_bytes(b'abc')
   (folder / 'b').write_bytes(b'')
-  manifest.write(folder)
+  checkpoint.write_manifest(folder)
   path, content = tmp_path / '7.sha256', (tmp_path / '7.sha256').read_bytes()
-  assert manifest.fault(folder) is None
+  assert checkpoint.find_fault(folder) is None
   for i in range(0, 8 * len(content), 5):
     flipped = bytearray(content)
     flipped[i // 8] ^= 1 << i % 8
     path.write_bytes(flipped)
-    assert manifest.fault(folder) == '7.sha256 is damaged'
+    assert checkpoint.find_fault(folder) == '7.sha256 is damaged'
 
 
 def test_a_manifest_is_what_sha256sum_reads_and_names_what_is_wrong(tmp_path):
@@ -205,20 +261,20 @@ def test_a_manifest_is_what_sha256sum_reads_and_names_what_is_wrong(tmp_path):
   (folder / 'deep').mkdir(parents=True)
   (folder / 'deep' / 'a').write_bytes(b'abc')
   (folder / 'b').write_bytes(b'12345')
-  manifest.write(folder)
+  checkpoint.write_manifest(folder)
   text = (tmp_path / '7.sha256').read_text()
   assert f'# 3 bytes\n{hashlib.sha256(b"abc").hexdigest()}  7/deep/a\n' in text
   if shutil.which('sha256sum'):
     subprocess.run(['sha256sum', '--quiet', '-c', '7.sha256'], cwd=tmp_path, check=True)
   (folder / 'b').write_bytes(b'1234')
-  assert manifest.fault(folder) == '7/b has 4 bytes instead of 5'
+  assert checkpoint.find_fault(folder) == '7/b has changed: 5 bytes when it was saved, 4 bytes now'
   (folder / 'b').write_bytes(b'12346')
-  assert manifest.fault(folder) == '7/b has changed'
+  assert checkpoint.find_fault(folder) == '7/b has changed: 5 bytes when it was saved, 5 bytes now'
   (folder / 'b').unlink()
-  assert manifest.fault(folder) == '7/b is missing'
+  assert checkpoint.find_fault(folder) == '7/b has changed: 5 bytes when it was saved, nothing now'
   (folder / 'b').write_bytes(b'12345')
   (folder / 'c').write_bytes(b'')
-  assert manifest.fault(folder) == '7/c was not saved with it'
+  assert checkpoint.find_fault(folder) == '7/c has changed: nothing when it was saved, 0 bytes now'
 
 
 def test_a_checkpoint_whose_start_was_killed_before_its_manifest_is_not_used(tmp_path, capsys):
@@ -252,14 +308,15 @@ def test_a_kill_in_the_first_save_starts_anew_and_a_lost_folder_does_not(tmp_pat
 def test_a_damaged_metric_neither_opens_with_an_error_nor_evicts_the_best(tmp_path, capsys):
   root = tmp_path / 'c'
   save_all(root, [2.0, 1.0, 3.0, 4.0]).close()
-  file = root / '4' / 'metrics' / 'metrics'
-  file.write_text(file.read_text().replace('4', '0'))  # now the lowest
+  file, text = root / '4' / ABOUT, (root / '4' / ABOUT).read_text()
+  file.write_text(text.replace('"saved": [4.0', '"saved": [0.0'))  # now the lowest
+  assert file.read_text() != text
   keeper = checkpoint.open_checkpoints(root)
   keeper.save(5, tree(5), {}, 5.0)
   assert keeper.restore(TARGET, 'best').number == 2
   keeper.close()
-  assert '4/metrics/metrics has changed' in capsys.readouterr().out
-  (root / '5' / 'metrics' / 'metrics').write_text('{')
+  assert f'4/{ABOUT} has changed' in capsys.readouterr().out
+  (root / '5' / ABOUT).write_text('{')
   keeper = checkpoint.open_checkpoints(root)
   assert keeper.restore(TARGET, 'latest').number == 3
   keeper.close()
