@@ -141,8 +141,8 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> list[str]:
 
 
 def damage(folder: pathlib.Path, kind: str, generator: np.random.Generator) -> list[str]:
-  """Damages a checkpoint in one of `KINDS`, the manifest included; returns the names of the files it hit."""
-  files = [path for path in sorted(folder.rglob('*')) if path.is_file()]
+  """Damages a checkpoint in one of `KINDS`, the manifest included, empty files left out; returns what files it hit."""
+  files = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.stat().st_size]
   files = generator.permutation([*files, manifest_of(folder)])
   hit = files[: (len(files) + 1) // 2] if kind == 'half deleted' else files[:1]
   for path in hit:
