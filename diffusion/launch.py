@@ -244,8 +244,9 @@ def _hush(unraisable: Any) -> None:
 
 def _end_of(error: Exception) -> NoReturn:
   """Ends the program with one line for bad input or a lost process, and a traceback for anything else."""
-  f = flags.FLAGS
-  if isinstance(error, ValueError | OSError) and not f.debug:
+  if processes.joined() and processes.is_loss(error):
+    processes.lost(error)
+  if isinstance(error, ValueError | OSError) and not flags.FLAGS.debug:
     agreed = isinstance(error, processes.Agreed)
     if not agreed or processes.is_writer():
       print(f'error: {processes.one_line(error)}', file=sys.stderr, flush=True)
@@ -255,8 +256,6 @@ def _end_of(error: Exception) -> NoReturn:
     _leave(2)
   if not processes.joined():
     raise error
-  if processes.is_loss(error):
-    processes.lost(error, f.heartbeat_seconds + 5)
   traceback.print_exception(error)
   _leave(1)
 

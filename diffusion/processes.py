@@ -1,8 +1,9 @@
-"""Several processes as one run: how they find each other, agree, share what process 0 knows, and end together.
+"""Several processes as one run: how they find each other, agree, follow process 0, and end together.
 
 Each process runs the same program with the same flags and drives its own devices. Process 0 alone writes the run's
-folder, and the others are sent what they need of it, but for checkpoints: all read them, so the folder must lie where
-all see it. A single process pays nothing: every function here then returns at once.
+folder and decides what only one can decide, which it tells the others in a few words of JSON. What the folder holds
+each reads there, so it must lie where all see it. A single process pays nothing: every function here then returns at
+once.
 """
 
 import contextlib
@@ -10,11 +11,9 @@ import importlib.util
 import itertools
 import json
 import os
-import pathlib
-import pickle
+import re
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -23,11 +22,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from diffusion import checks, witness
+from diffusion import checks
 
-_TIMEOUT = 300  # seconds to find each other in
 _MEET = 1800  # seconds for all to come where they must meet: loading data may take one longer than another
-_PIECE = 1 << 26  # bytes sent at a time
+AGAIN = 'start all processes again with the same command, the run goes on from the last checkpoint'
 
 
 class Agreed(ValueError):
@@ -40,18 +38,15 @@ def check_flags(coordinator: str, num_processes: int | None, process_id: int | N
   Raises:
     ValueError: some of the three flags without the others, or one out of its range.
   """
-  given = {
-    '--coordinator': coordinator or None,
-    '--num_processes': num_processes,
-    '--process_id': process_id,
-  }
-  missing = [name for name, value in given.items() if value is None]
-  if len(missing) == 3:
-    return False
-  if missing:
+  names = '--coordinator', '--num_processes', '--process_id'
+  values = coordinator or None, num_processes, process_id
+  missing = [name for name, value in zip(names, values, strict=True) if value is None]
+  if 0 < len(missing) < 3:
     raise ValueError(
-      f'{", ".join(given)} go together, and {" and ".join(missing)} is missing: give all three or none'
+      f'{", ".join(names)} go together, and {" and ".join(missing)} is missing: give all three or none'
     )
+  if missing:
+    return False
   host, _, port = coordinator.rpartition(':')
   if not host or not port.isdecimal():
     raise ValueError(f'--coordinator must be host:port of process 0, got {coordinator!r}')
@@ -112,43 +107,24 @@ def initialize(
   """
   given = check_flags(coordinator, num_processes, process_id)
   checks.integer('--heartbeat_seconds', heartbeat_seconds)
-  joining = 'deactivate', num_processes
-  if not given:
-    joining = cluster(os.environ, jax.config.jax_platforms) or (None, 0)
-  method, count = joining
+  if given:
+    method, count = 'deactivate', num_processes
+  else:
+    method, count = cluster(os.environ, jax.config.jax_platforms) or (None, 0)
   if count == 0 or (given and count == 1):
     return 1
-  _call_witness(count)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   try:
     jax.distributed.initialize(
       coordinator or None, num_processes, process_id, cluster_detection_method=method,
-      initialization_timeout=_TIMEOUT, heartbeat_timeout_seconds=heartbeat_seconds,
+      heartbeat_timeout_seconds=heartbeat_seconds,
     )  # fmt: skip
   except (RuntimeError, ValueError, OSError) as error:
-    where = f' at {coordinator}' if coordinator else ''
+    where = coordinator or 'the address that the cluster gives'
     raise ValueError(
-      f'the {count} processes did not find each other{where}: {one_line(error)}'
-    ) from error
+      f'the processes did not find each other at {where}: {one_line(error)}'
+    ) from None
   return count
-
-
-def _call_witness(total: int) -> None:
-  """Starts `witness` to read what the runtime writes to the standard error; Python keeps writing to the old one."""
-  readable, writable = os.pipe()
-  program = pathlib.Path(__file__).with_name('witness.py')
-  os.posix_spawn(
-    sys.executable,
-    [sys.executable, '-I', '-S', str(program), str(total)],
-    os.environ,
-    file_actions=[(os.POSIX_SPAWN_DUP2, readable, 0)],
-    setsid=True,  # or Ctrl-C in a terminal would end it first
-  )
-  sys.stderr.flush()
-  sys.stderr = os.fdopen(os.dup(2), 'w', buffering=1, errors='backslashreplace')
-  os.dup2(writable, 2)
-  os.close(readable)
-  os.close(writable)
 
 
 def joined() -> bool:
@@ -162,7 +138,7 @@ def alone() -> bool:
 
 
 def is_writer() -> bool:
-  """Whether this process reads and writes the run's folder: process 0."""
+  """Whether this process writes the run's folder: process 0."""
   return alone() or jax.process_index() == 0
 
 
@@ -170,9 +146,8 @@ def quiet() -> None:
   """Keeps the standard output of all but the writer silent, that of C++ included."""
   if not is_writer():
     sys.stdout.flush()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
+    with open(os.devnull, 'wb') as nowhere:
+      os.dup2(nowhere.fileno(), 1)
 
 
 def barrier(name: str, seconds: float = _MEET) -> None:
@@ -190,12 +165,12 @@ def barrier(name: str, seconds: float = _MEET) -> None:
   try:
     multihost.get_barrier_sync_fn()(key=f'diffusion {name}', timeout_ms=int(seconds * 1000))
   except jax.errors.JaxRuntimeError as error:
-    if 'timed out' not in str(error):
-      raise
     late = str(error).partition('timed out task names:')[2].split('RPC:')[0].split()
+    if not late:
+      raise
     raise ValueError(
       f'process {" and ".join(late)} of {jax.process_count()} did not come to {name!r} within {seconds:g} s'
-    ) from error
+    ) from None
 
 
 def gather(x: np.ndarray) -> np.ndarray:
@@ -203,40 +178,33 @@ def gather(x: np.ndarray) -> np.ndarray:
   return x[None] if alone() else multihost_utils.process_allgather(x)
 
 
-def texts(text: str) -> list[str]:
-  """The texts of all processes, in their order."""
+def texts(name: str, text: str) -> list[str]:
+  """The texts of all processes, in their order, once all have come to the place of this name."""
+  barrier(name)  # some may take longer to come than a collective waits
   data = np.frombuffer(text.encode(), np.uint8)
-  sizes = gather(np.asarray(len(data), np.int32))
-  padded = np.zeros(max(1, sizes.max()), np.uint8)
-  padded[: len(data)] = data
-  found = zip(gather(padded), sizes, strict=True)
-  return [row[:size].tobytes().decode() for row, size in found]
+  size = 1 + gather(np.asarray(len(data))).max()
+  rows = gather(np.pad(data, (0, size - len(data))))
+  return [row.tobytes().rstrip(b'\0').decode() for row in rows]
 
 
 @contextlib.contextmanager
-def together(name: str, seconds: float = _MEET) -> Iterator[None]:
+def together(name: str) -> Iterator[None]:
   """All processes succeed in the body, or all fail.
 
   Raises:
-    Agreed: with what each process has to say, where the body raised ValueError or OSError in any of them.
+    Agreed: where the body raised ValueError or OSError in any of them, with what process 0 has to say if no other says
+      anything else, and else with what each says.
     ValueError: as `barrier` does.
   """
+  said = ''
   try:
     yield
   except (ValueError, OSError) as error:
     if alone() or isinstance(error, Agreed):
       raise
-    _compare(name, one_line(error), seconds)
-    raise
-  else:
-    if not alone():
-      _compare(name, '', seconds)
-
-
-def _compare(name: str, said: str, seconds: float) -> None:
-  barrier(name, seconds)
-  found = texts(said)
-  if len(set(found)) == 1 and found[0]:
+    said = one_line(error)
+  found = texts(name, said)
+  if set(found) - {''} == {found[0]}:
     raise Agreed(found[0])
   if any(found):
     raise Agreed('; '.join(f'process {i}: {one}' for i, one in enumerate(found) if one))
@@ -244,10 +212,7 @@ def _compare(name: str, said: str, seconds: float) -> None:
 
 def check_same(name: str, value: Any) -> None:
   """Raises Agreed unless `value`, as JSON, is the same on all processes."""
-  if alone():
-    return
-  barrier(name)
-  found = texts(json.dumps(value))
+  found = texts(name, json.dumps(value))
   for number, one in enumerate(found):
     if one != found[0]:
       raise Agreed(
@@ -255,42 +220,36 @@ def check_same(name: str, value: Any) -> None:
       )
 
 
-def from_writer(make: Callable[[], Any]) -> Any:
-  """What `make` returns on process 0, on all processes; the others do not call it.
+def from_writer(decide: Callable[[], Any]) -> Any:
+  """What `decide` returns on process 0, on all processes; the others do not call it.
 
   Args:
-    make: reads or writes the run's folder; its result must be picklable, arrays NumPy.
+    decide: may read and write the run's folder; returns something short that JSON gives back as it was: text, numbers,
+      lists, dicts of them by text. Contents are read by each process instead, see `from_folder`.
 
   Raises:
-    Agreed: on all, where it raised ValueError or OSError.
+    Agreed: on all of several, where it raised ValueError or OSError.
+    TypeError: a value that is something else after JSON, as tuples and dicts by number are.
   """
-  if alone():
-    return make()
-  message = b''
-  if is_writer():
-    try:
-      message = pickle.dumps((True, make()), pickle.HIGHEST_PROTOCOL)
-    except (ValueError, OSError) as error:
-      message = pickle.dumps((False, one_line(error)))
-  barrier('what process 0 knows')  # which may take it longer than a collective waits
-  good, value = pickle.loads(_broadcast(message))
-  if not good:
-    raise Agreed(value)
-  return value
-
-
-def _broadcast(data: bytes) -> bytes:
-  """The bytes of process 0, in pieces whose sizes are powers of two, so that few programs are compiled."""
-  sent = np.asarray([len(data) >> 30, len(data) & (1 << 30) - 1], np.int32)
-  high, low = (int(n) for n in multihost_utils.broadcast_one_to_all(sent))
-  total, found = (high << 30) + low, []
-  for start in range(0, total, _PIECE):
-    size = min(_PIECE, total - start)
-    piece = np.zeros(1 << (size - 1).bit_length(), np.uint8)
+  text = ''
+  with together('what process 0 decides'):
     if is_writer():
-      piece[:size] = np.frombuffer(data[start : start + size], np.uint8)
-    found.append(multihost_utils.broadcast_one_to_all(piece)[:size].tobytes())
-  return b''.join(found)
+      value = decide()
+      text = json.dumps(value)
+      if json.loads(text) != value:
+        raise TypeError(f'process 0 tells only what JSON gives back as it was, got {value!r}')
+  return json.loads(texts('what process 0 tells', text)[0])
+
+
+def from_folder(read: Callable[[], Any]) -> Any:
+  """What `read` finds in the run's folder, on each process, after all that process 0 wrote before.
+
+  Raises:
+    Agreed: on all, where it raised ValueError or OSError on any, e.g. since that one does not see the folder.
+  """
+  barrier("the run's folder")
+  with together("the run's folder"):
+    return read()
 
 
 def preemption(cursor: int, steps: int) -> Callable[[], str | None]:
@@ -322,25 +281,31 @@ def end_on_sigterm() -> None:
 
 
 def is_loss(error: BaseException | None) -> bool:
-  """Whether an error, or what led to it, says that a collective failed, as it does where another process is gone."""
+  """Whether an error, or what led to it, says that a collective failed, as it does where another process is gone.
+
+  JAX raises its own error for it where it waits, and ValueError where it fetches the result.
+  """
   while error is not None:
-    if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' not in str(error):
+    runtime = isinstance(error, jax.errors.JaxRuntimeError)
+    if runtime and 'RESOURCE_EXHAUSTED' not in str(error):
       return True
-    error = error.__cause__ or error.__context__
+    if isinstance(error, ValueError) and re.search('gloo|nccl', str(error), re.IGNORECASE):
+      return True
+    error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
   return False
 
 
-def lost(error: Exception, seconds: float) -> NoReturn:
-  """Ends a process whose computation failed, as it does where another process is gone.
+def lost(error: Exception) -> NoReturn:
+  """Ends a process whose computation failed, as it does where another process is gone, with one line.
+
+  Where the runtime finds out first, it ends the process from C++, and its own text is all there is.
 
   Args:
     error: what the collective raised; it does not say which process is gone.
-    seconds: for the runtime to find out and end this process, with the other's name.
   """
-  time.sleep(seconds)
   print(
     f'error: a step of {jax.process_count()} processes failed, as it does where one is gone: '
-    f'{one_line(error)}; {witness.AGAIN}',
+    f'{one_line(error)}; {AGAIN}',
     file=sys.stderr,
   )
   leave(1)

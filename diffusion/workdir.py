@@ -49,16 +49,13 @@ def write_record(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
   records.write_json(workdir / 'run.json', record)
 
 
-def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path) -> dict[str, Any]:
-  """Takes a folder for a run, or finds that it is this run's already.
+def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path) -> None:
+  """Takes a folder for a run, or finds that it is this run's already; run.json then has this start in its `starts`.
 
   Args:
     workdir: the folder; created if need be.
     fresh: the record of a run that starts now.
     source: the experiment file, copied into a new folder.
-
-  Returns:
-    The record on disk, with this start added to its `starts`.
 
   Raises:
     ValueError: the folder holds a run of another configuration, of other data, or something that is no run.
@@ -85,7 +82,6 @@ def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path) ->
     record = fresh
     encoding.replace(workdir / 'experiment.py', pathlib.Path(source).read_bytes())
   write_record(workdir, record)
-  return record
 
 
 def findings_to_json(findings: Sequence[Finding]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # From top to bottom: a room imports only rooms above it (and its own files).
 ROOMS = (
-  'types', 'checks', 'streams', 'witness', 'processes', 'devices', 'statistics', 'comparisons', 'citations',
+  'types', 'checks', 'streams', 'processes', 'devices', 'statistics', 'comparisons', 'citations',
   'reporting', 'process', 'data', 'models', 'objectives', 'optimizers', 'sampling', 'evaluation', 'training',
   'provenance', 'workdir', 'runs', 'launch',
 )  # fmt: skip

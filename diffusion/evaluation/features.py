@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import platform
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -76,14 +77,15 @@ def remembered(features: Features, x: np.ndarray) -> np.ndarray:
   kind = devices.describe()['platform']
   name = f'{features.name} {features.digest} {kind} v{_VERSION}'.replace(' ', '-')
   path = folder / f'{name}-{content.hexdigest()[:24]}.npy'
-  # Of several processes all know them or none does: computing them takes all.
-  found = processes.from_writer(lambda: np.load(path) if path.is_file() else None)
-  if found is not None:
-    return found
+  here = path.is_file()
+  # Else none of several processes reads it: computing takes all.
+  if processes.gather(np.asarray(here)).all():
+    with processes.together('the features'):
+      return np.load(path)
   found = features.apply(x)
-  if processes.is_writer():
+  if not here:  # hosts may have a cache each
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f'.{os.getpid()}.npy')
+    part = path.with_suffix(f'.{platform.node()}.{os.getpid()}.npy')
     np.save(part, found)
     part.replace(path)  # whole or not at all
   return found

@@ -114,7 +114,7 @@ def _findings_of_the_run(session: Session, judged: Judged, best: Restored) -> li
   """What sampling cost, and how steadily the run went."""
   count = check_sampling(session.experiment, judged.samples.shape[1:])
   skipped = int(best.state.skipped)
-  rows = processes.from_writer(lambda: records.read_json_lines(session.folder / 'metrics.jsonl'))
+  rows = processes.from_folder(lambda: records.read_json_lines(session.folder / 'metrics.jsonl'))
   return [
     Finding('evaluations a sample', count, 'of the network, guidance included'),
     Finding('skipped steps', skipped, 'steps left out because something was not finite'),
@@ -176,7 +176,7 @@ def judge(setting: Setting, mode: str, request: Request) -> int:
   build = setting.build
   setting = setting._replace(build=lambda config: request.applied(build(config)))
   session, state = open_session(setting)
-  record = processes.from_writer(lambda: read_record(session.folder))
+  record = processes.from_folder(lambda: read_record(session.folder))
   changed = provenance.differences(record['data'], session.record['data'])
   if changed:
     raise ValueError(f'the data is not what {session.folder} was trained on: {"; ".join(changed)}')

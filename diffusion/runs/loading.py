@@ -80,7 +80,7 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Ru
   """
   devices.use_cache()
   folder = pathlib.Path(folder).expanduser().absolute()
-  record = processes.from_writer(lambda: read_record(folder))
+  record = processes.from_folder(lambda: read_record(folder))
   if experiment is None:
     experiment = recorded_experiment(folder, record)
   data = record['data']

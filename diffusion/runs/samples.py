@@ -24,10 +24,10 @@ def drawn(
   """
   kept = {one['file']: one for one in session.record['samples']}
   file = next((name for name, one in kept.items() if one['identity'] == identity), None)
-  have = (
-    processes.from_writer(lambda: workdir.load_samples(session.folder / file)[0]) if file else None
-  )
-  have = have if have is None else have[: len(labels)]
+  have = None
+  if file:
+    have = processes.from_folder(lambda: workdir.load_samples(session.folder / file)[0])
+    have = have[: len(labels)]
   start = 0 if have is None else len(have)
   if start == len(labels):
     return have

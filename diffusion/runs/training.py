@@ -123,7 +123,9 @@ def start(session: Session, target: Any) -> Start:
   """
   setting = session.setting
   claim = functools.partial(workdir.claim, setting.workdir, session.record, setting.source)
-  session = session._replace(record=processes.from_writer(claim))
+  processes.from_writer(claim)
+  record = processes.from_folder(lambda: workdir.read_record(session.folder))
+  session = session._replace(record=record)
   keeper = open_checkpoints(session.folder / 'checkpoints')
   try:
     restored = restore(keeper, target, 'latest')
