@@ -266,9 +266,7 @@ def preemption(cursor: int, steps: int) -> Callable[[], str | None]:
 
   def interrupted() -> str | None:
     first = next(starts)
-    reached = [
-      multihost_utils.reached_preemption_sync_point(n) for n in range(first, first + steps)
-    ]
+    reached = map(multihost_utils.reached_preemption_sync_point, range(first, first + steps))
     return 'SIGTERM' if any(reached) else None
 
   return interrupted
@@ -289,7 +287,7 @@ def is_loss(error: BaseException | None) -> bool:
     runtime = isinstance(error, jax.errors.JaxRuntimeError)
     if runtime and 'RESOURCE_EXHAUSTED' not in str(error):
       return True
-    if isinstance(error, ValueError) and re.search('gloo|nccl', str(error), re.IGNORECASE):
+    if isinstance(error, ValueError) and re.search('(Gloo|NCCL) .*failed', str(error)):
       return True
     error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
   return False
@@ -303,11 +301,8 @@ def lost(error: Exception) -> NoReturn:
   Args:
     error: what the collective raised; it does not say which process is gone.
   """
-  print(
-    f'error: a step of {jax.process_count()} processes failed, as it does where one is gone: '
-    f'{one_line(error)}; {AGAIN}',
-    file=sys.stderr,
-  )
+  failed = f'a step of {jax.process_count()} processes failed, as it does where one is gone'
+  print(f'error: {failed}: {one_line(error)}; {AGAIN}', file=sys.stderr)
   leave(1)
 
 

@@ -328,7 +328,7 @@ def chained(error, cause=None, context=None, hidden=False):
     (jax.errors.JaxRuntimeError('INTERNAL: Error dispatching computation: Gloo all-reduce failed'), True),
     (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'), False),
     (ValueError('UNKNOWN: Gloo AllGather failed: Connection closed by peer'), True),  # where a result is fetched
-    (ValueError('log_every must be positive, got 0'), False),
+    (ValueError('/runs/gloo is not empty'), False),
     (chained(OSError('no'), cause=ValueError('UNKNOWN: Gloo AllGather failed')), True),
     (chained(OSError('no'), context=jax.errors.JaxRuntimeError('ABORTED: gone')), True),
     (chained(ValueError('late'), context=jax.errors.JaxRuntimeError('timed out'), hidden=True), False),
