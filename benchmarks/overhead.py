@@ -23,7 +23,8 @@ from absl import app, flags
 
 from benchmarks import contest
 from diffusion import devices, provenance
-from diffusion.reporting import records, tables
+from diffusion.reporting import tables
+from diffusion.reporting.rows import read_json_lines
 from diffusion.training import assembly
 from experiments import digits
 
@@ -65,12 +66,12 @@ def run(folder: pathlib.Path, cache: pathlib.Path, steps: int) -> tuple[float, f
   rows, path = [], folder / 'metrics.jsonl'
   while not rows and process.poll() is None:
     time.sleep(0.02)
-    rows = records.read_json_lines(path) if path.exists() else []
+    rows = read_json_lines(path) if path.exists() else []
   started = time.perf_counter() - begin
   if process.wait():
     raise RuntimeError(f'{" ".join(command)} ended with status {process.returncode}')
   every, after = digits.Config.validate_every, digits.Config.log_every
-  clock = {row['cursor']: row['timing']['wall_seconds'] for row in records.read_json_lines(path)}
+  clock = {row['cursor']: row['timing']['wall_seconds'] for row in read_json_lines(path)}
   validations = (steps - after - 1) // every  # that a row follows which is not the last
   first, last = every + after, validations * every + after
   return started, (clock[last] - clock[first]) / (last - first)

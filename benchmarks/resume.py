@@ -28,7 +28,8 @@ from absl import app, flags, logging
 from benchmarks.processes import finish, start
 from diffusion import devices, provenance
 from diffusion.data import pipeline
-from diffusion.reporting import records, tables
+from diffusion.reporting import tables
+from diffusion.reporting.rows import read_json_lines
 from diffusion.runs.loading import recorded_experiment
 from diffusion.training import assembly
 from diffusion.training.checkpoint import Restored, manifest_of, open_checkpoints
@@ -112,7 +113,7 @@ def last_state(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, 
   restored = keeper.restore(last_target(workdir), 'latest')
   kept = keeper.steps()
   keeper.close()
-  found = records.read_json_lines(workdir / 'metrics.jsonl')
+  found = read_json_lines(workdir / 'metrics.jsonl')
   return (
     _leaves(restored.state),
     {**restored.record, 'kept': kept, 'number': restored.number},

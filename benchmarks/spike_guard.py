@@ -22,7 +22,8 @@ from absl import app, flags, logging
 from diffusion import devices, provenance
 from diffusion.evaluation import gap
 from diffusion.optimizers import chains, clipping, directions, schedules
-from diffusion.reporting import drawing, records, tables
+from diffusion.reporting import drawing, tables
+from diffusion.reporting.rows import Sink
 from diffusion.runs import tools
 from diffusion.runs.session import Session
 from diffusion.training import assembly, guards, loop
@@ -86,7 +87,7 @@ def run(given: Condition, seed: int, steps: int, hit: range, guarded: bool):
     keeper, ring = open_checkpoints(root / 'checkpoints'), tools.open_ring(root / 'ring', 0)
     programs = given.calm._replace(dispatch=dispatch)
     session = Session(None, made, given.loaded, programs, [], {})
-    sinks = records.Sink(lambda row, timing: rows.append(row), lambda: None)
+    sinks = Sink(lambda row, timing: rows.append(row), lambda: None)
     acting = tools.make_tools(
       session, keeper, ring, sinks, assembly.host_target(state), lambda: None
     )

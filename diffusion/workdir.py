@@ -18,7 +18,8 @@ import numpy as np
 
 from diffusion import citations, provenance
 from diffusion.evaluation.evaluate import Finding
-from diffusion.reporting import bibliography, encoding, records, report
+from diffusion.reporting import bibliography, encoding, report
+from diffusion.reporting.rows import read_json, write_json
 from diffusion.statistics import Interval
 
 RECORD_FORMAT = 2
@@ -38,7 +39,7 @@ def read_record(workdir: pathlib.Path) -> dict[str, Any]:
   path = workdir / 'run.json'
   if not path.is_file():
     raise ValueError(f'no run in {workdir}: there is no run.json')
-  record = records.read_json(path)
+  record = read_json(path)
   if record['format'] != RECORD_FORMAT:
     raise ValueError(f'{path} has format {record["format"]}, this version reads {RECORD_FORMAT}')
   return record
@@ -46,7 +47,7 @@ def read_record(workdir: pathlib.Path) -> dict[str, Any]:
 
 def write_record(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
   """Writes run.json in one piece."""
-  records.write_json(workdir / 'run.json', record)
+  write_json(workdir / 'run.json', record)
 
 
 def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path) -> None:

@@ -12,7 +12,8 @@ import sys
 from absl import app, flags, logging
 
 from diffusion import devices
-from diffusion.reporting import records, tables
+from diffusion.reporting import tables
+from diffusion.reporting.rows import write_json
 from diffusion.runs import foreign, suite
 from diffusion.workdir import read_record
 
@@ -31,7 +32,7 @@ def main(_) -> None:
     devices.configure(read_record(pathlib.Path(RUN.value).expanduser())['config']['batch_size'])
     findings, notes, record = foreign.judge(IMAGES.value, RUN.value, METRICS.value, FEATURES.value)
     if OUTPUT.value:
-      records.write_json(OUTPUT.value, record)
+      write_json(OUTPUT.value, record)
   except (ValueError, OSError) as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
     raise SystemExit(2) from None

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import resume
 from diffusion import launch
-from diffusion.reporting import records
+from diffusion.reporting.rows import read_json_lines
 from diffusion.workdir import read_record, write_record
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -116,7 +116,7 @@ def test_a_finished_run_says_so_extends_and_loads(uninterrupted):
   assert status == 0, output
   after = read_record(copy)
   assert after['step'] == before + 100
-  assert [row['step'] for row in records.read_json_lines(copy / 'metrics.jsonl')][-1] == 1600
+  assert [row['step'] for row in read_json_lines(copy / 'metrics.jsonl')][-1] == 1600
 
 
 @pytest.mark.slow
@@ -220,9 +220,7 @@ def test_early_stopping_ends_an_overfitted_run_and_the_best_is_judged(tmp_path):
   assert status == 0, output
   record = read_record(tmp_path / 'run')
   assert record['reason'].startswith('early stopping')
-  rows = [
-    r for r in records.read_json_lines(tmp_path / 'run' / 'metrics.jsonl') if 'validation/eps' in r
-  ]
+  rows = [r for r in read_json_lines(tmp_path / 'run' / 'metrics.jsonl') if 'validation/eps' in r]
   best = min(rows, key=lambda row: row['validation/eps'])
   assert record['results']['best step'] == best['step'] < record['step'] < 1500
   np.testing.assert_allclose(record['results']['validation/eps'], best['validation/eps'], rtol=1e-6)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from diffusion import comparisons, statistics
 from diffusion.citations import Technique
-from diffusion.reporting import records
+from diffusion.reporting.rows import read_json_lines
 from diffusion.statistics import Interval
 from diffusion.workdir import read_record
 
@@ -132,7 +132,7 @@ def _run(path: pathlib.Path, record: dict[str, Any], varying: Sequence[str], sev
       results[name] = own[name].estimate
     elif isinstance(value, int | float):
       results[name] = value
-  rows = records.read_json_lines(path / 'metrics.jsonl')
+  rows = read_json_lines(path / 'metrics.jsonl')
   variant = ', '.join(parts) or record['experiment']
   return Run(path, variant, record['seed'], results, own, _marks(record), record, rows)
 

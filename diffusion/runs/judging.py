@@ -13,7 +13,8 @@ from diffusion import citations, devices, processes, provenance, statistics, wor
 from diffusion.data import pipeline
 from diffusion.evaluation import gap, memorization, stability
 from diffusion.evaluation.evaluate import Finding, Judged, Metric
-from diffusion.reporting import plots, records, tables
+from diffusion.reporting import plots, tables
+from diffusion.reporting.rows import read_json_lines
 from diffusion.runs import suite
 from diffusion.runs.loading import load
 from diffusion.runs.samples import drawn
@@ -114,7 +115,7 @@ def _findings_of_the_run(session: Session, judged: Judged, best: Restored) -> li
   """What sampling cost, and how steadily the run went."""
   count = check_sampling(session.experiment, judged.samples.shape[1:])
   skipped = int(best.state.skipped)
-  rows = processes.from_folder(lambda: records.read_json_lines(session.folder / 'metrics.jsonl'))
+  rows = processes.from_folder(lambda: read_json_lines(session.folder / 'metrics.jsonl'))
   return [
     Finding('evaluations a sample', count, 'of the network, guidance included'),
     Finding('skipped steps', skipped, 'steps left out because something was not finite'),
@@ -159,7 +160,7 @@ def _pictures(session: Session, judged: Judged, step: int, suffix: str) -> None:
   ]
   title = f'{data.name}: samples from step {step}{note}'
   picture(data, session.loaded.validation[0], shown, folder / f'samples{suffix}.png', title)
-  rows = records.read_json_lines(folder / 'metrics.jsonl')
+  rows = read_json_lines(folder / 'metrics.jsonl')
   plots.curves(rows, folder / 'curves.png', title=f'{data.name}{note}', best_step=step)
   if ratios is not None:
     index, ratio = ratios

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffusion import devices
-from diffusion.reporting import records
+from diffusion.reporting.rows import SHOWN, Sink, progress
 from diffusion.runs.judging import judge_best
 from diffusion.runs.session import Session, Setting, build_session
 from diffusion.runs.suite import Request
@@ -131,9 +131,7 @@ def _train_on(
   running = Running(population.some(together, which), [states[k] for k in which])
   experiment = together.experiment
   last = max(begun[k].session.record['num_steps'] for k in which)
-  board = _Board(
-    records.progress(last, max(begun[k].place.step for k in which)), experiment.batch_size
-  )
+  board = _Board(progress(last, max(begun[k].place.step for k in which)), experiment.batch_size)
   walks, sessions = {}, {}
   first = begun[which[0]].place
   with (
@@ -230,13 +228,13 @@ def _concluded(begun: Start, end: loop.Outcome, seconds: float, watch: Watch) ->
 class _Board:
   """One line of progress for all members: the means of the rows that came since the last line."""
 
-  def __init__(self, sink: records.Sink, batch_size: int):
+  def __init__(self, sink: Sink, batch_size: int):
     self._sink, self._batch_size = sink, batch_size
     self._rows: dict[int, Mapping[str, Any]] = {}
     self._rates: dict[int, float] = {}
     self.close = sink.close
 
-  def sink(self, i: int) -> records.Sink:
+  def sink(self, i: int) -> Sink:
     """Takes member `i`'s rows."""
 
     def write(row: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
@@ -244,7 +242,7 @@ class _Board:
         self._rows[i] = row
         self._rates[i] = timing['steps_per_second']
 
-    return records.Sink(write, lambda: None)
+    return Sink(write, lambda: None)
 
   def show(self, live: int) -> None:
     """Shows what has come, if anything."""
@@ -253,7 +251,7 @@ class _Board:
     rows, rates = list(self._rows.values()), list(self._rates.values())
     shown = {
       name: float(np.mean([row[name] for row in rows]))
-      for name in records.SHOWN
+      for name in SHOWN
       if all(name in row for row in rows)
     }
     images = sum(rates) * self._batch_size

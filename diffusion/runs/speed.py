@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion import devices, processes
-from diffusion.reporting import records
+from diffusion.reporting.rows import read_json_lines
 from diffusion.runs.session import Session
 from diffusion.training import assembly
 
@@ -94,7 +94,7 @@ def measured_speed(session: Session, state: Any) -> dict[str, float | int | None
     peak_memory: bytes when training ended, see `devices.peak_memory`; None where it was killed at its very end.
     None for a member of a population, whose steps are not its own.
   """
-  rows = processes.from_folder(lambda: records.read_json_lines(session.folder / 'metrics.jsonl'))
+  rows = processes.from_folder(lambda: read_json_lines(session.folder / 'metrics.jsonl'))
   rates = [
     row['timing']['images_per_second'] for row in rows if 'images_per_second' in row['timing']
   ]

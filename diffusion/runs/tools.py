@@ -11,7 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from diffusion import devices
 from diffusion.evaluation import memorization
-from diffusion.reporting import records
+from diffusion.reporting import rows
 from diffusion.runs.session import Session, picture, stored_samples
 from diffusion.training import assembly, loop
 from diffusion.training.checkpoint import Checkpoints, open_checkpoints
@@ -30,7 +30,7 @@ def make_tools(
   session: Session,
   keeper: Checkpoints,
   ring: Checkpoints,
-  sinks: records.Sink,
+  sinks: rows.Sink,
   target: Any,
   interrupted: Callable[[], str | None],
 ) -> loop.Tools:
@@ -56,7 +56,7 @@ def make_tools(
 
 
 def _keeping(
-  keeper: Checkpoints, ring: Checkpoints, sinks: records.Sink, target: Any
+  keeper: Checkpoints, ring: Checkpoints, sinks: rows.Sink, target: Any
 ) -> dict[str, Callable]:
   """What keeps states, and goes back to them."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diffusion import devices, processes, workdir
-from diffusion.reporting import records
+from diffusion.reporting import rows
 from diffusion.runs.judging import judge_best
 from diffusion.runs.session import Session, Setting, open_session, restore
 from diffusion.runs.speed import Span, traced
@@ -215,7 +215,7 @@ class Ready(NamedTuple):
 
 
 def ready(
-  begun: Start, target: Any, interrupted: Callable[[], str | None], *shown: records.Sink
+  begun: Start, target: Any, interrupted: Callable[[], str | None], *shown: rows.Sink
 ) -> Ready:
   """Opens everything that a run writes, rows to `shown` too, and makes its tools."""
   session, place, restored = begun.session, begun.place, begun.restored
@@ -226,11 +226,11 @@ def ready(
     callback_states |= restored.record['callbacks']
   if restored and place.step == session.record.get('extended_at'):
     callback_states = {c.name: c.extend(callback_states[c.name], place.step) for c in callbacks}
-  sinks = records.chain()
+  sinks = rows.chain()
   if processes.is_writer():
-    sinks = records.chain(  # the file first: it alone is flushed row by row, and its error names it
-      records.json_lines(session.folder / 'metrics.jsonl', place.cursor, key='cursor'),
-      records.tensorboard(session.folder / 'events', place.step),
+    sinks = rows.chain(  # the file first: it alone is flushed row by row, and its error names it
+      rows.json_lines(session.folder / 'metrics.jsonl', place.cursor, key='cursor'),
+      rows.tensorboard(session.folder / 'events', place.step),
       *shown,
     )
   ring = open_ring(session.folder / 'ring', place.cursor)
@@ -263,7 +263,7 @@ def _train_on(
 ) -> loop.Outcome:
   """The loop between the placed state and the end, with everything it writes."""
   session = begun.session
-  shown = records.progress(
+  shown = rows.progress(
     session.record['num_steps'], begun.place.step, batch_size=session.experiment.batch_size
   )
   run = ready(begun, target, interrupted, shown)

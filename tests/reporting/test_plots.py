@@ -217,12 +217,12 @@ def test_a_long_noisy_line_gets_a_mean_that_bridges_no_gap(tmp_path, figures):
 def test_no_global_figure_state_and_no_jax():
   code = """
 import sys, tempfile, pathlib
-import diffusion.reporting.records, diffusion.reporting.bibliography, diffusion.reporting.report
+import diffusion.reporting.rows, diffusion.reporting.bibliography, diffusion.reporting.report
 from diffusion.reporting import plots
 assert 'matplotlib' not in sys.modules
 folder = pathlib.Path(tempfile.mkdtemp())
 plots.curves([{'step': 1, 'loss': 1.0}], folder / 'c.png')
-sink = diffusion.reporting.records.tensorboard(folder, 0)
+sink = diffusion.reporting.rows.tensorboard(folder, 0)
 sink.write({'step': 1, 'loss': 1.0}, {})
 sink.close()
 assert 'matplotlib.pyplot' not in sys.modules

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from diffusion import comparisons, statistics
-from diffusion.reporting import latex, records
+from diffusion.reporting import latex
+from diffusion.reporting.rows import json_lines, read_json, write_json
 from diffusion.runs import comparing, comparison
 from diffusion.statistics import Interval
 
@@ -78,8 +79,8 @@ def make(folder, seed, dropout, loss, fraction=0.5, **changes):
     'skipped steps': 0,
   }
   folder.mkdir(parents=True)
-  records.write_json(folder / 'run.json', record)
-  sink = records.json_lines(folder / 'metrics.jsonl')
+  write_json(folder / 'run.json', record)
+  sink = json_lines(folder / 'metrics.jsonl')
   for row in rows(loss, fraction):
     sink.write(row, {})
   sink.close()
@@ -196,9 +197,9 @@ def test_runs_on_other_data_or_splits_are_refused(folders, tmp_path, changes, sa
 
 def test_a_run_that_diverged_is_reported_and_not_averaged(folders, tmp_path):
   path = folders[0] / 'run.json'
-  record = records.read_json(path)
+  record = read_json(path)
   record['results'] |= {'validation/eps': np.nan}
-  records.write_json(path, record | {'reason': 'diverged: loss', 'step': 30})
+  write_json(path, record | {'reason': 'diverged: loss', 'step': 30})
   rows_path = folders[0] / 'metrics.jsonl'
   rows_path.write_text(
     rows_path.read_text().replace('"validation/eps": 0.7', '"validation/eps": "nan"')

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion import devices
 from diffusion.optimizers import averaging
-from diffusion.reporting import records
+from diffusion.reporting.rows import Sink
 from diffusion.runs import loading, tools
 from diffusion.runs.session import Session
 from diffusion.training import assembly, callbacks, guards, loop
@@ -69,7 +69,7 @@ class Run:
     ring = tools.open_ring(self.folder / 'ring', place.cursor)
     session = Session(None, self.made, self.loaded, self.programs, [], {})
     session = session._replace(setting=type('S', (), {'workdir': self.folder}))
-    sinks = records.Sink(lambda row, timing: self.rows.append(row), lambda: None)
+    sinks = Sink(lambda row, timing: self.rows.append(row), lambda: None)
     stop = lambda: 'SIGTERM' if self.cursor == self.interrupt_at else None  # noqa: E731
     made = tools.make_tools(session, keeper, ring, sinks, target, stop)
     plan = loop.Cadence(self.made.num_steps, self.made.log_every, self.made.validate_every, 1)

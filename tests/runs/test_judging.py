@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusion.data import pipeline
 from diffusion.evaluation.evaluate import Plan
-from diffusion.reporting import records
+from diffusion.reporting.rows import read_json
 from diffusion.runs import foreign, suite
 from diffusion.workdir import load_samples, read_record
 
@@ -117,7 +117,7 @@ def samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_path):
     'evaluate', f'--images={tmp_path / "png"}', *where, f'--output={output_file}'
   )
   assert status == 0, output
-  found = records.read_json(output_file)
+  found = read_json(output_file)
   assert found['count'] == 60
   assert found['notes'] == []
   expected = made['results']

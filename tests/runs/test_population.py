@@ -12,7 +12,7 @@ import pytest
 
 from diffusion import launch
 from diffusion.objectives import losses, penalties, weights
-from diffusion.reporting import records
+from diffusion.reporting.rows import read_json_lines
 from diffusion.runs import population, training
 from diffusion.runs.session import Setting
 from diffusion.training import assembly
@@ -64,7 +64,7 @@ def test_members_stop_by_themselves_and_their_folders_are_those_of_runs_alone(tm
     folder = tmp_path / 'all' / f'seed={one["seed"]}'
     record = read_record(folder)
     assert (record['status'], record['step']) == ('finished', step)
-    assert len(records.read_json_lines(folder / 'metrics.jsonl')) == rows
+    assert len(read_json_lines(folder / 'metrics.jsonl')) == rows
   # Judged now, as by the same command again, and loaded as any run.
   assert population.train(settings, values, lambda one: build(Config(**one))) == 0
   assert '0 of 2 members to train' in capsys.readouterr().out
@@ -82,7 +82,7 @@ def test_members_stop_by_themselves_and_their_folders_are_those_of_runs_alone(tm
   assert checkpoints[0] == checkpoints[1]
   assert '25' in checkpoints[0]
   rows = [
-    records.read_json_lines(folder / 'metrics.jsonl')
+    read_json_lines(folder / 'metrics.jsonl')
     for folder in (tmp_path / 'alone', tmp_path / 'all' / 'seed=1')
   ]
   for pair in zip(*rows, strict=True):
@@ -107,7 +107,7 @@ def left_behind(folder):
   keeper = open_checkpoints(folder / 'checkpoints')
   found = keeper.restore(assembly.host_target(state), 'latest')
   keeper.close()
-  rows = records.read_json_lines(folder / 'metrics.jsonl')
+  rows = read_json_lines(folder / 'metrics.jsonl')
   rows = [{name: value for name, value in row.items() if name != 'timing'} for row in rows]
   return tiny.leaves(found.state), found.record, rows
 
@@ -157,7 +157,7 @@ def test_sixty_four_members_of_the_mixture_finish(tmp_path):
     assert (record['status'], record['step'], record['seed']) == ('finished', 20, k)
     assert record['config']['learning_rate'] == one['learning_rate']
     assert (tmp_path / str(k) / 'checkpoints' / '20').is_dir()
-    losses.add(json.dumps(records.read_json_lines(tmp_path / str(k) / 'metrics.jsonl')[0]['loss']))
+    losses.add(json.dumps(read_json_lines(tmp_path / str(k) / 'metrics.jsonl')[0]['loss']))
   assert len(losses) == 64
 
 

@@ -19,7 +19,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from diffusion import devices, processes
-from diffusion.reporting import records
+from diffusion.reporting.rows import read_json_lines
 from diffusion.training import assembly, checkpoint
 from diffusion.workdir import read_record
 from tests.training import tiny
@@ -263,7 +263,7 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
   (status, _, error), (other, *_) = finish(run(workdir))
   assert (status, other) == (0, 0), error
   rows = [
-    [{k: v for k, v in row.items() if k != 'timing'} for row in records.read_json_lines(path)]
+    [{k: v for k, v in row.items() if k != 'timing'} for row in read_json_lines(path)]
     for path in (workdir / 'metrics.jsonl', tmp_path / 'whole' / 'metrics.jsonl')
   ]
   assert [row['step'] for row in rows[0]] == list(range(5, 151, 5))

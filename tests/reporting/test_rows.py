@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from diffusion.reporting import records
+from diffusion.reporting import rows
 
 
 def write_rows(path, steps, start_step=0):
-  sink = records.json_lines(path, start_step)
+  sink = rows.json_lines(path, start_step)
   for step in steps:
     sink.write({'step': step, 'loss': 1 / step}, {'wall_seconds': step / 3})
   sink.close()
@@ -26,18 +26,18 @@ def test_floats_come_back_to_the_bit(tmp_path):
   rng = np.random.default_rng(0)
   bits = rng.integers(0, 2**63, size=500, dtype=np.uint64)
   values = [value for value in bits.view(np.float64).tolist() if math.isfinite(value)]
-  sink = records.json_lines(path)
+  sink = rows.json_lines(path)
   for step, value in enumerate(values):
     sink.write({'step': step, 'x': value, 'single': np.float32(value % 1)}, {})
   sink.close()
-  rows = records.read_json_lines(path)
-  assert [row['x'] for row in rows] == values
-  assert [np.float32(row['single']) for row in rows] == [np.float32(v % 1) for v in values]
+  found = rows.read_json_lines(path)
+  assert [row['x'] for row in found] == values
+  assert [np.float32(row['single']) for row in found] == [np.float32(v % 1) for v in values]
 
 
 def test_every_line_is_json_in_one_order_whatever_the_rows_order(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  sink = records.json_lines(path)
+  sink = rows.json_lines(path)
   metrics = {'loss': 0.5, 'loss_bucket/10': 1.0, 'loss_bucket/2': 2, 'note': 'é', 'gap': None}
   sink.write({**metrics, 'step': 3}, {'b': 1.0, 'a': 2.0})
   sink.write({'step': 3, **dict(reversed(metrics.items()))}, {'a': 2.0, 'b': 1.0})
@@ -54,7 +54,7 @@ def test_every_line_is_json_in_one_order_whatever_the_rows_order(tmp_path):
 
 def test_numbers_that_are_not_finite_are_strict_json_and_come_back(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  sink = records.json_lines(path)
+  sink = rows.json_lines(path)
   sink.write({'step': 1, 'a': math.nan, 'b': np.float32(np.inf)}, {'c': -math.inf})
   with pytest.raises(ValueError, match='nan'):
     sink.write({'step': 2, 'a': 'nan'}, {})
@@ -65,7 +65,7 @@ def test_numbers_that_are_not_finite_are_strict_json_and_come_back(tmp_path):
 
   raw = json.loads(path.read_text(), parse_constant=refuse)
   assert (raw['a'], raw['b'], raw['timing']['c']) == ('nan', 'inf', '-inf')
-  (row,) = records.read_json_lines(path)
+  (row,) = rows.read_json_lines(path)
   assert math.isnan(row['a'])
   assert (row['b'], row['timing']['c']) == (math.inf, -math.inf)
 
@@ -99,9 +99,9 @@ def test_a_row_torn_anywhere_is_removed(tmp_path, cut):
   # Without its newline alone the row is still whole, and kept.
   survivors = [1, 2, 3] if cut in (1,) else [1, 2]
   assert cut < len(last)
-  assert [row['step'] for row in records.read_json_lines(path)] == survivors
+  assert [row['step'] for row in rows.read_json_lines(path)] == survivors
   write_rows(path, [4], start_step=3)
-  assert [row['step'] for row in records.read_json_lines(path)] == [*survivors, 4]
+  assert [row['step'] for row in rows.read_json_lines(path)] == [*survivors, 4]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_row_torn_anywhere_is_removed(tmp_path, cut):
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, content):
   path = tmp_path / 'm.jsonl'
   path.write_bytes(content)
-  for call in (records.json_lines, records.read_json_lines):
+  for call in (rows.json_lines, rows.read_json_lines):
     with pytest.raises(ValueError, match=r'm\.jsonl, line [12]'):
       call(path)
   assert path.read_bytes() == content
@@ -121,14 +121,14 @@ def test_rows_written_before_a_kill_are_there(tmp_path):
   path = tmp_path / 'm.jsonl'
   code = f"""
 import os, signal
-from diffusion.reporting import records
-sink = records.json_lines({str(path)!r}, 0)
+from diffusion.reporting import rows
+sink = rows.json_lines({str(path)!r}, 0)
 for step in range(1, 51):
   sink.write({{'step': step, 'loss': 1.0}}, {{}})
 os.kill(os.getpid(), signal.SIGKILL)
 """
   assert subprocess.run([sys.executable, '-c', code], check=False).returncode == -signal.SIGKILL
-  assert [row['step'] for row in records.read_json_lines(path)] == list(range(1, 51))
+  assert [row['step'] for row in rows.read_json_lines(path)] == list(range(1, 51))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 )
 def test_a_bad_row_is_refused_and_leaves_no_trace(tmp_path, row, timing, error, value):
   path = tmp_path / 'm.jsonl'
-  sink = records.json_lines(path)
+  sink = rows.json_lines(path)
   with pytest.raises(error, match=value):
     sink.write(row, timing)
   sink.close()
@@ -161,21 +161,21 @@ def test_json_documents_round_trip(tmp_path):
     'd': np.float32(0.1),
     'e': (1, 2),
   }
-  records.write_json(path, data)
-  back = records.read_json(path)
+  rows.write_json(path, data)
+  back = rows.read_json(path)
   assert back['a'] == data['a']
   assert math.isnan(back['b']['nan']) and back['b']['low'] == -math.inf
   assert (back['c'], back['d'], back['e']) == ([0.0, 1.0, 2.0], float(np.float32(0.1)), [1, 2])
   with pytest.raises(TypeError, match='1'):
-    records.write_json(path, {1: 2})
+    rows.write_json(path, {1: 2})
   with pytest.raises(TypeError, match='object'):
-    records.write_json(path, [object()])
-  assert records.read_json(path)['a'] == data['a']
+    rows.write_json(path, [object()])
+  assert rows.read_json(path)['a'] == data['a']
 
 
 def test_a_failed_replacement_leaves_the_old_document(tmp_path, monkeypatch):
   path = tmp_path / 'summary.json'
-  records.write_json(path, {'value': 1})
+  rows.write_json(path, {'value': 1})
 
   def fail(*_):
     raise OSError(28, 'No space left on device')
@@ -183,18 +183,18 @@ def test_a_failed_replacement_leaves_the_old_document(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(os, 'replace', fail)
     with pytest.raises(OSError, match='No space left.*summary.json') as caught:
-      records.write_json(path, {'value': 2})
+      rows.write_json(path, {'value': 2})
   assert caught.value.errno == 28
-  assert records.read_json(path) == {'value': 1}
+  assert rows.read_json(path) == {'value': 1}
   assert os.listdir(tmp_path) == ['summary.json']
 
 
 @pytest.mark.parametrize(
   'call',
   [
-    records.json_lines,
-    records.tensorboard,
-    lambda path: records.write_json(path, {}),
+    rows.json_lines,
+    rows.tensorboard,
+    lambda path: rows.write_json(path, {}),
   ],
 )
 def test_an_unwritable_place_is_named(tmp_path, call):
@@ -225,7 +225,7 @@ def scalars(folder):
 
 
 def test_tensorboard_gets_each_number_under_its_key(tmp_path):
-  sink = records.tensorboard(tmp_path)
+  sink = rows.tensorboard(tmp_path)
   sink.write({'step': 7, 'loss': 0.5, 'loss_bucket/3': np.float32(2), 'note': 'x', 'gap': None},
              {'images_per_second': 10.0})  # fmt: skip
   sink.write({'step': 8, 'loss': math.nan, 'norm': math.inf}, {})
@@ -241,7 +241,7 @@ def test_tensorboard_gets_each_number_under_its_key(tmp_path):
 
 def test_a_resumed_tensorboard_hides_what_lies_beyond_the_start(tmp_path):
   for start, steps in ((0, (1, 2, 3, 4)), (2, (3, 4))):
-    sink = records.tensorboard(tmp_path, start)
+    sink = rows.tensorboard(tmp_path, start)
     for step in steps:
       sink.write({'step': step, 'loss': float(10 * start + step)}, {})
     sink.close()
@@ -261,7 +261,7 @@ class Terminal(io.StringIO):
 
 def test_progress_off_a_terminal_is_one_plain_line_per_row():
   stream = io.StringIO()
-  sink = records.progress(200, stream=stream)
+  sink = rows.progress(200, stream=stream)
   sink.write({'step': 0}, {})
   sink.write({'step': 50, 'loss': 0.25}, {'images_per_second': 25530.2})
   sink.write({'step': 100, 'loss': math.nan, 'validation/eps': 0.5}, {})
@@ -279,7 +279,7 @@ def test_progress_off_a_terminal_is_one_plain_line_per_row():
 
 def test_progress_counts_images_where_the_timing_does_not_say():
   stream = io.StringIO()
-  sink = records.progress(10, start_step=4, stream=stream, batch_size=32)
+  sink = rows.progress(10, start_step=4, stream=stream, batch_size=32)
   sink.write({'step': 5}, {})
   sink.close()
   assert 'images/s' in stream.getvalue()
@@ -287,7 +287,7 @@ def test_progress_counts_images_where_the_timing_does_not_say():
 
 def test_progress_on_a_terminal_is_a_live_bar():
   stream = Terminal()
-  sink = records.progress(200, start_step=50, stream=stream)
+  sink = rows.progress(200, start_step=50, stream=stream)
   sink.write({'step': 100, 'loss': 0.25}, {})
   sink.write({'step': 80, 'validation/eps': 0.5}, {'images_per_second': 812.0})  # rolled back
   sink.write({'step': 200}, {})
@@ -308,9 +308,9 @@ def test_a_chain_gives_each_sink_each_row_and_closes_all():
       if fails:
         raise OSError(name)
 
-    return records.Sink(lambda row, timing: calls.append((name, row, timing)), close)
+    return rows.Sink(lambda row, timing: calls.append((name, row, timing)), close)
 
-  both = records.chain(sink('a', fails=True), sink('b', fails=True), sink('c'))
+  both = rows.chain(sink('a', fails=True), sink('b', fails=True), sink('c'))
   both.write({'step': 1}, {'t': 2.0})
   with pytest.raises(OSError):
     both.close()
@@ -320,4 +320,4 @@ def test_a_chain_gives_each_sink_each_row_and_closes_all():
 
 def test_a_negative_start_is_refused(tmp_path):
   with pytest.raises(ValueError, match='-1'):
-    records.json_lines(tmp_path / 'm.jsonl', -1)
+    rows.json_lines(tmp_path / 'm.jsonl', -1)
