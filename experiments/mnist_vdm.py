@@ -23,7 +23,7 @@ import dataclasses
 
 from diffusion import launch
 from diffusion.data import sources, splits
-from diffusion.evaluation import gap, likelihood, memorization
+from diffusion.evaluation import bits_per_dim, gap, memorization
 from diffusion.models import unet
 from diffusion.objectives import losses, times, weights
 from diffusion.optimizers import averaging, chains, schedules
@@ -110,7 +110,7 @@ def build(c: Config) -> launch.Experiment:
       samplers.ancestral, c.sampling_steps, grid_rows=64, per_class=c.samples
     ),
     metrics=[
-      likelihood.variational_bound(c.likelihood_examples),
+      bits_per_dim.variational_bound(c.likelihood_examples),
       memorization.nearest_neighbor_ratio(),
     ],
   )

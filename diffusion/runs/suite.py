@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from diffusion.evaluation import (
+  bits_per_dim,
   classifier,
   features,
   frechet,
   inception,
-  likelihood,
   manifold,
   membership,
   memorization,
@@ -40,7 +40,7 @@ METRICS: dict[str, Callable[[Features], Metric]] = {
   'sliced_wasserstein': lambda f: manifold.sliced_wasserstein(),
   'class_balance': lambda f: classifier.class_balance(f.name.removesuffix(' classifier')),
   'recognition': lambda f: recognition.support_vectors(),
-  'likelihood': lambda f: likelihood.variational_bound(),
+  'likelihood': lambda f: bits_per_dim.variational_bound(),
 }
 OF_THE_NETWORK = ('membership', 'copying_distance', 'likelihood')  # images alone cannot tell
 

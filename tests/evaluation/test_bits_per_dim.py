@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion import devices
-from diffusion.evaluation import likelihood
+from diffusion.evaluation import bits_per_dim
 from diffusion.evaluation.evaluate import Judged
 from diffusion.sampling import likelihood as exact
 from diffusion.training import assembly
@@ -25,7 +25,7 @@ def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
   loaded, state, _ = tiny.start(made)
   weights = assembly.weights(made, devices.replicate(state))
   given = judged(made, loaded, weights)
-  found = {f.name: f for f in likelihood.variational_bound(limit=40, draws=4).measure(given)}
+  found = {f.name: f for f in bits_per_dim.variational_bound(limit=40, draws=4).measure(given)}
   assert set(found) == {'validation bits/dim', 'test bits/dim', 'training bits/dim'}
   value = found['training bits/dim'].value
   assert value.low < value.estimate < value.high
@@ -47,7 +47,7 @@ def test_images_are_judged_by_their_levels():
   made = tiny.images()
   loaded, state, _ = tiny.start(made)
   given = judged(made, loaded, assembly.weights(made, devices.replicate(state)))
-  found = likelihood.variational_bound(limit=8, draws=8).measure(given)
+  found = bits_per_dim.variational_bound(limit=8, draws=8).measure(given)
   for finding in found:
     assert np.isfinite(finding.value.estimate)
     assert finding.value.estimate > 1
@@ -57,4 +57,4 @@ def test_images_are_judged_by_their_levels():
 def test_bad_arguments_are_named_with_their_value(numbers):
   (name, value), *_ = numbers.items()
   with pytest.raises(ValueError, match=f'{name} .* got {value}'):
-    likelihood.variational_bound(**numbers)
+    bits_per_dim.variational_bound(**numbers)
