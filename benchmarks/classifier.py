@@ -48,7 +48,7 @@ def shifted(key, x, most):
 
 def train(x, label, epochs, most):
   """Weights."""
-  network = classifier.Network(int(label.max()) + 1)
+  network = classifier.ConvolutionalClassifier(int(label.max()) + 1)
   params = network.init(jax.random.key(0), jnp.zeros((1, *x.shape[1:])))['params']
   steps = epochs * (len(x) // BATCH)
   rate = optax.cosine_onecycle_schedule(steps, 3e-3)

@@ -29,7 +29,7 @@ NAMES = ('digits', 'mnist')
 _EXACT = jax.lax.Precision.HIGHEST  # the same features on every kind of device
 
 
-class Network(nn.Module):
+class ConvolutionalClassifier(nn.Module):
   """Four 3x3 convolutions (the last three halve the image), a layer of features, and the logits."""
 
   num_classes: int
@@ -94,7 +94,7 @@ def load(name: str) -> Classifier:
   shape = tuple(int(n) for n in arrays.pop('shape'))
   wide = {key: value.astype(np.float32) for key, value in arrays.items()}
   params = flax.traverse_util.unflatten_dict(wide, sep='/')
-  network = Network(arrays['Dense_1/bias'].size)
+  network = ConvolutionalClassifier(arrays['Dense_1/bias'].size)
 
   def rows(params: Params, x: Array) -> tuple[Array, Array]:
     embedding, logits = network.apply({'params': params}, x.astype(jnp.float32) / 127.5 - 1)

@@ -141,7 +141,7 @@ def data_copying(
   return Metric(check, judge)
 
 
-class Mixture(NamedTuple):
+class CenteredGaussians(NamedTuple):
   """Gaussians of equal weight: centers [m, F] and the logarithm of each one's variance a dimension [m]."""
 
   centers: Array
@@ -150,7 +150,7 @@ class Mixture(NamedTuple):
 
 def fit_widths(
   centers: np.ndarray, x: np.ndarray, steps: int = 50, floor: float = 1e-4, chunk: int = 1024
-) -> Mixture:
+) -> CenteredGaussians:
   """Gaussians at fixed centers, their widths fitted to other points by expectation maximization.
 
   s_j^2 <- sum_i r_ij |x_i - c_j|^2 / (F sum_i r_ij), r_ij the responsibility of center j for point i; the likelihood
@@ -171,7 +171,9 @@ def fit_widths(
   missing = -len(x) % size
   blocks = jnp.asarray(np.pad(x, ((0, missing), (0, 0)))).reshape(-1, size, x.shape[1])
   real = (jnp.arange(len(x) + missing) < len(x)).reshape(-1, size)
-  return Mixture(centers, jax.jit(_maximize, static_argnums=4)(centers, blocks, real, floor, steps))
+  return CenteredGaussians(
+    centers, jax.jit(_maximize, static_argnums=4)(centers, blocks, real, floor, steps)
+  )
 
 
 def _squares(x: Array, centers: Array) -> Array:
@@ -219,7 +221,7 @@ def _maximize(centers: Array, blocks: Array, real: Array, floor: float, steps: i
   return jax.lax.scan(step, start, length=steps)[0]
 
 
-def log_density(mixture: Mixture, x: np.ndarray, chunk: int = 1024) -> np.ndarray:
+def log_density(mixture: CenteredGaussians, x: np.ndarray, chunk: int = 1024) -> np.ndarray:
   """The log density of points [n, F] under a mixture: float64 [n]."""
 
   @jax.jit

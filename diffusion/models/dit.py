@@ -57,7 +57,7 @@ def _modulated(x: Array, shift: Array, scale: Array) -> Array:
   return nn.LayerNorm(use_bias=False, use_scale=False)(x) * (1 + scale[:, None]) + shift[:, None]
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
   """x + gate attention(norm x), then the same with an MLP; shifts, scales and gates come from the conditioning."""
 
   heads: int
@@ -108,7 +108,8 @@ class DiT(nn.Module):
     h = nn.Dense(self.width, name='stem')(h.reshape(b, rows * columns, p * p * channels))
     h += jnp.asarray(positions(rows, columns, self.width), h.dtype)
     for i in range(self.depth):
-      one = Block(self.heads, self.drops, (i + 1) / self.depth, self.activation)
+      depth = (i + 1) / self.depth
+      one = TransformerBlock(self.heads, self.drops, depth, self.activation, name=f'Block_{i}')
       h = block_output(one(h, embedding, mode))
     told = nn.Dense(2 * self.width, kernel_init=nn.initializers.zeros, name='modulation')(embedding)
     h = _modulated(h, *jnp.split(told, 2, axis=-1))
