@@ -152,7 +152,14 @@ def of_split(builder: Any, split: str, size: int | None = None, workers: int = 0
   if size is not None and (size < 1 or image[0] % size or image[1] % size):
     raise ValueError(f"size must divide the images' {image[0]}x{image[1]}, got {size}")
   rows = np.arange(builder.info.splits[split].num_examples)
-  return Records(str(builder.data_dir), split, rows, tuple(image), size, workers)
+  return Records(
+    directory=str(builder.data_dir),
+    split=split,
+    rows=rows,
+    image=tuple(image),
+    size=size,
+    workers=workers,
+  )
 
 
 def select(x: np.ndarray | Records, index: np.ndarray) -> np.ndarray | Records:

@@ -130,8 +130,16 @@ def arrays(
         raise ValueError(f'{name}: a label must be an integer, got {labels.dtype}')
       return np.asarray(x, None if levels is not None else np.float32), labels.astype(np.int32)
 
-    held_out = None if test is None else part(*test)
-    return Dataset(name, *part(x, label), levels, tuple(class_names), held_out, note)
+    examples, labels = part(x, label)
+    return Dataset(
+      name=name,
+      x=examples,
+      label=labels,
+      levels=levels,
+      class_names=tuple(class_names),
+      test=None if test is None else part(*test),
+      note=note,
+    )
 
   return _source(name, load, lambda: min(np.shape(x)[1:3]) if np.ndim(x) == 4 else 0)
 
@@ -147,9 +155,14 @@ def digits() -> Source:
     from sklearn import datasets
 
     data = datasets.load_digits()
-    x = data.images.astype(np.uint8)[..., None]
-    names = tuple('0123456789')
-    return Dataset('digits', x, data.target.astype(np.int32), 17, names, oriented=True)
+    return Dataset(
+      name='digits',
+      x=data.images.astype(np.uint8)[..., None],
+      label=data.target.astype(np.int32),
+      levels=17,
+      class_names=tuple('0123456789'),
+      oriented=True,
+    )
 
   return _source('digits', load, lambda: 8)
 
@@ -185,11 +198,11 @@ def synthetic_images(
     label = random.integers(num_classes, size=examples).astype(np.int32)
     x = coarse[label][:, rows][:, :, columns] + random.normal(0, 16, (examples, *shape))
     return Dataset(
-      f'synthetic {shape[0]}x{shape[1]}x{shape[2]}',
-      np.clip(x, 0, 255).astype(np.uint8),
-      label,
-      256,
-      tuple(str(i) for i in range(num_classes)),
+      name=f'synthetic {shape[0]}x{shape[1]}x{shape[2]}',
+      x=np.clip(x, 0, 255).astype(np.uint8),
+      label=label,
+      levels=256,
+      class_names=tuple(str(i) for i in range(num_classes)),
       note='SYNTHETIC images of the right shape: no result here says anything about real data',
     )
 
@@ -226,8 +239,13 @@ def gaussian_mixture(
     random = np.random.default_rng(seed)
     label = random.choice(len(weights), examples, p=weights).astype(np.int32)
     x = means[label] + scales[label][:, None] * random.normal(size=(examples, means.shape[1]))
-    names = tuple(f'component {k}' for k in range(len(weights)))
-    return Dataset('Gaussian mixture', x.astype(np.float32), label, None, names)
+    return Dataset(
+      name='Gaussian mixture',
+      x=x.astype(np.float32),
+      label=label,
+      levels=None,
+      class_names=tuple(f'component {k}' for k in range(len(weights))),
+    )
 
   return _source('Gaussian mixture', load)
 
@@ -282,9 +300,13 @@ def folder(directory: str, size: int | None = None) -> Source:
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
       raise ValueError(f'images of several shapes in {root}: {sorted(shapes)[:4]}; give size=')
-    label = np.array([names.index(owner) for owner in owners], np.int32)
-    classes = () if names == [''] else tuple(names)
-    return Dataset(root.name, np.stack(images), label, 256, classes)
+    return Dataset(
+      name=root.name,
+      x=np.stack(images),
+      label=np.array([names.index(owner) for owner in owners], np.int32),
+      levels=256,
+      class_names=() if names == [''] else tuple(names),
+    )
 
   return _source(root.name, load, lambda: size or 0)
 
@@ -310,10 +332,16 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
     }
     train = parts.pop('train')
     x, label = train.whole() if workers is None else (train, train.labels())
-    test = parts['test'].whole() if parts else None
-    names = tuple(builder.info.features['label'].names)
-    note = '' if size is None else f'images reduced to {size}x{size} by averaging blocks'
-    return Dataset(name, x, label, 256, names, test, note, oriented=name in _ORIENTED)
+    return Dataset(
+      name=name,
+      x=x,
+      label=label,
+      levels=256,
+      class_names=tuple(builder.info.features['label'].names),
+      test=parts['test'].whole() if parts else None,
+      note='' if size is None else f'images reduced to {size}x{size} by averaging blocks',
+      oriented=name in _ORIENTED,
+    )
 
   def side() -> int:
     if size is not None:

@@ -158,7 +158,12 @@ def dit(
     )
   checks.integer('num_classes', num_classes, 0)
   module = DiT(
-    width, depth, heads, patch, (dropouts.elements(dropout), *drops), num_classes,
-    activation or activations.gelu(),
-  )  # fmt: skip
+    width=width,
+    depth=depth,
+    heads=heads,
+    patch=patch,
+    drops=(dropouts.elements(dropout), *drops),
+    num_classes=num_classes,
+    activation=activation or activations.gelu(),
+  )
   return from_linen(module, num_classes, drops)

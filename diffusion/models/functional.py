@@ -69,7 +69,13 @@ def from_linen(module: nn.Module, num_classes: int = 0, drops: Sequence[Drop] = 
     statistics_decay: Array | None = None,
     forward_mode: bool = False,
   ) -> tuple[Array, Variables]:
-    mode = Mode(keys, cross_mean, update_statistics, statistics_decay, forward_mode)
+    mode = Mode(
+      keys=keys,
+      cross_mean=cross_mean,
+      update_statistics=update_statistics,
+      statistics_decay=statistics_decay,
+      forward_mode=forward_mode,
+    )
     if keys is not None:
       variables = {**variables, 'params': drop_kernels(drops, variables['params'], batch_key)}
     statistics = {name: value for name, value in variables.items() if name != 'params'}

@@ -166,7 +166,7 @@ class MagnitudePreservingUNet(nn.Module):
       nonlocal done
       done += 1
       features = self.width * self.multipliers[level]
-      one = Block(features, encoder, attention, self.drops, done / total)
+      one = Block(features, encoder, attention, drops=self.drops, depth=done / total)
       return block_output(one(h, embedding, mode))
 
     z_in = Dropout(self.drops, 'input', name='input')(z, mode.keys)
@@ -226,11 +226,11 @@ def unet(
   """
   check_arguments(width, multipliers, blocks, num_classes)
   module = MagnitudePreservingUNet(
-    width,
-    tuple(multipliers),
-    blocks,
-    tuple(attention),
-    (dropouts.elements(dropout), *drops),
-    num_classes,
+    width=width,
+    multipliers=tuple(multipliers),
+    blocks=blocks,
+    attention=tuple(attention),
+    drops=(dropouts.elements(dropout), *drops),
+    num_classes=num_classes,
   )
   return for_images(from_linen(module, num_classes, drops), len(multipliers))

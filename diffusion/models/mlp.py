@@ -91,7 +91,13 @@ def mlp(
   checks.integer('num_classes', num_classes, 0)
   init = kernel_init or initializers.lecun()
   module = ResidualMLP(
-    width, depth, (dropouts.elements(dropout), *drops), num_classes, norm or normalization.layer(),
-    activation or activations.silu(), init, initializers.outputs(zero_outputs, init),
-  )  # fmt: skip
+    width=width,
+    depth=depth,
+    drops=(dropouts.elements(dropout), *drops),
+    num_classes=num_classes,
+    norm=norm or normalization.layer(),
+    activation=activation or activations.silu(),
+    kernel_init=init,
+    output_init=initializers.outputs(zero_outputs, init),
+  )
   return from_linen(module, num_classes, drops)

@@ -270,11 +270,21 @@ def unet(
   check_arguments(width, multipliers, blocks, num_classes)
   init = kernel_init or initializers.lecun()
   style = Style(
-    norm or normalization.group(), activation or activations.silu(), init,
-    initializers.outputs(zero_outputs, init), rescaled_sums(rescale),
-  )  # fmt: skip
+    norm=norm or normalization.group(),
+    activation=activation or activations.silu(),
+    kernel_init=init,
+    output_init=initializers.outputs(zero_outputs, init),
+    rescale=rescaled_sums(rescale),
+  )
   module = UNet(
-    width, tuple(multipliers), blocks, tuple(attention), level_drops(dropout, len(multipliers)),
-    tuple(drops), num_classes, long_skips(skips), style,
-  )  # fmt: skip
+    width=width,
+    multipliers=tuple(multipliers),
+    blocks=blocks,
+    attention=tuple(attention),
+    dropout=level_drops(dropout, len(multipliers)),
+    drops=tuple(drops),
+    num_classes=num_classes,
+    skips=long_skips(skips),
+    style=style,
+  )
   return for_images(from_linen(module, num_classes, drops), len(multipliers))

@@ -98,7 +98,11 @@ def judge(
     raise ValueError(f'{images} holds examples of shape {shapes[0]}, {data.name} has {shapes[1]}')
   judged, notes = _beside(given, loaded)
   plan = Plan(
-    len(given.x), data.num_classes, data.x.shape[1:], len(loaded.train[0]), len(loaded.held_out[0])
+    samples=len(given.x),
+    classes=data.num_classes,
+    shape=data.x.shape[1:],
+    train=len(loaded.train[0]),
+    held_out=len(loaded.held_out[0]),
   )
   chosen = suite.choose_features(features)
   found, left_out = suite.choose(metrics, chosen, plan, network=False)
@@ -159,9 +163,18 @@ def _beside(given: Images, loaded: Loaded) -> tuple[Judged, list[str]]:
     notes.append(
       f'WARNING: {copies} of the {len(x)} images ARE training examples, to the last pixel'
     )
-  label = np.zeros(len(x), np.int32) if given.label is None else given.label.astype(np.int32)
-  names, count = loaded.dataset.class_names, len(loaded.validation[0])
-  return Judged(x, label, train, held_out, count, names, units, None, {}), notes
+  judged = Judged(
+    samples=x,
+    labels=np.zeros(len(x), np.int32) if given.label is None else given.label.astype(np.int32),
+    train=train,
+    held_out=held_out,
+    validation=len(loaded.validation[0]),
+    class_names=loaded.dataset.class_names,
+    units=units,
+    network=None,
+    kept={},
+  )
+  return judged, notes
 
 
 def _brightness(part: Examples, levels: int) -> Examples:
