@@ -5,6 +5,7 @@ Each function takes plain numbers and returns an `Interval`; nothing here knows 
 
 import math
 import operator
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -242,6 +243,24 @@ def zero_event_upper(trials: int, confidence: float = 0.95) -> float:
   trials = _integer('trials', trials, low=1)
   _check_confidence(confidence)
   return -math.expm1(math.log1p(-confidence) / trials)
+
+
+def usual(values: Sequence[float], deviations: float, floor: float) -> tuple[float, float]:
+  """(center, reach) of what is usual among values: the median, and deviations x max(1.4826 MAD, floor).
+
+  The median absolute deviation (MAD) does not move with a few outliers; 1.4826 of it are the standard deviation of
+  normal values.
+
+  Args:
+    values: [n], n >= 1 finite numbers.
+    deviations: how many of them are still usual, > 0.
+    floor: least deviation, so that a flat history does not make an outlier of a ripple.
+
+  Source: Hampel (1974), JASA 69:383-393.
+  """
+  center = statistics.median(values)
+  spread = 1.4826 * statistics.median(abs(value - center) for value in values)
+  return center, deviations * max(spread, floor)
 
 
 def format_interval(interval: Interval, digits: int = 2) -> str:

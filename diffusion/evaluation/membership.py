@@ -14,6 +14,8 @@ from diffusion.evaluation.evaluate import Asked, Finding, Judged, Metric, Plan
 from diffusion.process import analytic
 from diffusion.types import Array, Denoiser, Path
 
+Reference = Callable[[Array, Array], Array]  # (z, t) -> x0
+
 
 def _some(x: np.ndarray, label: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
   chosen = np.sort(np.random.default_rng(0).permutation(len(x))[:limit])
@@ -102,32 +104,13 @@ def copying_distance(
 
   Source: the empirical denoiser: Gu et al. (2023), equation 3. The normalization is this project's.
   """
-  bank = _bank(log_snr, draws)
-  checks.integer('limit', limit, 2)
 
-  def rows(asked: Asked, train: tuple[Array, Array]) -> tuple[Array, Array]:
-    x, label = train
-    copyist, mean = analytic.empirical(asked.path, x, label, asked.label), x.mean(0)
+  def mean(path: Path, x: Array) -> Reference:
+    center = x.mean(0)
+    return lambda z, t: jnp.broadcast_to(center, z.shape)
 
-    def measure(z: Array, t: Array, eps: Array) -> tuple[Array, Array]:
-      copy = copyist(z, t).x0
-      parts = (asked.denoise(z, t).x0 - copy, mean - copy)
-      return tuple(jnp.linalg.norm(part.reshape(len(z), -1), axis=1) for part in parts)
-
-    return gap.on_bank(asked.path, asked.x, asked.keys, bank, measure)
-
-  def judge(judged: Judged) -> list[Finding]:
-    _check_levels(bank, judged)
-    x, label = judged.train
-    train = judged.network.normalize(x), jnp.asarray(label)
-    near, scale = judged.network.apply(rows, *_some(*judged.held_out, limit), train)
-    meaning = 'distance to the denoiser that copies, over that of the mean: 0 is the copyist'
-    return [
-      Finding(f'M, log-SNR {level:g}', statistics.ratio_of_means(near[:, i], scale[:, i]), meaning)
-      for i, level in enumerate(bank.log_snr)
-    ]
-
-  return Metric(_two_of_each, judge)
+  meaning = 'distance to the denoiser that copies, over that of the mean: 0 is the copyist'
+  return _beside_copyist('M', meaning, mean, lambda near, far: near, _bank(log_snr, draws), limit)
 
 
 def score_position(
@@ -151,16 +134,40 @@ def score_position(
 
   Source: this project's.
   """
+
+  def population(path: Path, x: Array) -> Reference:
+    best = truth(path)
+    return lambda z, t: best(z, t).x0
+
+  meaning = '1 is the denoiser of the population, -1 the one that copies'
   bank = _bank(log_snr, draws)
+  return _beside_copyist('G', meaning, population, lambda near, far: near - far, bank, limit)
+
+
+def _beside_copyist(
+  name: str,
+  meaning: str,
+  reference: Callable[[Path, Array], Reference],
+  numerator: Callable[[np.ndarray, np.ndarray], np.ndarray],
+  bank: gap.Bank,
+  limit: int,
+) -> Metric:
+  """E numerator(|D - D_emp|, |D - D_ref|) / E|D_emp - D_ref| at each level, over noised held-out examples.
+
+  `reference` makes D_ref of the path and the training examples.
+  """
   checks.integer('limit', limit, 2)
 
   def rows(asked: Asked, train: tuple[Array, Array]) -> tuple[Array, ...]:
-    copyist = analytic.empirical(asked.path, *train, asked.label)
-    best = truth(asked.path)
+    copyist, other = (
+      analytic.empirical(asked.path, *train, asked.label),
+      reference(asked.path, train[0]),
+    )
 
     def measure(z: Array, t: Array, eps: Array) -> tuple[Array, ...]:
-      d, copy, real = (f(z, t).x0.reshape(len(z), -1) for f in (asked.denoise, copyist, best))
-      return tuple(jnp.linalg.norm(a - b, axis=1) for a, b in ((d, copy), (d, real), (copy, real)))
+      parts = asked.denoise(z, t).x0, copyist(z, t).x0, other(z, t)
+      d, copy, ref = (part.reshape(len(z), -1) for part in parts)
+      return tuple(jnp.linalg.norm(a - b, axis=1) for a, b in ((d, copy), (d, ref), (copy, ref)))
 
     return gap.on_bank(asked.path, asked.x, asked.keys, bank, measure)
 
@@ -169,10 +176,10 @@ def score_position(
     x, label = judged.train
     train = judged.network.normalize(x), jnp.asarray(label)
     near, far, scale = judged.network.apply(rows, *_some(*judged.held_out, limit), train)
-    meaning = '1 is the denoiser of the population, -1 the one that copies'
+    top = numerator(near, far)
     return [
       Finding(
-        f'G, log-SNR {level:g}', statistics.ratio_of_means((near - far)[:, i], scale[:, i]), meaning
+        f'{name}, log-SNR {level:g}', statistics.ratio_of_means(top[:, i], scale[:, i]), meaning
       )
       for i, level in enumerate(bank.log_snr)
     ]

@@ -55,8 +55,13 @@ def ratios(queries: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.n
     raise ValueError(
       f'nearest-neighbor ratios need at least 2 distinct references, got {len(kept)}'
     )
-  index, distance = neighbors.nearest(queries, reference[kept])
-  return kept[index[:, 0]], distance[:, 0] / distance[:, 1]
+  index, r = _ratios(queries, reference[kept])
+  return kept[index], r
+
+
+def _ratios(queries: np.ndarray, distinct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  index, distance = neighbors.nearest(queries, distinct)
+  return index[:, 0], distance[:, 0] / distance[:, 1]
 
 
 @technique('nearest-neighbor ratio', 'core', 'yoon2023memorize', 'gu2023memorization')
@@ -111,12 +116,8 @@ def watch(train: np.ndarray, held_out: np.ndarray, threshold: float = 1 / 3) -> 
   """
   kept = train[neighbors.distinct(train)]
 
-  def ratio(x: np.ndarray) -> np.ndarray:
-    distance = neighbors.nearest(x, kept).distance
-    return distance[:, 0] / distance[:, 1]
-
   def share(x: np.ndarray) -> tuple[Interval, float]:
-    r = ratio(x)
+    _, r = _ratios(x, kept)
     return statistics.wilson(int((r < threshold).sum()), len(r)), float(np.median(r))
 
   null, _ = share(held_out)

@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusion import checks
 from diffusion.evaluation.evaluate import Finding
+from diffusion.statistics import usual
 
 
 class Spike(NamedTuple):
@@ -57,9 +58,7 @@ def spikes(
     if len(past) < minimum:
       past += [value] if math.isfinite(value) else []
       continue
-    recent = np.array(past[-window:])
-    center = float(np.median(recent))
-    reach = deviations * max(1.4826 * float(np.median(np.abs(recent - center))), floor)
+    center, reach = usual(past[-window:], deviations, floor)
     if since is not None and value <= center + reach / 3:
       found[-1] = Spike(since, step - since)
       since = None

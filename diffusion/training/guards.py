@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusion import checks
 from diffusion.citations import technique
+from diffusion.statistics import usual
 from diffusion.training.callbacks import (
   Action,
   Callback,
@@ -17,15 +18,6 @@ from diffusion.training.callbacks import (
   Rollback,
   Stop,
 )
-
-_SIGMA = 1.4826  # standard deviations in a median absolute deviation of normal values
-
-
-def _level(history: Sequence[float], deviations: float, floor: float) -> float:
-  """median + deviations x max(1.4826 MAD, floor)."""
-  center = statistics.median(history)
-  spread = _SIGMA * statistics.median(abs(value - center) for value in history)
-  return center + deviations * max(spread, floor)
 
 
 def _logs(row: Mapping[str, Any]) -> dict[str, float]:
@@ -83,12 +75,16 @@ def spike_guard(
   checks.integer('minimum', minimum, 2)
   checks.integer('window', window, minimum)
 
+  def above(past: Sequence[float], value: float) -> bool:
+    center, reach = usual(past, deviations, floor)
+    return value > center + reach
+
   def judge(state: CallbackState, row: Mapping[str, Any]) -> tuple[CallbackState, str | None]:
     """The state after this row, and what spiked, or None."""
     history, recent, spiked = dict(state['history']), dict(state['recent']), None
     for name, value in _logs(row).items():
       past = history.get(name, [])
-      high = value == math.inf or (len(past) >= minimum and value > _level(past, deviations, floor))
+      high = value == math.inf or (len(past) >= minimum and above(past, value))
       recent[name] = [*recent.get(name, []), high][-3:]
       if sum(recent[name]) >= 2 or value == math.inf:
         spiked = f'{name} at {math.exp(min(value, 700)):.3g}'
