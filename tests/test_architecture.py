@@ -14,8 +14,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # From top to bottom: a room imports only rooms above it (and its own files).
 ROOMS = (
-  'types', 'checks', 'streams', 'processes', 'devices', 'statistics', 'comparisons', 'citations',
-  'reporting', 'process', 'data', 'models', 'objectives', 'optimizers', 'sampling', 'evaluation', 'training',
+  'types', 'checks', 'streams', 'processes', 'devices', 'statistics', 'citations', 'reporting',
+  'process', 'data', 'models', 'objectives', 'optimizers', 'sampling', 'evaluation', 'training',
   'provenance', 'workdir', 'runs', 'launch',
 )  # fmt: skip
 # What speaks of devices. `diffusion/devices.py` is the one file to change when JAX changes its mind, and
@@ -169,7 +169,7 @@ def test_the_library_imports_no_experiment_and_no_test(path):
   assert not [i for i in imports(path) if under(i, 'experiments') or under(i, 'tests')]
 
 
-@pytest.mark.parametrize('name', ['statistics', 'comparisons', 'citations', 'reporting'])
+@pytest.mark.parametrize('name', ['statistics', 'citations', 'reporting'])
 def test_what_reports_knows_nothing_of_jax(name):
   members = [path for module, path in MODULES.items() if under(module, f'diffusion.{name}')]
   assert members

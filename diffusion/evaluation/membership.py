@@ -159,10 +159,8 @@ def _beside_copyist(
   checks.integer('limit', limit, 2)
 
   def rows(asked: Asked, train: tuple[Array, Array]) -> tuple[Array, ...]:
-    copyist, other = (
-      analytic.empirical(asked.path, *train, asked.label),
-      reference(asked.path, train[0]),
-    )
+    copyist = analytic.empirical(asked.path, *train, asked.label)
+    other = reference(asked.path, train[0])
 
     def measure(z: Array, t: Array, eps: Array) -> tuple[Array, ...]:
       parts = asked.denoise(z, t).x0, copyist(z, t).x0, other(z, t)

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from diffusion import comparisons, statistics
+from diffusion import statistics
 from diffusion.citations import Technique
 from diffusion.reporting.rows import read_json_lines
 from diffusion.statistics import Interval
@@ -227,7 +227,7 @@ def effects(groups: Mapping[str, list[Run]], baseline: str, names: Sequence[str]
       if variant != baseline:
         one.append(_effect(variant, quantity, pairs))
     tested = [effect for effect in one if effect.p is not None]
-    adjusted = iter(comparisons.holm([effect.p for effect in tested]))
+    adjusted = iter(statistics.holm([effect.p for effect in tested]))
     found += [e if e.p is None else e._replace(adjusted=next(adjusted)) for e in one]
   return found
 
@@ -241,9 +241,9 @@ def _effect(variant: str, quantity: str, pairs: Sequence[tuple[float, float]]) -
     variant,
     quantity,
     len(pairs),
-    comparisons.paired_difference(treated, base),
-    comparisons.paired_ratio(treated, base) if positive else None,
-    comparisons.sign_flip([a - b for a, b in pairs]) if len(pairs) <= 20 else None,
+    statistics.paired_difference(treated, base),
+    statistics.paired_ratio(treated, base) if positive else None,
+    statistics.sign_flip([a - b for a, b in pairs]) if len(pairs) <= 20 else None,
     None,
   )
 

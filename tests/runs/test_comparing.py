@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from diffusion import comparisons, statistics
+from diffusion import statistics
 from diffusion.reporting import latex
 from diffusion.reporting.rows import json_lines, read_json, write_json
 from diffusion.runs import comparing, comparison
@@ -130,7 +130,7 @@ def test_holm_is_over_the_variants(tmp_path):
   ]
   groups = comparing.variants(comparing.load(folders))
   found = comparing.effects(groups, 'dropout=0.0', ['validation/eps'])
-  assert [e.adjusted for e in found] == comparisons.holm([e.p for e in found])
+  assert [e.adjusted for e in found] == statistics.holm([e.p for e in found])
   assert found[0].adjusted == 2 * found[0].p
 
 
