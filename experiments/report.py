@@ -12,7 +12,7 @@ import sys
 from absl import app, flags
 
 from diffusion.reporting.tables import markdown
-from diffusion.runs import comparing, comparison
+from diffusion.runs import compare, comparison
 
 BASELINE = flags.DEFINE_string(
   'baseline', None, 'Variant or folder to compare with; the first by default.'
@@ -28,7 +28,7 @@ OUTPUT = flags.DEFINE_string('output', None, 'Folder of the report.', required=T
 def main(argv) -> None:
   """Reads, compares, writes, prints."""
   try:
-    runs = comparing.load(argv[1:])
+    runs = compare.load(argv[1:])
     tables, files = comparison.write(
       runs, pathlib.Path(OUTPUT.value).expanduser(), BASELINE.value, QUANTITIES.value
     )

@@ -12,7 +12,7 @@ from diffusion import citations, statistics
 from diffusion.evaluation import onset
 from diffusion.reporting import bibliography, comparison, encoding, latex
 from diffusion.reporting.tables import markdown
-from diffusion.runs.comparing import (
+from diffusion.runs.compare import (
   Effect,
   Run,
   choose_baseline,
@@ -40,9 +40,9 @@ def write(
   """Writes report.md, report.tex, runs.csv, effects.csv, references.bib and the pictures.
 
   Args:
-    runs: see `comparing.load`.
+    runs: see `compare.load`.
     folder: created if need be.
-    baseline: see `comparing.choose_baseline`.
+    baseline: see `compare.choose_baseline`.
     wanted: quantities; all that the runs share if empty.
 
   Returns:

@@ -13,7 +13,7 @@ import pytest
 from diffusion import statistics
 from diffusion.reporting import latex
 from diffusion.reporting.rows import json_lines, read_json, write_json
-from diffusion.runs import comparing, comparison
+from diffusion.runs import compare, comparison
 from diffusion.statistics import Interval
 
 RECORD = {
@@ -100,19 +100,19 @@ def folders(tmp_path):
 
 
 def test_variants_are_what_configurations_differ_in(folders):
-  runs = comparing.load(folders[::-1])
-  groups = comparing.variants(runs)
+  runs = compare.load(folders[::-1])
+  groups = compare.variants(runs)
   assert list(groups) == ['dropout=0.3', 'dropout=0.0']
   assert [run.seed for run in groups['dropout=0.0']] == list(range(6))
-  assert comparing.quantities(runs, []) == ['validation/eps', 'test/eps', 'skipped steps']
+  assert compare.quantities(runs, []) == ['validation/eps', 'test/eps', 'skipped steps']
 
 
 def test_means_and_effects_are_those_of_the_numbers(folders):
-  groups = comparing.variants(comparing.load(folders))
-  found = comparing.summary(groups['dropout=0.3'], 'validation/eps')
+  groups = compare.variants(compare.load(folders))
+  found = compare.summary(groups['dropout=0.3'], 'validation/eps')
   assert found == pytest.approx(statistics.mean_t(LOSSES[0.3]))
   one, zero = (np.array(LOSSES[d]) for d in (0.3, 0.0))
-  effect, other, _ = comparing.effects(
+  effect, other, _ = compare.effects(
     groups, 'dropout=0.0', ['validation/eps', 'test/eps', 'skipped steps']
   )
   assert (effect.variant, effect.pairs) == ('dropout=0.3', 6)
@@ -128,25 +128,25 @@ def test_holm_is_over_the_variants(tmp_path):
     for dropout, losses in (LOSSES | {0.5: [0.51, 0.50, 0.50, 0.54, 0.52, 0.54]}).items()
     for seed, loss in enumerate(losses)
   ]
-  groups = comparing.variants(comparing.load(folders))
-  found = comparing.effects(groups, 'dropout=0.0', ['validation/eps'])
+  groups = compare.variants(compare.load(folders))
+  found = compare.effects(groups, 'dropout=0.0', ['validation/eps'])
   assert [e.adjusted for e in found] == statistics.holm([e.p for e in found])
   assert found[0].adjusted == 2 * found[0].p
 
 
 def test_seeds_without_a_partner_are_left_out_of_pairs_only(folders):
-  groups = comparing.variants(comparing.load([*folders[:4], *folders[6:]]))
-  (effect,) = comparing.effects(groups, 'dropout=0.0', ['validation/eps'])
+  groups = compare.variants(compare.load([*folders[:4], *folders[6:]]))
+  (effect,) = compare.effects(groups, 'dropout=0.0', ['validation/eps'])
   assert effect.pairs == 4
-  assert comparing.summary(groups['dropout=0.3'], 'validation/eps').estimate == pytest.approx(
+  assert compare.summary(groups['dropout=0.3'], 'validation/eps').estimate == pytest.approx(
     np.mean(LOSSES[0.3])
   )
 
 
 def test_a_single_run_keeps_its_own_interval(folders):
-  groups = comparing.variants(comparing.load(folders[:1]))
-  assert comparing.summary(groups['digits'], 'test/eps') == Interval(0.6, 0.5, 0.7)
-  assert comparing.summary(groups['digits'], 'validation/eps') == 0.5
+  groups = compare.variants(compare.load(folders[:1]))
+  assert compare.summary(groups['digits'], 'test/eps') == Interval(0.6, 0.5, 0.7)
+  assert compare.summary(groups['digits'], 'validation/eps') == 0.5
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_single_run_keeps_its_own_interval(folders):
   ],
 )
 def test_what_is_odd_about_a_run_stands_in_its_row(tmp_path, changes, mark):
-  (run,) = comparing.load([make(tmp_path / 'r', 0, 0.0, 0.5, **changes)])
+  (run,) = compare.load([make(tmp_path / 'r', 0, 0.0, 0.5, **changes)])
   assert run.marks == (mark,)
   tables, _ = comparison.write([run], tmp_path / 'out', None, [])
   assert mark in tables[-1][2][0][-1]
@@ -171,7 +171,7 @@ def test_skipped_steps_and_rollbacks_stand_in_the_row(folders):
   record = json.loads(path.read_text())
   record['results'] |= {'skipped steps': 3, 'rollbacks': 2}
   path.write_text(json.dumps(record))
-  run, *_ = comparing.load(folders)
+  run, *_ = compare.load(folders)
   assert run.marks == ('3 steps skipped', '2 rollbacks')
 
 
@@ -192,7 +192,7 @@ def test_skipped_steps_and_rollbacks_stand_in_the_row(folders):
 def test_runs_on_other_data_or_splits_are_refused(folders, tmp_path, changes, says):
   other = make(tmp_path / 'other', 7, 0.0, 0.5, **changes)
   with pytest.raises(ValueError, match=says):
-    comparing.load([*folders, other])
+    compare.load([*folders, other])
 
 
 def test_a_run_that_diverged_is_reported_and_not_averaged(folders, tmp_path):
@@ -204,7 +204,7 @@ def test_a_run_that_diverged_is_reported_and_not_averaged(folders, tmp_path):
   rows_path.write_text(
     rows_path.read_text().replace('"validation/eps": 0.7', '"validation/eps": "nan"')
   )
-  tables, _ = comparison.write(comparing.load(folders), tmp_path / 'out', None, [])
+  tables, _ = comparison.write(compare.load(folders), tmp_path / 'out', None, [])
   results = {row[0]: row[1:] for row in tables[0][2]}
   assert results['validation/eps'][0] == '5 of 6 finite'
   assert isinstance(results['validation/eps'][1], Interval)
@@ -213,31 +213,31 @@ def test_a_run_that_diverged_is_reported_and_not_averaged(folders, tmp_path):
 
 def test_bad_requests_are_refused(folders, tmp_path):
   with pytest.raises(ValueError, match='there is no run to report'):
-    comparing.load([])
+    compare.load([])
   with pytest.raises(ValueError, match='is named twice'):
-    comparing.load([folders[0], folders[0]])
+    compare.load([folders[0], folders[0]])
   with pytest.raises(ValueError, match='no run in'):
-    comparing.load([tmp_path])
+    compare.load([tmp_path])
   twin = shutil.copytree(folders[0], tmp_path / 'twin')
   with pytest.raises(
     ValueError, match=r'are the same variant \(dropout=0.0\) with the same seed 0'
   ):
-    comparing.load([*folders, twin])
-  groups = comparing.variants(comparing.load(folders))
+    compare.load([*folders, twin])
+  groups = compare.variants(compare.load(folders))
   with pytest.raises(ValueError, match="must be one of dropout=0.0; dropout=0.3, .* got 'nothing'"):
-    comparing.choose_baseline(groups, 'nothing')
-  assert comparing.choose_baseline(groups, str(folders[-1])) == 'dropout=0.3'
-  assert comparing.choose_baseline(groups, 'dropout=0.3') == 'dropout=0.3'
+    compare.choose_baseline(groups, 'nothing')
+  assert compare.choose_baseline(groups, str(folders[-1])) == 'dropout=0.3'
+  assert compare.choose_baseline(groups, 'dropout=0.3') == 'dropout=0.3'
   with pytest.raises(ValueError, match="has no 'speed'; all runs have"):
-    comparing.quantities(comparing.load(folders), ['speed'])
+    compare.quantities(compare.load(folders), ['speed'])
   path = folders[3] / 'run.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | {'results': None}))
   with pytest.raises(ValueError, match='has no results yet'):
-    comparing.load(folders)
+    compare.load(folders)
 
 
 def test_the_files_of_a_report(folders, tmp_path):
-  runs = comparing.load(folders)
+  runs = compare.load(folders)
   _, files = comparison.write(runs, tmp_path / 'out', None, [])
   assert {path.name for path in files} == {
     'report.md', 'report.tex', 'runs.csv', 'effects.csv', 'references.bib', 'curves.png', 'levels.png',
@@ -259,7 +259,7 @@ def test_the_files_of_a_report(folders, tmp_path):
 
 @pytest.mark.skipif(shutil.which('pdflatex') is None, reason='pdflatex is not installed')
 def test_the_latex_compiles(folders, tmp_path):
-  comparison.write(comparing.load(folders), tmp_path / 'out', None, [])
+  comparison.write(compare.load(folders), tmp_path / 'out', None, [])
   done = subprocess.run(
     ['pdflatex', '-interaction=nonstopmode', '-halt-on-error', 'report.tex'],
     cwd=tmp_path / 'out', capture_output=True, text=True, check=False,
