@@ -12,7 +12,7 @@ import sys
 from absl import app, flags
 
 from diffusion.reporting.tables import markdown
-from diffusion.runs import compare, comparison
+from diffusion.runs import compare
 
 BASELINE = flags.DEFINE_string(
   'baseline', None, 'Variant or folder to compare with; the first by default.'
@@ -29,7 +29,7 @@ def main(argv) -> None:
   """Reads, compares, writes, prints."""
   try:
     runs = compare.load(argv[1:])
-    tables, files = comparison.write(
+    tables, files = compare.write(
       runs, pathlib.Path(OUTPUT.value).expanduser(), BASELINE.value, QUANTITIES.value
     )
   except (ValueError, OSError) as error:

@@ -209,3 +209,10 @@ def test_an_interval_is_written_to_the_digits_its_width_warrants(interval, text)
 def test_bad_input_is_refused_by_name_and_value(call, name, value):
   with pytest.raises(ValueError, match=f'{name}.*{value}'):
     call()
+
+
+def test_what_is_usual_reaches_deviations_of_the_mad_or_of_the_floor_from_the_median():
+  assert statistics.usual([1.0, 2.0, 3.0, 4.0, 100.0], 10.0, 0.05) == (3.0, pytest.approx(14.826))
+  assert statistics.usual([2.0] * 9, 10.0, 0.05) == (2.0, 0.5)
+  normal = np.random.default_rng(0).normal(1.0, 3.0, 100_001).tolist()
+  assert statistics.usual(normal, 1.0, 0.05) == pytest.approx((1.0, 3.0), abs=0.05)

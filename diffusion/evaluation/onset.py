@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion import checks
+from diffusion import checks, statistics
+from diffusion.reporting.comparison import Rows, Table
+from diffusion.statistics import Interval
 
-Rows = Sequence[Mapping[str, Any]]
 FRACTIONS = (0.01, 0.05, 0.2)
 
 
@@ -89,6 +90,80 @@ def first(steps: Sequence[int], happened: Sequence[bool], times: int = 1) -> flo
   checks.integer('times', times)
   held = [all(happened[i : i + times]) for i in range(len(steps))]
   return next((float(step) for step, yes in zip(steps, held, strict=True) if yes), math.inf)
+
+
+def over_seeds(groups: Mapping[str, Sequence[Rows]]) -> list[Table]:
+  """The table of when things began; none where no variant has it.
+
+  Args:
+    groups: variant -> rows of each of its runs. What counts are variants whose runs all logged what it takes, with
+      finite losses.
+  """
+  found = {name: [_onsets_of(rows) for rows in group] for name, group in groups.items()}
+  found = {name: several for name, several in found.items() if None not in several}
+  if not found:
+    return []
+  titles = {
+    'learned': 'excess held-out loss within 5 %',
+    'near_best': 'held-out loss within 1.05 of its least',
+    'gap': 'the gap leaves 0',
+    'best': 'held-out loss least (where early stopping lands)',
+    'copying': 'the memorized fraction leaves its null',
+  }
+  rows = [
+    [title, *(_mean_step([getattr(one, name) for one in several]) for several in found.values())]
+    for name, title in titles.items()
+  ]
+  for i, theta in enumerate(FRACTIONS):
+    cells = (_mean_step([one.memorized[i] for one in several]) for several in found.values())
+    rows.append([f'memorized fraction {theta:g}', *cells])
+  rows.append(
+    ['window, log(tau_mem / tau_gen)', *(_windows(several) for several in found.values())]
+  )
+  rows.append(
+    [
+      'seeds with gap, least loss, copying in this order',
+      *(_ordered(several) for several in found.values()),
+    ]
+  )
+  caption = (
+    "Onsets: steps, geometric mean over seeds with Student's 95 % interval of the logarithms. Where some seeds were "
+    'censored, how many got there, and the median of all if it is known.'
+  )
+  return [(caption, ['onset', *found], rows)]
+
+
+def _onsets_of(rows: Rows) -> Onsets | None:
+  """A run's onsets; None without memorized fractions, or where its losses do not have any."""
+  losses = [row['validation/eps'] for row in rows if 'validation/eps' in row]
+  looked = any('memorized/fraction' in row for row in rows)
+  return onsets(rows) if looked and len(losses) > 1 and np.isfinite(losses).all() else None
+
+
+def _mean_step(steps: Sequence[float]) -> Any:
+  reached = [step for step in steps if math.isfinite(step)]
+  if len(steps) == 1:
+    return steps[0] if reached else 'not by the end'
+  if len(reached) == len(steps):
+    return Interval(*(math.exp(end) for end in statistics.mean_t(np.log(reached))))
+  middle = float(np.median(steps))
+  count = f'{len(reached)} of {len(steps)}'
+  return f'{count}, median {middle:g}' if math.isfinite(middle) else count
+
+
+def _windows(several: Sequence[Onsets]) -> Any:
+  values = [one.window for one in several]
+  known = [value for value in values if value is not None and math.isfinite(value)]
+  if len(known) == len(values) > 1:
+    return statistics.mean_t(known)
+  open_ended = sum(value == math.inf for value in values)
+  return f'{len(known)} of {len(values)} seen, {open_ended} beyond the end'
+
+
+def _ordered(several: Sequence[Onsets]) -> str:
+  said = [one.in_order for one in several]
+  unknown = f' ({said.count(None)} undetermined)' if None in said else ''
+  return f'{said.count(True)} of {len(said)}{unknown}'
 
 
 def _columns(rows: Rows, *names: str) -> list[np.ndarray]:

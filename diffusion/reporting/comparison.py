@@ -1,12 +1,19 @@
-"""Pictures of several runs: curves with bands over seeds, the gap by noise level, copying against loss, effects."""
+"""The report of several runs: tables, pictures, and the files that hold them.
 
+Pictures are curves with bands over seeds, the gap by noise level, copying against loss, and paired effects.
+"""
+
+import csv
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion import statistics
+from diffusion import citations, statistics
+from diffusion.citations import Technique
+from diffusion.reporting import bibliography, encoding, latex, report
 from diffusion.reporting.drawing import (
   ACCENT,
   BLUE,
@@ -18,31 +25,258 @@ from diffusion.reporting.drawing import (
   save_figure,
   style_axes,
 )
+from diffusion.reporting.tables import markdown
 from diffusion.statistics import Interval
 
 COLORS = (BLUE, ORANGE, '#2f855a', ACCENT, '#6b46c1', '#0f766e', '#a16207', '#be185d')
-_RATIOS = (
-  0.01,
-  0.02,
-  0.05,
-  0.1,
-  0.2,
-  0.5,
-  0.7,
-  0.85,
-  1,
-  1.15,
-  1.5,
-  2,
-  3,
-  5,
-  10,
-  20,
-  50,
-  100,
-)  # ticks of an axis
+# Ticks of an axis of ratios.
+_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.7, 0.85, 1, 1.15, 1.5, 2, 3, 5, 10, 20, 50, 100)
 Rows = Sequence[Mapping[str, Any]]
 Groups = Mapping[str, Sequence[Rows]]  # variant -> rows of metrics of each of its runs
+Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]  # caption, headers, rows
+
+CAPTIONS = {
+  'curves.png': 'Held-out loss, mean over seeds with Student\'s 95 % band.',
+  'levels.png': 'Generalization gap by noise level at the best validation.',
+  'memorization.png': 'Memorized fraction against held-out loss, a line a run; dots mark the ends.',
+  'forest.png': 'Paired effects against the baseline, 95 % intervals over seeds.',
+}  # fmt: skip
+
+
+class ComparedRun(NamedTuple):
+  """A run as the comparison sees it.
+
+  Attributes:
+    folder: its workdir.
+    variant: what its configuration differs in from the other runs', the seed aside.
+    seed: of training.
+    results: name -> estimate of each quantity.
+    own: name -> the run's own interval, where it has one.
+    marks: what a reader must know: rollbacks, skipped steps, an early or an unfinished end, odd data or code.
+    record: run.json.
+    rows: of metrics.jsonl.
+  """
+
+  folder: pathlib.Path
+  variant: str
+  seed: int
+  results: dict[str, float]
+  own: dict[str, Interval]
+  marks: tuple[str, ...]
+  record: dict[str, Any]
+  rows: list[dict[str, Any]]
+
+
+class Effect(NamedTuple):
+  """A variant against the baseline in one quantity, paired by seed.
+
+  Attributes:
+    variant, quantity: which.
+    pairs: seeds that both have.
+    difference: mean of the paired differences, Student's interval.
+    ratio: geometric mean of the paired ratios; None where a value is not positive.
+    p: exact sign-flip p-value of the differences.
+    adjusted: p after Holm's adjustment over the variants in this quantity.
+
+  With one pair, or a value that is not finite, there are none of them.
+  """
+
+  variant: str
+  quantity: str
+  pairs: int
+  difference: Interval | None = None
+  ratio: Interval | None = None
+  p: float | None = None
+  adjusted: float | None = None
+
+
+def write(
+  runs: Sequence[ComparedRun],
+  groups: Mapping[str, Sequence[ComparedRun]],
+  names: Sequence[str],
+  paired: Sequence[Effect],
+  baseline: str,
+  more: Sequence[Table],
+  techniques: Sequence[Technique],
+  folder: pathlib.Path,
+) -> tuple[list[Table], list[pathlib.Path]]:
+  """Writes report.md, report.tex, runs.csv, effects.csv, references.bib and the pictures.
+
+  Args:
+    runs: all of them, in their order.
+    groups: variant -> its runs.
+    names: quantities, of those that all runs have.
+    paired: effects against the baseline.
+    baseline: its variant.
+    more: tables that stand between the results and the effects.
+    techniques: what any of the runs used.
+    folder: created if need be.
+
+  Returns:
+    (the tables, the files).
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  tables = [_summary(groups, names), *more, *_effects(paired, baseline), _provenance(runs)]
+  pictures = _pictures(groups, paired, baseline, folder)
+  bibtex = bibliography.entries(citations.all_keys(techniques))
+  title = f'{runs[0].record["data"]["name"]}: {len(runs)} runs'
+  texts = {
+    'report.md': _markdown(title, tables, pictures, techniques, bibtex),
+    'report.tex': _latex(title, tables, pictures, bool(bibtex)),
+    'references.bib': bibtex + '\n',
+  }
+  for name, text in texts.items():
+    with encoding.naming(folder / name):
+      (folder / name).write_text(text, encoding='utf-8')
+  _write_csv(folder / 'runs.csv', *_runs_csv(runs, names))
+  _write_csv(folder / 'effects.csv', *_effects_csv(paired, baseline))
+  files = ['report.md', 'report.tex', 'runs.csv', 'effects.csv', 'references.bib', *pictures]
+  return tables, [folder / name for name in files]
+
+
+def _summary(groups: Mapping[str, Sequence[ComparedRun]], names: Sequence[str]) -> Table:
+  headers = ['quantity', *(f'{name} (n = {len(group)})' for name, group in groups.items())]
+  rows = [[name, *(summary(group, name) for group in groups.values())] for name in names]
+  caption = (
+    "Results: mean over seeds with Student's 95 % interval; of a single run its own interval."
+  )
+  return caption, headers, rows
+
+
+def summary(group: Sequence[ComparedRun], quantity: str) -> Interval | float | str:
+  """Mean over seeds with Student's interval; of a single run its own interval, or its number.
+
+  Where some seeds have no finite number there is no mean: how many have one.
+  """
+  if len(group) > 1:
+    values = [run.results[quantity] for run in group]
+    finite = sum(map(math.isfinite, values))
+    return (
+      statistics.mean_t(values) if finite == len(values) else f'{finite} of {len(values)} finite'
+    )
+  return group[0].own[quantity] if quantity in group[0].own else group[0].results[quantity]
+
+
+def _effects(paired: Sequence[Effect], base: str) -> list[Table]:
+  if not paired:
+    return []
+  headers = ['quantity', 'variant', 'pairs', 'difference', 'ratio', 'p', 'p (Holm)']
+  rows = [[e.quantity, e.variant, e.pairs, e.difference, e.ratio, e.p, e.adjusted] for e in paired]
+  caption = (
+    f'Effects against {base}, paired by seed: mean difference and geometric mean ratio with Student\'s 95 % intervals, '
+    'exact sign-flip p, and p adjusted by Holm over the variants, each quantity by itself.'
+  )  # fmt: skip
+  return [(caption, headers, rows)]
+
+
+def _provenance(runs: Sequence[ComparedRun]) -> Table:
+  headers = ['run', 'variant', 'seed', 'commit', 'device', 'jax', 'started', 'seconds', 'note']
+  rows = []
+  for run in runs:
+    start = run.record['starts'][-1]
+    commit = start['code']['commit']
+    device = f'{start["devices"]["devices"]} x {start["devices"]["kind"]}'
+    rows.append([
+      run.folder.name, run.variant, run.seed, commit[:10] if commit else None, device,
+      run.record['versions']['jax'], run.record['starts'][0]['time'], round(run.record['wall_seconds']),
+      '; '.join(run.marks) or None,
+    ])  # fmt: skip
+  return 'Where each row comes from, and what is odd about it.', headers, rows
+
+
+def _pictures(
+  groups: Mapping[str, Sequence[ComparedRun]],
+  paired: Sequence[Effect],
+  base: str,
+  folder: pathlib.Path,
+) -> list[str]:
+  rows = {name: [run.rows for run in group] for name, group in groups.items()}
+  first = next(iter(groups.values()))[0]
+  bands(rows, 'validation/eps', 'held-out eps-loss', folder / 'curves.png')
+  levels(rows, first.record['bank']['log_snr'], folder / 'levels.png')
+  made = ['curves.png', 'levels.png']
+  if copying(rows, folder / 'memorization.png') is not None:
+    made.append('memorization.png')
+  moved = [e for e in paired if e.ratio is not None and e.ratio.low < e.ratio.high]
+  if moved:
+    others = list(dict.fromkeys(e.variant for e in moved))
+    shown = [
+      (f'{e.quantity}: {e.variant}' if len(others) > 1 else e.quantity, e.ratio) for e in moved
+    ]
+    label = f'ratio to {base}' if len(others) > 1 else f'{others[0]} over {base}'
+    forest(shown, folder / 'forest.png', label=label, neutral=1.0)
+    made.append('forest.png')
+  return made
+
+
+def _markdown(
+  title: str,
+  tables: Sequence[Table],
+  pictures: Sequence[str],
+  techniques: Sequence[Technique],
+  bibtex: str,
+) -> str:
+  parts = [f'# {title}']
+  for caption, headers, rows in tables:
+    parts += [markdown(headers, rows, digits=4), f'*{caption}*']
+  for name in pictures:
+    parts += [f'![{CAPTIONS[name]}]({name})', f'*{CAPTIONS[name]}*']
+  parts += report.sources('Techniques used by any of the runs', techniques, bibtex)
+  return '\n\n'.join(parts) + '\n'
+
+
+def _latex(title: str, tables: Sequence[Table], pictures: Sequence[str], cited: bool) -> str:
+  parts = [
+    latex.table(caption, latex.tabular(headers, rows, 4), f'tab:{i}')
+    for i, (caption, headers, rows) in enumerate(tables)
+  ]
+  parts += [
+    latex.figure(CAPTIONS[name], name, f'fig:{name.removesuffix(".png")}') for name in pictures
+  ]
+  return latex.document(title, parts, 'references' if cited else '')
+
+
+def _runs_csv(
+  runs: Sequence[ComparedRun], names: Sequence[str]
+) -> tuple[list[str], list[list[Any]]]:
+  headers = ['folder', 'variant', 'seed']
+  for name in names:
+    headers += [name, f'{name}, low', f'{name}, high']
+  rows = []
+  for run in runs:
+    row: list[Any] = [str(run.folder), run.variant, run.seed]
+    for name in names:
+      bounds = run.own[name][1:] if name in run.own else (None, None)
+      row += [run.results[name], *bounds]
+    rows.append([*row, '; '.join(run.marks)])
+  return [*headers, 'note'], rows
+
+
+def _effects_csv(paired: Sequence[Effect], base: str) -> tuple[list[str], list[list[Any]]]:
+  headers = ['baseline', 'variant', 'quantity', 'pairs']
+  for name in ('difference', 'ratio'):
+    headers += [name, f'{name}, low', f'{name}, high']
+  rows = [
+    [
+      base,
+      e.variant,
+      e.quantity,
+      e.pairs,
+      *(e.difference or [None] * 3),
+      *(e.ratio or [None] * 3),
+      e.p,
+      e.adjusted,
+    ]
+    for e in paired
+  ]
+  return [*headers, 'p', 'p, Holm'], rows
+
+
+def _write_csv(path: pathlib.Path, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+  with encoding.naming(path), path.open('w', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(headers)
+    writer.writerows([['' if cell is None else cell for cell in row] for row in rows])
 
 
 def bands(groups: Groups, key: str, label: str, path: Path) -> pathlib.Path:

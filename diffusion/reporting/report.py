@@ -42,12 +42,19 @@ def markdown_report(
   if provenance:
     rows = list(_flat(provenance))
     parts += ['## Provenance', markdown(('field', 'value'), rows)]
+  parts += sources('Techniques used', techniques, bibtex)
+  return '\n\n'.join(parts) + '\n'
+
+
+def sources(title: str, techniques: Sequence[Technique], bibtex: str) -> list[str]:
+  """The last parts of a report: what was used, under this title, and its BibTeX entries; without what is empty."""
+  parts = []
   if techniques:
     rows = [(one.name, one.place, ', '.join(one.keys) or None) for one in techniques]
-    parts += ['## Techniques used', markdown(('technique', 'place', 'cite'), rows)]
+    parts += [f'## {title}', markdown(('technique', 'place', 'cite'), rows)]
   if bibtex:
     parts += ['## References', f'```bibtex\n{bibtex.strip()}\n```']
-  return '\n\n'.join(parts) + '\n'
+  return parts
 
 
 def _flat(data: Mapping[str, object], prefix: str = '') -> Iterator[tuple[str, object]]:

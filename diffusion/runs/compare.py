@@ -2,64 +2,28 @@
 
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from diffusion import statistics
 from diffusion.citations import Technique
+from diffusion.evaluation import onset
+from diffusion.reporting import comparison
+from diffusion.reporting.comparison import ComparedRun, Effect, Table
 from diffusion.reporting.rows import read_json_lines
 from diffusion.statistics import Interval
 from diffusion.workdir import read_record
 
-
-class Run(NamedTuple):
-  """A run as the comparison sees it.
-
-  Attributes:
-    folder: its workdir.
-    variant: what its configuration differs in from the other runs', the seed aside.
-    seed: of training.
-    results: name -> estimate of each quantity.
-    own: name -> the run's own interval, where it has one.
-    marks: what a reader must know: rollbacks, skipped steps, an early or an unfinished end, odd data or code.
-    record: run.json.
-    rows: of metrics.jsonl.
-  """
-
-  folder: pathlib.Path
-  variant: str
-  seed: int
-  results: dict[str, float]
-  own: dict[str, Interval]
-  marks: tuple[str, ...]
-  record: dict[str, Any]
-  rows: list[dict[str, Any]]
+# What runs must have in common, and what one has instead that does not.
+_SHARED: dict[str, Callable[[Mapping], Any]] = {
+  'other data': lambda record: record['data']['fingerprint'],
+  'other validation examples': lambda record: record['data']['split_hashes']['validation'],
+  'other test examples': lambda record: record['data']['split_hashes']['test'],
+  'another validation bank': lambda record: record['bank'],
+}
 
 
-class Effect(NamedTuple):
-  """A variant against the baseline in one quantity, paired by seed.
-
-  Attributes:
-    variant, quantity: which.
-    pairs: seeds that both have.
-    difference: mean of the paired differences, Student's interval.
-    ratio: geometric mean of the paired ratios; None where a value is not positive.
-    p: exact sign-flip p-value of the differences.
-    adjusted: p after Holm's adjustment over the variants in this quantity.
-
-  With one pair, or a value that is not finite, there are none of them.
-  """
-
-  variant: str
-  quantity: str
-  pairs: int
-  difference: Interval | None
-  ratio: Interval | None
-  p: float | None
-  adjusted: float | None
-
-
-def load(folders: Sequence[str | pathlib.Path]) -> list[Run]:
+def load(folders: Sequence[str | pathlib.Path]) -> list[ComparedRun]:
   """The runs in these folders, in their order.
 
   Raises:
@@ -82,7 +46,7 @@ def load(folders: Sequence[str | pathlib.Path]) -> list[Run]:
   varying = _varying([record['config'] for record in found])
   several = len({record['experiment'] for record in found}) > 1
   runs = [_run(path, record, varying, several) for path, record in zip(paths, found, strict=True)]
-  seen: dict[tuple[str, int], Run] = {}
+  seen: dict[tuple[str, int], ComparedRun] = {}
   for run in runs:
     other = seen.setdefault((run.variant, run.seed), run)
     if other is not run:
@@ -95,18 +59,10 @@ def load(folders: Sequence[str | pathlib.Path]) -> list[Run]:
 def _check_comparable(
   first: pathlib.Path, base: Mapping, path: pathlib.Path, record: Mapping
 ) -> None:
-  for name, a, b in (
-    ('other data', base['data']['fingerprint'], record['data']['fingerprint']),
-    (
-      'other validation examples',
-      *(r['data']['split_hashes']['validation'] for r in (base, record)),
-    ),
-    ('other test examples', *(r['data']['split_hashes']['test'] for r in (base, record))),
-    ('another validation bank', base['bank'], record['bank']),
-  ):
-    if a != b:
+  for name, of in _SHARED.items():
+    if of(base) != of(record):
       raise ValueError(
-        f'{path} has {name} than {first} ({b} and {a}): their numbers cannot be compared'
+        f'{path} has {name} than {first} ({of(record)} and {of(base)}): their numbers cannot be compared'
       )
 
 
@@ -121,7 +77,9 @@ def _varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
   ]
 
 
-def _run(path: pathlib.Path, record: dict[str, Any], varying: Sequence[str], several: bool) -> Run:
+def _run(
+  path: pathlib.Path, record: dict[str, Any], varying: Sequence[str], several: bool
+) -> ComparedRun:
   parts = [record['experiment']] if several else []
   config = record['config']
   parts += [config[n] if n == 'arm' else f'{n}={config[n]}' for n in varying if n in config]
@@ -132,9 +90,16 @@ def _run(path: pathlib.Path, record: dict[str, Any], varying: Sequence[str], sev
       results[name] = own[name].estimate
     elif isinstance(value, int | float):
       results[name] = value
-  rows = read_json_lines(path / 'metrics.jsonl')
-  variant = ', '.join(parts) or record['experiment']
-  return Run(path, variant, record['seed'], results, own, _marks(record), record, rows)
+  return ComparedRun(
+    folder=path,
+    variant=', '.join(parts) or record['experiment'],
+    seed=record['seed'],
+    results=results,
+    own=own,
+    marks=_marks(record),
+    record=record,
+    rows=read_json_lines(path / 'metrics.jsonl'),
+  )
 
 
 def _marks(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -159,15 +124,15 @@ def _marks(record: Mapping[str, Any]) -> tuple[str, ...]:
   return tuple(marks)
 
 
-def variants(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def variants(runs: Sequence[ComparedRun]) -> dict[str, list[ComparedRun]]:
   """Variant -> its runs by seed, variants in the order of the runs."""
-  found: dict[str, list[Run]] = {}
+  found: dict[str, list[ComparedRun]] = {}
   for run in runs:
     found.setdefault(run.variant, []).append(run)
   return {name: sorted(group, key=lambda run: run.seed) for name, group in found.items()}
 
 
-def quantities(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
+def quantities(runs: Sequence[ComparedRun], wanted: Sequence[str]) -> list[str]:
   """The names to report: those wanted, or all that every run has.
 
   Raises:
@@ -181,21 +146,7 @@ def quantities(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
   return list(wanted) or shared
 
 
-def summary(group: Sequence[Run], quantity: str) -> Interval | float | str:
-  """Mean over seeds with Student's interval; of a single run its own interval, or its number.
-
-  Where some seeds have no finite number there is no mean: how many have one.
-  """
-  if len(group) > 1:
-    values = [run.results[quantity] for run in group]
-    finite = sum(map(math.isfinite, values))
-    return (
-      statistics.mean_t(values) if finite == len(values) else f'{finite} of {len(values)} finite'
-    )
-  return group[0].own[quantity] if quantity in group[0].own else group[0].results[quantity]
-
-
-def choose_baseline(groups: Mapping[str, list[Run]], wanted: str | None) -> str:
+def choose_baseline(groups: Mapping[str, list[ComparedRun]], wanted: str | None) -> str:
   """The variant that the others are compared with: by name, by one of its folders, or the first.
 
   Raises:
@@ -212,7 +163,9 @@ def choose_baseline(groups: Mapping[str, list[Run]], wanted: str | None) -> str:
   )
 
 
-def effects(groups: Mapping[str, list[Run]], baseline: str, names: Sequence[str]) -> list[Effect]:
+def effects(
+  groups: Mapping[str, list[ComparedRun]], baseline: str, names: Sequence[str]
+) -> list[Effect]:
   """Every other variant against the baseline, quantity by quantity."""
   found = []
   base = {run.seed: run for run in groups[baseline]}
@@ -233,22 +186,19 @@ def effects(groups: Mapping[str, list[Run]], baseline: str, names: Sequence[str]
 
 
 def _effect(variant: str, quantity: str, pairs: Sequence[tuple[float, float]]) -> Effect:
+  found = Effect(variant=variant, quantity=quantity, pairs=len(pairs))
   if len(pairs) < 2 or not all(math.isfinite(value) for pair in pairs for value in pair):
-    return Effect(variant, quantity, len(pairs), None, None, None, None)
+    return found
   treated, base = zip(*pairs, strict=True)
   positive = all(value > 0 for value in (*treated, *base))
-  return Effect(
-    variant,
-    quantity,
-    len(pairs),
-    statistics.paired_difference(treated, base),
-    statistics.paired_ratio(treated, base) if positive else None,
-    statistics.sign_flip([a - b for a, b in pairs]) if len(pairs) <= 20 else None,
-    None,
+  return found._replace(
+    difference=statistics.paired_difference(treated, base),
+    ratio=statistics.paired_ratio(treated, base) if positive else None,
+    p=statistics.sign_flip([a - b for a, b in pairs]) if len(pairs) <= 20 else None,
   )
 
 
-def techniques(runs: Sequence[Run]) -> list[Technique]:
+def techniques(runs: Sequence[ComparedRun]) -> list[Technique]:
   """What any of the runs used, each once."""
   every = [
     Technique(**{**one, 'keys': tuple(one['keys'])})
@@ -256,3 +206,34 @@ def techniques(runs: Sequence[Run]) -> list[Technique]:
     for one in run.record['techniques']
   ]
   return list(dict.fromkeys(every))
+
+
+def write(
+  runs: Sequence[ComparedRun], folder: pathlib.Path, baseline: str | None, wanted: Sequence[str]
+) -> tuple[list[Table], list[pathlib.Path]]:
+  """Writes the report of runs into a folder, see `reporting.comparison.write`.
+
+  Args:
+    runs: see `load`.
+    folder: created if need be.
+    baseline: see `choose_baseline`.
+    wanted: quantities; all that the runs share if empty.
+
+  Returns:
+    (the tables, the files).
+
+  Raises:
+    ValueError: an unknown baseline or quantity.
+  """
+  groups, names = variants(runs), quantities(runs, wanted)
+  base = choose_baseline(groups, baseline)
+  return comparison.write(
+    runs=runs,
+    groups=groups,
+    names=names,
+    paired=effects(groups, base, names),
+    baseline=base,
+    more=onset.over_seeds({name: [run.rows for run in group] for name, group in groups.items()}),
+    techniques=techniques(runs),
+    folder=folder,
+  )

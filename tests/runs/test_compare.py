@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from diffusion import statistics
-from diffusion.reporting import latex
+from diffusion.reporting import comparison, latex
 from diffusion.reporting.rows import json_lines, read_json, write_json
-from diffusion.runs import compare, comparison
+from diffusion.runs import compare
 from diffusion.statistics import Interval
 
 RECORD = {
@@ -109,7 +109,7 @@ def test_variants_are_what_configurations_differ_in(folders):
 
 def test_means_and_effects_are_those_of_the_numbers(folders):
   groups = compare.variants(compare.load(folders))
-  found = compare.summary(groups['dropout=0.3'], 'validation/eps')
+  found = comparison.summary(groups['dropout=0.3'], 'validation/eps')
   assert found == pytest.approx(statistics.mean_t(LOSSES[0.3]))
   one, zero = (np.array(LOSSES[d]) for d in (0.3, 0.0))
   effect, other, _ = compare.effects(
@@ -138,15 +138,15 @@ def test_seeds_without_a_partner_are_left_out_of_pairs_only(folders):
   groups = compare.variants(compare.load([*folders[:4], *folders[6:]]))
   (effect,) = compare.effects(groups, 'dropout=0.0', ['validation/eps'])
   assert effect.pairs == 4
-  assert compare.summary(groups['dropout=0.3'], 'validation/eps').estimate == pytest.approx(
+  assert comparison.summary(groups['dropout=0.3'], 'validation/eps').estimate == pytest.approx(
     np.mean(LOSSES[0.3])
   )
 
 
 def test_a_single_run_keeps_its_own_interval(folders):
   groups = compare.variants(compare.load(folders[:1]))
-  assert compare.summary(groups['digits'], 'test/eps') == Interval(0.6, 0.5, 0.7)
-  assert compare.summary(groups['digits'], 'validation/eps') == 0.5
+  assert comparison.summary(groups['digits'], 'test/eps') == Interval(0.6, 0.5, 0.7)
+  assert comparison.summary(groups['digits'], 'validation/eps') == 0.5
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_single_run_keeps_its_own_interval(folders):
 def test_what_is_odd_about_a_run_stands_in_its_row(tmp_path, changes, mark):
   (run,) = compare.load([make(tmp_path / 'r', 0, 0.0, 0.5, **changes)])
   assert run.marks == (mark,)
-  tables, _ = comparison.write([run], tmp_path / 'out', None, [])
+  tables, _ = compare.write([run], tmp_path / 'out', None, [])
   assert mark in tables[-1][2][0][-1]
 
 
@@ -204,7 +204,7 @@ def test_a_run_that_diverged_is_reported_and_not_averaged(folders, tmp_path):
   rows_path.write_text(
     rows_path.read_text().replace('"validation/eps": 0.7', '"validation/eps": "nan"')
   )
-  tables, _ = comparison.write(compare.load(folders), tmp_path / 'out', None, [])
+  tables, _ = compare.write(compare.load(folders), tmp_path / 'out', None, [])
   results = {row[0]: row[1:] for row in tables[0][2]}
   assert results['validation/eps'][0] == '5 of 6 finite'
   assert isinstance(results['validation/eps'][1], Interval)
@@ -238,7 +238,7 @@ def test_bad_requests_are_refused(folders, tmp_path):
 
 def test_the_files_of_a_report(folders, tmp_path):
   runs = compare.load(folders)
-  _, files = comparison.write(runs, tmp_path / 'out', None, [])
+  _, files = compare.write(runs, tmp_path / 'out', None, [])
   assert {path.name for path in files} == {
     'report.md', 'report.tex', 'runs.csv', 'effects.csv', 'references.bib', 'curves.png', 'levels.png',
     'memorization.png', 'forest.png',
@@ -259,7 +259,7 @@ def test_the_files_of_a_report(folders, tmp_path):
 
 @pytest.mark.skipif(shutil.which('pdflatex') is None, reason='pdflatex is not installed')
 def test_the_latex_compiles(folders, tmp_path):
-  comparison.write(compare.load(folders), tmp_path / 'out', None, [])
+  compare.write(compare.load(folders), tmp_path / 'out', None, [])
   done = subprocess.run(
     ['pdflatex', '-interaction=nonstopmode', '-halt-on-error', 'report.tex'],
     cwd=tmp_path / 'out', capture_output=True, text=True, check=False,

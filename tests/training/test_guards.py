@@ -97,12 +97,6 @@ def test_nothing_is_judged_before_the_minimum_and_an_empty_level_is_no_visit():
   assert len(state['history']['loss_bucket/1']) == 25
 
 
-def test_the_level_is_median_plus_deviations_of_mad():
-  history = [1.0, 2.0, 3.0, 4.0, 100.0]
-  np.testing.assert_allclose(guards._level(history, 10.0, 0.05), 3.0 + 10 * 1.4826 * 1.0)
-  np.testing.assert_allclose(guards._level([2.0] * 9, 10.0, 0.05), 2.5)
-
-
 def test_after_its_limit_it_stops_the_run_with_the_count():
   guard = guards.spike_guard(10, limit=2)
   given = rows(30) + [rows(1)[0] | {'gradient_norm': 1e3}] * 3
