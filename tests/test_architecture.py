@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROOMS = (
   'types', 'checks', 'streams', 'processes', 'devices', 'statistics', 'citations', 'reporting',
   'process', 'data', 'models', 'objectives', 'optimizers', 'sampling', 'evaluation', 'training',
-  'provenance', 'workdir', 'runs', 'launch',
+  'provenance', 'workdir', 'runs', 'launch', 'commands',
 )  # fmt: skip
 # What speaks of devices. `diffusion/devices.py` is the one file to change when JAX changes its mind, and
 # `diffusion/processes.py` where it is about its processes.
@@ -46,8 +46,7 @@ def files(folder):
 
 
 SOURCES = files('diffusion')
-TOOLS = ('agreement', 'evaluate', 'report')  # programs beside the experiments
-EXPERIMENTS = [p for p in files('experiments') if p.stem not in ('__init__', *TOOLS)]
+EXPERIMENTS = [p for p in files('experiments') if p.stem != '__init__']
 each_source = pytest.mark.parametrize('path', SOURCES, ids=str)
 
 

@@ -1,6 +1,6 @@
 """Compares the samples of two runs on disjoint data, drawn from the same starting noise; see `experiments.disjoint`.
 
-python -m experiments.agreement runs/part_0 runs/part_1 --pairs=1000
+python -m diffusion.commands.agreement runs/part_0 runs/part_1 --pairs=1000
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Joins runs into one report: grouped by configuration and seed, with intervals, paired effects, and pictures.
 
-  python -m experiments.report runs/a runs/b runs/c runs/d --baseline=runs/a --output=runs/report
+  python -m diffusion.commands.report runs/a runs/b runs/c runs/d --baseline=runs/a --output=runs/report
 
 Runs whose configurations differ in the seed alone are one variant. Written are report.md, report.tex (pdflatex
 compiles it), runs.csv, effects.csv, references.bib, and curves, gaps by noise level, copying and effects as pictures.

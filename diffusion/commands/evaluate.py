@@ -1,6 +1,6 @@
 """Judges images that another program made by the ruler of the runs here: against a run's data, split as it was.
 
-  python -m experiments.evaluate --images=FOLDER --run=runs/digits --metrics=all --features=digits
+  python -m diffusion.commands.evaluate --images=FOLDER --run=runs/digits --metrics=all --features=digits
 
 FOLDER holds PNGs, directly or in subfolders named as the classes; or name an .npz with uint8 `images`. The run gives
 the data, its splits and its units. `--output=FILE` writes the results with their provenance as JSON.
