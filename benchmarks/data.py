@@ -2,7 +2,7 @@
 
 Run     python -m benchmarks.data --data_dir=DIR --rounds=7
 
-DIR is where MNIST is prepared (`python -m diffusion.data.prepare mnist --data_dir=DIR`). The step does nothing but
+DIR is where MNIST is prepared (`python -m diffusion.commands.prepare mnist --data_dir=DIR`). The step does nothing but
 bring its rows into network units and average them, so this is what data can feed, not what training takes. What was
 read ahead of a round is taken before its clock starts. Rounds are interleaved; medians and spread, nothing is gated.
 """

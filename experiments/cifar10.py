@@ -4,7 +4,7 @@ Expect  Not yet run in full: it takes hours on a GPU or a TPU. Only --smoke has 
 Run     python -m experiments.cifar10 --workdir=runs/cifar10 --config.data_dir=~/tensorflow_datasets
 Smoke   python -m experiments.cifar10 --workdir=runs/smoke --smoke
 
-The data is prepared once, without TensorFlow, by `python -m diffusion.data.prepare cifar10 --data_dir=...`.
+The data is prepared once, without TensorFlow, by `python -m diffusion.commands.prepare cifar10 --data_dir=...`.
 
 The recipe is that of Ho et al. (2020), appendix B: linear betas, eps-prediction, uniform weight, Adam at 2e-4 with
 5,000 steps of warm-up, batch 128, 800,000 steps, dropout 0.1, horizontal flips, EMA 0.9999, clipping at 1, ancestral

@@ -1,6 +1,6 @@
 """Two models on disjoint parts of the handwritten digits: from the same noise, do they draw the same?
 
-Train   one with --config.part=0, one with --config.part=1; then `python -m experiments.agreement` compares them.
+Train   one with --config.part=0, one with --config.part=1; then `python -m diffusion.commands.agreement` compares them.
 Expect  700 examples each: distance ratio 0.307 [0.298, 0.317] (0 is agreement, 1 chance within a class), cosine 0.941
         [0.937, 0.946] against 0.476 [0.460, 0.493] shuffled, memorized fractions 0 [0, 0.004]. About 80 s a part
         on 2 CPU cores. Seed 0, jax 0.10.2, commit 1114a98.

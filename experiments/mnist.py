@@ -12,7 +12,7 @@ Expect  Not yet run in full: it wants a GPU. A REDUCED run (width 16 for 64, 1,2
             --config.validation_fraction=0.004 --config.learning_rate=0.002 --config.warmup_steps=50
             --config.ema_decay=0.99 --config.samples_per_class=20 --config.sampling_steps=25
 
-The data is prepared once, without TensorFlow, by `python -m diffusion.data.prepare mnist --data_dir=...`.
+The data is prepared once, without TensorFlow, by `python -m diffusion.commands.prepare mnist --data_dir=...`.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ Expect  Not yet run in full: it wants a GPU. A REDUCED run (width 16 for 64, 1,0
 Karras et al. (2022), table 1, on the U-Net of `experiments.mnist`: 18 steps of Heun are 35 evaluations. sigma_data is
 measured: `--dry_run` prints it.
 
-The data is prepared once, without TensorFlow, by `python -m diffusion.data.prepare mnist --data_dir=...`.
+The data is prepared once, without TensorFlow, by `python -m diffusion.commands.prepare mnist --data_dir=...`.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ Expect  Not yet run in full: it wants a GPU. A REDUCED run (width 16 for 64, 1,0
 
 Liu et al. (2023) on the U-Net of `experiments.mnist`, with the logit-normal times of Esser et al. (2024).
 
-The data is prepared once, without TensorFlow, by `python -m diffusion.data.prepare mnist --data_dir=...`.
+The data is prepared once, without TensorFlow, by `python -m diffusion.commands.prepare mnist --data_dir=...`.
 """
 
 import dataclasses

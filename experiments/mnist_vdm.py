@@ -16,7 +16,7 @@ Expect  Not yet run in full: it wants a GPU. A REDUCED run (width 16 for 64, 1,0
 Kingma et al. (2021) on the U-Net of `experiments.mnist`, without labels: the bound is the objective, and the schedule
 between its fixed ends is trained to lower the variance of its estimate.
 
-The data is prepared once, without TensorFlow, by `python -m diffusion.data.prepare mnist --data_dir=...`.
+The data is prepared once, without TensorFlow, by `python -m diffusion.commands.prepare mnist --data_dir=...`.
 """
 
 import dataclasses

@@ -59,7 +59,7 @@ CASES = {
   'negative extension': Case(('--workdir={tmp}/run', '--extend=-5'), ('--extend', '-5')),
   'unprepared data': Case(
     ('--workdir={tmp}/run', '--config.data_dir={tmp}/none'),
-    ("'mnist' is not prepared", '--config.data_dir', 'python -m diffusion.data.prepare mnist --data_dir='),
+    ("'mnist' is not prepared", '--config.data_dir', 'python -m diffusion.commands.prepare mnist --data_dir='),
     'mnist', 15,
   ),
   'unprepared files': Case(

@@ -3,31 +3,54 @@
 python -m diffusion.commands.agreement runs/part_0 runs/part_1 --pairs=1000
 """
 
-import sys
+import pathlib
+from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import flags
 
 from diffusion import devices
-from diffusion.reporting import tables
-from diffusion.runs import agreeing
+from diffusion.commands import command
+from diffusion.evaluation.agreement import agreement
+from diffusion.evaluation.evaluate import Finding
+from diffusion.reporting.tables import markdown
+from diffusion.runs.foreign import data_of
+from diffusion.runs.loading import load
+from diffusion.training import assembly
 
 PAIRS = flags.DEFINE_integer('pairs', 1000, 'Pairs of samples.', lower_bound=3)
 SEED = flags.DEFINE_integer('seed', 0, 'Seed of the starting noise.', lower_bound=0)
 
 
-def main(argv) -> None:
+def compare(
+  first: str | pathlib.Path, second: str | pathlib.Path, pairs: int, seed: int
+) -> list[Finding]:
+  """What `evaluation.agreement` says of samples that two runs draw from the same noise for the same labels.
+
+  Args:
+    first, second: their workdirs.
+    pairs: of samples, >= 3.
+    seed: of the starting noise.
+
+  Raises:
+    ValueError: what `loading.load` and `agreement` raise: no run, other shapes, data in common.
+  """
+  samples, trained = [], []
+  for folder in (first, second):
+    run = load(folder)
+    labels = assembly.class_labels(run.num_classes, -(-pairs // max(1, run.num_classes)))[:pairs]
+    samples.append(run.sample(labels, seed))
+    trained.append(data_of(pathlib.Path(folder).expanduser().absolute()).train_in_memory[0])
+  return agreement(*samples, labels, *trained)
+
+
+def main(folders: Sequence[str]) -> None:
   """Draws, compares, prints."""
-  logging.set_verbosity(logging.ERROR)
   devices.use_cache()
-  try:
-    if len(argv) != 3:
-      raise ValueError(f'name the folders of two runs, got {len(argv) - 1}')
-    findings = agreeing.compare(argv[1], argv[2], PAIRS.value, SEED.value)
-  except (ValueError, OSError) as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    raise SystemExit(2) from None
-  print(tables.markdown(['quantity', 'value', 'meaning'], findings))
+  if len(folders) != 2:
+    raise ValueError(f'name the folders of two runs, got {len(folders)}')
+  findings = compare(*folders, PAIRS.value, SEED.value)
+  print(markdown(['quantity', 'value', 'meaning'], findings))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main)

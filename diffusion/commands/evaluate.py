@@ -7,13 +7,14 @@ the data, its splits and its units. `--output=FILE` writes the results with thei
 """
 
 import pathlib
-import sys
+from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import flags
 
 from diffusion import devices
-from diffusion.reporting import tables
+from diffusion.commands import command
 from diffusion.reporting.rows import write_json
+from diffusion.reporting.tables import markdown
 from diffusion.runs import foreign, suite
 from diffusion.workdir import read_record
 
@@ -24,22 +25,17 @@ FEATURES = flags.DEFINE_string('features', 'pixels', 'pixels, digits, mnist, or 
 OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the results.')
 
 
-def main(_) -> None:
+def main(_: Sequence[str]) -> None:
   """Judges and prints."""
-  logging.set_verbosity(logging.ERROR)
-  try:
-    # As the run was, so that the same images get the same numbers to the bit.
-    devices.configure(read_record(pathlib.Path(RUN.value).expanduser())['config']['batch_size'])
-    findings, notes, record = foreign.judge(IMAGES.value, RUN.value, METRICS.value, FEATURES.value)
-    if OUTPUT.value:
-      write_json(OUTPUT.value, record)
-  except (ValueError, OSError) as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    raise SystemExit(2) from None
+  # As the run was, so that the same images get the same numbers to the bit.
+  devices.configure(read_record(pathlib.Path(RUN.value).expanduser())['config']['batch_size'])
+  findings, notes, record = foreign.judge(IMAGES.value, RUN.value, METRICS.value, FEATURES.value)
+  if OUTPUT.value:
+    write_json(OUTPUT.value, record)
   for note in notes:
     print(note)
-  print(tables.markdown(['quantity', 'value', 'meaning'], findings))
+  print(markdown(['quantity', 'value', 'meaning'], findings))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main)

@@ -7,10 +7,11 @@ compiles it), runs.csv, effects.csv, references.bib, and curves, gaps by noise l
 """
 
 import pathlib
-import sys
+from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
+from diffusion.commands import command
 from diffusion.reporting.tables import markdown
 from diffusion.runs import compare
 
@@ -25,20 +26,14 @@ QUANTITIES = flags.DEFINE_list(
 OUTPUT = flags.DEFINE_string('output', None, 'Folder of the report.', required=True)
 
 
-def main(argv) -> None:
+def main(folders: Sequence[str]) -> None:
   """Reads, compares, writes, prints."""
-  try:
-    runs = compare.load(argv[1:])
-    tables, files = compare.write(
-      runs, pathlib.Path(OUTPUT.value).expanduser(), BASELINE.value, QUANTITIES.value
-    )
-  except (ValueError, OSError) as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    raise SystemExit(2) from None
+  output = pathlib.Path(OUTPUT.value).expanduser()
+  tables, files = compare.write(compare.load(folders), output, BASELINE.value, QUANTITIES.value)
   for caption, headers, rows in tables:
     print(f'{markdown(headers, rows)}\n{caption}\n')
   print('\n'.join(map(str, files)))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main)

@@ -1,8 +1,5 @@
 """MNIST, Fashion-MNIST, CIFAR-10: official raw files to TFDS `array_record`, without TensorFlow.
 
-  python -m diffusion.data.prepare mnist --data_dir=DIR               downloads, checksums verified
-  python -m diffusion.data.prepare cifar10 --data_dir=DIR --source=RAW               no network
-
 The result is what `tfds.data_source(name, split=..., data_dir=DIR, download=False)` reads. TFDS's
 own generators of these sets need TensorFlow to read, unpack and encode; here only its download
 manager and its writer are used.
@@ -16,8 +13,6 @@ import os
 import pathlib
 import queue
 import shutil
-import signal
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +20,7 @@ from typing import Any
 from diffusion.data import raw
 from diffusion.data.raw import PrepareError, read_cifar10_binary, read_idx
 
-__all__ = ['PrepareError', 'main', 'prepare', 'read_cifar10_binary', 'read_idx']
+__all__ = ['PrepareError', 'prepare', 'read_cifar10_binary', 'read_idx']
 
 _CONNECTION_PATIENCE = 5  # seconds to connect, and again for the first bytes
 _PREFLIGHT_PATIENCE = 12  # seconds in all, as name resolution has no timeout of its own
@@ -76,41 +71,6 @@ def prepare(
     os.replace(written, target)
   print(f'{target}: prepared', {split: len(content.labels) for split, content in splits.items()})
   return target
-
-
-def main() -> None:
-  """Command line: NAME --data_dir=DIR [--source=DIR] [--allow_partial]."""
-  from absl import app, flags
-
-  # Not defined on import, where they would meet the flags of the importing program.
-  flags.DEFINE_string('data_dir', None, 'TFDS data directory to write to.')
-  flags.DEFINE_string('source', None, 'Folder of the official raw files; default: download them.')
-  flags.DEFINE_bool('allow_partial', False, 'Accept an incomplete set; for tests and trials.')
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, _stop)
-  app.run(_run)
-
-
-def _stop(number: int, _: Any) -> None:
-  raise SystemExit(128 + number)  # unwinds, so that the workspace is removed
-
-
-def _run(argv: list[str]) -> None:
-  from absl import flags, logging
-
-  logging.set_verbosity(logging.WARNING)
-  values = flags.FLAGS
-  try:
-    if len(argv) != 2 or not values.data_dir:
-      known = '|'.join(sorted(raw.SPECS))
-      raise PrepareError(f'usage: python -m diffusion.data.prepare {known} --data_dir=DIR')
-    prepare(argv[1], values.data_dir, values.source, values.allow_partial)
-  except (PrepareError, OSError, ImportError) as error:
-    sys.exit(f'error: {error}')
-  except SystemExit as stop:
-    print('\nstopped; nothing half-made is left', file=sys.stderr, flush=True)
-    # TFDS's download threads are not daemons: a plain exit would wait for them to end.
-    os._exit(stop.code)
 
 
 def _preflight(url: str) -> str | None:
@@ -252,4 +212,7 @@ def _write(
 
 
 if __name__ == '__main__':
-  main()
+  import sys
+
+  print('error: this is now `python -m diffusion.commands.prepare`', file=sys.stderr)
+  sys.exit(2)

@@ -16,7 +16,7 @@ from diffusion.citations import technique
 from diffusion.data import records
 
 _ORIENTED = ('mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot')
-PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10')  # what `diffusion.data.prepare` knows
+PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10')  # what `diffusion.commands.prepare` knows
 
 
 class Dataset(NamedTuple):
@@ -388,7 +388,7 @@ def _prepared_builder(name: str, data_dir: str | None):
     raise ValueError(f'no TFDS data set is called {name!r}') from None
   if not builder.info.splits:  # TFDS itself would retry a download for minutes: look before reading
     prepare = (
-      f'python -m diffusion.data.prepare {name} --data_dir={directory}'
+      f'python -m diffusion.commands.prepare {name} --data_dir={directory}'
       if name in PREPARABLE
       else f'tfds build {name} --file_format=array_record --data_dir={directory}'
     )

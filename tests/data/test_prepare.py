@@ -93,7 +93,7 @@ def assert_mnist_equal(name, sets, data_dir):
 
 
 def command(*arguments):
-  return [sys.executable, '-m', 'diffusion.data.prepare', *arguments]
+  return [sys.executable, '-m', 'diffusion.commands.prepare', *arguments]
 
 
 def run(*arguments):
@@ -335,7 +335,7 @@ def test_command_line(tmp_path):
     (('mnist', f'--data_dir={tmp_path}', f'--source={tmp_path / "raw"}'), 'officially 60000'),
   ):
     failed = run(*arguments)
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert message in failed.stderr
     assert failed.stderr.startswith('error: ')
     assert failed.stderr.count('\n') == 1

@@ -259,7 +259,7 @@ def test_unprepared_tfds_fails_at_once_and_says_what_to_do(tmp_path, name):
   with pytest.raises(ValueError, match=r'--config\.data_dir') as caught:
     sources.tfds(name, str(tmp_path)).load()
   assert time.monotonic() - start < 15
-  assert f'python -m diffusion.data.prepare {name} --data_dir={tmp_path}' in str(caught.value)
+  assert f'python -m diffusion.commands.prepare {name} --data_dir={tmp_path}' in str(caught.value)
   assert os.listdir(tmp_path) == []  # no download was begun
 
 

@@ -22,9 +22,9 @@ NUMBERS = (
 
 
 def program(name, *flags):
-  """(exit status, output) of an experiment's program."""
+  """(exit status, output) of a program."""
   done = subprocess.run(
-    [sys.executable, '-m', f'experiments.{name}', *flags],
+    [sys.executable, '-m', name, *flags],
     capture_output=True, text=True, check=False,
   )  # fmt: skip
   return done.returncode, done.stdout + done.stderr
@@ -34,7 +34,7 @@ def program(name, *flags):
 def run(tmp_path_factory):
   """A short run on the real digits."""
   folder = tmp_path_factory.mktemp('judging') / 'run'
-  status, output = program('digits', f'--workdir={folder}', *NUMBERS)
+  status, output = program('experiments.digits', f'--workdir={folder}', *NUMBERS)
   assert status == 0, output
   return folder
 
@@ -52,7 +52,8 @@ def other_code_does_not_get_old_samples(run, tmp_path):
 
 def another_sampler_is_another_set_of_samples(run):
   status, output = program(
-    'digits', f'--workdir={run}', '--mode=evaluate', '--sampler=heun', '--sampler_steps=3', '--metrics=authenticity'
+    'experiments.digits', f'--workdir={run}', '--mode=evaluate', '--sampler=heun', '--sampler_steps=3',
+    '--metrics=authenticity',
   )  # fmt: skip
   assert status == 0, output
   record = read_record(run)
@@ -89,13 +90,13 @@ def samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_path):
   assert len(first) == 40
   names = 'nearest_neighbor_ratio,authenticity,frechet,kernel,vendi,density_coverage,recognition'
   judging = (f'--workdir={run}', '--mode=evaluate', '--num_samples=60', f'--metrics={names}')
-  status, output = program('digits', *judging, '--features=digits')
+  status, output = program('experiments.digits', *judging, '--features=digits')
   assert status == 2
   assert 'metric frechet' in output
   assert 'at least 130 samples, got 60' in output
   names = names.replace('frechet,', '')
   judging = (f'--workdir={run}', '--mode=evaluate', '--num_samples=60', f'--metrics={names}')
-  status, output = program('digits', *judging, '--features=digits')
+  status, output = program('experiments.digits', *judging, '--features=digits')
   assert status == 0, output
   record = read_record(run)
   more, labels = load_samples(run / 'samples.npz')
@@ -114,7 +115,7 @@ def samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_path):
   where = (f'--run={run}', f'--metrics={names}', '--features=digits')
   output_file = tmp_path / 'peer.json'
   status, output = program(
-    'evaluate', f'--images={tmp_path / "png"}', *where, f'--output={output_file}'
+    'diffusion.commands.evaluate', f'--images={tmp_path / "png"}', *where, f'--output={output_file}'
   )
   assert status == 0, output
   found = read_json(output_file)
