@@ -18,7 +18,7 @@ import numpy as np
 
 from diffusion import citations, provenance
 from diffusion.evaluation.evaluate import Finding
-from diffusion.reporting import bibliography, encoding, report
+from diffusion.reporting import bibliography, encoding, run_report
 from diffusion.reporting.rows import read_json, write_json
 from diffusion.statistics import Interval
 
@@ -122,7 +122,7 @@ def write_report(
   start = record['starts'][-1]
   note = f' ({record["data"]["note"]})' if record['data']['note'] else ''
   kept = ('experiment', 'status', 'reason', 'step', 'wall_seconds')
-  text = report.markdown_report(
+  text = run_report.markdown_report(
     f'{record["experiment"]}: {record["data"]["name"]}{note}',
     summary_rows=[('how it ended', record['reason']), *((f.name, f.value) for f in findings)],
     pictures=pictures,

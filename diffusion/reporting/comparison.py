@@ -13,7 +13,7 @@ import numpy as np
 
 from diffusion import citations, statistics
 from diffusion.citations import Technique
-from diffusion.reporting import bibliography, encoding, latex, report
+from diffusion.reporting import bibliography, encoding, latex, run_report
 from diffusion.reporting.drawing import (
   ACCENT,
   BLUE,
@@ -221,7 +221,7 @@ def _markdown(
     parts += [markdown(headers, rows, digits=4), f'*{caption}*']
   for name in pictures:
     parts += [f'![{CAPTIONS[name]}]({name})', f'*{CAPTIONS[name]}*']
-  parts += report.sources('Techniques used by any of the runs', techniques, bibtex)
+  parts += run_report.sources('Techniques used by any of the runs', techniques, bibtex)
   return '\n\n'.join(parts) + '\n'
 
 

@@ -217,7 +217,7 @@ def test_a_long_noisy_line_gets_a_mean_that_bridges_no_gap(tmp_path, figures):
 def test_no_global_figure_state_and_no_jax():
   code = """
 import sys, tempfile, pathlib
-import diffusion.reporting.rows, diffusion.reporting.bibliography, diffusion.reporting.report
+import diffusion.reporting.rows, diffusion.reporting.bibliography, diffusion.reporting.run_report
 from diffusion.reporting import plots
 assert 'matplotlib' not in sys.modules
 folder = pathlib.Path(tempfile.mkdtemp())

@@ -1,7 +1,7 @@
 import re
 
 from diffusion.citations import Technique
-from diffusion.reporting import bibliography, report
+from diffusion.reporting import bibliography, run_report
 from diffusion.statistics import Interval
 
 
@@ -17,7 +17,7 @@ def whole(**changes):
     ],
     'bibtex': bibliography.entries(['srivastava2014dropout']),
   }
-  return report.markdown_report('A run', **(arguments | changes))
+  return run_report.markdown_report('A run', **(arguments | changes))
 
 
 def test_the_result_comes_first_then_pictures_then_details_then_sources():
