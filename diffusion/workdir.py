@@ -1,4 +1,4 @@
-"""The folder of a run: its record, its claim on the folder, and its report.
+"""The folder of a run: its record, and its claim on the folder.
 
 run.json        what ran: configuration, code, versions, data, every start, how it ended, results
 experiment.py   the experiment file as it was
@@ -11,16 +11,12 @@ _evaluation1, _evaluation2, ... to these names
 import datetime
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from diffusion import citations, provenance
-from diffusion.evaluation.evaluate import Finding
-from diffusion.reporting import bibliography, encoding, run_report
+from diffusion import provenance
+from diffusion.reporting import encoding
 from diffusion.reporting.rows import read_json, write_json
-from diffusion.statistics import Interval
 
 RECORD_FORMAT = 2
 
@@ -83,99 +79,3 @@ def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path) ->
     record = fresh
     encoding.replace(workdir / 'experiment.py', pathlib.Path(source).read_bytes())
   write_record(workdir, record)
-
-
-def findings_to_json(findings: Sequence[Finding]) -> dict[str, Any]:
-  """name -> value, an interval as {estimate, low, high}."""
-  return {
-    finding.name: finding.value._asdict() if isinstance(finding.value, Interval) else finding.value
-    for finding in findings
-  }
-
-
-def write_report(
-  workdir: pathlib.Path,
-  record: Mapping[str, Any],
-  findings: Sequence[Finding],
-  levels: Sequence[Sequence[float]],
-  techniques: Sequence[citations.Technique],
-  suffix: str,
-) -> pathlib.Path:
-  """Writes report.md and references.bib, and returns the report's path.
-
-  Args:
-    workdir: the run's folder; pictures that are there are shown.
-    record: run.json.
-    findings: the results, most important first.
-    levels: rows (log-SNR, train, validation, gap).
-    techniques: what `build` used.
-    suffix: of the report's and the pictures' names.
-  """
-  bibtex = bibliography.entries(citations.all_keys(techniques))
-  (workdir / 'references.bib').write_text(bibtex)
-  captions = {
-    f'samples{suffix}.png': 'Samples from the best checkpoint.',
-    'curves.png': 'Training and held-out loss, their gap, and the optimizer.',
-    f'nearest{suffix}.png': 'Samples above their nearest training examples, the smallest distance ratio first.',
-  }
-  pictures = [(text, name) for name, text in captions.items() if (workdir / name).exists()]
-  start = record['starts'][-1]
-  note = f' ({record["data"]["note"]})' if record['data']['note'] else ''
-  kept = ('experiment', 'status', 'reason', 'step', 'wall_seconds')
-  text = run_report.markdown_report(
-    f'{record["experiment"]}: {record["data"]["name"]}{note}',
-    summary_rows=[('how it ended', record['reason']), *((f.name, f.value) for f in findings)],
-    pictures=pictures,
-    tables=[
-      ('What the numbers mean', ['quantity', 'meaning'], [(f.name, f.meaning) for f in findings]),
-      ('Loss per noise level', ['log-SNR (nats)', 'train', 'validation', 'gap'], levels),
-      *_speed(record.get('speed')),
-    ],
-    provenance={name: record[name] for name in kept}
-    | {name: record[name] for name in ('config', 'data', 'versions')}
-    | {'code': {'commit': start['code']['commit'], 'uncommitted changes': bool(start['code']['diff'])}}
-    | {'devices': start['devices'], 'command': ' '.join(start['command']), 'starts': len(record['starts'])}
-    | _resharded(record['starts']),
-    techniques=techniques,
-    bibtex=bibtex,
-  )  # fmt: skip
-  path = workdir / f'report{suffix}.md'
-  path.write_text(text)
-  return path
-
-
-def _speed(speed: Mapping[str, Any] | None) -> list[tuple]:
-  """The table of how fast the training was, if that is known."""
-  if speed is None:
-    return []
-  rows = [
-    ('images per second, median of the logged rows', speed['images_per_second']),
-    ('floating-point operations of a training step per image', speed['flops_per_image']),
-    ('floating-point operations per second', speed['flops_per_second']),
-    ("share of the devices' peak in bfloat16", speed['utilization']),
-    ('most memory of a device (CPU: of the process), bytes', speed['peak_memory']),
-  ]
-  return [('Speed', ['quantity', 'value'], rows)]
-
-
-def _resharded(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-  """At which steps a run went on with another number of devices, if it did."""
-  changes = [one['resharded'] for one in starts if 'resharded' in one]
-  said = '; '.join(f'step {one["step"]}: {one["from"]} to {one["to"]} devices' for one in changes)
-  return {'resharded': said} if said else {}
-
-
-def save_samples(
-  path: pathlib.Path, samples: np.ndarray, labels: np.ndarray, levels: int | None
-) -> None:
-  """Samples as stored, their labels, and the levels of a stored value (if it has any), as an .npz."""
-  more = {} if levels is None else {'levels': np.asarray(levels)}
-  part = path.with_suffix('.part.npz')
-  np.savez_compressed(part, samples=samples, labels=labels, **more)
-  part.replace(path)  # whole or not at all
-
-
-def load_samples(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-  """(samples, labels) that `save_samples` wrote."""
-  with np.load(path) as stored:
-    return stored['samples'], stored['labels']

@@ -1,6 +1,6 @@
 """What the metrics of a finished run are given, and what they return."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,6 +120,14 @@ class Finding(NamedTuple):
   name: str
   value: float | Interval
   meaning: str
+
+
+def findings_to_json(findings: Sequence[Finding]) -> dict[str, Any]:
+  """name -> value, an interval as {estimate, low, high}."""
+  return {
+    finding.name: finding.value._asdict() if isinstance(finding.value, Interval) else finding.value
+    for finding in findings
+  }
 
 
 class Metric(NamedTuple):

@@ -11,7 +11,7 @@ from diffusion import devices, provenance, workdir
 from diffusion.data import pipeline, sources
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
-from diffusion.evaluation.evaluate import Examples, Finding, Judged, Plan
+from diffusion.evaluation.evaluate import Examples, Finding, Judged, Plan, findings_to_json
 from diffusion.runs import suite
 from diffusion.runs.loading import recorded_experiment
 from diffusion.runs.session import data_record
@@ -126,7 +126,7 @@ def judge(
     'versions': provenance.versions(),
     'notes': notes,
     'seconds': time.perf_counter() - begin,
-    'results': workdir.findings_to_json(findings),
+    'results': findings_to_json(findings),
   }
   return findings, notes, record
 

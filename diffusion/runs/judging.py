@@ -12,9 +12,10 @@ import numpy as np
 from diffusion import citations, devices, processes, provenance, statistics, workdir
 from diffusion.data import pipeline
 from diffusion.evaluation import gap, memorization, stability
-from diffusion.evaluation.evaluate import Finding, Judged, Metric
+from diffusion.evaluation.evaluate import Finding, Judged, Metric, findings_to_json
 from diffusion.reporting import plots, tables
 from diffusion.reporting.rows import read_json_lines
+from diffusion.reporting.run_report import write_report
 from diffusion.runs import suite
 from diffusion.runs.loading import load
 from diffusion.runs.samples import drawn
@@ -59,7 +60,7 @@ def judge_best(session: Session, target: Any, request: Request, again: bool = Fa
     'samples': len(judged.samples),
     'changed': provenance.differences(session.record['config'], config),
     'seconds': time.perf_counter() - begin,
-    'results': workdir.findings_to_json(findings),
+    'results': findings_to_json(findings),
   }
   known = {'evaluations': [*session.record['evaluations'], evaluation]}
   if not again:
@@ -67,7 +68,7 @@ def judge_best(session: Session, target: Any, request: Request, again: bool = Fa
   if processes.is_writer():
     record = session.record | known | {'config': config}
     levels = gap.per_level(row, experiment.bank)
-    path = workdir.write_report(session.folder, record, findings, levels, session.used, suffix)
+    path = write_report(session.folder, record, findings, levels, session.used, suffix)
     print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
     print(f'report: {path}', flush=True)
   session.note(**known)  # at last: a run with results is complete

@@ -1,11 +1,12 @@
 """Samples of a run, drawn once: a later judgment of the same checkpoint and sampler reads them, and draws only more."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
 import tqdm
 
-from diffusion import processes, workdir
+from diffusion import processes
 from diffusion.runs.session import Session, stored_samples
 
 
@@ -26,7 +27,7 @@ def drawn(
   file = next((name for name, one in kept.items() if one['identity'] == identity), None)
   have = None
   if file:
-    have = processes.from_folder(lambda: workdir.load_samples(session.folder / file)[0])
+    have = processes.from_folder(lambda: stored(session.folder / file)[0])
     have = have[: len(labels)]
   start = 0 if have is None else len(have)
   if start == len(labels):
@@ -35,7 +36,7 @@ def drawn(
   samples = new if have is None else np.concatenate([have, new])
   file = file or ('samples.npz' if not kept else f'samples_{len(kept)}.npz')
   if processes.is_writer():
-    workdir.save_samples(session.folder / file, samples, labels, session.loaded.units.levels)
+    save(session.folder / file, samples, labels, session.loaded.units.levels)
   kept[file] = {'file': file, 'identity': identity, 'count': len(samples)}
   session.note(samples=list(kept.values()))
   return samples
@@ -55,3 +56,17 @@ def _draw(session: Session, weights: Any, labels: np.ndarray, start: int) -> np.
       )
       bar.update(len(numbers))
   return np.concatenate(found)
+
+
+def save(path: pathlib.Path, samples: np.ndarray, labels: np.ndarray, levels: int | None) -> None:
+  """Samples as stored, their labels, and the levels of a stored value (if it has any), as an .npz."""
+  more = {} if levels is None else {'levels': np.asarray(levels)}
+  part = path.with_suffix('.part.npz')
+  np.savez_compressed(part, samples=samples, labels=labels, **more)
+  part.replace(path)  # whole or not at all
+
+
+def stored(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+  """(samples, labels) that `save` wrote."""
+  with np.load(path) as arrays:
+    return arrays['samples'], arrays['labels']

@@ -11,8 +11,8 @@ from PIL import Image
 from diffusion.data import pipeline
 from diffusion.evaluation.evaluate import Plan
 from diffusion.reporting.rows import read_json
-from diffusion.runs import foreign, suite
-from diffusion.workdir import load_samples, read_record
+from diffusion.runs import foreign, samples, suite
+from diffusion.workdir import read_record
 
 NUMBERS = (
   '--config.num_steps=20', '--config.log_every=5', '--config.validate_every=10', '--config.width=8',
@@ -86,7 +86,7 @@ def training_images_are_called_so_and_odd_brightness_is_said(run, tmp_path):
 def samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_path):
   """40 of a run, 60 in a second judgment of which 40 are read; PNGs of the 60 get the same numbers from the other
   program."""
-  first, _ = load_samples(run / 'samples.npz')
+  first, _ = samples.stored(run / 'samples.npz')
   assert len(first) == 40
   names = 'nearest_neighbor_ratio,authenticity,frechet,kernel,vendi,density_coverage,recognition'
   judging = (f'--workdir={run}', '--mode=evaluate', '--num_samples=60', f'--metrics={names}')
@@ -99,7 +99,7 @@ def samples_are_drawn_once_and_images_of_them_are_judged_alike(run, tmp_path):
   status, output = program('experiments.digits', *judging, '--features=digits')
   assert status == 0, output
   record = read_record(run)
-  more, labels = load_samples(run / 'samples.npz')
+  more, labels = samples.stored(run / 'samples.npz')
   np.testing.assert_array_equal(more[:40], first)
   assert len(more) == 60
   assert [one['count'] for one in record['samples']] == [60]
