@@ -10,8 +10,8 @@ from absl import flags
 
 from diffusion import devices
 from diffusion.commands import command
-from diffusion.evaluation.agreement import agreement
 from diffusion.evaluation.evaluate import Finding
+from diffusion.evaluation.same_noise import agreement
 from diffusion.reporting.tables import markdown
 from diffusion.runs.foreign import data_of
 from diffusion.runs.loading import load
@@ -24,7 +24,7 @@ SEED = flags.DEFINE_integer('seed', 0, 'Seed of the starting noise.', lower_boun
 def compare(
   first: str | pathlib.Path, second: str | pathlib.Path, pairs: int, seed: int
 ) -> list[Finding]:
-  """What `evaluation.agreement` says of samples that two runs draw from the same noise for the same labels.
+  """What `same_noise.agreement` says of samples that two runs draw from the same noise for the same labels.
 
   Args:
     first, second: their workdirs.

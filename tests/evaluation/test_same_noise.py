@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from diffusion.evaluation import agreement
+from diffusion.evaluation import same_noise
 
 
 def found(a, b, train_a, train_b):
-  return {f.name: f.value for f in agreement.agreement(a, b, np.zeros(len(a)), train_a, train_b)}
+  return {f.name: f.value for f in same_noise.agreement(a, b, np.zeros(len(a)), train_a, train_b)}
 
 
 def draw(seed, n=300):
@@ -39,7 +39,7 @@ def test_copyists_of_disjoint_sets_do_not_agree_and_are_called_so():
 def test_shuffled_pairs_are_never_the_same_pair():
   for n, classes in ((3, 1), (10, 3), (101, 10)):
     labels = np.arange(n) % classes
-    partner = agreement._elsewhere(labels, 0)
+    partner = same_noise._elsewhere(labels, 0)
     assert sorted(partner) == list(range(n))
     assert not np.any(partner == np.arange(n))
     np.testing.assert_array_equal(labels[partner], labels)
@@ -48,13 +48,13 @@ def test_shuffled_pairs_are_never_the_same_pair():
 def test_sets_with_an_example_in_common_are_refused():
   train = draw(8, 50)
   with pytest.raises(ValueError, match='share 1 examples'):
-    agreement.agreement(
+    same_noise.agreement(
       draw(0), draw(1), np.zeros(300), train, np.concatenate([draw(9, 20), train[3:4]])
     )
   with pytest.raises(ValueError, match='three or more pairs'):
-    agreement.agreement(draw(0, 2), draw(1, 2), np.zeros(2), train, draw(2))
+    same_noise.agreement(draw(0, 2), draw(1, 2), np.zeros(2), train, draw(2))
   with pytest.raises(ValueError, match='three or more pairs'):
-    agreement.agreement(draw(0), draw(1, 20), np.zeros(300), train, draw(2))
+    same_noise.agreement(draw(0), draw(1, 20), np.zeros(300), train, draw(2))
 
 
 def test_a_class_in_common_is_no_agreement():
@@ -63,7 +63,7 @@ def test_a_class_in_common_is_no_agreement():
   labels = np.arange(300) % 3
   means = 10 * np.eye(3, 10)[labels]
   a, b = (means + random.normal(size=(300, 10)) for _ in 'ab')
-  values = {f.name: f.value for f in agreement.agreement(a, b, labels, draw(12), draw(13))}
+  values = {f.name: f.value for f in same_noise.agreement(a, b, labels, draw(12), draw(13))}
   assert values['distance ratio'].low < 1 < values['distance ratio'].high
   with pytest.raises(ValueError, match='two or more of each label'):
-    agreement.agreement(a, b, np.arange(300), draw(12), draw(13))
+    same_noise.agreement(a, b, np.arange(300), draw(12), draw(13))
