@@ -17,8 +17,11 @@ from diffusion.runs.foreign import data_of
 from diffusion.runs.loading import load
 from diffusion.training import assembly
 
-PAIRS = flags.DEFINE_integer('pairs', 1000, 'Pairs of samples.', lower_bound=3)
-SEED = flags.DEFINE_integer('seed', 0, 'Seed of the starting noise.', lower_bound=0)
+
+def define_flags() -> None:
+  """Of this command."""
+  flags.DEFINE_integer('pairs', 1000, 'Pairs of samples.', lower_bound=3)
+  flags.DEFINE_integer('seed', 0, 'Seed of the starting noise.', lower_bound=0)
 
 
 def compare(
@@ -43,14 +46,14 @@ def compare(
   return agreement(*samples, labels, *trained)
 
 
-def main(folders: Sequence[str]) -> None:
+def main(folders: Sequence[str], given: flags.FlagValues) -> None:
   """Draws, compares, prints."""
   devices.use_cache()
   if len(folders) != 2:
     raise ValueError(f'name the folders of two runs, got {len(folders)}')
-  findings = compare(*folders, PAIRS.value, SEED.value)
+  findings = compare(*folders, given.pairs, given.seed)
   print(markdown(['quantity', 'value', 'meaning'], findings))
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(define_flags, main)

@@ -18,24 +18,27 @@ from diffusion.reporting.tables import markdown
 from diffusion.runs import foreign, suite
 from diffusion.workdir import read_record
 
-IMAGES = flags.DEFINE_string('images', None, 'Folder of images, or .npz.', required=True)
-RUN = flags.DEFINE_string('run', None, 'Folder of the run whose data is taken.', required=True)
-METRICS = flags.DEFINE_list('metrics', ['all'], f'all, or of {", ".join(suite.METRICS)}.')
-FEATURES = flags.DEFINE_string('features', 'pixels', 'pixels, digits, mnist, or Inception weights.')
-OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the results.')
+
+def define_flags() -> None:
+  """Of this command."""
+  flags.DEFINE_string('images', None, 'Folder of images, or .npz.', required=True)
+  flags.DEFINE_string('run', None, 'Folder of the run whose data is taken.', required=True)
+  flags.DEFINE_list('metrics', ['all'], f'all, or of {", ".join(suite.METRICS)}.')
+  flags.DEFINE_string('features', 'pixels', 'pixels, digits, mnist, or Inception weights.')
+  flags.DEFINE_string('output', None, 'JSON file for the results.')
 
 
-def main(_: Sequence[str]) -> None:
+def main(_: Sequence[str], given: flags.FlagValues) -> None:
   """Judges and prints."""
   # As the run was, so that the same images get the same numbers to the bit.
-  devices.configure(read_record(pathlib.Path(RUN.value).expanduser())['config']['batch_size'])
-  findings, notes, record = foreign.judge(IMAGES.value, RUN.value, METRICS.value, FEATURES.value)
-  if OUTPUT.value:
-    write_json(OUTPUT.value, record)
+  devices.configure(read_record(pathlib.Path(given.run).expanduser())['config']['batch_size'])
+  findings, notes, record = foreign.judge(given.images, given.run, given.metrics, given.features)
+  if given.output:
+    write_json(given.output, record)
   for note in notes:
     print(note)
   print(markdown(['quantity', 'value', 'meaning'], findings))
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(define_flags, main)

@@ -16,23 +16,22 @@ from diffusion.commands import command
 from diffusion.data import raw
 from diffusion.data.prepare import prepare
 
-DATA_DIR = flags.DEFINE_string('data_dir', None, 'TFDS data directory to write to.')
-SOURCE = flags.DEFINE_string(
-  'source', None, 'Folder of the official raw files; default: download them.'
-)
-ALLOW_PARTIAL = flags.DEFINE_bool(
-  'allow_partial', False, 'Accept an incomplete set; for tests and trials.'
-)
+
+def define_flags() -> None:
+  """Of this command."""
+  flags.DEFINE_string('data_dir', None, 'TFDS data directory to write to.')
+  flags.DEFINE_string('source', None, 'Folder of the official raw files; default: download them.')
+  flags.DEFINE_bool('allow_partial', False, 'Accept an incomplete set; for tests and trials.')
 
 
-def main(names: Sequence[str]) -> None:
+def main(names: Sequence[str], given: flags.FlagValues) -> None:
   """Prepares one set; a signal leaves nothing half-made."""
   logging.set_verbosity(logging.WARNING)
-  if len(names) != 1 or not DATA_DIR.value:
+  if len(names) != 1 or not given.data_dir:
     known = '|'.join(sorted(raw.SPECS))
     raise ValueError(f'usage: python -m diffusion.commands.prepare {known} --data_dir=DIR')
   try:
-    prepare(names[0], DATA_DIR.value, SOURCE.value, ALLOW_PARTIAL.value)
+    prepare(names[0], given.data_dir, given.source, given.allow_partial)
   except SystemExit as stop:
     print('\nstopped; nothing half-made is left', file=sys.stderr, flush=True)
     # TFDS's download threads are not daemons: a plain exit would wait for them to end.
@@ -46,4 +45,4 @@ def _stop(number: int, _: Any) -> None:
 if __name__ == '__main__':
   for one in (signal.SIGINT, signal.SIGTERM):
     signal.signal(one, _stop)
-  command.run(main)
+  command.run(define_flags, main)

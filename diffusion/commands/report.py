@@ -15,25 +15,26 @@ from diffusion.commands import command
 from diffusion.reporting.tables import markdown
 from diffusion.runs import compare
 
-BASELINE = flags.DEFINE_string(
-  'baseline', None, 'Variant or folder to compare with; the first by default.'
-)
-QUANTITIES = flags.DEFINE_list(
-  'quantities',
-  [],
-  'What to report, a name with a comma in double quotes; all that the runs share by default.',
-)
-OUTPUT = flags.DEFINE_string('output', None, 'Folder of the report.', required=True)
+
+def define_flags() -> None:
+  """Of this command."""
+  flags.DEFINE_string('baseline', None, 'Variant or folder to compare with; the first by default.')
+  flags.DEFINE_list(
+    'quantities',
+    [],
+    'What to report, a name with a comma in double quotes; all that the runs share by default.',
+  )
+  flags.DEFINE_string('output', None, 'Folder of the report.', required=True)
 
 
-def main(folders: Sequence[str]) -> None:
+def main(folders: Sequence[str], given: flags.FlagValues) -> None:
   """Reads, compares, writes, prints."""
-  output = pathlib.Path(OUTPUT.value).expanduser()
-  tables, files = compare.write(compare.load(folders), output, BASELINE.value, QUANTITIES.value)
+  output = pathlib.Path(given.output).expanduser()
+  tables, files = compare.write(compare.load(folders), output, given.baseline, given.quantities)
   for caption, headers, rows in tables:
     print(f'{markdown(headers, rows)}\n{caption}\n')
   print('\n'.join(map(str, files)))
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(define_flags, main)

@@ -348,7 +348,7 @@ def test_command_line(tmp_path):
 
 def test_import_has_no_side_effects():
   code = (
-    'import sys; from absl import flags; from diffusion.data import prepare; '
+    'import sys; from absl import flags; from diffusion.commands import prepare; '
     "assert 'data_dir' not in flags.FLAGS; assert 'tensorflow_datasets' not in sys.modules"
   )
   subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, timeout=60)
