@@ -117,15 +117,10 @@ def over_seeds(groups: Mapping[str, Sequence[Rows]]) -> list[Table]:
   for i, theta in enumerate(FRACTIONS):
     cells = (_mean_step([one.memorized[i] for one in several]) for several in found.values())
     rows.append([f'memorized fraction {theta:g}', *cells])
-  rows.append(
-    ['window, log(tau_mem / tau_gen)', *(_windows(several) for several in found.values())]
-  )
-  rows.append(
-    [
-      'seeds with gap, least loss, copying in this order',
-      *(_ordered(several) for several in found.values()),
-    ]
-  )
+  rows += [
+    ['window, log(tau_mem / tau_gen)', *map(_windows, found.values())],
+    ['seeds with gap, least loss, copying in this order', *map(_ordered, found.values())],
+  ]
   caption = (
     "Onsets: steps, geometric mean over seeds with Student's 95 % interval of the logarithms. Where some seeds were "
     'censored, how many got there, and the median of all if it is known.'

@@ -256,19 +256,10 @@ def _effects_csv(paired: Sequence[Effect], base: str) -> tuple[list[str], list[l
   headers = ['baseline', 'variant', 'quantity', 'pairs']
   for name in ('difference', 'ratio'):
     headers += [name, f'{name}, low', f'{name}, high']
-  rows = [
-    [
-      base,
-      e.variant,
-      e.quantity,
-      e.pairs,
-      *(e.difference or [None] * 3),
-      *(e.ratio or [None] * 3),
-      e.p,
-      e.adjusted,
-    ]
-    for e in paired
-  ]
+  rows = []
+  for e in paired:
+    bounds = [*(e.difference or [None] * 3), *(e.ratio or [None] * 3)]
+    rows.append([base, e.variant, e.quantity, e.pairs, *bounds, e.p, e.adjusted])
   return [*headers, 'p', 'p, Holm'], rows
 
 

@@ -124,7 +124,13 @@ def markdown_report(
 
 
 def sources(title: str, techniques: Sequence[Technique], bibtex: str) -> list[str]:
-  """The last parts of a report: what was used, under this title, and its BibTeX entries; without what is empty."""
+  """The last parts of a report, without what is empty.
+
+  Args:
+    title: of the table of techniques.
+    techniques: what was used.
+    bibtex: their entries.
+  """
   parts = []
   if techniques:
     rows = [(one.name, one.place, ', '.join(one.keys) or None) for one in techniques]

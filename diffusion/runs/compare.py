@@ -1,4 +1,4 @@
-"""Runs side by side: grouped by what their configurations differ in, averaged over seeds, paired by seed."""
+"""Runs side by side: loaded, grouped by what their configurations differ in, paired by seed."""
 
 import math
 import pathlib
@@ -166,7 +166,13 @@ def choose_baseline(groups: Mapping[str, list[ComparedRun]], wanted: str | None)
 def effects(
   groups: Mapping[str, list[ComparedRun]], baseline: str, names: Sequence[str]
 ) -> list[Effect]:
-  """Every other variant against the baseline, quantity by quantity."""
+  """Every other variant against the baseline, quantity by quantity.
+
+  Args:
+    groups: variant -> its runs.
+    baseline: one of the variants.
+    names: quantities that all runs have.
+  """
   found = []
   base = {run.seed: run for run in groups[baseline]}
   for quantity in names:

@@ -59,11 +59,18 @@ def _draw(session: Session, weights: Any, labels: np.ndarray, start: int) -> np.
 
 
 def save(path: pathlib.Path, samples: np.ndarray, labels: np.ndarray, levels: int | None) -> None:
-  """Samples as stored, their labels, and the levels of a stored value (if it has any), as an .npz."""
+  """Writes samples as an .npz, whole or not at all.
+
+  Args:
+    path: the file.
+    samples: [n, ...] as the data is stored.
+    labels: [n].
+    levels: of a stored value; None where it has none.
+  """
   more = {} if levels is None else {'levels': np.asarray(levels)}
   part = path.with_suffix('.part.npz')
   np.savez_compressed(part, samples=samples, labels=labels, **more)
-  part.replace(path)  # whole or not at all
+  part.replace(path)
 
 
 def stored(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
