@@ -419,6 +419,10 @@ def _saving(folder: pathlib.Path, place: os.stat_result) -> Iterator[None]:
     # Where another process is gone, the disk is not to blame.
     if isinstance(error, SaveError) or (not processes.alone() and processes.is_loss(error)):
       raise
+    if not processes.alone() and isinstance(
+      error, TimeoutError
+    ):  # what Orbax's barriers make of it
+      raise jax.errors.JaxRuntimeError(str(error)) from error
     # TensorStore's messages are pages long.
     code = re.search(r"os_error_code='(\d+)'", str(error))
     reason = os.strerror(int(code[1])) if code else (str(error).splitlines() or [repr(error)])[0]
@@ -464,5 +468,5 @@ def _unless_deleted(folder: pathlib.Path, read: Callable[[pathlib.Path], Any]) -
   except Exception:
     if folder.exists():
       raise
-    return None
+    found = None
   return found if folder.exists() else None  # for a file that is gone TensorStore may read zeros

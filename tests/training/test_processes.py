@@ -255,7 +255,7 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
   begin = time.monotonic()
   (status, output, error), _ = finish(pair)
   assert time.monotonic() - begin < HEARTBEAT + 5
-  assert status not in (0, 2)
+  assert status not in (0, 2), error
   assert f'resuming from step {step}' in output
   lines, runtime = said(error), 'the JAX distributed service detected fatal errors' in error
   assert len(lines) == 1 or (not lines and runtime), error
