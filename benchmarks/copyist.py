@@ -17,7 +17,7 @@ from absl import app, logging
 from diffusion import devices, provenance, streams
 from diffusion.data import pipeline
 from diffusion.evaluation import frechet, manifold, memorization, novelty
-from diffusion.evaluation.evaluate import Judged
+from diffusion.evaluation.metric import Judged
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.reporting.tables import markdown
 from diffusion.sampling import grids, samplers

@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from diffusion import devices, provenance
 from diffusion.data import pipeline, sources
 from diffusion.evaluation import classifier, frechet, memorization, novelty
-from diffusion.evaluation.evaluate import Judged
+from diffusion.evaluation.metric import Judged
 from diffusion.reporting.tables import markdown
 
 DATA_DIR = flags.DEFINE_string('data_dir', None, 'TFDS directory of MNIST.')

@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 from diffusion import launch
 from diffusion.data import sources, splits
 from diffusion.evaluation import gap
-from diffusion.evaluation.evaluate import Finding, Metric, check_nothing
+from diffusion.evaluation.metric import Finding, Metric, check_nothing
 from diffusion.models import dropout, mlp, normalization
 from diffusion.objectives import losses, times, weights
 from diffusion.optimizers import averaging, chains, schedules

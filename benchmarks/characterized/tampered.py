@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import io_callback
 
 from diffusion import launch
-from diffusion.evaluation import evaluate
+from diffusion.evaluation import metric
 from diffusion.training import callbacks, guards
 from diffusion.types import Array, Batch
 
@@ -85,10 +85,10 @@ def tampered(made: Any, orders: Orders) -> Any:
   return changed
 
 
-def spying(path: str) -> evaluate.Metric:
+def spying(path: str) -> metric.Metric:
   """A metric that finds nothing and notes what it is given."""
 
-  def measure(judged: evaluate.Judged) -> list[evaluate.Finding]:
+  def measure(judged: metric.Judged) -> list[metric.Finding]:
     given = {'labels': judged.labels}
     for which in ('train', 'held_out'):
       x, label = getattr(judged, which)
@@ -96,7 +96,7 @@ def spying(path: str) -> evaluate.Metric:
     write(path, {name: [len(x), digest(x)] for name, x in given.items()})
     return []
 
-  return evaluate.Metric(evaluate.check_nothing, measure)
+  return metric.Metric(metric.check_nothing, measure)
 
 
 if __name__ == '__main__':

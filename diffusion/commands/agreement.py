@@ -10,7 +10,7 @@ from absl import flags
 
 from diffusion import devices
 from diffusion.commands import command
-from diffusion.evaluation.evaluate import Finding
+from diffusion.evaluation.metric import Finding
 from diffusion.evaluation.same_noise import agreement
 from diffusion.reporting.tables import markdown
 from diffusion.runs.foreign import data_of

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from diffusion import checks, statistics
-from diffusion.evaluation.evaluate import Asked, Examples, Finding, Judged, Metric, check_nothing
+from diffusion.evaluation.metric import Asked, Examples, Finding, Judged, Metric, check_nothing
 from diffusion.sampling import likelihood
 
 

@@ -21,8 +21,8 @@ from diffusion import devices
 from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import manifold
-from diffusion.evaluation.evaluate import Finding, Judged, Metric, Plan, shown
 from diffusion.evaluation.features import Features
+from diffusion.evaluation.metric import Finding, Judged, Metric, Plan, shown
 from diffusion.types import Array, Params
 
 NAMES = ('digits', 'mnist')

@@ -7,8 +7,8 @@ import numpy as np
 from diffusion import checks, statistics
 from diffusion.citations import technique
 from diffusion.evaluation import features as features_
-from diffusion.evaluation.evaluate import Finding, Judged, Metric, Plan, subset
 from diffusion.evaluation.features import Features
+from diffusion.evaluation.metric import Finding, Judged, Metric, Plan, subset
 from diffusion.statistics import Interval
 
 

@@ -8,8 +8,8 @@ from diffusion import checks, statistics
 from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
-from diffusion.evaluation.evaluate import Finding, Judged, Metric, Plan, check_nothing, subset
 from diffusion.evaluation.features import Features
+from diffusion.evaluation.metric import Finding, Judged, Metric, Plan, check_nothing, subset
 from diffusion.statistics import Interval
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from diffusion import checks, statistics
 from diffusion.citations import technique
 from diffusion.evaluation import gap
-from diffusion.evaluation.evaluate import Asked, Finding, Judged, Metric, Plan
+from diffusion.evaluation.metric import Asked, Finding, Judged, Metric, Plan
 from diffusion.process import analytic
 from diffusion.types import Array, Denoiser, Path
 

@@ -12,8 +12,8 @@ from diffusion import checks
 from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
-from diffusion.evaluation.evaluate import Finding, Judged, Metric, Plan, subset
 from diffusion.evaluation.features import Features
+from diffusion.evaluation.metric import Finding, Judged, Metric, Plan, subset
 from diffusion.statistics import Interval
 from diffusion.types import Array
 

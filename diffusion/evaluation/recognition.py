@@ -4,7 +4,7 @@ import numpy as np
 
 from diffusion import checks, statistics
 from diffusion.citations import technique
-from diffusion.evaluation.evaluate import Finding, Judged, Metric, Plan
+from diffusion.evaluation.metric import Finding, Judged, Metric, Plan
 
 
 @technique('support-vector recognition of samples', 'core', 'cortes1995support')

@@ -4,7 +4,7 @@ import numpy as np
 
 from diffusion import statistics
 from diffusion.evaluation import memorization
-from diffusion.evaluation.evaluate import Finding
+from diffusion.evaluation.metric import Finding
 
 
 def agreement(

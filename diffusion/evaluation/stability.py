@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion import checks
-from diffusion.evaluation.evaluate import Finding
+from diffusion.evaluation.metric import Finding
 from diffusion.statistics import usual
 
 

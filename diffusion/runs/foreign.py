@@ -11,7 +11,7 @@ from diffusion import devices, provenance, workdir
 from diffusion.data import pipeline, sources
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
-from diffusion.evaluation.evaluate import Examples, Finding, Judged, Plan, findings_to_json
+from diffusion.evaluation.metric import Examples, Finding, Judged, Plan, findings_to_json
 from diffusion.runs import suite
 from diffusion.runs.loading import recorded_experiment
 from diffusion.runs.session import data_record

@@ -12,7 +12,7 @@ import numpy as np
 from diffusion import citations, devices, processes, provenance, statistics, workdir
 from diffusion.data import pipeline
 from diffusion.evaluation import gap, memorization, stability
-from diffusion.evaluation.evaluate import Finding, Judged, Metric, findings_to_json
+from diffusion.evaluation.metric import Finding, Judged, Metric, findings_to_json
 from diffusion.reporting import plots, tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.reporting.run_report import write_report

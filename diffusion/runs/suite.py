@@ -17,8 +17,8 @@ from diffusion.evaluation import (
   novelty,
   recognition,
 )
-from diffusion.evaluation.evaluate import Metric, Plan
 from diffusion.evaluation.features import Features
+from diffusion.evaluation.metric import Metric, Plan
 from diffusion.sampling import samplers, solvers
 from diffusion.training.experiment import Experiment
 from diffusion.types import Path, Sampler

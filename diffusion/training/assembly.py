@@ -13,7 +13,7 @@ from diffusion import devices, streams
 from diffusion.data import augment, feed, pipeline, records, sources, splits
 from diffusion.data.records import Records, select
 from diffusion.evaluation import gap
-from diffusion.evaluation.evaluate import Asked, Network, Plan
+from diffusion.evaluation.metric import Asked, Network, Plan
 from diffusion.models import summary
 from diffusion.process import gaussian
 from diffusion.sampling import ensembles, samplers
@@ -398,7 +398,7 @@ def make_sample(
 def judged_network(
   experiment: Experiment, units: pipeline.Units, weights: Any, chunk: int = 64
 ) -> Network:
-  """The judged network for metrics that ask it, e.g. for likelihoods; see `evaluate.Network`."""
+  """The judged network for metrics that ask it, e.g. for likelihoods; see `metric.Network`."""
 
   def tell(label: np.ndarray) -> np.ndarray:
     return label if experiment.model.num_classes else np.full_like(label, NULL)

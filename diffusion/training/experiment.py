@@ -11,7 +11,7 @@ from diffusion import checks, devices, streams
 from diffusion.citations import technique
 from diffusion.data import augment, pipeline, sources, splits
 from diffusion.evaluation import gap
-from diffusion.evaluation.evaluate import Metric
+from diffusion.evaluation.metric import Metric
 from diffusion.process import gaussian
 from diffusion.sampling import grids, samplers
 from diffusion.sampling.ensembles import monte_carlo

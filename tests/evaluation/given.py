@@ -3,7 +3,7 @@
 import numpy as np
 
 from diffusion.data import pipeline
-from diffusion.evaluation.evaluate import Judged
+from diffusion.evaluation.metric import Judged
 
 
 def judged(samples, train, held_out, levels=None, network=None) -> Judged:

@@ -5,7 +5,7 @@ import pytest
 
 from diffusion import devices
 from diffusion.evaluation import bits_per_dim
-from diffusion.evaluation.evaluate import Judged
+from diffusion.evaluation.metric import Judged
 from diffusion.sampling import likelihood as exact
 from diffusion.training import assembly
 from tests.training import tiny

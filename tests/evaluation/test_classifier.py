@@ -6,7 +6,7 @@ import pytest
 from diffusion import statistics
 from diffusion.data import pipeline, sources, splits
 from diffusion.evaluation import classifier
-from diffusion.evaluation.evaluate import Plan
+from diffusion.evaluation.metric import Plan
 from tests.evaluation.given import judged, values
 
 

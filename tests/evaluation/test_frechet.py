@@ -5,8 +5,8 @@ import pytest
 import scipy.linalg
 
 from diffusion.evaluation import features, frechet
-from diffusion.evaluation.evaluate import Plan
 from diffusion.evaluation.frechet import Moments
+from diffusion.evaluation.metric import Plan
 from tests.evaluation.given import judged, values
 
 

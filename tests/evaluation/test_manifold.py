@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion.evaluation import manifold
-from diffusion.evaluation.evaluate import Plan
+from diffusion.evaluation.metric import Plan
 from tests.evaluation.given import judged, values
 
 

@@ -8,7 +8,7 @@ import pytest
 from diffusion import devices
 from diffusion.data import pipeline
 from diffusion.evaluation import membership
-from diffusion.evaluation.evaluate import Asked, Network, Plan
+from diffusion.evaluation.metric import Asked, Network, Plan
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.training import assembly
 from diffusion.types import NULL

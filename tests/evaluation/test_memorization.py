@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from diffusion.evaluation import memorization
-from diffusion.evaluation.evaluate import Plan
 from diffusion.evaluation.features import Features
+from diffusion.evaluation.metric import Plan
 from tests.evaluation.given import judged, values
 
 

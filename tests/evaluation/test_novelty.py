@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from diffusion.evaluation import novelty
-from diffusion.evaluation.evaluate import Plan
+from diffusion.evaluation.metric import Plan
 from tests.evaluation.given import judged, values
 
 

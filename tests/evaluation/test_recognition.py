@@ -5,7 +5,7 @@ import pytest
 
 from diffusion.data import pipeline, sources
 from diffusion.evaluation import recognition
-from diffusion.evaluation.evaluate import Judged
+from diffusion.evaluation.metric import Judged
 from diffusion.models import mlp
 from diffusion.training import assembly
 from tests.training import tiny

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffusion.data import pipeline
-from diffusion.evaluation.evaluate import Plan
+from diffusion.evaluation.metric import Plan
 from diffusion.reporting.rows import read_json
 from diffusion.runs import foreign, samples, suite
 from diffusion.workdir import read_record
