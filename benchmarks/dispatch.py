@@ -25,8 +25,8 @@ CPU_DEVICES = flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on CPU; 0 
 def seconds_per_step(dispatch, state, steps: int, per_dispatch: int):
   """(state, seconds a step) over `steps` steps, waiting for each dispatch."""
   begin = time.perf_counter()
-  for _ in range(steps // per_dispatch):
-    state, metrics = dispatch(state)
+  for seen in range(0, steps, per_dispatch):
+    state, metrics = dispatch(state, seen)
     devices.wait(metrics)
   return state, (time.perf_counter() - begin) / steps
 

@@ -3,6 +3,7 @@
 Every function makes something to be measured, in the process that measures it, on whatever devices JAX has there.
 """
 
+import itertools
 import pathlib
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from benchmarks import sizes
 from benchmarks.sizes import Size, Transformer
 from diffusion import devices
 from diffusion.data import augment, feed, pipeline, sources, splits
+from diffusion.data.order import Order
 from diffusion.evaluation import gap
 from diffusion.models import dit, mlp, precision, unet
 from diffusion.objectives import losses, times, weights
@@ -136,22 +138,33 @@ def training(made: Experiment, one_device: bool = False) -> Training:
 
 
 def _on_all_devices(made: Experiment, loaded: assembly.Loaded, first: Any):
-  return assembly.programs(made, loaded).dispatch, lambda: devices.replicate(first)
+  dispatch = _counting(assembly.programs(made, loaded).dispatch, made.steps_per_dispatch)
+  return dispatch, lambda: devices.replicate(first)
+
+
+def _counting(dispatch: Callable, steps: int) -> Callable:
+  """state -> (state, metrics), for a dispatch that asks for the batches seen."""
+  seen = itertools.count(0, steps)
+  return lambda state: dispatch(state, next(seen))
 
 
 def _on_one_device(made: Experiment, loaded: assembly.Loaded, first: Any):
   step = steps.make_step(assembly.pieces(made, loaded.units))
   rows = Rows(jnp.arange(made.batch_size), made.batch_size)
-  data = pipeline.Resident(*map(jnp.asarray, loaded.train))
+  data = pipeline.Resident(*map(jnp.asarray, loaded.dataset[1:3]))
+  order = Order(made.seed, loaded.split.train)
 
-  def repeat(state: Any, data: pipeline.Resident) -> tuple[Any, Any]:
-    def one(state: Any, _: None) -> tuple[Any, Any]:
-      return step(state, data, rows, lambda tree: tree)
+  def repeat(state: Any, data: pipeline.Resident, given: jax.Array) -> tuple[Any, Any]:
+    def one(state: Any, given: jax.Array) -> tuple[Any, Any]:
+      return step(state, data, given, rows, lambda tree: tree)
 
-    return devices.repeat(one, state, made.steps_per_dispatch)
+    return devices.repeat(one, state, given)
 
-  compiled = jax.jit(repeat, donate_argnums=0)
-  return lambda state: compiled(state, data), lambda: jax.tree.map(jnp.array, first)
+  compiled, count = jax.jit(repeat, donate_argnums=0), made.steps_per_dispatch
+  dispatch = _counting(
+    lambda state, seen: compiled(state, data, order.batches(seen, count, made.batch_size)), count
+  )
+  return dispatch, lambda: jax.tree.map(jnp.array, first)
 
 
 def sampler(made: Experiment, count: int, evaluations: int) -> Callable[[], np.ndarray]:
@@ -244,14 +257,14 @@ def mnist(data_dir: str | None) -> sources.Source:
   return sources.tfds('mnist', data_dir)
 
 
-def _take(cursor, data, rows, cross_mean):
+def _take(cursor, data, given, rows, cross_mean):
   """Takes a batch of either kind and averages it."""
+  del rows
   units = pipeline.Units(256)
-  if isinstance(data, pipeline.Drawn):
-    batch = pipeline.in_units(data, units)
+  if isinstance(given, pipeline.Drawn):
+    batch = pipeline.in_units(given, units)
   else:
-    index = pipeline.indices(jnp.uint32(0), 0, cursor, rows, data.x.shape[0])
-    batch = pipeline.gather(data, index, units)
+    batch = pipeline.gather(data, given, units)
   return cursor + 1, cross_mean(batch.x.mean())
 
 
@@ -259,21 +272,27 @@ def resident(source: sources.Source, plan: Feeding) -> Callable[[], float]:
   """() -> images a second of a round that reach a step which only takes them, from the device's memory."""
   data = source.load()
   held = devices.replicate(pipeline.Resident(data.x, data.label))
-  dispatch = devices.parallelize(_take, plan.batch, plan.steps)
-  return lambda: _measure(lambda cursor, i: dispatch(cursor, held), plan)
+  order = Order(0, np.arange(len(data.x)))
+  dispatch = devices.parallelize(_take, plan.batch)
+
+  def one(cursor, i):
+    rows = order.batches(i * plan.steps, plan.steps, plan.batch)
+    return dispatch(cursor, held, devices.split_rows(rows))
+
+  return lambda: _measure(one, plan)
 
 
 def streamed(source: sources.Source, workers: int, plan: Feeding) -> Callable[[], float]:
   """The same from the files, through Grain with so many processes (0: threads)."""
   records = sources.streamed(source, workers).load().x
-  rows = devices.rows_of_this_process(plan.batch)
-  dispatch = devices.parallelize(_take, plan.batch, plan.steps, data_by_step=True)
+  rows, order = devices.rows_of_this_process(plan.batch), Order(0, np.arange(len(records)))
+  dispatch = devices.parallelize(_take, plan.batch)
 
   def rate() -> float:
-    given = feed.Feed(records, rows, plan.batch, plan.steps)
+    given = feed.Feed(records, order, rows, plan.batch, plan.steps)
 
     def one(cursor, i):
-      result = dispatch(cursor, given.take(feed.Place(0, 0, i * plan.steps)))
+      result = dispatch(cursor, None, given.take(i * plan.steps))
       given.ahead()
       return result
 

@@ -68,8 +68,8 @@ def train(told: bool):
   state = assembly.init_state(made, loaded.train[0][:1], loaded.units)
   programs = assembly.programs(made, loaded)
   state = devices.replicate(state)
-  for _ in range(STEPS.value // made.steps_per_dispatch):
-    state, metrics = programs.dispatch(state)
+  for seen in range(0, STEPS.value, made.steps_per_dispatch):
+    state, metrics = programs.dispatch(state, seen)
     devices.wait(metrics)
   labels = assembly.class_labels(10, 200)
   weights = assembly.weights(made, state)

@@ -44,11 +44,12 @@ def bare(steps: int) -> tuple:
   programs.validate(weights)
   begin = time.perf_counter()
   programs.validate(weights)
-  validation = time.perf_counter() - begin
+  validation, seen = time.perf_counter() - begin, 0
 
   def work() -> None:
-    nonlocal state
-    state, metrics = programs.dispatch(state)
+    nonlocal state, seen
+    state, metrics = programs.dispatch(state, seen)
+    seen += experiment.steps_per_dispatch
     devices.wait(metrics)
 
   return work, experiment.steps_per_dispatch, {'validation': validation}

@@ -19,17 +19,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from benchmarks import engine
 from diffusion import devices, provenance
-from diffusion.data import pipeline
 from diffusion.reporting import tables
 from diffusion.training import assembly, population
-from diffusion.training import step as steps
 from diffusion.training.running import Running
-from diffusion.types import Rows
 from experiments import digits, mixture
 
 EXPERIMENTS = {'mixture': mixture, 'digits': digits}
@@ -43,31 +40,21 @@ SIDE_BY_SIDE = flags.DEFINE_boolean(
 )
 
 
-def alone(experiment: Any, loaded: assembly.Loaded) -> dict[str, Callable[[], Any]]:
+def alone(experiment: Any) -> dict[str, Callable[[], Any]]:
   """Dispatches of one run, on one device and on all."""
-  first = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
-  programs = assembly.programs(experiment, loaded)
-  step = steps.make_step(assembly.pieces(experiment, loaded.units))
-  rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
-  data = pipeline.Resident(*map(jnp.asarray, loaded.train))
 
-  def repeat(state, data):
-    return devices.repeat(
-      lambda s, _: step(s, data, rows, lambda tree: tree), state, experiment.steps_per_dispatch
-    )
+  def make(one_device: bool) -> Callable[[], Any]:
+    training = engine.training(experiment, one_device)
+    state = training.first()
 
-  single = jax.jit(repeat, donate_argnums=0)
-  states = {'one device': jax.tree.map(jnp.copy, first), 'all devices': devices.replicate(first)}
-  dispatch = {'one device': lambda state: single(state, data), 'all devices': programs.dispatch}
-
-  def make(name: str) -> Callable[[], Any]:
     def run() -> Any:
-      states[name], metrics = dispatch[name](states[name])
+      nonlocal state
+      state, metrics = training.dispatch(state)
       return metrics
 
     return run
 
-  return {f'one run, {name}': make(name) for name in states}
+  return {'one run, one device': make(True), 'one run, all devices': make(False)}
 
 
 def together(module: Any, loaded: assembly.Loaded, count: int) -> Running:
@@ -112,7 +99,7 @@ def main(_) -> None:
     return lambda: running.dispatch(range(live))[0][1]['loss']
 
   whole = f'{count} members'
-  arms = alone(experiment, loaded) | {whole: members(count)}
+  arms = alone(experiment) | {whole: members(count)}
   compiling = {name: 2 * seconds(run, 2)[0] for name, run in arms.items()}
   found: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
   for _ in range(ROUNDS.value):

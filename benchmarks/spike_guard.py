@@ -76,11 +76,11 @@ def run(given: Condition, seed: int, steps: int, hit: range, guarded: bool):
   state = assembly.init_state(made, given.loaded.train[0][:1], given.loaded.units)
   rows, cursor = [], 0
 
-  def dispatch(state):
+  def dispatch(state, seen):
     nonlocal cursor
     program = given.hit if cursor in hit else given.calm
     cursor += 1
-    return program.dispatch(state)
+    return program.dispatch(state, seen)
 
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)

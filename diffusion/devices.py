@@ -35,7 +35,7 @@ _PEAKS = {
   'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5': 459e12, 'TPU v5p': 459e12, 'TPU v6 lite': 918e12,
 }  # fmt: skip
 
-Step = Callable[[Any, Any, Rows, CrossMean], tuple[Any, Any]]
+Step = Callable[[Any, Any, Any, Rows, CrossMean], tuple[Any, Any]]
 
 
 def configure(
@@ -162,6 +162,15 @@ def rows_of_this_process(batch_size: int) -> np.ndarray:
   return jax.process_index() * math.prod(shape) + np.arange(math.prod(shape)).reshape(shape)
 
 
+def split_rows(x: np.ndarray) -> np.ndarray:
+  """What is by step and row of the global batch, [steps, rows, ...], for the devices of this process.
+
+  Returns:
+    [local devices, steps, rows of a device, ...].
+  """
+  return np.moveaxis(x[:, rows_of_this_process(x.shape[1])], 1, 0)
+
+
 def describe() -> dict[str, Any]:
   """What the run runs on, for its record."""
   device = jax.devices()[0]
@@ -242,50 +251,42 @@ def wait(tree: Any) -> None:
   jax.block_until_ready(tree)
 
 
-def repeat(
-  step: Callable[[Any, Any], tuple[Any, Any]], state: Any, times: int, each: Any = None
-) -> tuple[Any, Any]:
-  """(state after so many steps, the last one's metrics), as one loop inside a compiled program.
+def repeat(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, each: Any) -> tuple[Any, Any]:
+  """(state after all steps, the last one's metrics), as one loop inside a compiled program.
 
-  `step` takes the state and its row of `each`, whose arrays are [times, ...], or None.
+  `step` takes the state and its row of `each`, whose arrays are [steps, ...].
   """
-  if times == 1:
+  if len(jax.tree.leaves(each)[0]) == 1:
     return step(state, jax.tree.map(lambda x: x[0], each))
-  state, metrics = jax.lax.scan(step, state, each, length=times)
+  state, metrics = jax.lax.scan(step, state, each)
   return state, jax.tree.map(lambda m: m[-1], metrics)
 
 
-def parallelize(
-  step: Step, batch_size: int, steps_per_dispatch: int = 1, data_by_step: bool = False
-) -> Callable:
-  """A training step on all devices.
+def parallelize(step: Step, batch_size: int) -> Callable:
+  """Training steps on all devices.
 
   Args:
-    step: (state, data, rows, cross_mean) -> (state, metrics), for one device's rows. Gradients and metrics must go
-      through `cross_mean`, so that the state stays equal on all devices.
+    step: (state, data, given, rows, cross_mean) -> (state, metrics), for one device's rows. Gradients and metrics must
+      go through `cross_mean`, so that the state stays equal on all devices.
     batch_size: rows of the global batch, divisible by the number of devices.
-    steps_per_dispatch: how many steps one call makes.
-    data_by_step: `data` holds something else for every step, along a leading axis [steps_per_dispatch, ...].
 
   Returns:
-    (replicated state, replicated or spread data) -> (replicated state, the last step's replicated metrics). The
-    state's buffers are donated.
+    (replicated state, replicated data, given) -> (replicated state, the last step's replicated metrics). `given` has
+    the axes [local devices, steps, rows of a device, ...], see `split_rows`: a call makes so many steps, each with its
+    own. The state's buffers are donated.
 
   Raises:
-    ValueError: rows that do not divide, or steps below one.
+    ValueError: rows that do not divide.
   """
   check_batch(batch_size)
-  checks.integer('steps_per_dispatch', steps_per_dispatch)
   local = batch_size // jax.device_count()
 
   def cross_mean(tree: Any) -> Any:
     return jax.lax.pmean(tree, _AXIS)
 
-  def run(state, data):
+  def run(state, data, given):
     rows = Rows(jax.lax.axis_index(_AXIS) * local + jnp.arange(local), batch_size)
-    if data_by_step:
-      return repeat(lambda s, now: step(s, now, rows, cross_mean), state, steps_per_dispatch, data)
-    return repeat(lambda s, _: step(s, data, rows, cross_mean), state, steps_per_dispatch)
+    return repeat(lambda s, now: step(s, data, now, rows, cross_mean), state, given)
 
   return jax.pmap(run, axis_name=_AXIS, donate_argnums=(0,))
 
@@ -322,6 +323,14 @@ def place_members(tree: Any, members: int) -> Any:
   return _spreader()(parts)
 
 
+def give_members(tree: Any, members: int) -> Any:
+  """Host arrays [members, ...] as `over_members` takes what it is given in every call."""
+  count = jax.local_device_count()
+  if not members_apart(members):
+    return jax.tree.map(lambda x: np.broadcast_to(x, (count, *x.shape)), tree)
+  return jax.tree.map(lambda x: x.reshape(count, members // count, *x.shape[1:]), tree)
+
+
 def collect_members(tree: Any, members: int, by_row: bool = False) -> Any:
   """The tree of NumPy arrays [members, ...] that `place_members` or `over_members` put on the devices.
 
@@ -353,7 +362,8 @@ def over_members(
   for another inside the program; else every device takes its rows of all members.
 
   Args:
-    function: (member, state, data, rows, cross_mean) -> tree, for one member and one device's rows of it.
+    function: (member, state, given, data, rows, cross_mean) -> tree, for one member and one device's rows of it;
+      `given` is for all rows.
     members: how many, >= 1.
     batch_size: rows of a member's batch, divisible by the number of devices.
     donate: let the states' buffers go.
@@ -362,7 +372,7 @@ def over_members(
       convolutions are slow), side by side elsewhere.
 
   Returns:
-    (placed members, placed states, replicated data, first row) -> placed tree.
+    (placed members, placed states, given as `give_members` has it, replicated data, first row) -> placed tree.
 
   Raises:
     ValueError: rows that do not divide, or several processes.
@@ -379,18 +389,18 @@ def over_members(
   def cross_mean(tree: Any) -> Any:
     return tree if apart else jax.lax.pmean(tree, _AXIS)
 
-  def run(member, state, data, start):
+  def run(member, state, given, data, start):
     first_row = start + (0 if apart else jax.lax.axis_index(_AXIS) * local)
     rows = Rows(first_row + jnp.arange(local), batch_size)
 
-    def one(given):
-      return function(*given, data, rows, cross_mean)
+    def one(own):
+      return function(*own, data, rows, cross_mean)
 
     each = jax.vmap(one) if side_by_side else functools.partial(jax.lax.map, one)
-    return each((member, state))
+    return each((member, state, given))
 
   return jax.pmap(
-    run, axis_name=_AXIS, in_axes=(0, 0, 0, None), donate_argnums=(1,) if donate else ()
+    run, axis_name=_AXIS, in_axes=(0, 0, 0, 0, None), donate_argnums=(1,) if donate else ()
   )
 
 

@@ -23,18 +23,19 @@ def test_the_step_lowers_for_other_platforms(platform, narrow):
   step = steps.make_step(assembly.pieces(experiment, loaded.units))
   state = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
 
-  def run(state, data):
+  def run(state, data, given):
     rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
 
     def mean(tree):
       return jax.lax.pmean(tree, 'devices')
 
-    return devices.repeat(lambda s, _: step(s, data, rows, mean), state, 2)
+    return devices.repeat(lambda s, now: step(s, data, now, rows, mean), state, given)
 
   one = jax.tree.map(lambda x: x[None], state)
-  whole = jax.jit(jax.vmap(run, in_axes=(0, None), axis_name='devices', axis_size=1))
-  data = pipeline.Resident(*loaded.train, loaded.order)
-  exported = jax.export.export(whole, platforms=[platform])(one, data)
+  whole = jax.jit(jax.vmap(run, in_axes=(0, None, None), axis_name='devices', axis_size=1))
+  data = pipeline.Resident(loaded.dataset.x, loaded.dataset.label)
+  given = jnp.zeros((2, experiment.batch_size), jnp.int32)
+  exported = jax.export.export(whole, platforms=[platform])(one, data, given)
   text = exported.mlir_module()
   assert exported.platforms == (platform,)
   assert 'stablehlo.convolution' in text

@@ -1,8 +1,8 @@
 """Batches of data that stays in its files, read ahead of the steps that take them.
 
-What a batch holds is the same function of (seed, salt, cursor, row) as on the device, evaluated on the host, so that no
-iterator has a state to save: a feed is addressed by place, and a place that does not follow the last one (after a
-rollback, or where a run is resumed) opens it anew there. Grain reads ahead, with threads or with processes.
+What a batch holds is the same function of (seed, batches seen) as for data on the device, so that no iterator has a
+state to save: a feed is addressed by the batches seen, and where these do not follow the last ones (where a run is
+resumed, or went back) it is opened anew there. Grain reads ahead, with threads or with processes.
 """
 
 import dataclasses
@@ -10,51 +10,35 @@ import multiprocessing
 import os
 import signal
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from diffusion import devices
 from diffusion.data import pipeline
+from diffusion.data.order import Order
 from diffusion.data.records import Records
 
 _AHEAD = 4  # dispatches that the threads of this process read ahead
 
 
-class Place(NamedTuple):
-  """Where in the order of a run: its seed, rollbacks so far, batches drawn so far."""
-
-  seed: int
-  salt: int
-  cursor: int
-
-
 @dataclasses.dataclass(frozen=True)
 class _Stretch:
-  """What Grain reads from: element i is dispatch i after `cursor`, for the rows that this process holds."""
+  """What Grain reads from: element i is dispatch i after `seen` batches, for the rows that this process holds."""
 
   records: Records
-  epochs: pipeline.Epochs
-  cursor: int
+  order: Order
+  seen: int
   steps: int
   rows: np.ndarray  # of the global batch [local devices, rows of a device]
-  total: int
+  batch_size: int
 
   def __len__(self) -> int:
-    examples = len(self.records)
-    return pipeline.batches_in(self.epochs, self.cursor, self.total, examples) // self.steps
+    return 2**40  # there is no end
 
   def __getitem__(self, i: int) -> pipeline.Drawn:
-    index = np.empty((len(self.rows), self.steps, self.rows.shape[1]), np.int32)
-    for k in range(self.steps):
-      found = pipeline.host_indices(
-        self.epochs,
-        self.cursor + i * self.steps + k,
-        self.rows.ravel(),
-        self.total,
-        len(self.records),
-      )
-      index[:, k] = found.reshape(self.rows.shape)
+    index = self.order.batches(self.seen + i * self.steps, self.steps, self.batch_size)
+    index = np.moveaxis(index[:, self.rows], 1, 0)  # [local devices, steps, rows of a device]
     x, label = self.records.labelled(index.ravel())
     return pipeline.Drawn(x.reshape(*index.shape, *x.shape[1:]), label.reshape(index.shape), index)
 
@@ -96,57 +80,55 @@ class Feed:
   host memory, or of three for each worker. Nothing is read or started before it is asked.
   """
 
-  def __init__(self, records: Records, rows: np.ndarray, batch_size: int, steps: int):
-    """What the devices of this process see of the training split.
+  def __init__(self, records: Records, order: Order, rows: np.ndarray, batch_size: int, steps: int):
+    """What the devices of this process see of the training examples.
 
     Args:
-      records: the split.
-      rows: of the global batch that they hold [local devices, rows of a device].
+      records: all rows of the data.
+      order: in which the training examples come.
+      rows: of the global batch that the devices hold [local devices, rows of a device].
       batch_size: rows of the global batch.
       steps: batches in a dispatch.
     """
-    self._records, self._rows, self._total, self._steps = records, rows, batch_size, steps
+    self._records, self._order, self._rows = records, order, rows
+    self._batch_size, self._steps = batch_size, steps
     self._reading = self._waiting = self._following = None
-    self._left = 0
 
-  def take(self, place: Place) -> pipeline.Drawn:
-    """The batches of one dispatch from there on, on the devices.
+  def take(self, seen: int) -> pipeline.Drawn:
+    """The batches of one dispatch after so many, on the devices.
 
     Raises:
       ValueError: a record that cannot be read.
       ChildProcessError: a worker was ended from outside.
     """
-    if place != self._following or (self._waiting is None and not self._left):
-      self._open(place)
+    if seen != self._following:
+      self.close()
+      self._reading = _reading(self._stretch(seen, self._steps), self._records.workers)
     self.ahead()
     taken, self._waiting = self._waiting, None
-    self._following = place._replace(cursor=place.cursor + self._steps)
+    self._following = seen + self._steps
     return taken
 
   def ahead(self) -> None:
     """Sends the next dispatch's batches to the devices; called when these have work, as it waits for the reading."""
-    if self._waiting is None and self._left:
+    if self._waiting is None:
       self._waiting = devices.spread(_next(self._reading))
-      self._left -= 1
 
-  def read(self, place: Place, steps: int) -> pipeline.Drawn:
-    """The `steps` batches from there on in host memory, read now and by this thread."""
-    return self._stretch(place, steps)[0]
+  def read(self, seen: int, steps: int) -> pipeline.Drawn:
+    """The `steps` batches after so many in host memory, read now and by this thread."""
+    return self._stretch(seen, steps)[0]
 
   def close(self) -> None:
     """Forgets what was read ahead, and ends the threads or processes that read."""
     if self._reading is not None:
       self._reading.close()
-    self._reading, self._waiting, self._left = None, None, 0
+    self._reading = self._waiting = self._following = None
 
-  def _open(self, place: Place) -> None:
-    self.close()
-    stretch = self._stretch(place, self._steps)
-    self._reading, self._left = _reading(stretch, self._records.workers), len(stretch)
-
-  def _stretch(self, place: Place, steps: int) -> _Stretch:
-    epochs = pipeline.epochs_from(*place, steps, self._total, len(self._records))
-    return _Stretch(self._records, epochs, place.cursor, steps, self._rows, self._total)
+  def _stretch(self, seen: int, steps: int) -> _Stretch:
+    return _Stretch(
+      records=self._records, order=self._order, seen=seen, steps=steps, rows=self._rows,
+      batch_size=self._batch_size,
+    )  # fmt: skip
 
 
 def _next(reading: Any) -> pipeline.Drawn:

@@ -1,9 +1,4 @@
-"""Batches as a pure function of integers: no iterator, no iterator state, nothing to save.
-
-The order of an epoch is a pseudo-random permutation that is *computed* for the few rows a batch needs (a Feistel
-network with cycle walking), so no permutation is stored, shuffled or sent, and a batch may cross from one epoch into
-the next.
-"""
+"""A batch: its rows gathered from the data on the device, or read by the host, in the units of the network."""
 
 import math
 from collections.abc import Callable
@@ -13,32 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, streams
+from diffusion import checks
 from diffusion.citations import technique
 from diffusion.data.records import Records
-from diffusion.types import Array, Batch, Key, Rows
-
-_ROUNDS = 8
-_EPOCHS = 2**14  # whose secrets a host holds at a time: half a megabyte
+from diffusion.types import Array, Batch, Key
 
 
 class Resident(NamedTuple):
-  """A split held on the device, as stored: x[n, ...] (uint8 levels or floats) and label int32 [n].
+  """A data set held on the device, as stored: x[n, ...] (uint8 levels or floats) and label int32 [n].
 
-  `order` int32 [n] lists its examples as a curriculum wants them; None without one. Where several runs share the
-  arrays, `table` int32 [m] holds this run's rows of them, the first `size` of it, which may be traced.
+  `order` int32 [m] lists the training examples' rows as a curriculum wants them, the first `size` of it where that
+  varies (and may be traced); None without one.
   """
 
   x: Array
   label: Array
   order: Array | None = None
-  table: Array | None = None
-  size: Array | int | None = None
-
-  @property
-  def examples(self) -> Array | int:
-    """How many examples there are to draw from."""
-    return self.x.shape[0] if self.size is None else self.size
+  size: Array | None = None
 
 
 class Drawn(NamedTuple):
@@ -47,128 +33,6 @@ class Drawn(NamedTuple):
   x: Array
   label: Array
   index: Array
-
-
-def _mix(x: Array) -> Array:
-  """A 32-bit integer hash with full avalanche (the finalizer of MurmurHash3)."""
-  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
-
-
-def _secrets(key: Key) -> Array:
-  return jax.random.bits(key, (_ROUNDS,), jnp.uint32)
-
-
-def _encrypt(value: Array, secrets: Array, size: Array | int) -> Array:
-  """A Feistel network on the fewest bits that hold `size`; of JAX's arrays and of NumPy's. secrets: [..., rounds]."""
-  # At least four: on three bits, eight rounds leave some orders 10 % too rare.
-  if checks.traced(size):
-    one, bits = jnp.uint32(1), jnp.maximum(jnp.uint32(4), 32 - jax.lax.clz(size - 1))
-  else:
-    one, bits = 1, max(4, (size - 1).bit_length())
-  low_bits = bits // 2
-  low_mask, high_mask = (one << low_bits) - 1, (one << (bits - low_bits)) - 1
-  low, high = value & low_mask, value >> low_bits
-  for i in range(0, _ROUNDS, 2):  # each half in turn is masked by a hash of the other: invertible
-    high = high ^ (_mix(low ^ secrets[..., i]) & high_mask)
-    low = low ^ (_mix(high ^ secrets[..., i + 1]) & low_mask)
-  return (high << low_bits) | low
-
-
-def permute(key: Key, position: Array, size: int) -> Array:
-  """The image of `position` under a pseudo-random permutation of range(size) that `key` names.
-
-  Args:
-    key: one key; another key is another permutation.
-    position: an integer scalar in [0, size).
-    size: number of elements, 1 to 2^31 - 1; may be traced, with the same result.
-
-  Returns:
-    An int32 scalar in [0, size).
-
-  Source: Luby & Rackoff (1988) for the rounds; Black & Rogaway (2002), section 3, for walking the cycle until the
-  value falls back into range (fewer than two steps on average, since the domain is below 2 size where size > 8).
-  """
-  secrets = _secrets(key)
-  size = size.astype(jnp.uint32) if checks.traced(size) else size
-  start = _encrypt(position.astype(jnp.uint32), secrets, size)
-  return jax.lax.while_loop(
-    lambda v: v >= size, lambda v: _encrypt(v, secrets, size), start
-  ).astype(jnp.int32)
-
-
-def check_size(examples: int, batch_size: int) -> None:
-  """Raises ValueError where the arithmetic of `indices` would leave int32."""
-  if examples < 1:
-    raise ValueError('the training split has no example: give it a larger share of the data')
-  if examples * batch_size + batch_size >= 2**31:
-    raise ValueError(
-      f'{examples} resident examples in batches of {batch_size} exceed 2^31 in a product: use a smaller batch, or '
-      'sources.streamed'
-    )
-
-
-def indices(seed: Array, salt: Array, cursor: Array, rows: Rows, examples: Array | int) -> Array:
-  """The examples of batch `cursor`, rows `rows`: int32 [B] in [0, examples).
-
-  Row r of batch c is position c * total + r of the endless sequence of epochs; within an epoch every example comes
-  exactly once, in an order of its own.
-
-  Args:
-    seed: the run's seed.
-    salt: number of rollbacks; another salt is another order.
-    cursor: batches drawn so far.
-    rows: this device's rows of the global batch.
-    examples: size of the split, which may be traced; examples * (total + 1) < 2^31.
-  """
-  # c * total would overflow on long runs: split c into whole sweeps of `examples` batches and the rest.
-  part = (cursor % examples) * rows.total + rows.index
-  epoch = (cursor // examples) * rows.total + part // examples
-  key = streams.batch_key(seed, 'order', salt, 0)
-  return jax.vmap(lambda e, p: permute(jax.random.fold_in(key, e), p, examples))(
-    epoch, part % examples
-  )
-
-
-class Epochs(NamedTuple):
-  """The order of the epochs first, first + 1, ..., for a host without JAX: their secrets, uint32 [E, rounds]."""
-
-  first: int
-  secrets: np.ndarray
-
-
-def epochs_from(
-  seed: int, salt: int, cursor: int, batches: int, total: int, examples: int
-) -> Epochs:
-  """The epochs that `batches` batches of `total` rows from `cursor` on lie in, and many after them."""
-  first = cursor * total // examples
-  count = max(_EPOCHS, batches * total // examples + 2)
-  epochs = (first + np.arange(count)).astype(np.uint32)
-  return Epochs(first, np.asarray(_secrets_of(np.uint32(seed), np.int32(salt), epochs)))
-
-
-@jax.jit
-def _secrets_of(seed: Array, salt: Array, epochs: Array) -> Array:
-  key = streams.batch_key(seed, 'order', salt, 0)
-  return jax.vmap(lambda e: _secrets(jax.random.fold_in(key, e)))(epochs)
-
-
-def batches_in(epochs: Epochs, cursor: int, total: int, examples: int) -> int:
-  """How many whole batches from `cursor` on the epochs hold."""
-  return (epochs.first + len(epochs.secrets)) * examples // total - cursor
-
-
-def host_indices(
-  epochs: Epochs, cursor: int, rows: np.ndarray, total: int, examples: int
-) -> np.ndarray:
-  """What `indices` gives for these rows [B] of batch `cursor`, equal to the bit, by NumPy alone and in 64 bits."""
-  epoch, place = np.divmod(cursor * total + rows.astype(np.int64), examples)
-  secrets = epochs.secrets[epoch - epochs.first]
-  found = _encrypt(place.astype(np.uint32), secrets, examples)
-  while (outside := found >= examples).any():
-    found[outside] = _encrypt(found[outside], secrets[outside], examples)
-  return found.astype(np.int32)
 
 
 class Units(NamedTuple):
@@ -293,9 +157,8 @@ def restrict(
 
 
 def gather(data: Resident, index: Array, units: Units) -> Batch:
-  """The rows `index` of a resident split as a Batch in network units."""
-  row = index if data.table is None else data.table[index]
-  return in_units(Drawn(data.x[row], data.label[row], index), units)
+  """The rows `index` of a resident data set as a Batch in network units."""
+  return in_units(Drawn(data.x[index], data.label[index], index), units)
 
 
 def in_units(drawn: Drawn, units: Units) -> Batch:

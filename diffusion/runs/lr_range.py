@@ -72,7 +72,7 @@ def run(setting: Setting, low: float, high: float) -> int:
   programs = assembly.programs(experiment, session.loaded)
   state, rows, lowest, previous = devices.replicate(state), [], math.inf, None
   for step in range(every, experiment.num_steps + 1, every):
-    state, metrics = programs.dispatch(state)
+    state, metrics = programs.dispatch(state, step - every)
     if previous is not None:
       rate, loss = (float(x) for x in devices.to_host(previous))
       rows.append((rate, loss))
@@ -80,7 +80,6 @@ def run(setting: Setting, low: float, high: float) -> int:
       if not math.isfinite(loss) or loss > _LOST * lowest:
         break
     previous = (metrics['learning_rate'], metrics['loss'])
-    del step
   programs.close()
   finite = [row for row in rows if math.isfinite(row[1])]
   rates, losses = (list(column) for column in zip(*finite, strict=True))

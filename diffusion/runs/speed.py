@@ -34,16 +34,16 @@ def parse_span(text: str) -> Span | None:
 
 
 def traced(
-  dispatch: Callable[[Any], tuple[Any, Any]],
+  dispatch: Callable[[Any, int], tuple[Any, Any]],
   span: Span,
   cursor: int,
   steps: int,
   folder: pathlib.Path,
-) -> tuple[Callable[[Any], tuple[Any, Any]], Callable[[], None]]:
+) -> tuple[Callable[[Any, int], tuple[Any, Any]], Callable[[], None]]:
   """The same dispatches, those that touch the span traced.
 
   Args:
-    dispatch: state -> (state, metrics), so many `steps` each time.
+    dispatch: (state, batches seen) -> (state, metrics), so many `steps` each time.
     span: what to trace.
     cursor: batches drawn before the first dispatch.
     steps: of a dispatch.
@@ -63,13 +63,13 @@ def traced(
       devices.stop_trace()
       print(f'trace of steps {max(span.start, cursor)} to {place} in {folder}', flush=True)
 
-  def inner(state: Any) -> tuple[Any, Any]:
+  def inner(state: Any, seen: int) -> tuple[Any, Any]:
     nonlocal place, tracing
     if not tracing and place < span.stop and place + steps > span.start:
       devices.wait(state)
       devices.start_trace(str(folder))
       tracing = True
-    result = dispatch(state)
+    result = dispatch(state, seen)
     place += steps
     if tracing and place >= span.stop:
       devices.wait(result)

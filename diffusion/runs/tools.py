@@ -133,10 +133,10 @@ def resumed(remembered: Any, now: Any) -> Any:
   """A remembered host state, to go on from at the replicated state `now`: replicated.
 
   It has the old state's trajectory and the new one's data: the cursor stays, so that the batches since are not seen
-  again, the salt grows, so that those to come are others, and what was skipped stays counted.
+  again, and what was skipped stays counted.
   """
-  here = devices.to_host((now.cursor, now.salt, now.skipped))
+  here = devices.to_host((now.cursor, now.skipped))
   state = remembered._replace(
-    cursor=here[0], salt=here[1] + 1, skipped=here[2], skipped_in_a_row=np.zeros_like(here[2])
+    cursor=here[0], skipped=here[1], skipped_in_a_row=np.zeros_like(here[1])
   )
   return devices.replicate(jax.tree.map(np.asarray, state))

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion import devices, streams
 from diffusion.data import augment, feed, pipeline, records, sources, splits
+from diffusion.data.order import Order, check_size
 from diffusion.data.records import Records, select
 from diffusion.evaluation import gap
 from diffusion.evaluation.metric import Asked, Network, Plan
@@ -35,7 +36,7 @@ from diffusion.types import (
 class Loaded(NamedTuple):
   """The data of an experiment, split; arrays as stored. `order` is the training examples' by the curriculum.
 
-  The training images are `Records` where they are streamed, which read on demand.
+  `order` are rows of `dataset`. The training images are `Records` where they are streamed, which read on demand.
   """
 
   dataset: sources.Dataset
@@ -85,7 +86,7 @@ def load_data(experiment: Experiment) -> Loaded:
     )
   split = splits.make(data.x, data.label, experiment.split, data.test is not None)
   streamed = isinstance(data.x, Records)
-  pipeline.check_size(len(split.train), 1 if streamed else experiment.batch_size)
+  check_size(len(split.train))
   if len(split.validation) < 2:
     raise ValueError(
       f'validation needs at least 2 examples, got {len(split.validation)}: hold out more'
@@ -108,7 +109,7 @@ def load_data(experiment: Experiment) -> Loaded:
     score = (
       experiment.curriculum.rank(*train) if experiment.curriculum.rank else np.zeros(len(train[0]))
     )
-    order = np.argsort(score, kind='stable').astype(np.int32)
+    order = split.train[np.argsort(score, kind='stable')].astype(np.int32)
   return Loaded(data, split, units, order, *parts)
 
 
@@ -212,7 +213,7 @@ def step_flops(experiment: Experiment, loaded: Loaded, state: states.TrainState)
 
   def one(state, x, label, index):
     rows = Rows(jnp.arange(size), size)
-    return step(state, pipeline.Drawn(x, label, index), rows, lambda tree: tree)
+    return step(state, None, pipeline.Drawn(x, label, index), rows, lambda tree: tree)
 
   whole = jax.ShapeDtypeStruct((size,), jnp.int32)
   x = jax.ShapeDtypeStruct((size, *loaded.dataset.x.shape[1:]), loaded.dataset.x.dtype)
@@ -235,7 +236,7 @@ class Programs(NamedTuple):
   """The compiled functions of a run, made once; all take replicated trees.
 
   Attributes:
-    dispatch: state -> (state, metrics); donates the state.
+    dispatch: (state, batches seen) -> (state, metrics); donates the state.
     settle: state -> state with the judged weights' own batch statistics, donating it; or the same state, where there
       are none.
     losses: (weights, x as stored [n, ...], label [n], position [n]) -> bank losses [n, L].
@@ -244,7 +245,7 @@ class Programs(NamedTuple):
     close: () -> None; ends what reads ahead of `dispatch`.
   """
 
-  dispatch: Callable[[Any], tuple[Any, Any]]
+  dispatch: Callable[[Any, int], tuple[Any, Any]]
   settle: Callable[[Any], Any]
   losses: Callable[..., np.ndarray]
   validate: Callable[[Any], dict[str, float]]
@@ -255,68 +256,84 @@ class Programs(NamedTuple):
 def programs(experiment: Experiment, loaded: Loaded) -> Programs:
   """The run's functions on all devices.
 
-  The training split is sent to every device when first needed, once; where it is streamed, batch by batch.
+  The data is sent to every device when first needed, once; where it is streamed, batch by batch.
   """
   parts = pieces(experiment, loaded.units)
-  make = _streamed if loaded.streamed else _resident
-  dispatch, first_batches, close = make(experiment, loaded, steps.make_step(parts))
+  batches = _batches(experiment, loaded)
+  step = devices.compile_apart(devices.parallelize(steps.make_step(parts), experiment.batch_size))
+
+  def dispatch(state: Any, seen: int) -> tuple[Any, Any]:
+    result = step(state, batches.data(), batches.take(seen))
+    batches.ahead()
+    return result
+
   losses = gap.bank_losses(experiment.diffusion, experiment.model, loaded.units, experiment.bank)
   return Programs(
     dispatch=dispatch,
-    settle=_make_settle(experiment, steps.make_statistics(parts), first_batches),
+    settle=_make_settle(experiment, steps.make_statistics(parts), batches),
     losses=losses,
     validate=_make_validate(losses, loaded),
     sample=make_sample(experiment, loaded.dataset.x.shape[1:]),
-    close=close,
+    close=batches.close,
   )
 
 
-def _resident(
-  experiment: Experiment, loaded: Loaded, step: Callable
-) -> tuple[Callable, Callable, Callable]:
-  """(dispatch, () -> what `make_statistics` takes as data, close) with the training split on every device."""
-  step = devices.compile_apart(
-    devices.parallelize(step, experiment.batch_size, experiment.steps_per_dispatch)
+class _Batches(NamedTuple):
+  """What steps are given: rows of the data on the devices, or (`data() = None`) what the host reads of them.
+
+  Attributes:
+    data: () -> what every device holds.
+    take: batches seen -> what the steps of a dispatch are given.
+    first: () -> the batches that `make_statistics` takes, as one step's.
+    ahead: () -> None; prepares what the next dispatch takes.
+    close: () -> None.
+  """
+
+  data: Callable[[], Any]
+  take: Callable[[int], Any]
+  first: Callable[[], Any]
+  ahead: Callable[[], None]
+  close: Callable[[], None]
+
+
+def _batches(experiment: Experiment, loaded: Loaded) -> _Batches:
+  size, count = experiment.batch_size, experiment.steps_per_dispatch
+  order = Order(experiment.seed, loaded.split.train)
+
+  def as_one(given: Any) -> Any:
+    return jax.tree.map(lambda x: x[:, None], given)
+
+  if loaded.streamed:
+    rows = devices.rows_of_this_process(size)
+    fed = feed.Feed(loaded.dataset.x, order, rows, size, count)
+    first = functools.cache(lambda: as_one(fed.read(0, steps.STATISTICS_BATCHES)))
+    return _Batches(
+      lambda: None, fed.take, lambda: devices.spread(first()), fed.ahead, close=fed.close
+    )
+  resident = pipeline.Resident(loaded.dataset.x, loaded.dataset.label, loaded.order)
+  return _Batches(
+    data=functools.cache(lambda: devices.replicate(resident)),
+    take=lambda seen: devices.split_rows(order.batches(seen, count, size)),
+    first=lambda: as_one(devices.split_rows(order.batches(0, steps.STATISTICS_BATCHES, size))),
+    ahead=lambda: None,
+    close=lambda: None,
   )
-  data = functools.cache(lambda: devices.replicate(pipeline.Resident(*loaded.train, loaded.order)))
-  return lambda state: step(state, data()), data, lambda: None
 
 
-def _streamed(
-  experiment: Experiment, loaded: Loaded, step: Callable
-) -> tuple[Callable, Callable, Callable]:
-  """The same with batches that the host reads."""
-  count = experiment.steps_per_dispatch
-  step = devices.compile_apart(
-    devices.parallelize(step, experiment.batch_size, count, data_by_step=True)
-  )
-  rows = devices.rows_of_this_process(experiment.batch_size)
-  source = feed.Feed(loaded.train[0], rows, experiment.batch_size, count)
-  place = known = None
-
-  def dispatch(state: Any) -> tuple[Any, Any]:
-    nonlocal place, known
-    # Of a state that the last dispatch did not return, look where it stands, which waits for it.
-    if state.cursor is not known:
-      looked = devices.to_host((state.seed, state.salt, state.cursor))
-      place = feed.Place(*(int(value) for value in looked))
-    state, metrics = step(state, source.take(place))
-    source.ahead()
-    place, known = place._replace(cursor=place.cursor + count), state.cursor
-    return state, metrics
-
-  start = feed.Place(experiment.seed, 0, 0)
-  first = functools.cache(lambda: source.read(start, steps.STATISTICS_BATCHES))
-  return dispatch, lambda: devices.spread(first()), source.close
-
-
-def _make_settle(experiment: Experiment, statistics: Callable, data: Callable) -> Callable:
-  def one(state: states.TrainState, data, rows, cross_mean):
-    found = statistics(judged_parameters(experiment, state), state, data, rows, cross_mean)
+def _make_settle(experiment: Experiment, statistics: Callable, batches: _Batches) -> Callable:
+  def one(state: states.TrainState, data, given, rows, cross_mean):
+    judged = judged_parameters(experiment, state)
+    found = statistics(judged, state, data, given, rows, cross_mean)
     return state._replace(judged_statistics=found), ()
 
   settle = devices.parallelize(one, experiment.batch_size)
-  return lambda state: settle(state, data())[0] if state.statistics else state
+
+  def settled(state: Any) -> Any:
+    if not state.statistics:
+      return state
+    return settle(state, batches.data(), batches.first())[0]
+
+  return settled
 
 
 def evenly(loaded: Loaded) -> np.ndarray:

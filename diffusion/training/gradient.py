@@ -74,7 +74,7 @@ class Draws(NamedTuple):
 
 def stream_key(state: TrainState, purpose: str) -> Key:
   """The key of one purpose for the batch that the state is about to see."""
-  return streams.batch_key(state.seed, purpose, state.salt, state.cursor)
+  return streams.batch_key(state.seed, purpose, state.cursor)
 
 
 def draw(pieces: Pieces, state: TrainState, batch: Batch, rows: Rows) -> Draws:
@@ -208,18 +208,29 @@ def noise_estimates(small: Array, large: Array, rows: int, parts: int) -> dict[s
 
 
 def take_batch(
-  pieces: Pieces, state: TrainState, data: pipeline.Resident | pipeline.Drawn, rows: Rows
+  pieces: Pieces,
+  state: TrainState,
+  data: pipeline.Resident | None,
+  given: Array | pipeline.Drawn,
+  rows: Rows,
 ) -> Batch:
-  """The rows of this step's batch, chosen (where the host has not done so) and transformed."""
+  """The rows of this step's batch, gathered from the data or as the host has read them, and transformed.
+
+  Args:
+    pieces: of the step.
+    state: before the step.
+    data: on the device; None where the host reads.
+    given: the rows to gather, int32 [B], or what the host has read of them.
+    rows: places in the global batch.
+  """
   progress = state.step / pieces.num_steps
-  if isinstance(data, pipeline.Drawn):
-    batch = pipeline.in_units(data, pieces.units)
+  if isinstance(given, pipeline.Drawn):
+    batch = pipeline.in_units(given, pieces.units)
   else:
-    index = pipeline.indices(state.seed, state.salt, state.cursor, rows, data.examples)
     if pieces.curriculum is not None:
       keys = streams.row_keys(stream_key(state, 'curriculum'), rows.index)
       share = pieces.curriculum.share(progress)
-      index = pipeline.restrict(index, keys, share, data.order, data.examples)
-    batch = pipeline.gather(data, index, pieces.units)
+      given = pipeline.restrict(given, keys, share, data.order, data.size)
+    batch = pipeline.gather(data, given, pieces.units)
   batch = pieces.augment(streams.row_keys(stream_key(state, 'augmentation'), rows.index), batch)
   return batch if pieces.curriculum is None else pieces.curriculum.transform(batch, progress)

@@ -56,7 +56,7 @@ class Tools(NamedTuple):
   """What the loop acts through. `state` is the replicated TrainState throughout.
 
   Attributes:
-    dispatch: state -> (state, metrics on the device); donates the state.
+    dispatch: (state, batches seen) -> (state, metrics on the device); donates the state.
     validate: state -> a row of metrics.
     save: (place, state, callback states, metric, reason to stop or None) -> None.
     draw: (step, state) -> None.
@@ -71,7 +71,7 @@ class Tools(NamedTuple):
     fetch: metrics on the device -> on the host; waits for them.
   """
 
-  dispatch: Callable[[Any], tuple[Any, Any]]
+  dispatch: Callable[[Any, int], tuple[Any, Any]]
   validate: Callable[[Any], dict[str, float]]
   save: Callable[[Place, Any, dict[str, CallbackState], float, str | None], None]
   draw: Callable[[int, Any], None]
@@ -155,10 +155,10 @@ def train(
   steps, answer = walk(state, start, cadence, callbacks, callback_states, tools), None
   while True:
     try:
-      state = steps.send(answer)
+      asked = steps.send(answer)
     except StopIteration as end:
       return end.value
-    answer = tools.dispatch(state)
+    answer = tools.dispatch(*asked)
 
 
 def walk(
@@ -169,7 +169,7 @@ def walk(
   callback_states: Mapping[str, CallbackState],
   tools: Tools,
 ) -> Walk:
-  """The loop, which yields each state to dispatch and is sent what `Tools.dispatch` returns; it returns the Outcome.
+  """The loop, which yields what `Tools.dispatch` takes and is sent what it returns; it returns the Outcome.
 
   So whoever drives it can make the dispatches of several runs at once. A row that nothing waits for is written after
   the next dispatch is on its way, so that the device never idles for a number; at most two dispatches are in flight.
@@ -184,7 +184,7 @@ def walk(
     return row
 
   while place.step < cadence.num_steps and reason is None and signal is None:
-    state, metrics = yield state
+    state, metrics = yield state, place.cursor
     place = place.after(cadence.steps_per_dispatch)
     if previous is not None:
       devices.wait(previous)
@@ -276,8 +276,8 @@ def _go_back(
 ) -> tuple[Any, Place, dict[str, CallbackState], str | None]:
   """(state, place, callback states) to go on from, and a reason to stop if there is nothing to go back to.
 
-  The batches seen since are passed over (the cursor stays) and later ones come in another order (a new salt). What a
-  guard has counted stays, or it would forget why it went back.
+  The batches seen since are passed over: the cursor stays. What a guard has counted stays, or it would forget why it
+  went back.
   """
   found = tools.recall(place, back.steps, state)
   if found is None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from diffusion import checks, devices
 from diffusion.data import pipeline
+from diffusion.data.order import Order
 from diffusion.evaluation import gap
 from diffusion.training import assembly
 from diffusion.training import step as steps
@@ -34,9 +35,8 @@ class Member(NamedTuple):
   Attributes:
     values: the numbers that vary, by name.
     units: mean and deviation of its data; () where they are alike.
-    size: int32, its training examples; () where they are as many.
-    table: int32 [n], its training examples' rows in the shared data, filled up with zeros.
-    order: int32 [n], of its curriculum; () without one.
+    order: int32 [n], of its curriculum, filled up with zeros; () without one.
+    size: int32, how many of them count; () where all do.
     looked_at: int32 [v], the rows that validation looks at, filled up with zeros.
     position: int32 [v], their places in the bank.
     live: whether it moves.
@@ -44,9 +44,8 @@ class Member(NamedTuple):
 
   values: dict[str, Any]
   units: tuple[Any, ...]
-  size: Any
-  table: Any
   order: Any
+  size: Any
   looked_at: Any
   position: Any
   live: Any
@@ -59,18 +58,18 @@ class Population(NamedTuple):
     build: the values of a member -> its Experiment; traceable.
     experiment: of the first member, for what all share.
     units: of the shared data; mean and deviation are the members' own where they differ.
-    size: of the training splits, or None where they differ.
     data: all examples, as stored.
     members: stacked: every leaf is [K, ...].
+    orders: in which each one's training examples come.
     parts: of each member, how many training and held-out rows `looked_at` begins with.
   """
 
   build: Callable[[Mapping[str, Any]], Experiment]
   experiment: Experiment
   units: pipeline.Units
-  size: int | None
   data: pipeline.Resident
   members: Member
+  orders: tuple[Order, ...]
   parts: tuple[tuple[int, int], ...]
 
 
@@ -130,11 +129,13 @@ def check_program(population: Population, first: Mapping[str, Any], state: Train
   """Raises ValueError, naming it, for a number with which a step cannot be made."""
   rows = Rows(jnp.arange(population.experiment.batch_size), population.experiment.batch_size)
 
-  def trace(build, values, member, state, data) -> Any:
+  def trace(build, values, member, state, given, data) -> Any:
     dispatch = make_dispatch(population._replace(build=build))
-    return dispatch(member._replace(values=values), state, data, rows, lambda tree: tree)
+    return dispatch(member._replace(values=values), state, given, data, rows, lambda tree: tree)
 
-  arrays = take(population.members, 0), state, population.data
+  experiment = population.experiment
+  given = np.zeros((experiment.steps_per_dispatch, experiment.batch_size), np.int32)
+  arrays = take(population.members, 0), state, given, population.data
   _refusal(population.build, first, trace, *arrays)
 
 
@@ -170,20 +171,20 @@ def gather(
   if not all(same_data(one, first) for one in loaded):
     raise ValueError('the members of a population share one data set, and theirs differ')
   looked = [_looked_at(one) for one in loaded]
-  sizes = {len(one.split.train) for one in loaded}
+  sizes = [len(one.split.train) for one in loaded]
+  alike = first.order is None or len(set(sizes)) == 1
   members = Member(
     values={name: _numbers(name, [one[name] for one in values]) for name in values[0]},
     units=_moments([one.units for one in loaded]),
-    size=() if len(sizes) == 1 else np.array([len(one.split.train) for one in loaded], np.int32),
-    table=_filled([one.split.train for one in loaded]),
+    size=() if alike else np.array(sizes, np.int32),
     order=() if first.order is None else _filled([one.order for one in loaded]),
     looked_at=_filled([np.concatenate(rows) for rows in looked]),
     position=_filled([np.concatenate([np.arange(len(part)) for part in rows]) for rows in looked]),
     live=np.ones(len(loaded), bool),
   )
   return Population(
-    build, experiments[0], first.units, sizes.pop() if len(sizes) == 1 else None,
-    pipeline.Resident(first.dataset.x, first.dataset.label), members,
+    build, experiments[0], first.units, pipeline.Resident(first.dataset.x, first.dataset.label), members,
+    tuple(Order(made.seed, one.split.train) for made, one in zip(experiments, loaded, strict=True)),
     tuple((len(seen), len(held_out)) for seen, held_out in looked),
   )  # fmt: skip
 
@@ -230,29 +231,34 @@ def _units(population: Population, member: Member) -> pipeline.Units:
   return pipeline.Units(population.units.levels, *member.units)
 
 
-def _own_data(population: Population, member: Member, data: pipeline.Resident) -> pipeline.Resident:
-  size = population.size
-  return data._replace(
-    table=member.table,
-    order=None if isinstance(member.order, tuple) else member.order,
-    size=member.size if size is None else size,
-  )
+def _own_data(member: Member, data: pipeline.Resident) -> pipeline.Resident:
+  order, size = (None if isinstance(one, tuple) else one for one in (member.order, member.size))
+  return data._replace(order=order, size=size)
 
 
 def make_dispatch(population: Population) -> Callable:
-  """(member, state, data, rows, cross_mean) -> (state, metrics): a dispatch of one member; it stays where not live."""
-  count = population.experiment.steps_per_dispatch
+  """(member, state, given, data, rows, cross_mean) -> (state, metrics): a dispatch of a member, which stays if not live.
+
+  `given` are the rows of all its batches, int32 [steps, rows of a batch].
+  """
 
   def dispatch(
-    member: Member, state: TrainState, data: pipeline.Resident, rows: Rows, cross_mean: CrossMean
+    member: Member,
+    state: TrainState,
+    given,
+    data: pipeline.Resident,
+    rows: Rows,
+    cross_mean: CrossMean,
   ) -> tuple[TrainState, dict[str, Array]]:
     experiment = population.build(member.values)
     step = steps.make_step(assembly.pieces(experiment, _units(population, member)))
-    own = _own_data(population, member, data)
+    own = _own_data(member, data)
     rows = _as_alone(rows, experiment.micro_batches)
 
     def move(state: TrainState):
-      return devices.repeat(lambda s, _: step(s, own, rows, cross_mean), state, count)
+      return devices.repeat(
+        lambda s, now: step(s, own, now, rows, cross_mean), state, given[:, rows.index]
+      )
 
     def stay(state: TrainState):
       rate = experiment.optimizer.learning_rate(state.optimizer) * state.learning_rate_scale
@@ -274,22 +280,25 @@ def _as_alone(rows: Rows, micro_batches: int) -> Rows:
 
 
 def make_statistics(population: Population) -> Callable:
-  """(member, state, data, rows, cross_mean) -> batch statistics of the judged weights."""
+  """(member, state, given, data, rows, cross_mean) -> batch statistics of the judged weights."""
 
-  def statistics(member: Member, state: TrainState, data, rows: Rows, cross_mean: CrossMean):
+  def statistics(member: Member, state: TrainState, given, data, rows: Rows, cross_mean: CrossMean):
     experiment = population.build(member.values)
     found = steps.make_statistics(assembly.pieces(experiment, _units(population, member)))
-    own = _own_data(population, member, data)
-    return found(assembly.judged_parameters(experiment, state), state, own, rows, cross_mean)
+    own = _own_data(member, data)
+    judged = assembly.judged_parameters(experiment, state)
+    return found(judged, state, own, given[:, rows.index], rows, cross_mean)
 
   return statistics
 
 
 def make_losses(population: Population) -> Callable:
-  """(member, state, data, rows, cross_mean) -> bank losses [B, L] of these rows of `looked_at`."""
+  """(member, state, given, data, rows, cross_mean) -> bank losses [B, L] of these rows of `looked_at`."""
 
-  def losses(member: Member, state: TrainState, data, rows: Rows, cross_mean: CrossMean) -> Array:
-    del cross_mean
+  def losses(
+    member: Member, state: TrainState, given, data, rows: Rows, cross_mean: CrossMean
+  ) -> Array:
+    del given, cross_mean
     experiment = population.build(member.values)
     units = _units(population, member)
     measure = gap.make_losses(experiment.diffusion, experiment.model, units, experiment.bank)
@@ -330,4 +339,6 @@ def stack(trees: Sequence[Any]) -> Any:
 def some(population: Population, which: Sequence[int]) -> Population:
   """The population of these members alone."""
   parts = tuple(population.parts[k] for k in which)
-  return population._replace(members=take(population.members, np.array(which)), parts=parts)
+  orders = tuple(population.orders[k] for k in which)
+  members = take(population.members, np.array(which))
+  return population._replace(members=members, orders=orders, parts=parts)

@@ -18,6 +18,7 @@ from diffusion.training.population import (
   take,
 )
 from diffusion.training.state import TrainState
+from diffusion.training.step import STATISTICS_BATCHES
 
 _LOOKED_AT = 256  # rows of a member that validation takes at a time
 
@@ -48,6 +49,7 @@ class Running:
     # What each place holds: a member, or (None) a copy of the first one's, to fill up.
     self._slots: list[int | None] = list(range(len(states)))
     self._live = set(range(len(states)))
+    self._seen = [int(state.cursor) for state in states]  # batches, by member
     self._data = devices.replicate(population.data)
     self._programs: dict[tuple[str, int], Callable] = {}
     self._host: Any = stack(states)  # the states, where they are known on the host
@@ -64,7 +66,13 @@ class Running:
     """
     self._arrange(set(live))
     placed, members = self._place()
-    self._placed, metrics = self._run('dispatch', members, placed)
+    experiment = self.population.experiment
+    given = self._rows_given(
+      lambda k: self._seen[k] if k in self._live else 0, experiment.steps_per_dispatch
+    )
+    self._placed, metrics = self._run('dispatch', members, placed, given)
+    for k in live:
+      self._seen[k] += experiment.steps_per_dispatch
     self._host = self._losses = self._statistics = None
     size = len(self._slots)
     fetch = functools.cache(lambda: devices.collect_members(metrics, size))
@@ -79,7 +87,8 @@ class Running:
     if self._has_statistics:
       if self._statistics is None:
         placed, members = self._place()
-        found = self._run('statistics', members, placed)
+        given = self._rows_given(lambda k: 0, STATISTICS_BATCHES)
+        found = self._run('statistics', members, placed, given)
         self._statistics = devices.collect_members(found, len(self._slots))
       own = take(self._statistics, self._slots.index(k))
       self.put(k, self.own(k)._replace(judged_statistics=own))
@@ -95,7 +104,7 @@ class Running:
       else:
         placed, members = self._place()
       count, rows = self.population.members.looked_at.shape[1], self._rows('losses')
-      parts = [self._run('losses', members, placed, i) for i in range(0, count, rows)]
+      parts = [self._run('losses', members, placed, (), i) for i in range(0, count, rows)]
       found = [devices.collect_members(one, len(self._slots), by_row=True) for one in parts]
       self._losses = np.concatenate(found, axis=1)
     losses, (seen, held_out) = self._losses[self._slots.index(k)], self.population.parts[k]
@@ -121,7 +130,14 @@ class Running:
       return self.population.experiment.batch_size
     return devices.divisible(min(_LOOKED_AT, self.population.members.looked_at.shape[1]))
 
-  def _run(self, kind: str, members: Any, placed: Any, first_row: int = 0) -> Any:
+  def _rows_given(self, seen: Callable[[int], int], steps: int) -> Any:
+    """The rows of each member's next batches after so many."""
+    size = self.population.experiment.batch_size
+    whose = [self._slots[0] if k is None else k for k in self._slots]
+    rows = [self.population.orders[k].batches(seen(k), steps, size) for k in whose]
+    return devices.give_members(np.stack(rows), len(self._slots))
+
+  def _run(self, kind: str, members: Any, placed: Any, given: Any, first_row: int = 0) -> Any:
     size = len(self._slots)
     if (kind, size) not in self._programs:
       make = {'dispatch': make_dispatch, 'statistics': make_statistics, 'losses': make_losses}
@@ -131,7 +147,7 @@ class Running:
       )  # fmt: skip
       if kind == 'dispatch':
         self.sizes.append(size)
-    return self._programs[kind, size](members, placed, self._data, np.int32(first_row))
+    return self._programs[kind, size](members, placed, given, self._data, np.int32(first_row))
 
   def _on_host(self) -> TrainState:
     if self._host is None:

@@ -36,7 +36,6 @@ class TrainState(NamedTuple):
     seed: uint32, the root of every random stream.
     step: int32, batches on this trajectory; a rollback turns it back.
     cursor: int32, batches drawn so far; nothing turns it back.
-    salt: int32, rollbacks so far; it changes the order and the draws after each.
     skipped: int32, steps left out because something was not finite.
     skipped_in_a_row: int32, of those the ones at the very end.
     params: what is learned.
@@ -52,7 +51,6 @@ class TrainState(NamedTuple):
   seed: Array
   step: Array
   cursor: Array
-  salt: Array
   skipped: Array
   skipped_in_a_row: Array
   params: Parameters
@@ -106,7 +104,7 @@ def init_state(
   window: dict[str, Array],
 ) -> TrainState:
   """The state before the first step. Every leaf has a buffer of its own, as donation demands."""
-  zeros = [jnp.zeros((), jnp.int32) for _ in range(5)]
+  zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]
   return TrainState(
     jnp.asarray(seed, jnp.uint32),
     *zeros,

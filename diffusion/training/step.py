@@ -50,7 +50,7 @@ def summarize(
 
 
 def make_step(pieces: Pieces) -> Callable:
-  """The step: (state, data, rows, cross_mean) -> (state, metrics).
+  """The step: (state, data, given, rows, cross_mean) -> (state, metrics); `data` and `given` as `take_batch` has them.
 
   A step is all or nothing: where the loss, the gradient or the update is not finite, the whole old state stays, and
   only `step`, `cursor` and the two counters of skipped steps move. The metrics are means over the window of
@@ -60,11 +60,12 @@ def make_step(pieces: Pieces) -> Callable:
 
   def step(
     state: TrainState,
-    data: pipeline.Resident | pipeline.Drawn,
+    data: pipeline.Resident | None,
+    given: Array | pipeline.Drawn,
     rows: Rows,
     cross_mean: CrossMean,
   ):
-    batch = gradient.take_batch(pieces, state, data, rows)
+    batch = gradient.take_batch(pieces, state, data, given, rows)
     draws = gradient.draw(pieces, state, batch, rows)
     if pieces.micro_batches == 1:
       found, parts_square = (
@@ -123,22 +124,19 @@ def make_step(pieces: Pieces) -> Callable:
 
 
 def make_statistics(pieces: Pieces) -> Callable:
-  """(parameters, state, data, rows, cross_mean) -> statistics of these parameters.
+  """(parameters, state, data, given, rows, cross_mean) -> statistics of these parameters.
 
-  The plain mean over the first `STATISTICS_BATCHES` batches of the run, with its noise and augmentations and without
-  dropout: a function of the parameters and the seed alone. `data` is a `pipeline.Resident`, or those batches `Drawn`,
-  along a leading axis.
+  The plain mean over the first `STATISTICS_BATCHES` batches of the run, which `given` has along a leading axis, with
+  the run's noise and augmentations and without dropout: a function of the parameters and the seed alone.
   """
 
-  def statistics(params: Parameters, state: TrainState, data, rows: Rows, cross_mean: CrossMean):
-    drawn = data if isinstance(data, pipeline.Drawn) else None
-
+  def statistics(
+    params: Parameters, state: TrainState, data, given, rows: Rows, cross_mean: CrossMean
+  ):
     def one(statistics, at):
-      i, batch = at
-      now = state._replace(
-        params=params, step=jnp.full((), pieces.num_steps), cursor=i, salt=jnp.zeros((), jnp.int32)
-      )
-      batch = gradient.take_batch(pieces, now, batch or data, rows)
+      i, given = at
+      now = state._replace(params=params, step=jnp.full((), pieces.num_steps), cursor=i)
+      batch = gradient.take_batch(pieces, now, data, given, rows)
       draws = gradient.draw(pieces, now, batch, rows)
       path = gaussian.bind(pieces.diffusion, params.schedule)
       marginal = path.marginal(draws.t)
@@ -151,6 +149,6 @@ def make_statistics(pieces: Pieces) -> Callable:
       )  # fmt: skip
       return statistics, None
 
-    return jax.lax.scan(one, state.statistics, (jnp.arange(STATISTICS_BATCHES), drawn))[0]
+    return jax.lax.scan(one, state.statistics, (jnp.arange(STATISTICS_BATCHES), given))[0]
 
   return statistics

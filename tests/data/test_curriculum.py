@@ -75,7 +75,7 @@ def test_images_that_cannot_be_halved_are_refused():
 
 
 def indices_of(experiment, step):
-  """Which examples the batch at this step holds."""
+  """Which rows of the data the batch at this step holds."""
   from diffusion.training import assembly, gradient
   from diffusion.types import Rows
 
@@ -83,15 +83,18 @@ def indices_of(experiment, step):
   pieces = assembly.pieces(experiment, loaded.units)
   state = state._replace(step=jnp.int32(step), cursor=jnp.int32(step))
   rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
-  return loaded, np.asarray(gradient.take_batch(pieces, state, data, rows).index)
+  given = tiny.rows_of(experiment, loaded, step)
+  return loaded, np.asarray(gradient.take_batch(pieces, state, data, given, rows).index)
 
 
 def test_a_step_sees_easy_examples_first_and_the_plain_run_in_the_end():
   plain = tiny.experiment()
   made = plain._replace(curriculum=curriculum.by_class([1, 0], curriculum.linear(0.3, 0.5)))
   loaded, early = indices_of(made, 0)
-  assert (loaded.train[1][early] == 1).all()
-  assert set(loaded.train[1][indices_of(made, 19)[1]]) == {0, 1}
+  label = loaded.dataset.label
+  assert (label[early] == 1).all()
+  assert set(label[indices_of(made, 19)[1]]) == {0, 1}
+  assert set(early.tolist()) <= set(loaded.split.train.tolist())
   np.testing.assert_array_equal(indices_of(made, 20)[1], indices_of(plain, 20)[1])
 
 

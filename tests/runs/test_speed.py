@@ -27,25 +27,25 @@ def test_a_step_takes_three_times_the_products_of_the_network_and_sums_its_losse
 
 
 def test_a_trace_takes_the_dispatches_that_touch_its_span(tmp_path, capsys):
-  dispatch, close = speed.traced(lambda s: (s + 1, s), speed.Span(7, 12), 0, 5, tmp_path / 'trace')
+  dispatch, close = speed.traced(lambda s, seen: (s + 1, s), speed.Span(7, 12), 0, 5, tmp_path / 'trace')
   for state in range(4):
-    assert dispatch(state) == (state + 1, state)
+    assert dispatch(state, 0) == (state + 1, state)
     assert (tmp_path / 'trace').exists() == (state >= 2)  # written once 12 has been passed
   close()
   assert capsys.readouterr().out.count('trace of steps 7 to 15') == 1
 
 
 def test_a_run_that_ends_within_the_span_keeps_what_was_traced(tmp_path, capsys):
-  dispatch, close = speed.traced(lambda s: (s, s), speed.Span(0, 100), 0, 5, tmp_path)
-  dispatch(0)
+  dispatch, close = speed.traced(lambda s, seen: (s, s), speed.Span(0, 100), 0, 5, tmp_path)
+  dispatch(0, 0)
   close()
   assert 'trace of steps 0 to 5' in capsys.readouterr().out
   assert any(path.name.endswith('.xplane.pb') for path in tmp_path.rglob('*'))
 
 
 def test_a_run_that_does_not_reach_the_span_says_so(tmp_path, capsys):
-  dispatch, close = speed.traced(lambda s: (s, s), speed.Span(50, 60), 0, 5, tmp_path)
-  dispatch(0)
+  dispatch, close = speed.traced(lambda s, seen: (s, s), speed.Span(50, 60), 0, 5, tmp_path)
+  dispatch(0, 0)
   close()
   assert 'no trace: no step of 50 to 60 was made' in capsys.readouterr().out
 

@@ -9,18 +9,15 @@ from diffusion import devices
 from diffusion.training import assembly
 from diffusion.training import experiment as experiments
 from diffusion.training import gradient as gradients
-from diffusion.training import step as steps
-from diffusion.types import Rows
 from tests.training import tiny
 
 
 def run(made, count=4):
   loaded, state, data = tiny.start(made)
   state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
-  step = jax.jit(steps.make_step(assembly.pieces(made, loaded.units)), static_argnums=3)
-  identity = lambda tree: tree  # noqa: E731
+  step = tiny.one_device(made, loaded)
   for _ in range(count):
-    state, metrics = step(state, data, Rows(jnp.arange(32), 32), identity)
+    state, metrics = step(state, data)
   return tiny.leaves(state), metrics
 
 
@@ -56,7 +53,7 @@ def test_the_noise_scale_is_logged_and_the_same_on_four_devices(x64):
   state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
   programs, many = assembly.programs(made, loaded), devices.replicate(state)
   for _ in range(5):
-    many, other = programs.dispatch(many)
+    many, other = tiny.dispatch(programs, many)
     devices.wait(other)
   # On four devices a part holds other rows, so its estimate is another one of the same quantity.
   ratio = float(devices.to_host(other)['gradient_variance'] / metrics['gradient_variance'])

@@ -10,8 +10,6 @@ from diffusion.models import mlp, normalization
 from diffusion.sampling import samplers
 from diffusion.training import assembly
 from diffusion.training import experiment as experiments
-from diffusion.training import step as steps
-from diffusion.types import Rows
 from tests.training import tiny
 
 
@@ -31,12 +29,11 @@ def test_four_devices_have_the_statistics_of_one_with_the_global_batch(x64):
   programs = assembly.programs(made, loaded)
   many = devices.replicate(state)
   one = state
-  step = jax.jit(steps.make_step(assembly.pieces(made, loaded.units)), static_argnums=3)
-  identity = lambda tree: tree  # noqa: E731
+  step = tiny.one_device(made, loaded)
   for _ in range(10):
-    many, metrics = programs.dispatch(many)
+    many, metrics = tiny.dispatch(programs, many)
     devices.wait(metrics)
-    one, _ = step(one, data, Rows(jnp.arange(32), 32), identity)
+    one, _ = step(one, data)
   found, expected = (
     tiny.leaves((s.params, s.statistics, s.optimizer, s.averages))
     for s in (devices.to_host(many), one)
@@ -57,7 +54,7 @@ def test_judged_weights_get_statistics_of_their_own():
   programs = assembly.programs(made, loaded)
   state = devices.replicate(state)
   for _ in range(5):
-    state, metrics = programs.dispatch(state)
+    state, metrics = tiny.dispatch(programs, state)
     devices.wait(metrics)
   settled = programs.settle(devices.replicate(devices.to_host(state)))
   own, running = (
@@ -66,9 +63,7 @@ def test_judged_weights_get_statistics_of_their_own():
   for name, value in own.items():
     assert np.abs(value - running[name]).max() > 1e-3, name
   # The same judged weights elsewhere on the trajectory: the same statistics.
-  other = settled._replace(
-    cursor=settled.cursor + 7, salt=settled.salt + 1, statistics=state.judged_statistics
-  )
+  other = settled._replace(cursor=settled.cursor + 7, statistics=state.judged_statistics)
   again = tiny.leaves(
     devices.to_host(programs.settle(devices.replicate(devices.to_host(other))).judged_statistics)
   )

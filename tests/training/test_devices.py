@@ -28,7 +28,7 @@ programs = assembly.programs(experiment, loaded)
 state = devices.replicate(state)
 assert jax.device_count() == count
 for _ in range(20):
-  state, metrics = programs.dispatch(state)
+  state, metrics = tiny.dispatch(programs, state)
   devices.wait(metrics)
 np.savez(path, **tiny.leaves(devices.to_host(state.params)))
 """
@@ -58,17 +58,18 @@ def test_one_two_and_four_devices_agree_after_twenty_steps(tmp_path, kind, toler
 
 
 def test_no_two_rows_of_the_global_batch_share_noise():
-  def step(state, data, rows, cross_mean):
-    keys = streams.row_keys(streams.batch_key(state['seed'], 'noise', 0, 7), rows.index)
+  def step(state, data, given, rows, cross_mean):
+    keys = streams.row_keys(streams.batch_key(state['seed'], 'noise', 7), rows.index)
     drawn = streams.normal(keys, (3,))
     return state | {'noise': drawn, 'rows': rows.index}, cross_mean(drawn.sum())
 
   state = {'seed': jnp.uint32(5), 'noise': jnp.zeros((2, 3)), 'rows': jnp.zeros(2, jnp.int32)}
-  out, _ = devices.parallelize(step, 8)(devices.replicate(state), devices.replicate(jnp.zeros(1)))
+  given = devices.split_rows(np.arange(8, dtype=np.int32)[None])
+  out, _ = devices.parallelize(step, 8)(devices.replicate(state), None, given)
   rows, noise = np.asarray(out['rows']).ravel(), np.asarray(out['noise']).reshape(8, 3)
   assert sorted(rows) == list(range(8))
   assert len(np.unique(noise[:, 0])) == 8
-  whole = streams.normal(streams.row_keys(streams.batch_key(5, 'noise', 0, 7), jnp.arange(8)), (3,))
+  whole = streams.normal(streams.row_keys(streams.batch_key(5, 'noise', 7), jnp.arange(8)), (3,))
   np.testing.assert_array_equal(noise[np.argsort(rows)], whole)
 
 
@@ -257,15 +258,15 @@ def test_parallelize_refuses_an_uneven_batch():
 def test_a_thousand_dispatches_on_four_devices_do_not_deadlock():
   """A loop that never waits for a result aborts virtual CPU devices; the loop's wait prevents it."""
 
-  def step(state, data, rows, cross_mean):
+  def step(state, data, given, rows, cross_mean):
     gradient = cross_mean(jnp.sin(state * rows.index.sum()) + data.sum())
     return state + 1e-3 * gradient, {'loss': gradient.sum()}
 
   dispatch = devices.parallelize(step, 8)
   state, data = devices.replicate(jnp.ones((64, 64))), devices.replicate(jnp.ones(3))
-  previous = None
+  given, previous = np.zeros((4, 1, 2), np.int32), None
   for _ in range(1000):
-    state, metrics = dispatch(state, data)
+    state, metrics = dispatch(state, data, given)
     if previous is not None:
       devices.wait(previous)
     previous = metrics['loss']

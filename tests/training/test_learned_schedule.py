@@ -32,7 +32,7 @@ def test_schedule_follows_the_gradient_of_the_mean_squared_loss(x64):
   loaded, state, data = tiny.start(made)
   pieces = tiny.assembly.pieces(made, steps.pipeline.Units())
   rows = Rows(jnp.arange(32), 32)
-  index = steps.pipeline.indices(state.seed, state.salt, state.cursor, rows, data.x.shape[0])
+  index = tiny.rows_of(made, loaded, 0)
   batch = steps.pipeline.gather(data, index, steps.pipeline.Units())
   draws, t = (
     gradients.draw(pieces, state, batch, rows),
@@ -101,14 +101,10 @@ def test_training_the_schedule_lowers_the_variance_of_the_bound():
   loaded, state, data = tiny.start(made)
   bad = state.params.schedule | {'height': state.params.schedule['height'].at[1].set(8.0)}
   state = state._replace(params=state.params._replace(schedule=bad))
-  step = jax.jit(
-    steps.make_step(tiny.assembly.pieces(made, steps.pipeline.Units())), static_argnums=3
-  )
-  rows = Rows(jnp.arange(32), 32)
-  same = lambda tree: tree  # noqa: E731
+  step = tiny.one_device(made, loaded)
   before = exact_bound(state.params.schedule)
   for _ in range(400):
-    state, _ = step(state, data, rows, same)
+    state, _ = step(state, data)
   after = exact_bound(state.params.schedule)
   print(f'deviation of the bound: {before[1]:.3f} before, {after[1]:.3f} after')
   assert after[1] < 0.8 * before[1]

@@ -53,7 +53,7 @@ class Scene:
       lambda step, state: self.snapshots.append((step, state)), self.remember, self.recall,
     )  # fmt: skip
 
-  def dispatch(self, state):
+  def dispatch(self, state, seen):
     self.steps = state + self.k
     value = self.losses[self.steps - 1] if self.losses else 1.0
     return self.steps, {
@@ -108,8 +108,8 @@ def test_a_planted_conversion_is_counted():
   scene = Scene()
   honest = scene.tools.dispatch
 
-  def planted(state):
-    state, metrics = honest(state)
+  def planted(state, seen):
+    state, metrics = honest(state, seen)
     float(metrics['loss'])
     return state, metrics
 
@@ -122,7 +122,7 @@ def test_a_row_that_nobody_waits_for_is_written_after_the_next_dispatch():
   scene = Scene()
   order = []
   scene.tools = scene.tools._replace(
-    dispatch=lambda s: (order.append(f'dispatch {s + 1}'), scene.dispatch(s))[1],
+    dispatch=lambda s, seen: (order.append(f'dispatch {s + 1}'), scene.dispatch(s, seen))[1],
     write=lambda row, timing: order.append(f'row {row["step"]}'),
   )
   scene.train(Cadence(4, 2, 4, 1), [])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import devices, streams
+from diffusion import devices
 from diffusion.data import pipeline, splits
 from diffusion.models import mlp, normalization
 from diffusion.optimizers import chains, schedules
@@ -78,7 +78,7 @@ def alone(values, loaded, kind, make=build):
   programs = assembly.programs(made, loaded)
   state = devices.replicate(as_float(state, kind))
   for _ in range(STEPS // made.steps_per_dispatch):
-    state, metrics = programs.dispatch(state)
+    state, metrics = tiny.dispatch(programs, state)
     devices.wait(metrics)
   state = programs.settle(state)
   row = programs.validate(assembly.weights(made, state))
@@ -186,17 +186,6 @@ def test_a_whole_number_beyond_32_bits_is_named(values):
   loaded = [assembly.load_data(made)] * 2
   with pytest.raises(ValueError, match=f'^limit must be below 2\\^31 .* got {values[0]}: '):
     population.gather(lambda one: made, members, [made, made], loaded)
-
-
-def test_a_traced_size_gives_the_same_permutation():
-  key = streams.stream(5, 'order')
-  position = jnp.arange(3)
-  walk = jax.jit(jax.vmap(pipeline.permute, (None, 0, None)))
-  for size in (3, 8, 9, 16, 17, 64, 1000, 65536):
-    plain = jax.vmap(lambda p, size=size: pipeline.permute(key, p, size))(position)
-    np.testing.assert_array_equal(walk(key, position, jnp.int32(size)), plain)
-  whole = walk(key, jnp.arange(17), jnp.int32(17))
-  assert sorted(np.asarray(whole).tolist()) == list(range(17))
 
 
 def test_sizes_are_powers_of_two_below_the_whole():

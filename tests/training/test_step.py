@@ -10,20 +10,14 @@ from diffusion.data import augment, pipeline
 from diffusion.optimizers import averaging
 from diffusion.training import assembly
 from diffusion.training import step as steps
-from diffusion.types import Rows
 from tests.training import tiny
 
 COUNTERS = {'.step', '.cursor', '.skipped', '.skipped_in_a_row'}
 
 
-FLOATS = pipeline.Units()
-
-
-def one_device(experiment, units=FLOATS):
+def one_device(experiment):
   """The step on one device, outside of pmap."""
-  step = steps.make_step(assembly.pieces(experiment, units))
-  rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
-  return jax.jit(lambda state, data: step(state, data, rows, lambda tree: tree))
+  return tiny.one_device(experiment, assembly.load_data(experiment))
 
 
 def run(experiment, count):
@@ -175,7 +169,7 @@ def test_k_scanned_steps_equal_k_single_steps():
     programs = assembly.programs(experiment._replace(steps_per_dispatch=k), loaded)
     moving = devices.replicate(state)
     for _ in range(8 // k):
-      moving, metrics = programs.dispatch(moving)
+      moving, metrics = tiny.dispatch(programs, moving)
     end[k] = tiny.leaves(devices.to_host(moving)), devices.to_host(metrics)
   for name, value in end[1][0].items():
     np.testing.assert_allclose(value, end[4][0][name], rtol=2e-4, atol=2e-6, err_msg=name)
@@ -202,15 +196,16 @@ def test_nothing_is_compiled_after_the_first_dispatch():
   loaded, state, _ = tiny.start(experiment)
   programs = assembly.programs(experiment, loaded)
   state = devices.replicate(state)
-  devices.replicate(pipeline.Resident(*loaded.train, loaded.order))  # so that placing is compiled
+  dataset = loaded.dataset
+  devices.replicate(pipeline.Resident(dataset.x, dataset.label))  # so that placing is compiled
   with Compilations() as first:
-    state, _ = programs.dispatch(state)
+    state, _ = tiny.dispatch(programs, state)
   with Compilations() as later:
     for _ in range(5):
-      state, _ = programs.dispatch(state)
+      state, _ = tiny.dispatch(programs, state)
   with Compilations() as planted:  # the counter does count
     wider = state._replace(step=state.step.astype(jnp.float32))
-    programs.dispatch(wider)
+    tiny.dispatch(programs, wider)
   assert first.count == 1  # compiled apart, and not once more when it runs
   assert later.count == 0
   assert planted.count >= 1
@@ -220,7 +215,8 @@ def lowered(experiment):
   _, state, data = tiny.start(experiment)
   step = steps.make_step(assembly.pieces(experiment, pipeline.Units()))
   program = devices.parallelize(step, experiment.batch_size)
-  return program.lower(devices.replicate(state), devices.replicate(data)).as_text()
+  given = np.zeros((4, 1, experiment.batch_size // 4), np.int32)
+  return program.lower(devices.replicate(state), devices.replicate(data), given).as_text()
 
 
 def test_no_callback_to_the_host_in_the_lowered_step():
@@ -251,12 +247,12 @@ def test_conditioned_augmentation_reaches_the_network():
   loaded, state, data = tiny.start(made)
   kernel = jax.tree_util.tree_leaves_with_path(state.params.network)
   (name,) = [path for path, _ in kernel if "['augment']" in jax.tree_util.keystr(path)]
-  step = jax.jit(steps.make_step(assembly.pieces(made, loaded.units)), static_argnums=3)
+  step = tiny.one_device(made, loaded)
   moved = state
   for _ in range(
     3
   ):  # the network's output starts at zero, and with it every gradient but the output's
-    moved, _ = step(moved, data, Rows(jnp.arange(16), 16), lambda tree: tree)
+    moved, _ = step(moved, data)
   before, after = (
     tiny.leaves(s.params.network)[jax.tree_util.keystr(name)] for s in (state, moved)
   )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion import devices
-from diffusion.data import curriculum, feed, records, sources, splits
+from diffusion.data import curriculum, records, sources, splits
 from diffusion.evaluation import memorization
 from diffusion.models import mlp, normalization
 from diffusion.runs import tools
@@ -66,7 +66,7 @@ def run(programs, state, dispatches):
   """(state, metrics of each dispatch), settled in between."""
   rows = []
   for i in range(dispatches):
-    state, metrics = programs.dispatch(state)
+    state, metrics = tiny.dispatch(programs, state)
     rows.append(devices.to_host(metrics))
     state = programs.settle(state) if i == 1 else state
   return state, rows
@@ -99,7 +99,6 @@ def compare(folder, workers, later):
     devices.to_host(whole)._replace(judged_statistics=()),
   )
   assert_same((rows, more[2:]), (found, last))
-  assert int(devices.to_host(whole.salt)) == 1
 
 
 @pytest.mark.slow
@@ -153,19 +152,3 @@ def test_what_looks_at_all_examples_is_refused(folder, monkeypatch):
       ValueError, match=r'69 streamed training images are too many .*the limit is 100 bytes'
     ):
       assembly.load_data(experiment(folder, 0, **looks))
-
-
-def test_a_place_is_looked_up_only_where_the_state_came_from_elsewhere(folder, monkeypatch):
-  """Looking waits for the device: not between dispatches."""
-  programs, state = began(experiment(folder, 0))
-  looked = []
-  monkeypatch.setattr(feed, 'Place', lambda *at: looked.append(at) or Place(*at))
-  for _ in range(3):
-    state, _ = programs.dispatch(state)
-  assert looked == [(3, 0, 0)]
-  state, _ = programs.dispatch(programs.settle(state))
-  assert looked == [(3, 0, 0), (3, 0, 9)]
-  programs.close()
-
-
-Place = feed.Place

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion import devices
 from diffusion.data import augment, pipeline, sources, splits
+from diffusion.data.order import Order
 from diffusion.evaluation import gap
 from diffusion.models import mlp, unet
 from diffusion.objectives import losses, times, weights
@@ -13,6 +15,8 @@ from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
 from diffusion.training import assembly
 from diffusion.training import experiment as experiments
+from diffusion.training import step as steps
+from diffusion.types import Rows
 
 
 def experiment(**changes) -> experiments.Experiment:
@@ -64,10 +68,30 @@ def images(**changes) -> experiments.Experiment:
 
 
 def start(experiment: experiments.Experiment):
-  """(loaded data, first state on one device, resident training split)."""
+  """(loaded data, first state on one device, resident data)."""
   loaded = assembly.load_data(experiment)
   state = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
-  return loaded, state, pipeline.Resident(*map(jnp.asarray, loaded.train), loaded.order)
+  data = pipeline.Resident(*map(jnp.asarray, loaded.dataset[1:3]), loaded.order)
+  return loaded, state, data
+
+
+def rows_of(experiment: experiments.Experiment, loaded: assembly.Loaded, seen: int) -> np.ndarray:
+  """The rows of the data in the batch after so many: int32 [B]."""
+  order = Order(experiment.seed, loaded.split.train)
+  return order.batches(int(seen), 1, experiment.batch_size)[0]
+
+
+def one_device(experiment: experiments.Experiment, loaded: assembly.Loaded, units=None):
+  """(state, data) -> (state, metrics): the step on one device, outside of pmap, with the rows that are the state's."""
+  step = steps.make_step(assembly.pieces(experiment, units or loaded.units))
+  rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
+  compiled = jax.jit(lambda state, data, given: step(state, data, given, rows, lambda tree: tree))
+  return lambda state, data: compiled(state, data, rows_of(experiment, loaded, state.cursor))
+
+
+def dispatch(programs: assembly.Programs, state):
+  """The dispatch of a replicated state after the batches that it has seen."""
+  return programs.dispatch(state, int(devices.to_host(state.cursor)))
 
 
 def leaves(tree) -> dict[str, np.ndarray]:
