@@ -34,7 +34,7 @@ def after_dispatches(counts: tuple[int, int]) -> list[float]:
   state = devices.replicate(assembly.init_state(experiment, loaded.train[0][:1], loaded.units))
   found, previous = [], None
   for i in range(1, max(counts) + 1):
-    state, metrics = dispatch(state)
+    state, metrics = dispatch(state, i - 1)
     if previous is not None:
       devices.wait(previous)
     previous = metrics['loss']

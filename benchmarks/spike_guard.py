@@ -26,7 +26,7 @@ from diffusion.reporting import drawing, tables
 from diffusion.reporting.rows import Sink
 from diffusion.runs import tools
 from diffusion.runs.session import Session
-from diffusion.training import assembly, guards, loop
+from diffusion.training import assembly, callbacks, guards, loop
 from diffusion.training.checkpoint import open_checkpoints
 from experiments import mixture
 
@@ -71,7 +71,8 @@ def condition(direction: str, clip: bool) -> Condition:
 
 def run(given: Condition, seed: int, steps: int, hit: range, guarded: bool):
   """(logged rows, last host state, rollbacks) of one run in a folder of its own."""
-  calls = [guards.spike_guard(5)] * guarded
+  # The guard goes back to checkpoints; the other runs save at their end alone.
+  calls = [callbacks.checkpoint(), guards.spike_guard(5)] if guarded else []
   made = given.experiment._replace(seed=seed, num_steps=steps, callbacks=calls)
   state = assembly.init_state(made, given.loaded.train[0][:1], given.loaded.units)
   rows, cursor = [], 0
@@ -84,18 +85,15 @@ def run(given: Condition, seed: int, steps: int, hit: range, guarded: bool):
 
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
-    keeper, ring = open_checkpoints(root / 'checkpoints'), tools.open_ring(root / 'ring', 0)
+    keeper = open_checkpoints(root / 'checkpoints')
     programs = given.calm._replace(dispatch=dispatch)
     session = Session(None, made, given.loaded, programs, [], {})
     sinks = Sink(lambda row, timing: rows.append(row), lambda: None)
-    acting = tools.make_tools(
-      session, keeper, ring, sinks, assembly.host_target(state), lambda: None
-    )
+    acting = tools.make_tools(session, keeper, sinks, assembly.host_target(state), lambda: None)
     plan = loop.Cadence(steps, 5, 50, 1)
     states = {c.name: c.init() for c in calls}
     outcome = loop.train(devices.replicate(state), loop.Place(0, 0), plan, calls, states, acting)
     keeper.close()
-    ring.close()
   rollbacks = outcome.callback_states['spike_guard']['rollbacks'] if guarded else 0
   return rows, devices.to_host(outcome.state), rollbacks
 

@@ -3,7 +3,6 @@
 import ast
 import pathlib
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -12,10 +11,8 @@ from diffusion.models import dropout, magnitude, precision, unet
 from diffusion.objectives import penalties
 from diffusion.optimizers import chains, directions, schedules
 from diffusion.process import marginals, parameterizations
-from diffusion.training import assembly, callbacks, guards
+from diffusion.training import callbacks, guards
 from diffusion.training import experiment as experiments
-from diffusion.training import step as steps
-from diffusion.types import Rows
 from docs import catalog
 from tests import cases
 from tests.training import tiny
@@ -92,17 +89,6 @@ def test_the_catalogue_is_up_to_date():
     assert (ROOT / path).read_text() == text, 'run python -m docs.catalog'
 
 
-def lowered(made):
-  loaded, state, data = tiny.start(made)
-  step = steps.make_step(assembly.pieces(made, loaded.units))
-  rows = Rows(jnp.arange(made.batch_size), made.batch_size)
-  return (
-    jax.jit(lambda state, data: step(state, data, rows, lambda tree: tree))
-    .lower(state, data)
-    .as_text()
-  )
-
-
 def test_what_is_off_costs_nothing():
   """The program of a step with everything there and off is the plain step's, to the letter."""
   drops = [
@@ -123,8 +109,8 @@ def test_what_is_off_costs_nothing():
     augment=tiny.augment.chain(tiny.augment.label_dropout(0)),
   )  # fmt: skip
   plain = base(optimizer=chains.chain(directions.adam(), schedules.constant(1e-3)))
-  assert lowered(off) == lowered(plain)
-  assert lowered(plain._replace(augment=tiny.augment.flip())) != lowered(plain)
+  assert tiny.lowered(off) == tiny.lowered(plain)
+  assert tiny.lowered(plain._replace(augment=tiny.augment.flip())) != tiny.lowered(plain)
 
 
 def test_five_rooms_one_line_each():

@@ -214,7 +214,6 @@ def _walk(
     measure=lambda k, per_class: tools.measure(own(k), per_class),
     rescale=lambda k, scale: put(k, tools.rescale(own(k), scale)),
     snapshot=lambda step, k: tools.snapshot(step, own(k)),
-    remember=lambda place, k, states: tools.remember(place, own(k), states),
     recall=recall,
   )
   return loop.walk(i, run.place, run.plan, run.callbacks, run.callback_states, made)

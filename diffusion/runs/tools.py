@@ -1,7 +1,6 @@
 """What the loop acts through in a real run: devices, checkpoints, pictures, files."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,22 +13,12 @@ from diffusion.evaluation import memorization
 from diffusion.reporting import rows
 from diffusion.runs.session import Session, picture, stored_samples
 from diffusion.training import assembly, loop
-from diffusion.training.checkpoint import Checkpoints, open_checkpoints
-
-_RING = 3  # states to go back to
-
-
-def open_ring(folder: pathlib.Path, cursor: int) -> Checkpoints:
-  """The states to go back to. Those beyond `cursor`, of a start that was killed, are forgotten."""
-  ring = open_checkpoints(folder, latest=_RING, best=0)
-  ring.forget(cursor)
-  return ring
+from diffusion.training.checkpoint import Checkpoints
 
 
 def make_tools(
   session: Session,
   keeper: Checkpoints,
-  ring: Checkpoints,
   sinks: rows.Sink,
   target: Any,
   interrupted: Callable[[], str | None],
@@ -50,45 +39,37 @@ def make_tools(
     interrupted=interrupted,
     settle=programs.settle,
     rescale=rescaled,
-    **_keeping(keeper, ring, sinks, target),
+    **_keeping(keeper, sinks, target),
     **_looking(session),
   )
 
 
-def _keeping(
-  keeper: Checkpoints, ring: Checkpoints, sinks: rows.Sink, target: Any
-) -> dict[str, Callable]:
+def _keeping(keeper: Checkpoints, sinks: rows.Sink, target: Any) -> dict[str, Callable]:
   """What keeps states, and goes back to them."""
 
-  def save(place, state, callback_states, metric, reason) -> None:
+  def save(place, state, callback_states, metric, reason, remember) -> None:
     record = {
       'step': place.step,
       'callbacks': callback_states,
       'reason': reason,
       'devices': devices.describe()['devices'],
     }
-    keeper.save(place.cursor, devices.to_host(state), record, metric, before=bring_the_rest)
-
-  def bring_the_rest() -> None:
-    """A checkpoint counts once the rows and the states to go back to that come before it are on the disk."""
-    sinks.sync()
-    ring.wait()
-
-  def remember(place, state, callback_states) -> None:
-    record = {'step': place.step, 'callbacks': callback_states}
-    ring.save(place.cursor, devices.to_host(state), record, 0.0)
+    # A checkpoint counts once the rows that come before it are on the disk.
+    keeper.save(
+      place.cursor, devices.to_host(state), record, metric, before=sinks.sync, guarded=remember
+    )
 
   def recall(place, steps, state) -> loop.Remembered | None:
-    found = ring.restore(target, 'latest', place.cursor - steps)
+    found = keeper.restore(target, 'guarded', place.cursor - steps)
     if found is None:
       return None
-    ring.forget(found.number)  # what was remembered since lies nearer to what went wrong
+    keeper.untag(found.number)  # the later ones lie on the way to what went wrong
     print(f'step {place.step}: going back to step {found.record["step"]}', flush=True)
     return loop.Remembered(
       found.record['step'], resumed(found.state, state), found.record['callbacks']
     )
 
-  return {'save': save, 'remember': remember, 'recall': recall}
+  return {'save': save, 'recall': recall}
 
 
 def _looking(session: Session) -> dict[str, Callable]:

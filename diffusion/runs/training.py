@@ -15,7 +15,7 @@ from diffusion.runs.judging import judge_best
 from diffusion.runs.session import Session, Setting, open_session, restore
 from diffusion.runs.speed import Span, traced
 from diffusion.runs.suite import Request
-from diffusion.runs.tools import make_tools, open_ring
+from diffusion.runs.tools import make_tools
 from diffusion.training import assembly, loop
 from diffusion.training.callbacks import Callback, CallbackState
 from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoints
@@ -233,12 +233,11 @@ def ready(
       rows.tensorboard(session.folder / 'events', place.step),
       *shown,
     )
-  ring = open_ring(session.folder / 'ring', place.cursor)
   plan = cadence(session.experiment)._replace(num_steps=session.record['num_steps'])
 
-  tools = make_tools(session, begun.keeper, ring, sinks, target, interrupted)
+  tools = make_tools(session, begun.keeper, sinks, target, interrupted)
   ends = contextlib.ExitStack()
-  for end in (ring.close, sinks.close, session.programs.close):  # the last one first
+  for end in (sinks.close, session.programs.close):  # the last one first
     ends.callback(end)
   if session.setting.profile is not None and processes.is_writer():
     dispatch, end_trace = traced(

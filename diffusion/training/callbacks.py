@@ -58,11 +58,11 @@ class Snapshot(NamedTuple):
 
 
 class Remember(NamedTuple):
-  """Keep the state as one to go back to."""
+  """Save a checkpoint as one to go back to; the newest two of these are kept."""
 
 
 class Rollback(NamedTuple):
-  """Go back at least so many steps, skip the batches seen since, and change the order of the data."""
+  """Go back to what was saved by `Remember` at least so many steps ago, without the batches seen since."""
 
   steps: int
   reason: str
@@ -85,7 +85,8 @@ class Callback(NamedTuple):
   """`update(state, event) -> (state, action)`, called at every step divisible by `every`.
 
   `every` = 0 means whenever the run validates. `extend(state)` is the state when a finished run is taken further.
-  `survives_rollback`: its state is kept where the others' are turned back. `finding(state)` is what a report says of
+  `survives_rollback`: its state is kept where the others' are turned back. `saves`: it asks for checkpoints, whatever
+  happens. `finding(state)` is what a report says of
   it, as (quantity, number, meaning), or None.
   """
 
@@ -95,6 +96,7 @@ class Callback(NamedTuple):
   update: Callable[[CallbackState, Event], tuple[CallbackState, Action]]
   extend: Callable[[CallbackState, int], CallbackState] = lambda state, step: state
   survives_rollback: bool = False
+  saves: bool = False
   finding: Callable[[CallbackState], tuple[str, float, str] | None] = lambda state: None
 
 
@@ -223,7 +225,11 @@ def checkpoint(metric: str = 'validation/eps', every: int = 0) -> Callback:
     return state, Continue()
 
   return Callback(
-    'checkpoint', 0, lambda: {'best': math.inf, 'best_step': 0, 'last_save': 0}, update
+    'checkpoint',
+    0,
+    lambda: {'best': math.inf, 'best_step': 0, 'last_save': 0},
+    update,
+    saves=True,
   )
 
 

@@ -175,10 +175,6 @@ class Checkpoints:
     self.wait()
     self._guarded = [number for number in self._guarded if number <= beyond]
 
-  def forget(self, beyond: float) -> None:
-    """Deletes the checkpoints with larger numbers."""
-    self._delete({number for number, _ in self.steps() if number > beyond})
-
   def wait(self) -> None:
     """Waits for what is being saved."""
     if self._last is not None:

@@ -135,6 +135,11 @@ def check(experiment: Experiment) -> None:
   names = [callback.name for callback in experiment.callbacks]
   if len(set(names)) < len(names):
     raise ValueError(f'two callbacks of one name: {names}')
+  for callback in experiment.callbacks:
+    if callback.survives_rollback and not any(one.saves for one in experiment.callbacks):
+      raise ValueError(
+        f'{callback.name} goes back to checkpoints, and the experiment saves none: add callbacks.checkpoint(...)'
+      )
   check_sampling(experiment, (1,))
 
 

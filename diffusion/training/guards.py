@@ -45,12 +45,12 @@ def spike_guard(
   A logged row is a visit of every noise level in it. A level is high when its log-loss exceeds median + deviations x
   max(1.4826 MAD, floor) of its last `window` visits; 2 high ones in its last 3 visits are a spike, and so is one row
   whose gradient norm exceeds norm_factor times its median, or in which nothing was finite. The run then goes on from a
-  state at least `back` steps before, without the batches since, and with the data in another order. High visits are
-  not added to what they are compared with.
+  checkpoint at least `back` steps before, without the batches since. High visits are not added to what they are
+  compared with. Every `back` calm steps the guard asks for a checkpoint to go back to; the newest two are kept.
 
   Args:
     every: steps between looks, >= 1; the run's `log_every` sees spikes soonest.
-    back: steps to go back at least, and between states to go back to; a multiple of `every`.
+    back: steps to go back at least, and between checkpoints to go back to; a multiple of `every`.
     limit: rollbacks in all; the run stops at the next spike.
     deviations: > 0.
     floor: least scale of a log-loss, > 0, so that a flat history does not make a spike of a ripple.

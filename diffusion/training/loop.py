@@ -45,7 +45,7 @@ class Place(NamedTuple):
 
 
 class Remembered(NamedTuple):
-  """A state to go back to, as if it had been reached by another order of the data."""
+  """A checkpoint to go back to, its state as if other batches had led to it."""
 
   step: int
   state: Any
@@ -58,7 +58,7 @@ class Tools(NamedTuple):
   Attributes:
     dispatch: (state, batches seen) -> (state, metrics on the device); donates the state.
     validate: state -> a row of metrics.
-    save: (place, state, callback states, metric, reason to stop or None) -> None.
+    save: (place, state, callback states, metric, reason to stop or None, whether to go back to it) -> None.
     draw: (step, state) -> None.
     measure: (state, samples of each class) -> a row of how near samples are to the training set.
     write: (row, timing) -> None.
@@ -66,14 +66,13 @@ class Tools(NamedTuple):
     settle: state -> state, before it is validated, drawn from or saved; donates the state.
     rescale: (state, scale) -> state with this learning-rate scale.
     snapshot: (step, state) -> None; keeps the averages of this step.
-    remember: (place, state, callback states) -> None.
-    recall: (place, steps, state) -> the newest remembered state at least so many steps back, or None.
+    recall: (place, steps, state) -> the newest checkpoint to go back to, at least so many steps ago, or None.
     fetch: metrics on the device -> on the host; waits for them.
   """
 
   dispatch: Callable[[Any, int], tuple[Any, Any]]
   validate: Callable[[Any], dict[str, float]]
-  save: Callable[[Place, Any, dict[str, CallbackState], float, str | None], None]
+  save: Callable[[Place, Any, dict[str, CallbackState], float, str | None, bool], None]
   draw: Callable[[int, Any], None]
   measure: Callable[[Any, int], dict[str, float]]
   write: Callable[[dict[str, Any], dict[str, float]], None]
@@ -81,7 +80,6 @@ class Tools(NamedTuple):
   settle: Callable[[Any], Any]
   rescale: Callable[[Any, float], Any]
   snapshot: Callable[[int, Any], None]
-  remember: Callable[[Place, Any, dict[str, CallbackState]], None]
   recall: Callable[[Place, int, Any], Remembered | None]
   fetch: Callable[[Any], dict[str, Any]] = devices.to_host
 
@@ -203,7 +201,7 @@ def walk(
         if back is not None:
           state, place, states, reason = _go_back(back, place, state, states, callbacks, tools)
           if reason is None:
-            tools.save(place, state, states, math.inf, None)
+            tools.save(place, state, states, math.inf, None, False)
             saved = place
         else:
           state, done, reason = _act(actions, place, state, states, tools, settled=validating)
@@ -217,7 +215,7 @@ def walk(
   reason = reason or (f'all {cadence.num_steps} steps done' if finished else signal)
   if saved != place:
     state = tools.settle(state)
-    tools.save(place, state, states, math.inf, reason if finished else None)
+    tools.save(place, state, states, math.inf, reason if finished else None, False)
   return Outcome(state, place, states, reason, finished)
 
 
@@ -248,19 +246,17 @@ def _act(
   if scale is not None:
     state = tools.rescale(state, scale.scale)
   draw, measure = (_first(actions, kind) for kind in (DrawSamples, MeasureMemorization))
-  saving = save is not None or stop is not None
+  remember = _first(actions, Remember) is not None
+  saving = remember or save is not None or stop is not None
   if (saving or draw is not None or measure is not None) and not settled:
     state = tools.settle(state)
   if measure is not None:  # before saving, so that no checkpoint is later than its row
     tools.write(place._asdict() | tools.measure(state, measure.per_class), {})
-  if _first(actions, Remember) is not None:
-    tools.remember(place, state, states)  # before saving, so that no checkpoint is without it
   if _first(actions, Snapshot) is not None:
     tools.snapshot(place.step, state)  # likewise
   if saving:
-    tools.save(
-      place, state, states, math.inf if save is None else save.metric, stop and stop.reason
-    )
+    metric = math.inf if save is None else save.metric
+    tools.save(place, state, states, metric, stop and stop.reason, remember)
   if draw is not None:
     tools.draw(place.step, state)
   return state, saving, stop and stop.reason
@@ -281,6 +277,6 @@ def _go_back(
   """
   found = tools.recall(place, back.steps, state)
   if found is None:
-    return state, place, states, f'{back.reason}, and there is no state to go back to'
+    return state, place, states, f'{back.reason}, and there is no checkpoint to go back to'
   survivors = {c.name: states[c.name] for c in callbacks if c.survives_rollback}
   return found.state, Place(found.step, place.cursor), found.callback_states | survivors, None

@@ -237,7 +237,7 @@ def _own_data(member: Member, data: pipeline.Resident) -> pipeline.Resident:
 
 
 def make_dispatch(population: Population) -> Callable:
-  """(member, state, given, data, rows, cross_mean) -> (state, metrics): a dispatch of a member, which stays if not live.
+  """(member, state, given, data, rows, cross_mean) -> (state, metrics): a dispatch; one not live stays as it is.
 
   `given` are the rows of all its batches, int32 [steps, rows of a batch].
   """

@@ -7,10 +7,8 @@ import optax
 
 from diffusion.optimizers import averaging, chains, clipping, directions, schedules
 from diffusion.runs import lr_range
-from diffusion.training import assembly, callbacks, gradient
+from diffusion.training import callbacks, gradient
 from diffusion.training.callbacks import Event, SetLearningRateScale
-from diffusion.training.step import make_step
-from diffusion.types import Rows
 from tests.cases.base import TREE, add, differs, rising, same
 from tests.training import tiny
 
@@ -207,9 +205,8 @@ def live_accumulation():
   def loops(parts):
     made = tiny.experiment(micro_batches=parts)
     loaded, state, data = tiny.start(made)
-    step = make_step(assembly.pieces(made, loaded.units))
-    rows = Rows(jnp.arange(32), 32)
-    program = jax.make_jaxpr(lambda s, d: step(s, d, rows, lambda tree: tree))(state, data)
+    given = jnp.zeros(32, jnp.int32)
+    program = jax.make_jaxpr(tiny.one_step(made, loaded))(state, data, given)
     return [e.params['length'] for e in program.eqns if e.primitive.name == 'scan']
 
   assert loops(4).count(4) == loops(1).count(4) + 1

@@ -9,8 +9,7 @@ from diffusion import citations
 from diffusion.objectives import losses, penalties, weights
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.training import experiment as experiments
-from diffusion.training import step as steps
-from diffusion.types import Context, Rows
+from diffusion.types import Context
 from tests.training import tiny
 
 PARAMS = {
@@ -71,11 +70,8 @@ def test_jacobian_of_exact_denoisers_in_closed_form(log_snr, x64):
 
 def one_step(terms):
   made = tiny.experiment(terms={'denoise': (1.0, losses.denoising(weights.uniform('v'))), **terms})
-  _, state, data = tiny.start(made)
-  step = jax.jit(
-    steps.make_step(tiny.assembly.pieces(made, tiny.pipeline.Units())), static_argnums=3
-  )
-  state, metrics = step(state, data, Rows(jnp.arange(32), 32), lambda tree: tree)
+  loaded, state, data = tiny.start(made)
+  state, metrics = tiny.one_device(made, loaded)(state, data)
   return state, {name: np.asarray(value) for name, value in metrics.items()}
 
 

@@ -65,16 +65,14 @@ class Run:
       place = loop.Place(restored.record['step'], restored.number)
       state, states = restored.state, restored.record['callbacks']
     self.cursor = place.cursor
-    ring = tools.open_ring(self.folder / 'ring', place.cursor)
     session = Session(None, self.made, self.loaded, self.programs, [], {})
     session = session._replace(setting=type('S', (), {'workdir': self.folder}))
     sinks = Sink(lambda row, timing: self.rows.append(row), lambda: None)
     stop = lambda: 'SIGTERM' if self.cursor == self.interrupt_at else None  # noqa: E731
-    made = tools.make_tools(session, keeper, ring, sinks, target, stop)
+    made = tools.make_tools(session, keeper, sinks, target, stop)
     plan = loop.Cadence(self.made.num_steps, self.made.log_every, self.made.validate_every, 1)
     outcome = loop.train(devices.replicate(state), place, plan, self.made.callbacks, states, made)
     keeper.close()
-    ring.close()
     return outcome
 
 

@@ -27,7 +27,9 @@ def test_a_step_takes_three_times_the_products_of_the_network_and_sums_its_losse
 
 
 def test_a_trace_takes_the_dispatches_that_touch_its_span(tmp_path, capsys):
-  dispatch, close = speed.traced(lambda s, seen: (s + 1, s), speed.Span(7, 12), 0, 5, tmp_path / 'trace')
+  dispatch, close = speed.traced(
+    lambda s, seen: (s + 1, s), speed.Span(7, 12), 0, 5, tmp_path / 'trace'
+  )
   for state in range(4):
     assert dispatch(state, 0) == (state + 1, state)
     assert (tmp_path / 'trace').exists() == (state >= 2)  # written once 12 has been passed

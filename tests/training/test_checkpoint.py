@@ -161,17 +161,15 @@ def test_another_format_version_is_refused(tmp_path, monkeypatch):
   assert (tmp_path / 'c' / '1.sha256').exists()
 
 
-def test_forgetting_deletes_what_is_beyond_a_number_and_what_is_in_flight_is_found(tmp_path):
+def test_a_save_in_flight_is_found(tmp_path):
   keeper = checkpoint.open_checkpoints(tmp_path / 'c', latest=3, best=0)
   for number in (1, 2, 3, 4):
     keeper.save(number, TARGET, {'n': number}, 0.0)
   assert keeper.restore(TARGET, 'latest').number == 4  # the last save was not waited for
   assert keeper.restore(TARGET, 'latest', 3).number == 3
-  assert keeper.last_record() == {'n': 4}
-  keeper.forget(2)
-  assert [number for number, _ in keeper.steps()] == [2]
-  assert keeper.restore(TARGET, 'latest').record == {'n': 2}
   assert keeper.restore(TARGET, 'latest', 1) is None
+  assert keeper.last_record() == {'n': 4}
+  assert [number for number, _ in keeper.steps()] == [2, 3, 4]
   keeper.close()
 
 
@@ -324,7 +322,7 @@ def test_a_damaged_metric_neither_opens_with_an_error_nor_evicts_the_best(tmp_pa
   keeper.close()
 
 
-def test_manifests_stay_in_step_with_what_is_kept_and_forgotten(tmp_path):
+def test_manifests_stay_in_step_with_what_is_kept(tmp_path):
   root = tmp_path / 'c'
   keeper = save_all(root, [3.0, 1.0, 2.0, 5.0])
 
@@ -334,10 +332,6 @@ def test_manifests_stay_in_step_with_what_is_kept_and_forgotten(tmp_path):
 
   assert there() == ['2', '2.sha256', '3', '3.sha256', '4', '4.sha256']
   keeper.save(5, TARGET, {}, 0.5)
-  assert there() == ['4', '4.sha256', '5', '5.sha256']
-  keeper.forget(4)
-  assert there() == ['4', '4.sha256']
-  keeper.save(5, TARGET, {}, 0.5)  # the number is free again
   assert there() == ['4', '4.sha256', '5', '5.sha256']
   keeper.close()
 

@@ -11,6 +11,7 @@ from diffusion.data import pipeline
 from diffusion.models import mlp
 from diffusion.process import gaussian
 from diffusion.sampling import grids, guidance, samplers, solvers
+from diffusion.training import callbacks, guards
 from diffusion.training import experiment as experiments
 from diffusion.types import Prediction
 from tests.training import tiny
@@ -120,3 +121,12 @@ def test_clipping_follows_standardized_data():
   np.testing.assert_allclose(found, [[low], [high]], rtol=1e-6)
   plain = tiny.images()
   assert tiny.assembly.fitted(plain, tiny.assembly.load_data(plain).units) is plain
+
+
+def test_a_guard_needs_checkpoints_to_go_back_to():
+  guard = guards.spike_guard(10)
+  with pytest.raises(
+    ValueError, match=r'spike_guard goes back .* saves none: add callbacks.checkpoint'
+  ):
+    experiments.check(tiny.experiment(callbacks=[guard]))
+  experiments.check(tiny.experiment(callbacks=[guard, callbacks.checkpoint()]))

@@ -43,14 +43,14 @@ class Scene:
 
   def __init__(self, k=1, interrupt_at=None, losses=None):
     self.rows, self.saves, self.drawn, self.validated = [], [], [], []
-    self.scales, self.snapshots, self.ring = [], [], []
+    self.scales, self.snapshots = [], []
     self.k, self.interrupt_at, self.losses, self.steps = k, interrupt_at, losses, 0
     self.tools = Tools(
       self.dispatch, self.validate, self.save, lambda step, state: self.drawn.append((step, state)),
       lambda state, per_class: {'memorized/fraction': state / per_class},
       lambda row, timing: self.rows.append(row), lambda: 'SIGTERM' if self.steps == interrupt_at else None,
       lambda state: state, lambda state, scale: self.scales.append(scale) or state,
-      lambda step, state: self.snapshots.append((step, state)), self.remember, self.recall,
+      lambda step, state: self.snapshots.append((step, state)), self.recall,
     )  # fmt: skip
 
   def dispatch(self, state, seen):
@@ -66,16 +66,14 @@ class Scene:
     self.validated.append(state)
     return {'validation/eps': 10.0 - state if state < 60 else state}
 
-  def save(self, place, state, states, metric, reason):
+  def save(self, place, state, states, metric, reason, remember):
     assert place.step == state
-    self.saves.append((place.step, metric, reason, {k: dict(v) for k, v in states.items()}))
-
-  def remember(self, place, state, states):
-    self.ring.append((place, {k: dict(v) for k, v in states.items()}))
+    states = {k: dict(v) for k, v in states.items()}
+    self.saves.append((place.step, metric, reason, states, remember and place.cursor))
 
   def recall(self, place, steps, state):
-    known = [one for one in self.ring if one[0].cursor <= place.cursor - steps]
-    return known and loop.Remembered(known[-1][0].step, known[-1][0].step, known[-1][1]) or None
+    known = [one for one in self.saves if one[4] and one[4] <= place.cursor - steps]
+    return known and loop.Remembered(known[-1][0], known[-1][0], known[-1][3]) or None
 
   def train(self, cadence, calls=(), start=0, states=None):
     states = states or {c.name: c.init() for c in calls}
@@ -137,7 +135,7 @@ def test_early_stop_saves_once_with_every_callback_state_and_the_reason():
   assert outcome.place.step == 70  # the best is at 50, the rise from 60 on
   assert outcome.reason.startswith('early stopping')
   assert [save[0] for save in scene.saves] == list(range(10, 80, 10))
-  step, metric, reason, states = scene.saves[-1]
+  step, metric, reason, states, _ = scene.saves[-1]
   assert (step, metric, reason) == (70, 70, outcome.reason)
   assert states['early_stopping'] == {'best': {'validation/eps': [-40.0, 50]}, 'since': 50}
   assert states['checkpoint']['last_save'] == 70
@@ -209,14 +207,15 @@ def test_a_rollback_turns_back_the_step_and_all_callbacks_but_the_guard():
   assert outcome.place == loop.Place(50, 60)
   assert outcome.callback_states == {'guard': {'seen': 6}, 'other': {'n': 5}}
   # The state gone back to is saved at once, with the guard's count.
-  assert scene.saves[0] == (20, np.inf, None, {'guard': {'seen': 3}, 'other': {'n': 2}})
+  assert scene.saves[0] == (20, np.inf, None, {'guard': {'seen': 2}, 'other': {'n': 2}}, 20)
+  assert scene.saves[1] == (20, np.inf, None, {'guard': {'seen': 3}, 'other': {'n': 2}}, False)
 
 
 def test_a_rollback_without_a_state_to_go_back_to_ends_the_run():
   guard = Callback('guard', 10, dict, lambda s, e: (s, Rollback(10, 'diverged')))
   outcome = Scene().train(Cadence(50, 10, 50, 1), [guard])
   assert outcome.place.step == 10
-  assert outcome.reason == 'diverged, and there is no state to go back to'
+  assert outcome.reason == 'diverged, and there is no checkpoint to go back to'
 
 
 def test_scales_and_snapshots_reach_the_tools():

@@ -81,12 +81,24 @@ def rows_of(experiment: experiments.Experiment, loaded: assembly.Loaded, seen: i
   return order.batches(int(seen), 1, experiment.batch_size)[0]
 
 
-def one_device(experiment: experiments.Experiment, loaded: assembly.Loaded, units=None):
-  """(state, data) -> (state, metrics): the step on one device, outside of pmap, with the rows that are the state's."""
-  step = steps.make_step(assembly.pieces(experiment, units or loaded.units))
+def one_step(experiment: experiments.Experiment, loaded: assembly.Loaded):
+  """(state, data, given) -> (state, metrics): the step on one device, outside of pmap; `given` are a batch's rows."""
+  step = steps.make_step(assembly.pieces(experiment, loaded.units))
   rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
-  compiled = jax.jit(lambda state, data, given: step(state, data, given, rows, lambda tree: tree))
+  return lambda state, data, given: step(state, data, given, rows, lambda tree: tree)
+
+
+def one_device(experiment: experiments.Experiment, loaded: assembly.Loaded):
+  """(state, data) -> (state, metrics): the same compiled, with the rows that are the state's."""
+  compiled = jax.jit(one_step(experiment, loaded))
   return lambda state, data: compiled(state, data, rows_of(experiment, loaded, state.cursor))
+
+
+def lowered(experiment: experiments.Experiment) -> str:
+  """The text of its program."""
+  loaded, state, data = start(experiment)
+  given = np.zeros(experiment.batch_size, np.int32)
+  return jax.jit(one_step(experiment, loaded)).lower(state, data, given).as_text()
 
 
 def dispatch(programs: assembly.Programs, state):
