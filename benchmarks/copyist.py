@@ -56,8 +56,9 @@ def main(_):
     x = np.asarray(run(keys), np.float64)
     none = np.zeros(len(x), np.int32)
     judged = Judged(
-      x, none, (train, none[:500]), (held_out, none), 0, (), pipeline.Units(), None, {}
-    )
+      samples=x, labels=none, train=(train, none[:500]), held_out=(held_out, none), validation=0,
+      class_names=(), units=pipeline.Units(), network=None, kept={},
+    )  # fmt: skip
     for metric in (
       memorization.nearest_neighbor_ratio(), memorization.calibrated_ratio(0.01), memorization.authenticity(),
       novelty.data_copying(), novelty.feature_likelihood(), frechet.frechet(), frechet.kernel(),

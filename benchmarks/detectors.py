@@ -63,16 +63,9 @@ def main(_):
       known = {key: value for key, value in kept.items() if 'samples' not in key}
       none = np.zeros(len(samples), np.int32)
       judged = Judged(
-        samples,
-        none,
-        (train, data.label),
-        (held_out, none),
-        0,
-        (),
-        pipeline.Units(256),
-        None,
-        known,
-      )
+        samples=samples, labels=none, train=(train, data.label), held_out=(held_out, none),
+        validation=0, class_names=(), units=pipeline.Units(256), network=None, kept=known,
+      )  # fmt: skip
       for metric in metrics():
         for finding in metric.measure(judged):
           columns.setdefault(finding.name, []).append(finding.value)

@@ -14,7 +14,9 @@ from absl import app, flags
 
 from diffusion import devices, provenance
 from diffusion.reporting import tables
-from diffusion.training import assembly
+from diffusion.training.experiment import load_data
+from diffusion.training.program import SingleRun
+from diffusion.training.state import init_state
 from experiments import digits
 
 SCANNED = flags.DEFINE_integer('scanned', 5, 'Steps in one dispatch.')
@@ -22,13 +24,12 @@ ROUNDS = flags.DEFINE_integer('rounds', 9, 'Timed rounds of each.')
 CPU_DEVICES = flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on CPU; 0 chooses.')
 
 
-def seconds_per_step(dispatch, state, steps: int, per_dispatch: int):
-  """(state, seconds a step) over `steps` steps, waiting for each dispatch."""
+def seconds_per_step(program: SingleRun, steps: int, per_dispatch: int) -> float:
+  """Seconds a step over `steps` steps, waiting for each dispatch."""
   begin = time.perf_counter()
   for seen in range(0, steps, per_dispatch):
-    state, metrics = dispatch(state, seen)
-    devices.wait(metrics)
-  return state, (time.perf_counter() - begin) / steps
+    program.dispatch([seen])(0)
+  return (time.perf_counter() - begin) / steps
 
 
 def main(_) -> None:
@@ -36,17 +37,16 @@ def main(_) -> None:
   experiment = digits.build(digits.Config())
   devices.configure(experiment.batch_size, CPU_DEVICES.value)
   devices.choose_convolutions(experiment.data.side())
-  loaded = assembly.load_data(experiment)
+  data = load_data(experiment)
   counts = (1, SCANNED.value)
-  programs = {
-    k: assembly.programs(experiment._replace(steps_per_dispatch=k), loaded) for k in counts
-  }
-  first = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
-  states = {k: devices.replicate(first) for k in counts}
+  programs = {k: SingleRun(experiment._replace(steps_per_dispatch=k), data) for k in counts}
+  first = init_state(experiment, data.example, data.units)
+  for program in programs.values():
+    program.put(0, devices.replicate(first))
   times = {k: [] for k in counts}
   for i in range(ROUNDS.value + 1):
     for k in counts:
-      states[k], seconds = seconds_per_step(programs[k].dispatch, states[k], 2 * SCANNED.value, k)
+      seconds = seconds_per_step(programs[k], 2 * SCANNED.value, k)
       if i:  # the first round compiles
         times[k].append(seconds)
   rows = [

@@ -17,6 +17,7 @@ from benchmarks import sizes
 from benchmarks.sizes import Size, Transformer
 from diffusion import devices
 from diffusion.data import augment, feed, pipeline, sources, splits
+from diffusion.data.loading import SplitData
 from diffusion.data.order import Order
 from diffusion.evaluation import gap
 from diffusion.models import dit, mlp, precision, unet
@@ -24,11 +25,16 @@ from diffusion.objectives import losses, times, weights
 from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
-from diffusion.training import assembly, population
-from diffusion.training import step as steps
+from diffusion.runs.population import Population, first_states
+from diffusion.runs.run import Run
+from diffusion.sampling import draw
+from diffusion.sampling.plan import Sampling
 from diffusion.training.checkpoint import open_checkpoints
-from diffusion.training.experiment import Experiment, Sampling
-from diffusion.training.running import Running
+from diffusion.training.experiment import Experiment, load_data
+from diffusion.training.program import Fetch, make_batches
+from diffusion.training.state import init_state
+from diffusion.training.state import weights as judged_weights
+from diffusion.training.step import make_step, step_flops
 from diffusion.types import Model, Rows
 
 _DRAINED = 10  # dispatches before the clock starts, more than any feed reads ahead
@@ -39,7 +45,7 @@ class Training(NamedTuple):
 
   Attributes:
     dispatch: state -> (state, metrics), donating the state; nothing is waited for.
-    first: () -> the first state on the devices.
+    first: () -> the first state on the devices; what is dispatched then begins with the first batch.
     images: that a dispatch trains on.
     parameters: of the network.
     flops: () -> floating-point operations for an image, of products and convolutions, forward and backward.
@@ -124,70 +130,124 @@ def _experiment(
 
 def training(made: Experiment, one_device: bool = False) -> Training:
   """The training step of an experiment, on all devices or on one."""
-  loaded = assembly.load_data(made)
-  first = jax.device_get(assembly.init_state(made, loaded.train[0][:1], loaded.units))
+  data = load_data(made)
+  first = jax.device_get(init_state(made, data.example, data.units))
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), first)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
-  make = _on_one_device if one_device else _on_all_devices
-  dispatch, begin = make(made, loaded, first)
+  step, place = (_on_one_device if one_device else _on_all_devices)(made, data)
   devices.give_back_memory()  # as a run does
-  return Training(
-    dispatch, begin, made.batch_size * made.steps_per_dispatch, parameters,
-    lambda: assembly.step_flops(made, loaded, shapes),
-  )  # fmt: skip
+  seen = 0
+
+  def begin() -> Any:
+    nonlocal seen
+    seen = 0
+    return place(first)
+
+  def dispatch(state: Any) -> tuple[Any, Any]:
+    nonlocal seen
+    at, seen = seen, seen + made.steps_per_dispatch
+    return step(state, at)
+
+  images = made.batch_size * made.steps_per_dispatch
+  return Training(dispatch, begin, images, parameters, lambda: step_flops(made, data, shapes))
 
 
-def _on_all_devices(made: Experiment, loaded: assembly.Loaded, first: Any):
-  dispatch = _counting(assembly.programs(made, loaded).dispatch, made.steps_per_dispatch)
-  return dispatch, lambda: devices.replicate(first)
+def _on_all_devices(made: Experiment, data: SplitData) -> tuple[Callable, Callable]:
+  """((state, batches seen) -> (state, metrics), host state -> state), as `program.SingleRun` makes them."""
+  step = devices.parallelize(make_step(made, data.units), made.batch_size)
+  batches, step = make_batches(made, data), devices.compile_apart(step)
+
+  def dispatch(state: Any, seen: int) -> tuple[Any, Any]:
+    return step(state, batches.data(), batches.take(seen))
+
+  return dispatch, devices.replicate
 
 
-def _counting(dispatch: Callable, steps: int) -> Callable:
-  """state -> (state, metrics), for a dispatch that asks for the batches seen."""
-  seen = itertools.count(0, steps)
-  return lambda state: dispatch(state, next(seen))
+def _on_one_device(made: Experiment, data: SplitData) -> tuple[Callable, Callable]:
+  """The same without any of the others."""
+  step, size = make_step(made, data.units), made.batch_size
+  rows, order = Rows(jnp.arange(size), size), Order(made.seed, data.split.train)
+  held = pipeline.Resident(*map(jnp.asarray, (data.dataset.x, data.dataset.label)))
 
-
-def _on_one_device(made: Experiment, loaded: assembly.Loaded, first: Any):
-  step = steps.make_step(assembly.pieces(made, loaded.units))
-  rows = Rows(jnp.arange(made.batch_size), made.batch_size)
-  data = pipeline.Resident(*map(jnp.asarray, loaded.dataset[1:3]))
-  order = Order(made.seed, loaded.split.train)
-
-  def repeat(state: Any, data: pipeline.Resident, given: jax.Array) -> tuple[Any, Any]:
+  def repeat(state: Any, held: pipeline.Resident, given: jax.Array) -> tuple[Any, Any]:
     def one(state: Any, given: jax.Array) -> tuple[Any, Any]:
-      return step(state, data, given, rows, lambda tree: tree)
+      return step(state, held, given, rows, lambda tree: tree)
 
     return devices.repeat(one, state, given)
 
-  compiled, count = jax.jit(repeat, donate_argnums=0), made.steps_per_dispatch
-  dispatch = _counting(
-    lambda state, seen: compiled(state, data, order.batches(seen, count, made.batch_size)), count
-  )
-  return dispatch, lambda: jax.tree.map(jnp.array, first)
+  compiled = jax.jit(repeat, donate_argnums=0)
+
+  def dispatch(state: Any, seen: int) -> tuple[Any, Any]:
+    return compiled(state, held, order.batches(seen, made.steps_per_dispatch, size))
+
+  return dispatch, lambda first: jax.tree.map(jnp.array, first)
 
 
 def sampler(made: Experiment, count: int, evaluations: int) -> Callable[[], np.ndarray]:
   """() -> so many samples by DDIM in so many steps, as runs draw them."""
-  made = made._replace(sampling=Sampling(steps=evaluations, per_class=count))
-  loaded = assembly.load_data(made)
-  state = assembly.init_state(made, loaded.train[0][:1], loaded.units)
-  chunk = max(1, count // jax.device_count())
-  draw = assembly.make_sample(made, loaded.dataset.x.shape[1:], chunk)
-  held = assembly.weights(made, devices.replicate(state))
+  data, plan = load_data(made), Sampling(steps=evaluations, per_class=count)
+  state = init_state(made, data.example, data.units)
+  chunk, shape = max(1, count // jax.device_count()), data.dataset.x.shape[1:]
+  sample = draw.make_sample(made.model, made.diffusion, plan, shape, chunk)
+  held = judged_weights(made, devices.replicate(state))
   label, number = np.zeros(count, np.int32), np.arange(count)
-  return lambda: draw(held, label, number)
+  return lambda: sample(held, label, number)
+
+
+class Metrics:
+  """The metrics of a dispatch on their way: a leaf that `wait` waits for as it does for an array.
+
+  Attributes:
+    of: member -> its metrics on the host, which it waits for.
+  """
+
+  def __init__(self, of: Fetch):
+    """Those that a program's dispatch returned."""
+    self.of = of
+
+  def block_until_ready(self) -> None:
+    """What JAX calls of a leaf that is to be waited for."""
+    self.of(0)
+
+
+def population(
+  build: Callable[[Any], Experiment], members: int, side_by_side: bool | None = None
+) -> Callable[[int], Any]:
+  """Many seeds as one program.
+
+  Args:
+    build: seed, which may be traced -> experiment.
+    members: seeds.
+    side_by_side: see `devices.over_members`.
+
+  Returns:
+    Live members -> metrics to wait for, of a dispatch in which the first so many go on and the others stay.
+  """
+  seeds = range(members)
+  data = load_data(build(0))
+  runs = [
+    Run(
+      experiment=build(seed), data=data, config=None, source=pathlib.Path(__file__), folder=None,
+      used=[], record={},
+    )
+    for seed in seeds
+  ]  # fmt: skip
+  given = runs, [{'seed': seed} for seed in seeds], lambda one: build(one['seed'])
+  program = Population(*given, side_by_side=side_by_side)
+  program.place(first_states(*given))
+  seen = itertools.count(0, runs[0].experiment.steps_per_dispatch)
+
+  def dispatch(live: int) -> Metrics:
+    at = next(seen)
+    return Metrics(program.dispatch([at if k < live else None for k in seeds]))
+
+  return dispatch
 
 
 def many(build: Callable[[Any], Experiment], members: int) -> tuple[Callable[[], Any], int]:
-  """(a dispatch of a population of seeds as one program, which waits for nothing; the images in it)."""
-  values = [{'seed': seed} for seed in range(members)]
-  made = [build(one['seed']) for one in values]
-  loaded = [assembly.load_data(made[0])] * members
-  gathered = population.gather(lambda one: build(one['seed']), values, made, loaded)
-  running = Running(gathered, population.init_states(gathered, range(members)))
-  images = members * made[0].batch_size * made[0].steps_per_dispatch
-  return lambda: running.dispatch(range(members))[0][1]['loss'], images
+  """(a dispatch of a population of seeds as one program, to be waited for; the images in it)."""
+  made, dispatch = build(0), population(build, members)
+  return lambda: dispatch(members), members * made.batch_size * made.steps_per_dispatch
 
 
 def saved_and_restored(state: Any, folder: pathlib.Path) -> Any:

@@ -18,7 +18,11 @@ from absl import app, flags, logging
 from diffusion import devices, provenance, statistics, streams
 from diffusion.data import augment, pipeline, sources
 from diffusion.reporting import plots
-from diffusion.training import assembly
+from diffusion.sampling import draw
+from diffusion.training.experiment import load_data
+from diffusion.training.program import SingleRun
+from diffusion.training.state import init_state
+from diffusion.training.state import weights as judged_weights
 from diffusion.types import Batch
 from experiments import digits
 
@@ -64,18 +68,16 @@ def train(told: bool):
   made = digits.build(config)
   chain = augment.chain(rotation if told else untold, augment.label_dropout(config.label_dropout))
   made = made._replace(augment=chain)
-  loaded = assembly.load_data(made)
-  state = assembly.init_state(made, loaded.train[0][:1], loaded.units)
-  programs = assembly.programs(made, loaded)
-  state = devices.replicate(state)
+  data = load_data(made)
+  program = SingleRun(made, data)
+  program.put(0, devices.replicate(init_state(made, data.example, data.units)))
   for seen in range(0, STEPS.value, made.steps_per_dispatch):
-    state, metrics = programs.dispatch(state, seen)
-    devices.wait(metrics)
-  labels = assembly.class_labels(10, 200)
-  weights = assembly.weights(made, state)
-  loss = programs.validate(weights)['validation/eps']
-  drawn = programs.sample(weights, labels, np.arange(len(labels)))
-  return pipeline.denormalize(drawn, loaded.units), loss
+    program.dispatch([seen])
+  loss = program.validate(0)['validation/eps']
+  sample = draw.make_sample(made.model, made.diffusion, made.sampling, data.dataset.x.shape[1:])
+  labels = draw.class_labels(10, 200)
+  drawn = sample(judged_weights(made, program.get(0)), labels, np.arange(len(labels)))
+  return pipeline.denormalize(drawn, data.units), loss
 
 
 def excess(called: int, of: int, base: int, base_of: int) -> tuple[float, float, float]:

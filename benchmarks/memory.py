@@ -16,7 +16,9 @@ from absl import app, flags
 from benchmarks import contenders, contest, sizes
 from diffusion import devices, provenance
 from diffusion.reporting import tables
-from diffusion.training import assembly
+from diffusion.training.experiment import load_data
+from diffusion.training.program import SingleRun
+from diffusion.training.state import init_state
 from experiments import mixture
 
 FIRST = flags.DEFINE_integer('first', 1_000, 'Dispatches before the first look.')
@@ -29,15 +31,11 @@ def after_dispatches(counts: tuple[int, int]) -> list[float]:
   experiment = mixture.build(mixture.Config(steps_per_dispatch=1))
   devices.configure(experiment.batch_size)
   devices.choose_convolutions(experiment.data.side())
-  loaded = assembly.load_data(experiment)
-  dispatch = assembly.programs(experiment, loaded).dispatch
-  state = devices.replicate(assembly.init_state(experiment, loaded.train[0][:1], loaded.units))
-  found, previous = [], None
+  data = load_data(experiment)
+  program, found = SingleRun(experiment, data), []
+  program.put(0, devices.replicate(init_state(experiment, data.example, data.units)))
   for i in range(1, max(counts) + 1):
-    state, metrics = dispatch(state, i - 1)
-    if previous is not None:
-      devices.wait(previous)
-    previous = metrics['loss']
+    program.dispatch([i - 1])
     if i in counts:
       found.append(psutil.Process().memory_info().rss / 1e6)
   return found

@@ -9,6 +9,7 @@ checkpoints, early stopping, validation. It is measured from the row after the f
 compile or to load, to the row after the last one that another row follows.
 """
 
+import itertools
 import os
 import pathlib
 import shutil
@@ -25,7 +26,9 @@ from benchmarks import contest
 from diffusion import devices, provenance
 from diffusion.reporting import tables
 from diffusion.reporting.rows import read_json_lines
-from diffusion.training import assembly
+from diffusion.training.experiment import load_data
+from diffusion.training.program import SingleRun
+from diffusion.training.state import init_state
 from experiments import digits
 
 ROUNDS = flags.DEFINE_integer('rounds', 3, 'Runs, each after bare steps.')
@@ -37,20 +40,17 @@ def bare(steps: int) -> tuple:
   experiment = digits.build(digits.Config(num_steps=steps))
   devices.configure(experiment.batch_size)
   devices.choose_convolutions(experiment.data.side())
-  loaded = assembly.load_data(experiment)
-  programs = assembly.programs(experiment, loaded)
-  state = devices.replicate(assembly.init_state(experiment, loaded.train[0][:1], loaded.units))
-  weights = assembly.weights(experiment, state)
-  programs.validate(weights)
+  data = load_data(experiment)
+  program = SingleRun(experiment, data)
+  program.put(0, devices.replicate(init_state(experiment, data.example, data.units)))
+  program.validate(0)
   begin = time.perf_counter()
-  programs.validate(weights)
-  validation, seen = time.perf_counter() - begin, 0
+  program.validate(0)
+  validation = time.perf_counter() - begin
+  seen = itertools.count(0, experiment.steps_per_dispatch)
 
   def work() -> None:
-    nonlocal state, seen
-    state, metrics = programs.dispatch(state, seen)
-    seen += experiment.steps_per_dispatch
-    devices.wait(metrics)
+    program.dispatch([next(seen)])(0)  # whose metrics are waited for
 
   return work, experiment.steps_per_dispatch, {'validation': validation}
 

@@ -3,20 +3,23 @@
 Run     python -m benchmarks.population --members=16
         python -m benchmarks.population --members=4 --experiment=digits --dispatches=2
 
-Both in one process, in interleaved rounds, compilation apart. A run alone is timed on one device and on all, and
-the faster of the two is what a population is compared with; runs one after another take K times as long. Then members
-stop: first all but K/2 + 1, where nothing is moved if K is a power of two, then one more, where the rest moves
-together. Nothing is gated: machines are noisy.
+In one process, in interleaved rounds, compilation apart. A run alone is timed on one device and on all, and the faster
+of the two is what a population is compared with; runs one after another take K times as long. On CPU two processes,
+each with half of the seeds as a population on one device and a core of its own, take part in the rounds: what the same
+machine does without a program of all. Then members stop: all but K/2 + 1, with the others frozen in the program as it
+is, and then a program of the K/2 that a run goes on with once half have ended. Nothing is gated: machines are noisy.
 
 Expect  on 2 quiet CPU cores 16 runs one after another take 1.63 [1.57, 1.71] times as long (docs/PERFORMANCE.md).
 """
 
 import dataclasses
+import functools
+import multiprocessing
 import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,8 +28,6 @@ from absl import app, flags
 from benchmarks import engine
 from diffusion import devices, provenance
 from diffusion.reporting import tables
-from diffusion.training import assembly, population
-from diffusion.training.running import Running
 from experiments import digits, mixture
 
 EXPERIMENTS = {'mixture': mixture, 'digits': digits}
@@ -39,34 +40,103 @@ SIDE_BY_SIDE = flags.DEFINE_boolean(
   'side_by_side', None, 'One batch of members (vmap), or one after another; the default chooses.'
 )
 
+ONE, ALL = 'one run, one device', 'one run, all devices'
+HALVES = 'two processes, half the seeds each'
 
-def alone(experiment: Any) -> dict[str, Callable[[], Any]]:
-  """Dispatches of one run, on one device and on all."""
 
-  def make(one_device: bool) -> Callable[[], Any]:
-    training = engine.training(experiment, one_device)
-    state = training.first()
+class Arm(NamedTuple):
+  """What is timed: the runs that a dispatch of it moves, and `work`, which makes and waits for so many dispatches.
 
-    def run() -> Any:
-      nonlocal state
+  `work` returns the CPU seconds that other processes took for it.
+  """
+
+  moving: int
+  work: Callable[[int], float]
+
+
+class Timed(NamedTuple):
+  """A timed round: seconds a dispatch, and the cores that programs of others kept busy meanwhile."""
+
+  seconds: float
+  others: float
+
+
+def build(name: str, seed: Any) -> Any:
+  """The experiment of this name and seed."""
+  module = EXPERIMENTS[name]
+  return module.build(dataclasses.replace(module.Config(), seed=seed))
+
+
+def alone(experiment: Any, one_device: bool) -> Arm:
+  """One run, on one device or on all."""
+  training = engine.training(experiment, one_device)
+  state = training.first()
+
+  def work(dispatches: int) -> float:
+    nonlocal state
+    for _ in range(dispatches):
       state, metrics = training.dispatch(state)
-      return metrics
+      engine.wait(metrics)
+    return 0.0
 
-    return run
-
-  return {'one run, one device': make(True), 'one run, all devices': make(False)}
+  return Arm(1, work)
 
 
-def together(module: Any, loaded: assembly.Loaded, count: int) -> Running:
-  """A population of seeds."""
-  values = [{'seed': seed} for seed in range(count)]
+def members(dispatch: Callable[[int], Any], live: int) -> Arm:
+  """A population of which so many live."""
 
-  def build(one):
-    return module.build(dataclasses.replace(module.Config(), **one))
+  def work(dispatches: int) -> float:
+    for _ in range(dispatches):
+      engine.wait(dispatch(live))
+    return 0.0
 
-  made = population.gather(build, values, [build(one) for one in values], [loaded] * count)
-  states = population.init_states(made, range(count))
-  return Running(made, states, side_by_side=SIDE_BY_SIDE.value)
+  return Arm(live, work)
+
+
+def half(pipe: Any, name: str, seeds: range, core: int) -> None:
+  """A process of `Halves`: trains its seeds on one core, so many dispatches whenever it is asked."""
+  os.sched_setaffinity(0, {core})
+  configure(name, 1)
+  dispatch = engine.population(lambda seed: build(name, seeds[0] + seed), len(seeds))
+  while dispatches := pipe.recv():
+    begin = time.process_time()
+    members(dispatch, len(seeds)).work(dispatches)
+    pipe.send(time.process_time() - begin)
+
+
+class Halves:
+  """Two processes that train half of the seeds each, at the same time; they end with this one, or by `close`."""
+
+  def __init__(self, name: str, count: int):
+    """Of so many seeds together, on the first two cores of this process."""
+    spawn, cores = multiprocessing.get_context('spawn'), sorted(os.sched_getaffinity(0))
+    self._pipes, self._processes = [], []
+    for i, seeds in enumerate((range(count // 2), range(count // 2, count))):
+      here, there = spawn.Pipe()
+      given = there, name, seeds, cores[i % len(cores)]
+      process = spawn.Process(target=half, args=given, daemon=True)
+      process.start()
+      there.close()  # so that to ask one that has ended is an error
+      self._pipes.append(here)
+      self._processes.append(process)
+
+  def work(self, dispatches: int) -> float:
+    """As `Arm.work`; in both at once."""
+    for pipe in self._pipes:
+      pipe.send(dispatches)
+    return sum([pipe.recv() for pipe in self._pipes])
+
+  def close(self) -> None:
+    """Ends them."""
+    for process in self._processes:
+      process.kill()
+
+
+def configure(name: str, cpu_devices: int) -> None:
+  """Sets JAX up as a run of the experiment does, without programs that were compiled before."""
+  made = build(name, 0)
+  devices.configure(made.batch_size, cpu_devices, cache=False)
+  devices.choose_convolutions(made.data.side())
 
 
 def busy() -> float:
@@ -76,73 +146,77 @@ def busy() -> float:
   return (sum(map(int, numbers)) - idle) / os.sysconf('SC_CLK_TCK')
 
 
-def seconds(run: Callable[[], Any], dispatches: int) -> tuple[float, float]:
-  """(seconds of a dispatch, waiting for each; cores that other processes kept busy meanwhile)."""
+def timed(arm: Arm, dispatches: int) -> Timed:
+  """A round of an arm."""
   begin, mine, all_of_them = time.perf_counter(), time.process_time(), busy()
-  for _ in range(dispatches):
-    devices.wait(run())
+  elsewhere = arm.work(dispatches)
   passed = time.perf_counter() - begin
-  others = (busy() - all_of_them - (time.process_time() - mine)) / passed
-  return passed / dispatches, max(others, 0.0)
+  others = busy() - all_of_them - (time.process_time() - mine) - elsewhere
+  return Timed(passed / dispatches, max(others / passed, 0.0))
 
 
 def main(_) -> None:
   """Measures and prints."""
-  module, count = EXPERIMENTS[EXPERIMENT.value], MEMBERS.value
-  experiment = module.build(module.Config())
-  devices.configure(experiment.batch_size, CPU_DEVICES.value, cache=False)
-  devices.choose_convolutions(experiment.data.side())
-  loaded = assembly.load_data(experiment)
-  running = together(module, loaded, count)
-
-  def members(live: int) -> Callable[[], Any]:
-    return lambda: running.dispatch(range(live))[0][1]['loss']
-
-  whole = f'{count} members'
-  arms = alone(experiment) | {whole: members(count)}
-  compiling = {name: 2 * seconds(run, 2)[0] for name, run in arms.items()}
-  found: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+  name, count = EXPERIMENT.value, MEMBERS.value
+  configure(name, CPU_DEVICES.value)
+  experiment, seeds = build(name, 0), functools.partial(build, name)
+  whole = engine.population(seeds, count, SIDE_BY_SIDE.value)
+  arms = {
+    ONE: alone(experiment, True),
+    ALL: alone(experiment, False),
+    f'{count} members': members(whole, count),
+  }
+  halves = Halves(name, count) if devices.describe()['platform'] == 'cpu' else None
+  if halves is not None:
+    arms[HALVES] = Arm(count, halves.work)
+  compiling = {one: 2 * timed(arm, 2).seconds for one, arm in arms.items()}
+  found: dict[str, list[Timed]] = {one: [] for one in arms}
   for _ in range(ROUNDS.value):
-    for name, run in arms.items():
-      found[name].append(seconds(run, DISPATCHES.value))
-  for live in (
-    count // 2 + 1,
-    count // 2,
-  ):  # after these the population is smaller, so they come last
-    name = f'{live} of {count} members live'
-    compiling[name] = 2 * seconds(members(live), 2)[0]
-    found[name] = [seconds(members(live), DISPATCHES.value) for _ in range(ROUNDS.value)]
-  report(found, compiling, whole, experiment, count)
-  print(f'\nprograms of {running.sizes} members were made')
+    for one, arm in arms.items():
+      found[one].append(timed(arm, DISPATCHES.value))
+  if halves is not None:
+    halves.close()
+  frozen, left = count // 2 + 1, count // 2
+  rest = engine.population(seeds, left, SIDE_BY_SIDE.value)
+  late = {f'{frozen} of {count} members live': members(whole, frozen)}
+  late[f'{left} members, the other program'] = members(rest, left)
+  for one, arm in late.items():
+    compiling[one] = 2 * timed(arm, 2).seconds
+    found[one] = [timed(arm, DISPATCHES.value) for _ in range(ROUNDS.value)]
+  report(arms | late, found, compiling, experiment)
   print(f'{devices.describe()}, jax {jax.__version__}, commit {provenance.code()["commit"]}')
 
 
 def report(
-  found: dict[str, list[tuple[float, float]]],
-  compiling: dict[str, float],
-  whole: str,
-  experiment: Any,
-  count: int,
+  arms: dict[str, Arm], found: dict[str, list[Timed]], compiling: dict[str, float], experiment: Any
 ) -> None:
-  """Prints the table, and the ratio over the rounds in which other processes were quiet."""
+  """Prints the table, and what the population is worth beside runs one after another, and beside two processes."""
   every, rows = experiment.steps_per_dispatch, []
   for name, rounds in found.items():
-    moving = 1 if name.startswith('one') else int(name.split()[0])
     times, others = np.array(rounds).T
-    images = moving * experiment.batch_size * every / np.median(times)
+    images = arms[name].moving * experiment.batch_size * every / np.median(times)
     milliseconds = [1e3 * f(times) / every for f in (np.median, min, max)]
     rows.append((name, *milliseconds, images, np.median(others), compiling[name]))
   head = ['', 'ms/step', 'min', 'max', 'images/s', 'cores others took', 'first two dispatches, s']
-  print(tables.markdown(head, rows))
-  best = min((n for n in found if n.startswith('one')), key=lambda n: np.median(found[n], 0)[0])
+  print(tables.markdown(head, rows), '\n')
+  count = MEMBERS.value
+  best = min((ONE, ALL), key=lambda n: np.median(found[n], 0)[0])
+  print(ratio(f'{count} times {best}', count, found[best], found[f'{count} members']))
+  if HALVES in found:
+    print(ratio(HALVES, 1, found[HALVES], found[f'{count} members']))
+
+
+def ratio(name: str, times: int, one: list[Timed], whole: list[Timed]) -> str:
+  """So many times the seconds of one arm over the population's, in the rounds where other programs were quiet."""
   pairs = [
-    (count * one[0] / all_of_them[0], max(one[1], all_of_them[1]))
-    for one, all_of_them in zip(found[best], found[whole], strict=True)
+    (times * a.seconds / b.seconds, max(a.others, b.others))
+    for a, b in zip(one, whole, strict=True)
   ]
-  quiet = [ratio for ratio, others in pairs if others < 0.1] or [ratio for ratio, _ in pairs]
-  print(
-    f'\n{count} times {best} over {whole}: {np.median(quiet):.2f} [{min(quiet):.2f}, {max(quiet):.2f}] in '
-    f'{len(quiet)} of {len(pairs)} rounds; quiet ones: {sum(others < 0.1 for _, others in pairs)}'
+  quiet = [value for value, others in pairs if others < 0.1]
+  said = quiet or [value for value, _ in pairs]
+  return (
+    f'{name} over {MEMBERS.value} members: {np.median(said):.2f} [{min(said):.2f}, {max(said):.2f}] in '
+    f'{len(said)} of {len(pairs)} rounds; quiet ones: {len(quiet)}'
   )
 
 

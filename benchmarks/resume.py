@@ -31,8 +31,9 @@ from diffusion.data import pipeline
 from diffusion.reporting import tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.runs.loading import recorded_experiment
-from diffusion.training import assembly
 from diffusion.training.checkpoint import Restored, manifest_of, open_checkpoints
+from diffusion.training.experiment import load_data
+from diffusion.training.state import host_target, init_state, make_init
 from diffusion.workdir import read_record
 from experiments import cifar10
 
@@ -103,8 +104,10 @@ def chaos(folder: pathlib.Path, kills: int, seed: int, whole: pathlib.Path) -> C
 def last_target(workdir: pathlib.Path) -> Any:
   """What a checkpoint of a run is restored into."""
   experiment = recorded_experiment(workdir, read_record(workdir))
-  loaded = assembly.load_data(experiment)
-  return assembly.host_target(assembly.init_state(experiment, loaded.train[0][:1], loaded.units))
+  data = load_data(experiment)
+  example = data.example
+  init = make_init(experiment, example, data.units)
+  return host_target(lambda: init(np.uint32(experiment.seed), example))
 
 
 def last_state(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any], list[dict]]:
@@ -220,7 +223,7 @@ def large_state() -> Any:
   """A first state of the 35.7M U-Net with Adam's moments and the average, on the host."""
   experiment = cifar10.build(cifar10.Config())
   example = np.zeros((1, 32, 32, 3), np.uint8)
-  return jax.device_get(assembly.init_state(experiment, example, pipeline.Units(levels=256)))
+  return jax.device_get(init_state(experiment, example, pipeline.Units(levels=256)))
 
 
 def cost(folder: pathlib.Path, state: Any, rounds: int) -> list[tuple]:

@@ -10,8 +10,10 @@ has recovered when it lies in the 95 % prediction interval of the clean runs of 
 0 is made twice and compared to the bit. Clean runs of 5,000 steps a condition, 20,000 in all, count false rollbacks.
 """
 
+import contextlib
 import pathlib
 import tempfile
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +25,11 @@ from diffusion import devices, provenance
 from diffusion.evaluation import gap
 from diffusion.optimizers import chains, clipping, directions, schedules
 from diffusion.reporting import drawing, tables
-from diffusion.reporting.rows import Sink
-from diffusion.runs import tools
-from diffusion.runs.session import Session
-from diffusion.training import assembly, callbacks, guards, loop
-from diffusion.training.checkpoint import open_checkpoints
+from diffusion.reporting.rows import read_json_lines
+from diffusion.runs import loop
+from diffusion.runs.run import Run, prepare
+from diffusion.training import callbacks, guards
+from diffusion.training.program import Fetch, SingleRun
 from experiments import mixture
 
 FIGURE = flags.DEFINE_string('figure', '', 'Where to draw the curves; not drawn by default.')
@@ -43,59 +45,70 @@ def _optimizer(direction: str, clip: bool):
 
 
 class Condition(NamedTuple):
-  """One optimizer, compiled once for calm and for hit batches."""
+  """One optimizer, and the calm and the wild program of each (seed, steps) that was trained so far."""
 
   name: str
-  experiment: Any
-  loaded: Any
-  calm: assembly.Programs
-  hit: assembly.Programs
+  direction: str
+  clip: bool
+  programs: dict[tuple[int, int], tuple[SingleRun, SingleRun]]
+
+  def build(self, config: mixture.Config) -> Any:
+    """The experiment."""
+    return mixture.build(config)._replace(
+      optimizer=_optimizer(self.direction, self.clip), validate_every=50, callbacks=[],
+      bank=gap.bank(levels=5, draws=1),
+    )  # fmt: skip
 
 
 def condition(direction: str, clip: bool) -> Condition:
-  """Compiles a condition."""
-  config = mixture.Config(
-    train_limit=0, num_steps=STEPS, batch_size=128, steps_per_dispatch=1, log_every=5
-  )
-  made = mixture.build(config)._replace(
-    optimizer=_optimizer(direction, clip), validate_every=50, bank=gap.bank(levels=5, draws=1)
-  )
-  devices.choose_convolutions(made.data.side())
-  loaded = assembly.load_data(made)
-  wild = made._replace(augment=lambda keys, batch: batch._replace(x=1e3 * batch.x))
-  name = f'{direction}, {"clipping" if clip else "no clipping"}'
-  return Condition(
-    name, made, loaded, assembly.programs(made, loaded), assembly.programs(wild, loaded)
-  )
+  """A condition of which nothing was trained yet."""
+  return Condition(f'{direction}, {"clipping" if clip else "no clipping"}', direction, clip, {})
+
+
+def program(given: Condition, trained: Run, hit: range) -> SingleRun:
+  """The program of a run, which multiplies x0 by 1,000 in the batches `hit`."""
+  made, data = trained.experiment, trained.data
+  which = made.seed, made.num_steps
+  if which not in given.programs:
+    wild = made._replace(augment=lambda keys, batch: batch._replace(x=1e3 * batch.x))
+    given.programs[which] = SingleRun(made, data), SingleRun(wild, data)
+  calm, wild = given.programs[which]
+
+  def dispatch(seen: Sequence[int | None]) -> Fetch:
+    if seen[0] not in hit:
+      return SingleRun.dispatch(calm, seen)
+    wild.put(0, calm.get(0))
+    fetch = wild.dispatch(seen)
+    calm.put(0, wild.get(0))
+    return fetch
+
+  calm.dispatch = dispatch
+  return calm
 
 
 def run(given: Condition, seed: int, steps: int, hit: range, guarded: bool):
   """(logged rows, last host state, rollbacks) of one run in a folder of its own."""
-  # The guard goes back to checkpoints; the other runs save at their end alone.
-  calls = [callbacks.checkpoint(), guards.spike_guard(5)] if guarded else []
-  made = given.experiment._replace(seed=seed, num_steps=steps, callbacks=calls)
-  state = assembly.init_state(made, given.loaded.train[0][:1], given.loaded.units)
-  rows, cursor = [], 0
 
-  def dispatch(state, seen):
-    nonlocal cursor
-    program = given.hit if cursor in hit else given.calm
-    cursor += 1
-    return program.dispatch(state, seen)
+  def build(config: mixture.Config) -> Any:
+    # The guard goes back to checkpoints; the other runs save at their end alone.
+    calls = [callbacks.checkpoint(), guards.spike_guard(config.log_every)] if guarded else []
+    return given.build(config)._replace(callbacks=calls)
 
+  config = mixture.Config(
+    seed=seed, train_limit=0, num_steps=steps, batch_size=128, steps_per_dispatch=1, log_every=5
+  )
   with tempfile.TemporaryDirectory() as folder:
-    root = pathlib.Path(folder)
-    keeper = open_checkpoints(root / 'checkpoints')
-    programs = given.calm._replace(dispatch=dispatch)
-    session = Session(None, made, given.loaded, programs, [], {})
-    sinks = Sink(lambda row, timing: rows.append(row), lambda: None)
-    acting = tools.make_tools(session, keeper, sinks, assembly.host_target(state), lambda: None)
-    plan = loop.Cadence(steps, 5, 50, 1)
-    states = {c.name: c.init() for c in calls}
-    outcome = loop.train(devices.replicate(state), loop.Place(0, 0), plan, calls, states, acting)
-    keeper.close()
-  rollbacks = outcome.callback_states['spike_guard']['rollbacks'] if guarded else 0
-  return rows, devices.to_host(outcome.state), rollbacks
+    made = prepare(build, config, pathlib.Path(mixture.__file__), pathlib.Path(folder) / 'run')
+    first, trained = made.first_state(), program(given, made, hit)
+    made.claim()
+    with contextlib.closing(made):
+      made.resume(made.make_target())
+      made.open_rows()
+      trained.put(0, devices.replicate(first))
+      loop.train([made], trained, lambda: None)
+    rows = read_json_lines(made.folder / 'metrics.jsonl')
+  rollbacks = made.callback_states['spike_guard']['rollbacks'] if guarded else 0
+  return rows, devices.to_host(trained.get(0)), rollbacks
 
 
 def last(rows) -> float:

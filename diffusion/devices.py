@@ -309,99 +309,47 @@ def compile_apart(mapped: Callable) -> Callable:
   return call
 
 
-def members_apart(members: int) -> bool:
-  """Whether each device holds members of its own, with all their rows; else it holds rows of every member."""
-  return members % jax.local_device_count() == 0
-
-
-def place_members(tree: Any, members: int) -> Any:
-  """A tree of arrays [members, ...] on the devices, as `over_members` takes it."""
-  if not members_apart(members):
-    return replicate(tree)
+def place_members(tree: Any) -> Any:
+  """Arrays [members, ...], as many as divide over the devices, on them as `over_members` takes them, whole members."""
   count = jax.local_device_count()
-  parts = jax.tree.map(lambda x: np.reshape(x, (count, members // count, *np.shape(x)[1:])), tree)
-  return _spreader()(parts)
-
-
-def give_members(tree: Any, members: int) -> Any:
-  """Host arrays [members, ...] as `over_members` takes what it is given in every call."""
-  count = jax.local_device_count()
-  if not members_apart(members):
-    return jax.tree.map(lambda x: np.broadcast_to(x, (count, *x.shape)), tree)
-  return jax.tree.map(lambda x: x.reshape(count, members // count, *x.shape[1:]), tree)
-
-
-def collect_members(tree: Any, members: int, by_row: bool = False) -> Any:
-  """The tree of NumPy arrays [members, ...] that `place_members` or `over_members` put on the devices.
-
-  Args:
-    tree: on the devices.
-    members: how many.
-    by_row: the arrays are [members, rows, ...], of which each device has its share where members are not apart.
-  """
-  if members_apart(members):
-    return jax.tree.map(lambda x: x.reshape(members, *x.shape[2:]), jax.device_get(tree))
-  if not by_row:
-    return to_host(tree)
-  return jax.tree.map(
-    lambda x: np.moveaxis(x, 0, 1).reshape(members, -1, *x.shape[3:]), jax.device_get(tree)
+  return _spreader()(
+    jax.tree.map(lambda x: np.reshape(x, (count, len(x) // count, *np.shape(x)[1:])), tree)
   )
 
 
+def collect_members(tree: Any) -> Any:
+  """NumPy arrays [members, ...] of what `place_members` or `over_members` put on the devices; waits for it."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(tree))
+
+
 def over_members(
-  function: Callable[..., Any],
-  members: int,
-  batch_size: int,
-  *,
-  donate: bool = False,
-  side_by_side: bool | None = None,
+  function: Callable[..., Any], *, donate: bool = False, side_by_side: bool | None = None
 ) -> Callable:
   """A function of one member of a population, for all of them as one program.
 
-  Where the members divide evenly over the devices each device takes its own, with whole batches, and no device waits
-  for another inside the program; else every device takes its rows of all members.
+  Each device takes its own members, with whole batches, and none waits for another inside the program.
 
   Args:
-    function: (member, state, given, data, rows, cross_mean) -> tree, for one member and one device's rows of it;
-      `given` is for all rows.
-    members: how many, >= 1.
-    batch_size: rows of a member's batch, divisible by the number of devices.
+    function: (member, state, given, data) -> tree, for one member.
     donate: let the states' buffers go.
     side_by_side: compute a device's members as one batch of them (`vmap`), or one after another in a loop. By default
       one after another on CPU, where a core is full with one member and its state fits the cache (and where batched
       convolutions are slow), side by side elsewhere.
 
   Returns:
-    (placed members, placed states, given as `give_members` has it, replicated data, first row) -> placed tree.
-
-  Raises:
-    ValueError: rows that do not divide, or several processes.
+    (placed members, placed states, placed given, replicated data) -> placed tree.
   """
-  checks.integer('members', members)
-  check_batch(batch_size)
-  if jax.process_count() > 1:
-    raise ValueError(f'a population runs in one process, got {jax.process_count()}')
-  apart = members_apart(members)
-  local = batch_size if apart else batch_size // jax.device_count()
   if side_by_side is None:
     side_by_side = jax.default_backend() != 'cpu'
 
-  def cross_mean(tree: Any) -> Any:
-    return tree if apart else jax.lax.pmean(tree, _AXIS)
-
-  def run(member, state, given, data, start):
-    first_row = start + (0 if apart else jax.lax.axis_index(_AXIS) * local)
-    rows = Rows(first_row + jnp.arange(local), batch_size)
-
+  def run(member, state, given, data):
     def one(own):
-      return function(*own, data, rows, cross_mean)
+      return function(*own, data)
 
     each = jax.vmap(one) if side_by_side else functools.partial(jax.lax.map, one)
     return each((member, state, given))
 
-  return jax.pmap(
-    run, axis_name=_AXIS, in_axes=(0, 0, 0, 0, None), donate_argnums=(1,) if donate else ()
-  )
+  return jax.pmap(run, axis_name=_AXIS, donate_argnums=(1,) if donate else ())
 
 
 def over_rows(function: Callable, chunk: int) -> Callable:

@@ -3,10 +3,11 @@
 An experiment file ends in `launch.run(build, Config(), SMOKE)`. Nothing below this file sees a configuration.
 """
 
-import ast
 import contextlib
 import dataclasses
 import difflib
+import functools
+import inspect
 import itertools
 import math
 import pathlib
@@ -20,18 +21,11 @@ from ml_collections import config_flags
 
 from diffusion import devices, processes, provenance
 from diffusion.data import sources
-from diffusion.runs import (
-  describing,
-  judging,
-  lr_range,
-  population,
-  session,
-  speed,
-  suite,
-  training,
-)
+from diffusion.runs import speed, suite, training
 from diffusion.runs.loading import load, load_ensemble, load_snapshots
-from diffusion.training.experiment import Experiment, Sampling
+from diffusion.runs.run import prepare
+from diffusion.sampling.plan import Sampling
+from diffusion.training.experiment import Experiment
 from diffusion.workdir import read_record
 
 __all__ = ['Experiment', 'Sampling', 'load', 'load_ensemble', 'load_snapshots', 'run']
@@ -132,15 +126,10 @@ def _fail(message: str) -> None:
   raise SystemExit(2)
 
 
-def _arm_lines(path: str, arms: Mapping[str, Any]) -> Iterator[str]:
-  """Each arm's name and line, read from the experiment's source."""
-  for node in ast.parse(pathlib.Path(path).read_text()).body:
-    target = getattr(node, 'target', None) or next(iter(getattr(node, 'targets', [])), None)
-    if isinstance(target, ast.Name) and target.id == 'ARMS':
-      for key, value in zip(node.value.keys, node.value.values, strict=True):
-        yield f'{key.value:<28} {ast.unparse(value.body)}'
-      return
-  yield from arms
+def _arm_lines(arms: Mapping[str, Callable]) -> Iterator[str]:
+  """Each arm's name and what of its line in the experiment's source follows the arguments."""
+  for name, arm in arms.items():
+    yield f'{name:<28} {inspect.getsource(arm).strip().rstrip(",").partition("lambda c: ")[2]}'
 
 
 def run(
@@ -178,7 +167,7 @@ def run(
       )
     overrides = config_flags.get_override_values(flags.FLAGS['config'])
     if arms is not None and flags.FLAGS.list_arms:
-      print('\n'.join(_arm_lines(argv[0], arms)))
+      print('\n'.join(_arm_lines(arms)))
       return
     try:
       if arms is not None:
@@ -218,7 +207,12 @@ def _request() -> suite.Request:
       raise ValueError(f'--{name} must be >= 0, got {f[name].value}')
   seed = 0 if f.seed is None else f.seed
   return suite.Request(
-    seed, f.num_samples, f.sampler, f.sampler_steps, tuple(f.metrics), f.features
+    seed=seed,
+    samples=f.num_samples,
+    sampler=f.sampler,
+    steps=f.sampler_steps,
+    metrics=tuple(f.metrics),
+    features=f.features,
   )
 
 
@@ -318,8 +312,8 @@ def _values(name: str, text: str, kind: type) -> Sequence[int | float]:
 
 
 def _train_population(
-  build: Callable[[Any], Experiment], config: Any, whole: session.Setting
-) -> int:
+  build: Callable[[Any], Experiment], config: Any, source: pathlib.Path, folder: pathlib.Path, small: bool
+) -> int:  # fmt: skip
   """Trains a run for each member in a folder of its own."""
   f = flags.FLAGS
   if f.mode != 'train' or f.dry_run:
@@ -332,15 +326,18 @@ def _train_population(
     raise ValueError('--population keeps its data on the devices: leave --data_workers out')
   if f.seed is not None and any(text.startswith('seed=') for text in f.population):
     raise ValueError('--seed and --population=seed=... both name seeds: leave one out')
-  values = members(f.population, config)
-  settings = [
-    whole._replace(
-      config=dataclasses.replace(config, **one),
-      workdir=whole.workdir / ','.join(f'{name}={value}' for name, value in one.items()),
-    )
-    for one in values
-  ]
-  return population.train(settings, values, lambda one: build(dataclasses.replace(config, **one)))
+  from diffusion.runs import population
+
+  values, known = members(f.population, config), []
+  share = functools.partial(population.share_data, known)
+  runs = []
+  for one in values:
+    name = ','.join(f'{field}={value}' for field, value in one.items())
+    own = dataclasses.replace(config, **one)
+    runs.append(prepare(build, own, source, folder / name, smoke=small, share=share))
+  return population.train(
+    runs, values, lambda one: build(dataclasses.replace(config, **one)), f.extend
+  )
 
 
 def _main(
@@ -352,32 +349,33 @@ def _main(
   sys.unraisablehook = _hush
   count = processes.initialize(f.coordinator, f.num_processes, f.process_id, f.heartbeat_seconds)
   with processes.together('the flags'):
-    workdir = _checked_workdir()
-    config = _resolved(config, base, overrides, workdir)
+    folder = _checked_workdir()
+    config, profile = _resolved(config, base, overrides, folder), speed.parse_span(f.profile)
     devices.configure(config.batch_size, f.cpu_devices, num_processes=count)
     processes.quiet()
   processes.check_same('the command', _said() | overrides)
-  setting = session.Setting(
-    build=build if f.data_workers is None else _streaming(build, f.data_workers),
-    config=config,
-    workdir=workdir,
-    extend=f.extend,
-    profile=speed.parse_span(f.profile),
-    smoke=small,
-    source=pathlib.Path(sys.modules['__main__'].__file__),
-  )
+  source = pathlib.Path(sys.modules['__main__'].__file__)
+  if f.data_workers is not None:
+    build = _streaming(build, f.data_workers)
   if f.population:
-    return _train_population(build, config, setting)
+    return _train_population(build, config, source, folder, small)
   if f.dry_run or f.mode != 'train':
     processes.end_on_sigterm()
+  request = _request()
+  if f.mode in ('sample', 'evaluate'):
+    own = build
+    build = lambda config: request.applied(own(config))  # noqa: E731
+  run = prepare(build, config, source, folder, smoke=small)
+  if f.mode == 'train' and not f.dry_run:
+    return training.train(run, f.extend, profile)
+  from diffusion.runs import describing, judging, lr_range  # here, because a training needs none
+
   if f.dry_run:
-    print(describing.describe(setting))
+    print(describing.describe(run))
     return 0
-  if f.mode == 'train':
-    return training.train(setting)
   if f.mode == 'lr_range':
-    return lr_range.run(setting, f.lr_low, f.lr_high)
-  return judging.judge(setting, f.mode, _request())
+    return lr_range.train_rising(run, f.lr_low, f.lr_high)
+  return judging.judge(run, f.mode, request)
 
 
 def _said() -> dict[str, Any]:

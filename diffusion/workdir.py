@@ -18,7 +18,7 @@ from diffusion import provenance
 from diffusion.reporting import encoding
 from diffusion.reporting.rows import read_json, write_json
 
-RECORD_FORMAT = 2
+RECORD_FORMAT = 3
 
 
 def now() -> str:

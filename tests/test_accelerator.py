@@ -101,7 +101,8 @@ def test_all_parts_run_and_the_first_four_with_the_core_alone(tmp_path):
   assert {part for part, _ in found} == set(parts.PARTS)
   assert len(torch) == 6
   assert found[1, parts._BESIDE]['found']['largest relative difference'] == 0
-  assert found[1, parts._WORKS]['found']['differ when saved and continued'] == 0
+  for how in ('made again', 'saved and continued'):
+    assert found[1, parts._WORKS]['found'][f'differ when {how}'] == 0
   continued = found[5, 'digits, again, killed by kill -9 and continued']['found']
   assert continued[parts._SAME] is True
   assert continued['results']['test/eps']['estimate'] > 0
@@ -400,6 +401,24 @@ def test_one_device_trains_as_all_do():
     shards = {device for leaf in jax.tree.leaves(state) for device in leaf.devices()}
     assert len(shards) == (1 if one_device else jax.device_count())
   assert found[True] == pytest.approx(found[False], rel=1e-5)
+
+
+def test_a_first_state_begins_with_the_first_batch_again_and_a_population_waits_for_its_members():
+  training = engine.training(engine.experiment(plans.TINY.digits, 1, log_every=1))
+  losses = []
+  for _ in range(2):
+    state = training.first()
+    for _ in range(2):
+      state, metrics = training.dispatch(state)
+      losses.append(float(jnp.ravel(metrics['loss'])[0]))
+  assert losses[:2] == losses[2:]
+  assert losses[0] != losses[1]
+  dispatch = engine.population(lambda seed: engine.mixture(seed, 16, 2), 3)
+  begun = [dispatch(live) for live in (3, 2)]
+  engine.wait(begun)
+  first, second = ([float(one.of(member)['loss']) for member in range(3)] for one in begun)
+  assert len({*first}) == 3
+  assert first[2] == second[2] != second[1]
 
 
 def test_the_benchmarks_train_what_the_experiments_train():

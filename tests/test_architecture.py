@@ -27,8 +27,8 @@ DEVICE_WORDS = {
 }  # fmt: skip
 PROCESS_WORDS = {'process_count', 'process_index'}
 CORE = (
-  'process', 'data.pipeline', 'data.feed', 'data.augment', 'models', 'objectives', 'optimizers', 'sampling',
-  'training.step', 'training.state', 'training.loop', 'training.callbacks', 'training.checkpoint', 'training.assembly',
+  'process', 'data.pipeline', 'data.loading', 'data.feed', 'data.augment', 'models', 'objectives', 'optimizers',
+  'sampling', 'training', 'runs.run', 'runs.loop',
 )  # fmt: skip
 OPTIONAL = (
   'grain',

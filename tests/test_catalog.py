@@ -11,6 +11,7 @@ from diffusion.models import dropout, magnitude, precision, unet
 from diffusion.objectives import penalties
 from diffusion.optimizers import chains, directions, schedules
 from diffusion.process import marginals, parameterizations
+from diffusion.sampling.plan import Sampling
 from diffusion.training import callbacks, guards
 from diffusion.training import experiment as experiments
 from docs import catalog
@@ -31,7 +32,7 @@ NAMES = {
                              cases.trajectory, cases.sampling) for name, value in vars(module).items()
 } | {
   'marginals': marginals, 'parameterizations': parameterizations, 'magnitude': magnitude, 'precision': precision,
-  'Sampling': experiments.Sampling, 'rate': schedules.constant(1e-3), 'weak': cases.sampling.exact,
+  'Sampling': Sampling, 'rate': schedules.constant(1e-3), 'weak': cases.sampling.exact,
   'known': jnp.zeros((1, 8, 8, 1)), 'mask': jnp.zeros((1, 8, 8, 1)) > 0,
 }  # fmt: skip
 each_case = pytest.mark.parametrize('function', cases.CASES)
@@ -80,7 +81,7 @@ def test_its_one_line_turns_it_on(function):
     made = base()._replace(**changes(cases.CASES[function].line))
     experiments.check(made)
     if made.sampling.monte_carlo or 'interval' in cases.CASES[function].line:
-      experiments.check_sampling(made, (8, 8, 1))
+      experiments.evaluations_of_a_sample(made, (8, 8, 1))
   assert techniques()[function] in used
 
 

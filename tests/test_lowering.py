@@ -7,7 +7,6 @@ import pytest
 from diffusion import devices
 from diffusion.data import pipeline
 from diffusion.models import precision, unet
-from diffusion.training import assembly
 from diffusion.training import step as steps
 from diffusion.types import Rows
 from tests.training import tiny
@@ -19,9 +18,8 @@ def test_the_step_lowers_for_other_platforms(platform, narrow):
   """K scanned steps with attention, dropout, batches from the device and means over an axis, as one program."""
   model = unet.unet(8, (1, 2), 1, (8,), 0.1, num_classes=10)
   experiment = tiny.images(model=precision.bfloat16(model) if narrow else model)
-  loaded = assembly.load_data(experiment)
-  step = steps.make_step(assembly.pieces(experiment, loaded.units))
-  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
+  split, state, _ = tiny.start(experiment)
+  step = steps.make_step(experiment, split.units)
 
   def run(state, data, given):
     rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
@@ -33,7 +31,7 @@ def test_the_step_lowers_for_other_platforms(platform, narrow):
 
   one = jax.tree.map(lambda x: x[None], state)
   whole = jax.jit(jax.vmap(run, in_axes=(0, None, None), axis_name='devices', axis_size=1))
-  data = pipeline.Resident(loaded.dataset.x, loaded.dataset.label)
+  data = pipeline.Resident(split.dataset.x, split.dataset.label)
   given = jnp.zeros((2, experiment.batch_size), jnp.int32)
   exported = jax.export.export(whole, platforms=[platform])(one, data, given)
   text = exported.mlir_module()

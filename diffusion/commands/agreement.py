@@ -15,7 +15,7 @@ from diffusion.evaluation.same_noise import agreement
 from diffusion.reporting.tables import markdown
 from diffusion.runs.foreign import data_of
 from diffusion.runs.loading import load
-from diffusion.training import assembly
+from diffusion.sampling.draw import class_labels
 
 
 def define_flags() -> None:
@@ -40,7 +40,7 @@ def compare(
   samples, trained = [], []
   for folder in (first, second):
     run = load(folder)
-    labels = assembly.class_labels(run.num_classes, -(-pairs // max(1, run.num_classes)))[:pairs]
+    labels = class_labels(run.num_classes, -(-pairs // max(1, run.num_classes)))[:pairs]
     samples.append(run.sample(labels, seed))
     trained.append(data_of(pathlib.Path(folder).expanduser().absolute()).train_in_memory[0])
   return agreement(*samples, labels, *trained)

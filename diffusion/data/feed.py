@@ -2,7 +2,7 @@
 
 What a batch holds is the same function of (seed, batches seen) as for data on the device, so that no iterator has a
 state to save: a feed is addressed by the batches seen, and where these do not follow the last ones (where a run is
-resumed, or went back) it is opened anew there. Grain reads ahead, with threads or with processes.
+resumed) it is opened anew there. Grain reads ahead, with threads or with processes.
 """
 
 import dataclasses

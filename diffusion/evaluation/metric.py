@@ -3,13 +3,17 @@
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
+from diffusion import devices, streams
 from diffusion.data import pipeline
 from diffusion.data.pipeline import Units
 from diffusion.evaluation.features import Features, remembered
+from diffusion.process import gaussian
+from diffusion.sampling.draw import make_denoiser
 from diffusion.statistics import Interval
-from diffusion.types import Array, Denoiser, Key, Path
+from diffusion.types import NULL, Array, Denoiser, Diffusion, Key, Model, Path
 
 Examples = tuple[np.ndarray, np.ndarray]  # (x [n, ...] as stored, label [n])
 
@@ -144,3 +148,37 @@ class Metric(NamedTuple):
 
 def check_nothing(plan: Plan) -> None:
   """The check of a metric that can judge anything."""
+
+
+def make_network(
+  model: Model, diffusion: Diffusion, units: Units, weights: Any, chunk: int = 64
+) -> Network:
+  """The judged network, for metrics that ask it, e.g. for likelihoods.
+
+  Args:
+    model, diffusion: what was trained.
+    units: of the stored data.
+    weights: replicated (parameters, statistics, seed); the parameters have `network` and `schedule`.
+    chunk: rows a device takes at a time.
+  """
+
+  def tell(label: np.ndarray) -> np.ndarray:
+    return label if model.num_classes else np.full_like(label, NULL)
+
+  def apply(function: Callable, x: np.ndarray, label: np.ndarray, shared: Any = ()) -> Any:
+    def rows(given, x: Array, label: Array, told: Array, position: Array) -> Any:
+      (parameters, statistics, seed), more = given
+      path = gaussian.bind(diffusion, parameters.schedule)
+      denoise = make_denoiser(
+        model, diffusion, path, parameters.network, statistics, label, forward_mode=True
+      )
+      keys = streams.row_keys(streams.stream(seed, 'likelihood'), position)
+      x = pipeline.normalize(x, units)
+      return function(Asked(denoise=denoise, path=path, keys=keys, x=x, label=told), more)
+
+    given = (weights, devices.replicate(shared))
+    return devices.over_rows(rows, chunk)(given, x, label, tell(label), np.arange(len(x)))
+
+  path = gaussian.bind(diffusion, devices.first(weights[0]).schedule)
+  ends = tuple(float(path.log_snr(jnp.asarray(t))) for t in (1.0, 0.0))
+  return Network(apply, lambda x: pipeline.normalize(jnp.asarray(x), units), ends)

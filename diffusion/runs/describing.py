@@ -9,15 +9,14 @@ from diffusion import devices, provenance
 from diffusion.data import pipeline
 from diffusion.models import summary
 from diffusion.reporting import tables
-from diffusion.runs.session import Setting, data_record, open_session
+from diffusion.runs.run import Run
 from diffusion.types import Conditioning
 
 
-def describe(setting: Setting) -> str:
+def describe(run: Run) -> str:
   """What a run would be: configuration, splits, parameters and arithmetic."""
-  session, state = open_session(setting)
-  experiment, loaded = session.experiment, session.loaded
-  x = pipeline.normalize(jnp.asarray(loaded.train[0][:1]), loaded.units)
+  state, experiment, units = run.first_state(), run.experiment, run.data.units
+  x = pipeline.normalize(jnp.asarray(run.data.example), units)
   conditioning = Conditioning(jnp.zeros(1, jnp.int32), jnp.zeros((1, 0)))
 
   def output(network):
@@ -30,13 +29,13 @@ def describe(setting: Setting) -> str:
   both = summary.flops(jax.grad(lambda p: output(p).sum()), network)
   rows = summary.parameter_rows(network)
   total = sum(row[1] for row in rows)
-  data = data_record(loaded)
+  data = run.record['data']
   hashes = data['split_hashes']
   sizes = [(name, size, hashes[name]) for name, size in data['examples'].items()]
-  deviation = pipeline.sigma_data(loaded.train[0], loaded.units)
+  deviation = pipeline.sigma_data(run.data.train[0], units)
   shape = f'{data["shape"]}, {data["levels"]} levels, {len(data["class_names"])} classes'
   return '\n\n'.join([
-    json.dumps(provenance.config_to_json(setting.config), indent=2),
+    json.dumps(provenance.config_to_json(run.config), indent=2),
     f'data: {data["name"]}, {shape}. {data["note"]}',
     f'standard deviation of the training split in network units: {deviation:.4g}',
     tables.markdown(['split', 'examples', 'hash'], sizes),

@@ -9,14 +9,14 @@ import numpy as np
 
 from diffusion import devices, provenance, workdir
 from diffusion.data import pipeline, sources
+from diffusion.data.loading import SplitData
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
 from diffusion.evaluation.metric import Examples, Finding, Judged, Plan, findings_to_json
 from diffusion.runs import suite
 from diffusion.runs.loading import recorded_experiment
-from diffusion.runs.session import data_record
-from diffusion.training import assembly
-from diffusion.training.assembly import Loaded
+from diffusion.runs.run import data_record
+from diffusion.training.experiment import load_data
 
 
 class Images(NamedTuple):
@@ -90,19 +90,20 @@ def judge(
     ValueError: as those raise; other data than the run's; images of another shape.
   """
   begin = time.perf_counter()
-  loaded = data_of(pathlib.Path(run).expanduser().absolute())
-  data = loaded.dataset
+  split = data_of(pathlib.Path(run).expanduser().absolute())
+  data = split.dataset
   given = read(images, data.class_names)
   if given.x.shape[1:] != data.x.shape[1:]:
     shapes = list(given.x.shape[1:]), list(data.x.shape[1:])
     raise ValueError(f'{images} holds examples of shape {shapes[0]}, {data.name} has {shapes[1]}')
-  judged, notes = _beside(given, loaded)
+  judged, notes = _beside(given, split)
+  sizes = split.sizes
   plan = Plan(
     samples=len(given.x),
     classes=data.num_classes,
     shape=data.x.shape[1:],
-    train=len(loaded.train[0]),
-    held_out=len(loaded.held_out[0]),
+    train=sizes['train'],
+    held_out=sizes['validation'] + sizes['test'],
   )
   chosen = suite.choose_features(features)
   found, left_out = suite.choose(metrics, chosen, plan, network=False)
@@ -119,7 +120,7 @@ def judge(
     'time': workdir.now(),
     'images': str(images),
     'count': len(given.x),
-    'data': data_record(loaded),
+    'data': data_record(split),
     'features': features_.label(chosen),
     'command': provenance.command(),
     'code': provenance.code()['commit'],
@@ -131,22 +132,22 @@ def judge(
   return findings, notes, record
 
 
-def data_of(folder: pathlib.Path) -> Loaded:
+def data_of(folder: pathlib.Path) -> SplitData:
   """The data of a run, split as it was; raises ValueError if it is not what the run recorded."""
   record = workdir.read_record(folder)
   experiment = recorded_experiment(folder, record)
   devices.choose_convolutions(experiment.data.side())
-  loaded = assembly.load_data(experiment._replace(metrics=()))
-  changed = provenance.differences(record['data'], data_record(loaded))
+  split = load_data(experiment._replace(metrics=()))
+  changed = provenance.differences(record['data'], data_record(split))
   if changed:
     raise ValueError(f'the data is not what {folder} was trained on: {"; ".join(changed)}')
-  return loaded
+  return split
 
 
-def _beside(given: Images, loaded: Loaded) -> tuple[Judged, list[str]]:
+def _beside(given: Images, split: SplitData) -> tuple[Judged, list[str]]:
   """The images in the data's own levels where they fit them, else both in brightness; and what to know of it."""
-  units, x, notes = loaded.units, given.x, []
-  train, held_out = loaded.train_in_memory, loaded.held_out
+  units, x, notes = split.units, given.x, []
+  train, held_out = split.train_in_memory, split.held_out
   if given.levels is not None and given.levels != units.levels:
     x = pipeline.to_uint8(x, given.levels)
     stored = np.rint(x.astype(np.float64) * (units.levels - 1) / 255).astype(np.uint8)
@@ -168,8 +169,8 @@ def _beside(given: Images, loaded: Loaded) -> tuple[Judged, list[str]]:
     labels=np.zeros(len(x), np.int32) if given.label is None else given.label.astype(np.int32),
     train=train,
     held_out=held_out,
-    validation=len(loaded.validation[0]),
-    class_names=loaded.dataset.class_names,
+    validation=len(split.split.validation),
+    class_names=split.dataset.class_names,
     units=units,
     network=None,
     kept={},

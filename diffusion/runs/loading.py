@@ -3,7 +3,7 @@
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,15 +15,16 @@ from diffusion import devices, processes, provenance
 from diffusion.data import pipeline
 from diffusion.process import gaussian
 from diffusion.sampling import ensembles
-from diffusion.training import assembly
+from diffusion.sampling.draw import make_denoiser, make_sample, stored
+from diffusion.training import state as states
 from diffusion.training.checkpoint import open_checkpoints
-from diffusion.training.experiment import Experiment
+from diffusion.training.experiment import Experiment, fitted
 from diffusion.types import NULL, Denoiser
 from diffusion.workdir import read_record
 
 
-class Run(NamedTuple):
-  """A finished run in Python.
+class Trained(NamedTuple):
+  """A trained run in Python.
 
   Attributes:
     experiment: what `build` made of the recorded configuration.
@@ -54,21 +55,26 @@ class Run(NamedTuple):
     """(z [B, ...], t [B]) -> Prediction, for examples with these labels [B] (-1 is the null label)."""
     path = gaussian.bind(self.experiment.diffusion, self.parameters.schedule)
     labels = jnp.asarray(self._labels(labels))
-    return assembly.make_denoiser(
-      self.experiment, path, self.parameters, self.state.judged_statistics, labels
+    made, statistics = self.experiment, self.state.judged_statistics
+    return make_denoiser(
+      made.model, made.diffusion, path, self.parameters.network, statistics, labels
     )
+
+  def _draw(self, members: int = 0) -> Callable[..., np.ndarray]:
+    made = self.experiment
+    draw = make_sample(made.model, made.diffusion, made.sampling, self.shape, members=members)
+    return stored(draw, self.units)
 
   def sample(self, labels: np.ndarray, seed: int = 0) -> np.ndarray:
     """Samples with these labels [n], as the data is stored (uint8 levels, or floats): [n, *shape]."""
     labels = self._labels(labels)
-    draw = assembly.make_sample(self.experiment, self.shape)
     weights = devices.replicate(
       (self.parameters, self.state.judged_statistics, jnp.asarray(seed, jnp.uint32))
     )
-    return pipeline.denormalize(draw(weights, labels, np.arange(len(labels))), self.units)
+    return self._draw()(weights, labels, np.arange(len(labels)))
 
 
-def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Run:
+def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Trained:
   """The experiment and best weights of a run.
 
   Args:
@@ -85,21 +91,28 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Ru
     experiment = recorded_experiment(folder, record)
   data = record['data']
   units = pipeline.Units(data['levels'], data['mean'], data['deviation'])
-  experiment = assembly.fitted(experiment, units)
+  experiment = fitted(experiment, units)
   example = np.zeros((1, *data['shape']), np.float32 if data['levels'] is None else np.uint8)
-  target = assembly.host_target(assembly.init_state(experiment, example, units))
+  init = states.make_init(experiment, example, units)
+  target = states.host_target(lambda: init(np.uint32(experiment.seed), example))
   best = open_checkpoints(folder / 'checkpoints', read_only=True).restore(target, 'best')
   if best is None:
     raise ValueError(f'no checkpoint in {folder}: train first')
-  parameters = assembly.judged_parameters(experiment, best.state)
-  shape, classes = tuple(data['shape']), len(data['class_names'])
-  return Run(experiment, best.record['step'], best.state, shape, units, classes, parameters)
+  return Trained(
+    experiment=experiment,
+    step=best.record['step'],
+    state=best.state,
+    shape=tuple(data['shape']),
+    units=units,
+    num_classes=len(data['class_names']),
+    parameters=states.judged_parameters(experiment, best.state),
+  )
 
 
 class Ensemble(NamedTuple):
   """Several runs of one experiment, e.g. of several seeds, as one denoiser: the mean of theirs."""
 
-  runs: tuple[Run, ...]
+  runs: tuple[Trained, ...]
 
   def _members(self, labels: np.ndarray) -> list[Denoiser]:
     return [run.denoiser(labels) for run in self.runs]
@@ -117,10 +130,10 @@ class Ensemble(NamedTuple):
     """Samples of the mean denoiser with these labels [n], as the data is stored: [n, *shape]."""
     one = self.runs[0]
     labels = one._labels(labels)
-    draw = assembly.make_sample(one.experiment, one.shape, members=len(self.runs))
+    draw = one._draw(members=len(self.runs))
     members = [(run.parameters, run.state.judged_statistics) for run in self.runs]
     weights = devices.replicate((*zip(*members, strict=True), jnp.asarray(seed, jnp.uint32)))
-    return pipeline.denormalize(draw(weights, labels, np.arange(len(labels))), one.units)
+    return draw(weights, labels, np.arange(len(labels)))
 
 
 def load_ensemble(folders: Sequence[str | pathlib.Path]) -> Ensemble:

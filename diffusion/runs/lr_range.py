@@ -12,8 +12,8 @@ from diffusion.citations import technique
 from diffusion.optimizers import chains
 from diffusion.optimizers.schedules import LearningRate
 from diffusion.reporting import plots
-from diffusion.runs.session import Setting, open_session
-from diffusion.training import assembly
+from diffusion.runs.run import Run
+from diffusion.training.program import SingleRun
 
 _LOST = 4.0  # times the lowest loss so far, where the test ends
 
@@ -58,35 +58,36 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[np.ndarray
   return smooth, float(rates[steepest]), float(rates[lowest])
 
 
-def run(setting: Setting, low: float, high: float) -> int:
+def train_rising(run: Run, low: float, high: float) -> int:
   """Trains over `num_steps` with a rising rate and writes `lr_range.json` and `lr_range.png`; no checkpoint is touched.
 
   It ends early where the loss is not finite or four times its lowest.
   """
-  session, state = open_session(setting)
-  experiment = session.experiment
+  experiment, state = run.experiment, run.first_state()
   schedule = rising(low, high, experiment.num_steps)
   optimizer = chains.at_rate(experiment.optimizer, schedule)
   every = experiment.steps_per_dispatch
   experiment = experiment._replace(optimizer=optimizer, log_every=every)
-  programs = assembly.programs(experiment, session.loaded)
-  state, rows, lowest, previous = devices.replicate(state), [], math.inf, None
-  for step in range(every, experiment.num_steps + 1, every):
-    state, metrics = programs.dispatch(state, step - every)
+  program = SingleRun(experiment, run.data, run.validate)
+  program.put(0, devices.replicate(state))
+  rows, lowest, previous = [], math.inf, None
+  for seen in range(0, experiment.num_steps, every):
+    fetch = program.dispatch([seen])
     if previous is not None:
-      rate, loss = (float(x) for x in devices.to_host(previous))
+      metrics = previous(0)
+      rate, loss = float(metrics['learning_rate']), float(metrics['loss'])
       rows.append((rate, loss))
       lowest = min(lowest, loss) if math.isfinite(loss) else lowest
       if not math.isfinite(loss) or loss > _LOST * lowest:
         break
-    previous = (metrics['learning_rate'], metrics['loss'])
-  programs.close()
+    previous = fetch
+  program.close()
   finite = [row for row in rows if math.isfinite(row[1])]
   rates, losses = (list(column) for column in zip(*finite, strict=True))
   smooth, steepest, best = suggest(rates, losses)
   if not processes.is_writer():
     return 0
-  folder = setting.workdir
+  folder = run.folder
   folder.mkdir(parents=True, exist_ok=True)
   result = {
     'time': workdir.now(), 'rates': rates, 'losses': losses, 'steepest': steepest, 'lowest': best,

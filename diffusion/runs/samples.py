@@ -7,42 +7,40 @@ import numpy as np
 import tqdm
 
 from diffusion import processes
-from diffusion.runs.session import Session, stored_samples
+from diffusion.runs.run import Run
 
 
-def drawn(
-  session: Session, weights: Any, labels: np.ndarray, identity: dict[str, Any]
-) -> np.ndarray:
+def drawn(run: Run, weights: Any, labels: np.ndarray, identity: dict[str, Any]) -> np.ndarray:
   """Samples with these labels [n], as the data is stored, from the run's folder as far as it has them.
 
   Sample i depends on its number, the sampler's seed and what else `identity` holds, never on how many there are.
 
   Args:
-    session: of the run.
+    run: whose record knows what was drawn before.
     weights: replicated (parameters, statistics, sampler seed).
     labels: [n]; those of fewer samples are their beginning.
     identity: all that the samples depend on, as JSON: checkpoint, seed, configuration, sampler.
   """
-  kept = {one['file']: one for one in session.record['samples']}
+  kept = {one['file']: one for one in run.record['samples']}
   file = next((name for name, one in kept.items() if one['identity'] == identity), None)
   have = None
   if file:
-    have = processes.from_folder(lambda: stored(session.folder / file)[0])
+    have = processes.from_folder(lambda: stored(run.folder / file)[0])
     have = have[: len(labels)]
   start = 0 if have is None else len(have)
   if start == len(labels):
     return have
-  new = _draw(session, weights, labels, start)
+  new = _draw(run, weights, labels, start)
   samples = new if have is None else np.concatenate([have, new])
   file = file or ('samples.npz' if not kept else f'samples_{len(kept)}.npz')
   if processes.is_writer():
-    save(session.folder / file, samples, labels, session.loaded.units.levels)
+    save(run.folder / file, samples, labels, run.data.units.levels)
   kept[file] = {'file': file, 'identity': identity, 'count': len(samples)}
-  session.note(samples=list(kept.values()))
+  run.note(samples=list(kept.values()))
   return samples
 
 
-def _draw(session: Session, weights: Any, labels: np.ndarray, start: int) -> np.ndarray:
+def _draw(run: Run, weights: Any, labels: np.ndarray, start: int) -> np.ndarray:
   """Samples number `start` and on, in blocks of equal size, with a progress bar on a terminal."""
   count = len(labels) - start
   blocks = np.array_split(np.arange(start, len(labels)), max(1, count // 2000))
@@ -51,9 +49,7 @@ def _draw(session: Session, weights: Any, labels: np.ndarray, start: int) -> np.
     total=count, unit=' samples', disable=None if processes.is_writer() else True
   ) as bar:
     for numbers in blocks:
-      found.append(
-        stored_samples(session.programs.sample, weights, labels, session.loaded.units, numbers)
-      )
+      found.append(run.sample(weights, labels[numbers], numbers))
       bar.update(len(numbers))
   return np.concatenate(found)
 

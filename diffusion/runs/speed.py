@@ -1,15 +1,16 @@
 """How fast a run was, and a trace of some of its steps."""
 
+import contextlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion import devices, processes
-from diffusion.reporting.rows import read_json_lines
-from diffusion.runs.session import Session
-from diffusion.training import assembly
+from diffusion.reporting import rows
+from diffusion.runs.run import Run
+from diffusion.training.step import step_flops
 
 
 class Span(NamedTuple):
@@ -33,57 +34,56 @@ def parse_span(text: str) -> Span | None:
   return Span(int(start), int(stop))
 
 
+@contextlib.contextmanager
 def traced(
-  dispatch: Callable[[Any, int], tuple[Any, Any]],
-  span: Span,
-  cursor: int,
-  steps: int,
-  folder: pathlib.Path,
-) -> tuple[Callable[[Any, int], tuple[Any, Any]], Callable[[], None]]:
-  """The same dispatches, those that touch the span traced.
+  dispatch: Callable[[Sequence[int]], Any], span: Span, steps: int, folder: pathlib.Path
+) -> Iterator[Callable[[Sequence[int]], Any]]:
+  """The same dispatches of one run, those that touch the span traced.
 
   Args:
-    dispatch: (state, batches seen) -> (state, metrics), so many `steps` each time.
+    dispatch: ([batches seen]) -> (run -> metrics), as `Program.dispatch`.
     span: what to trace.
-    cursor: batches drawn before the first dispatch.
     steps: of a dispatch.
     folder: where the trace is written.
-
-  Returns:
-    (dispatch, close), where `close` ends a trace that is still going on.
   """
-  place, tracing, done = cursor, False, False
+  begun = ended = last = None
 
-  def close() -> None:
-    nonlocal tracing, done
-    if not (tracing or done):
-      print(f'no trace: no step of {span.start} to {span.stop} was made', flush=True)
-    if tracing:
-      tracing, done = False, True
-      devices.stop_trace()
-      print(f'trace of steps {max(span.start, cursor)} to {place} in {folder}', flush=True)
+  def end() -> None:
+    devices.stop_trace()
+    print(f'trace of steps {begun} to {ended} in {folder}', flush=True)
 
-  def inner(state: Any, seen: int) -> tuple[Any, Any]:
-    nonlocal place, tracing
-    if not tracing and place < span.stop and place + steps > span.start:
-      devices.wait(state)
+  tracing = False
+
+  def inner(seen: Sequence[int]) -> Any:
+    nonlocal begun, ended, last, tracing
+    if begun is None and seen[0] < span.stop and seen[0] + steps > span.start:
+      if last is not None:
+        last(0)  # waits for it
       devices.start_trace(str(folder))
-      tracing = True
-    result = dispatch(state, seen)
-    place += steps
-    if tracing and place >= span.stop:
-      devices.wait(result)
-      close()
-    return result
+      begun, tracing = max(span.start, seen[0]), True
+    last = dispatch(seen)
+    if tracing:
+      ended = seen[0] + steps
+      if ended >= span.stop:
+        last(0)
+        end()
+        tracing = False
+    return last
 
-  return inner, close
+  try:
+    yield inner
+  finally:
+    if tracing:
+      end()
+    elif begun is None:
+      print(f'no trace: no step of {span.start} to {span.stop} was made', flush=True)
 
 
-def measured_speed(session: Session, state: Any) -> dict[str, float | int | None] | None:
+def measured_speed(run: Run, state: Any) -> dict[str, float | int | None] | None:
   """What run.json says of the speed: the median of the logged rows, and what it comes to.
 
   Args:
-    session: of a run that has been trained.
+    run: that has been trained.
     state: its shapes.
 
   Returns:
@@ -94,18 +94,18 @@ def measured_speed(session: Session, state: Any) -> dict[str, float | int | None
     peak_memory: bytes when training ended, see `devices.peak_memory`; None where it was killed at its very end.
     None for a member of a population, whose steps are not its own.
   """
-  rows = processes.from_folder(lambda: read_json_lines(session.folder / 'metrics.jsonl'))
+  logged = processes.from_folder(lambda: rows.read_json_lines(run.folder / 'metrics.jsonl'))
   rates = [
-    row['timing']['images_per_second'] for row in rows if 'images_per_second' in row['timing']
+    row['timing']['images_per_second'] for row in logged if 'images_per_second' in row['timing']
   ]
-  if not rates or any('population' in one for one in session.record['starts']):
+  if not rates or any('population' in one for one in run.record['starts']):
     return None
-  flops = assembly.step_flops(session.experiment, session.loaded, state)
+  flops = step_flops(run.experiment, run.data, state)
   speed, peak = float(np.median(rates)), devices.peak_flops()
   return {
     'images_per_second': speed,
     'flops_per_image': flops,
     'flops_per_second': speed * flops,
     'utilization': speed * flops / peak if peak else None,
-    'peak_memory': session.record.get('peak_memory'),
+    'peak_memory': run.record.get('peak_memory'),
   }

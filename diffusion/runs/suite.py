@@ -5,44 +5,56 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from diffusion.evaluation import (
-  bits_per_dim,
-  classifier,
-  features,
-  frechet,
-  inception,
-  manifold,
-  membership,
-  memorization,
-  novelty,
-  recognition,
-)
-from diffusion.evaluation.features import Features
+from diffusion.evaluation.features import Features, pixels
 from diffusion.evaluation.metric import Metric, Plan
 from diffusion.sampling import samplers, solvers
 from diffusion.training.experiment import Experiment
 from diffusion.types import Path, Sampler
 
-# name -> what makes the metric of the chosen features
-METRICS: dict[str, Callable[[Features], Metric]] = {
-  'nearest_neighbor_ratio': lambda f: memorization.nearest_neighbor_ratio(),
-  'calibrated_ratio': lambda f: memorization.calibrated_ratio(),
-  'authenticity': lambda f: memorization.authenticity(),
-  'data_copying': novelty.data_copying,
-  'feature_likelihood': novelty.feature_likelihood,
-  'membership': lambda f: membership.membership(),
-  'copying_distance': lambda f: membership.copying_distance(),
-  'frechet': frechet.frechet,
-  'kernel': frechet.kernel,
-  'precision_recall': manifold.precision_recall,
-  'density_coverage': manifold.density_coverage,
-  'vendi': manifold.vendi,
-  'sliced_wasserstein': lambda f: manifold.sliced_wasserstein(),
-  'class_balance': lambda f: classifier.class_balance(f.name.removesuffix(' classifier')),
-  'recognition': lambda f: recognition.support_vectors(),
-  'likelihood': lambda f: bits_per_dim.variational_bound(),
-}
+METRICS = (
+  'nearest_neighbor_ratio', 'calibrated_ratio', 'authenticity', 'data_copying', 'feature_likelihood', 'membership',
+  'copying_distance', 'frechet', 'kernel', 'precision_recall', 'density_coverage', 'vendi', 'sliced_wasserstein',
+  'class_balance', 'recognition', 'likelihood',
+)  # fmt: skip
 OF_THE_NETWORK = ('membership', 'copying_distance', 'likelihood')  # images alone cannot tell
+
+
+def make(name: str, chosen: Features) -> Metric:
+  """The metric of a name in `METRICS`, of these features where it compares features."""
+  # Here, because a training needs few of them.
+  from diffusion.evaluation import (
+    bits_per_dim,
+    classifier,
+    frechet,
+    manifold,
+    membership,
+    memorization,
+    novelty,
+    recognition,
+  )
+
+  with_features = {
+    'data_copying': novelty.data_copying,
+    'feature_likelihood': novelty.feature_likelihood,
+    'frechet': frechet.frechet,
+    'kernel': frechet.kernel,
+    'precision_recall': manifold.precision_recall,
+    'density_coverage': manifold.density_coverage,
+    'vendi': manifold.vendi,
+    'class_balance': lambda f: classifier.class_balance(f.name.removesuffix(' classifier')),
+  }
+  if name in with_features:
+    return with_features[name](chosen)
+  return {
+    'nearest_neighbor_ratio': memorization.nearest_neighbor_ratio,
+    'calibrated_ratio': memorization.calibrated_ratio,
+    'authenticity': memorization.authenticity,
+    'membership': membership.membership,
+    'copying_distance': membership.copying_distance,
+    'sliced_wasserstein': manifold.sliced_wasserstein,
+    'recognition': recognition.support_vectors,
+    'likelihood': bits_per_dim.variational_bound,
+  }[name]()
 
 
 SAMPLERS: dict[str, Callable[[Path], Sampler]] = {
@@ -91,6 +103,9 @@ class Request(NamedTuple):
     return experiment._replace(sampling=plan, metrics=metrics)
 
 
+AS_THE_RUN = Request()
+
+
 def choose_features(name: str) -> Features:
   """'pixels', the name of a classifier in this package, or the path of the standard Inception weights.
 
@@ -98,7 +113,9 @@ def choose_features(name: str) -> Features:
     ValueError: another name, or a file with another checksum.
   """
   if name == 'pixels':
-    return features.pixels()
+    return pixels()
+  from diffusion.evaluation import classifier, inception  # here, because a training needs neither
+
   if name in classifier.NAMES:
     return classifier.features(name)
   if pathlib.Path(name).expanduser().is_file():
@@ -136,7 +153,7 @@ def choose(
     try:
       if name in OF_THE_NETWORK and not network:
         raise ValueError('it asks the network, and there are images alone')
-      metric = METRICS[name](chosen)
+      metric = make(name, chosen)
       metric.check(plan)
       found[name] = metric
     except ValueError as error:

@@ -155,7 +155,7 @@ def early_stopping(
     0,
     lambda: {'since': 0, 'best': {}},
     update,
-    lambda state, step: state | {'since': step},
+    extend=lambda state, step: state | {'since': step},
   )
 
 

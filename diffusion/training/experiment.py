@@ -1,67 +1,32 @@
 """An experiment: everything a run is, as values and pure functions, and the checks that need all of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import sys
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from diffusion import checks, devices, streams
+from diffusion import checks, devices
 from diffusion.citations import technique
-from diffusion.data import augment, pipeline, sources, splits
+from diffusion.data import augment, loading, pipeline, records, sources, splits
+from diffusion.data.loading import SplitData
+from diffusion.data.records import Records
 from diffusion.evaluation import gap
-from diffusion.evaluation.metric import Metric
-from diffusion.process import gaussian
-from diffusion.sampling import grids, samplers
-from diffusion.sampling.ensembles import monte_carlo
-from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval
+from diffusion.evaluation.metric import Metric, Plan
+from diffusion.sampling import plan as plans
+from diffusion.sampling.guidance import clip_x0
+from diffusion.sampling.plan import Sampling
 from diffusion.training.callbacks import Callback
-from diffusion.training.loop import Cadence, check_cadence
 from diffusion.types import (
-  Array,
   Augment,
   Average,
   Curriculum,
-  Denoiser,
   Diffusion,
-  Key,
   Model,
   Optimizer,
-  Path,
-  Prediction,
-  Sampler,
   Term,
   Times,
   Variables,
 )
-
-
-class Sampling(NamedTuple):
-  """How pictures and evaluation samples are drawn.
-
-  Attributes:
-    sampler: path -> sampler, e.g. `samplers.ddim`.
-    steps: steps of the grid.
-    guidance: classifier-free guidance scale; 1 is the conditional model alone.
-    interval: of log-SNR (low, high) in nats to guide in; None guides everywhere.
-    wrappers: (denoiser, path) -> denoiser, in turn around the guided one; by default x0 is clipped to [-1, 1], which
-      is for images.
-    grid_rows: samples of each class in `samples.png`.
-    per_class: samples of each class that the metrics judge; unlabelled data counts as one class.
-    grid: (path, steps) -> times [steps + 1], from `sampling.grids`; uniform in t by default.
-    monte_carlo: thinned networks averaged in every evaluation, which keeps dropout on; 0 turns it off.
-  """
-
-  sampler: Callable[[Path], Sampler] = samplers.ddim
-  steps: int = 50
-  guidance: float = 1.0
-  interval: tuple[float, float] | None = None
-  wrappers: Sequence[Callable[[Denoiser, Path], Denoiser]] = (clip_x0,)
-  grid_rows: int = 8
-  per_class: int = 100
-  grid: Callable[[Path, int], Array] = lambda path, steps: grids.uniform_time(steps)
-  monte_carlo: int = 0
 
 
 class Experiment(NamedTuple):
@@ -121,11 +86,9 @@ def check(experiment: Experiment) -> None:
   checks.integer('log_every', experiment.log_every)
   checks.integer('validate_every', experiment.validate_every)
   checks.integer('steps_per_dispatch', experiment.steps_per_dispatch)
-  checks.integer('sampling_steps', experiment.sampling.steps)
-  checks.at_least('guidance', experiment.sampling.guidance, 0)
   devices.check_batch(experiment.batch_size)
   _check_micro_batches(experiment)
-  check_cadence(cadence(experiment), experiment.callbacks)
+  check_cadence(experiment)
   if not live_terms(experiment):
     raise ValueError('no term of the loss is on: an experiment needs one')
   if experiment.judged and experiment.judged not in experiment.averages:
@@ -140,7 +103,7 @@ def check(experiment: Experiment) -> None:
       raise ValueError(
         f'{callback.name} goes back to checkpoints, and the experiment saves none: add callbacks.checkpoint(...)'
       )
-  check_sampling(experiment, (1,))
+  evaluations_of_a_sample(experiment, (1,))
 
 
 @technique('gradient accumulation', 'update', 'goyal2017accurate', active=lambda parts: parts != 1)
@@ -217,70 +180,85 @@ def off_factories(experiment: Experiment) -> set[str]:
   return {factory(term) for _, term in experiment.terms.values()} - used
 
 
-def cadence(experiment: Experiment) -> Cadence:
-  """The experiment's periods as the loop wants them."""
-  return Cadence(
-    experiment.num_steps,
-    experiment.log_every,
-    experiment.validate_every,
-    experiment.steps_per_dispatch,
+def check_cadence(experiment: Experiment) -> None:
+  """Raises ValueError where a period is not a multiple of the one it must contain.
+
+  Callbacks see logged rows, so their periods are multiples of `log_every`.
+  """
+  log_every, dispatch = experiment.log_every, experiment.steps_per_dispatch
+  pairs = [
+    ('log_every', log_every, 'steps_per_dispatch', dispatch),
+    ('validate_every', experiment.validate_every, 'log_every', log_every),
+    ('num_steps', experiment.num_steps, 'steps_per_dispatch', dispatch),
+    *(
+      (f'{c.name} every', c.every, 'log_every', log_every) for c in experiment.callbacks if c.every
+    ),
+  ]
+  for name, value, other, unit in pairs:
+    if value < 1 or value % unit:
+      raise ValueError(f'{name} must be a positive multiple of {other} = {unit}, got {value}')
+
+
+def load_data(experiment: Experiment) -> SplitData:
+  """Reads and splits the data, and checks what of the experiment can be checked now.
+
+  Raises:
+    ValueError: one readable error where the data cannot be read or split, or does not go with the experiment.
+  """
+  dataset = experiment.data.load()
+  if experiment.model.num_classes not in (0, dataset.num_classes):
+    raise ValueError(
+      f'the network has num_classes={experiment.model.num_classes}, {dataset.name} has {dataset.num_classes} classes: '
+      'make them agree'
+    )
+  turned = augment.leaky_turns(experiment.augment)
+  if turned and dataset.oriented and experiment.model.num_classes:
+    print(
+      f'warning: {" and ".join(turned)} of {dataset.name} may make an image of another class, and the network is not '
+      'told: put it into augment.conditioned, or leave it out',
+      file=sys.stderr,
+      flush=True,
+    )
+  curriculum = experiment.curriculum
+  if isinstance(dataset.x, Records) and curriculum is not None and curriculum.rank is not None:
+    raise ValueError(
+      'a curriculum that ranks the examples needs them in memory: it does not go with streamed data'
+    )
+  data = loading.split(dataset, experiment.split, experiment.normalization, curriculum)
+  looks = [c.name for c in experiment.callbacks if c.name == 'watch_memorization']
+  if not data.comparable and (experiment.metrics or looks):
+    raise ValueError(
+      f'{len(data.split.train)} streamed training images are too many to be compared with (the limit is '
+      f'{records.WHOLE} bytes): leave out metrics and watch_memorization'
+    )
+  plan = evaluation_plan(experiment, data)
+  for metric in experiment.metrics:
+    metric.check(plan)
+  return data
+
+
+def evaluation_plan(experiment: Experiment, data: SplitData) -> Plan:
+  """What the metrics will be given."""
+  classes, sizes = data.dataset.num_classes, data.sizes
+  return Plan(
+    samples=experiment.sampling.per_class * max(1, classes),
+    classes=classes,
+    shape=data.dataset.x.shape[1:],
+    train=sizes['train'],
+    held_out=sizes['validation'] + sizes['test'],
   )
 
 
-class Walk(NamedTuple):
-  """What a sampling plan comes to, once the path is bound."""
-
-  denoise: Denoiser
-  sampler: Sampler
-  grid: Array
-
-
-def plan_walk(
-  experiment: Experiment, path: Path, conditional: Denoiser, null: Denoiser, keys: Key
-) -> Walk:
-  """The experiment's sampling plan around two denoisers; `keys`, one a sample, are for Monte-Carlo dropout.
-
-  Raises:
-    ValueError: guidance of an unconditional network, or what the plan's pieces refuse.
-  """
-  plan = experiment.sampling
-  if plan.guidance != 1 and not experiment.model.num_classes:
-    raise ValueError(f'guidance of an unconditional network must be 1, got {plan.guidance}')
-  if plan.monte_carlo:
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, streams.tag('monte carlo'))
-  conditional, null = (monte_carlo(one, keys, plan.monte_carlo) for one in (conditional, null))
-  denoise = classifier_free(conditional, null, plan.guidance)
-  if plan.interval is not None:
-    denoise = in_interval(denoise, conditional, path, *plan.interval)
-  for wrap in plan.wrappers:
-    denoise = wrap(denoise, path)
-  return Walk(denoise, plan.sampler(path), plan.grid(path, plan.steps))
+def fitted(experiment: Experiment, units: pipeline.Units) -> Experiment:
+  """The experiment with the plain `clip_x0` of its sampling set to the range that the data has in these units."""
+  if units.levels is None or units.range == (-1.0, 1.0):
+    return experiment
+  low, high = units.range
+  clip = functools.partial(clip_x0, low=low, high=high)
+  wrappers = tuple(clip if one is clip_x0 else one for one in experiment.sampling.wrappers)
+  return experiment._replace(sampling=experiment.sampling._replace(wrappers=wrappers))
 
 
-def check_sampling(experiment: Experiment, shape: tuple[int, ...]) -> int:
-  """Plans a walk with nothing behind it: errors surface before training, and the techniques it uses are noted.
-
-  Returns:
-    How many evaluations of the network one sample takes, guidance included (inside its interval, by the level at the
-    start of each step).
-  """
-  schedule = experiment.diffusion.schedule.init(jax.random.key(0))
-  path = gaussian.bind(experiment.diffusion, schedule)
-
-  def nothing(z: Array, t: Array, key=None) -> Prediction:
-    return Prediction(z, z)
-
-  keys = streams.row_keys(jax.random.key(0), jnp.arange(1))
-  walk = plan_walk(experiment, path, nothing, nothing, keys)
-  samplers.check_grid(walk.grid[:-1] if len(walk.grid) > 2 else walk.grid)
-  plan = experiment.sampling
-  draws = max(1, plan.monte_carlo)
-  calls = draws * samplers.evaluations(walk.sampler, plan.steps, shape)
-  if plan.guidance == 1:
-    return calls
-  if plan.interval is None:
-    return 2 * calls
-  level = np.asarray(path.log_snr(walk.grid[:-1]))
-  inside = (level >= plan.interval[0]) & (level <= plan.interval[1])
-  a_step = samplers.evaluations(walk.sampler, 1, shape, denoise_last=False)
-  return calls + draws * int(a_step * inside[:-1].sum() + inside[-1])
+def evaluations_of_a_sample(experiment: Experiment, shape: tuple[int, ...]) -> int:
+  """How many evaluations of the network one sample takes; see `sampling.plan.check`."""
+  return plans.check(experiment.sampling, experiment.diffusion, experiment.model.num_classes, shape)

@@ -1,6 +1,6 @@
 """The gradient of a batch: what is drawn, what is lost, and its slope, in one part or in several."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,56 +10,19 @@ import optax
 from diffusion import streams
 from diffusion.data import pipeline
 from diffusion.process import gaussian
+from diffusion.training.experiment import Experiment, live_terms
 from diffusion.training.state import Parameters, TrainState
 from diffusion.types import (
   Array,
-  Augment,
-  Average,
   Batch,
   Conditioning,
   Context,
   CrossMean,
-  Curriculum,
-  Diffusion,
   Key,
-  Model,
-  Optimizer,
   Prediction,
   Rows,
-  Term,
-  Times,
   Variables,
 )
-
-
-class Pieces(NamedTuple):
-  """What a step is made of.
-
-  Attributes:
-    diffusion, model, times, optimizer, augment: one each.
-    terms: name -> (factor, term); the loss is the sum of factor x term. 'denoise' is the one that plots follow.
-    averages: name -> average.
-    units: of the stored data.
-    num_steps: the horizon of `progress` in [0, 1].
-    log_every: steps whose metrics are averaged into one logged row.
-    micro_batches: parts of a batch whose gradients are computed one after another.
-    gradient_noise: measure the gradient's noise scale, from the parts.
-    curriculum: of the examples, or None.
-  """
-
-  diffusion: Diffusion
-  model: Model
-  terms: Mapping[str, tuple[float, Term]]
-  times: Times
-  optimizer: Optimizer
-  averages: Mapping[str, Average]
-  augment: Augment
-  units: pipeline.Units
-  num_steps: int
-  log_every: int
-  micro_batches: int = 1
-  gradient_noise: bool = False
-  curriculum: Curriculum | None = None
 
 
 class Draws(NamedTuple):
@@ -77,20 +40,22 @@ def stream_key(state: TrainState, purpose: str) -> Key:
   return streams.batch_key(state.seed, purpose, state.cursor)
 
 
-def draw(pieces: Pieces, state: TrainState, batch: Batch, rows: Rows) -> Draws:
+def draw(experiment: Experiment, state: TrainState, batch: Batch, rows: Rows) -> Draws:
   """Draws for these rows, each from its place in the global batch."""
-  path = gaussian.bind(pieces.diffusion, state.params.schedule)
-  progress = state.step / pieces.num_steps
-  t, importance = pieces.times.draw(state.times, stream_key(state, 'time'), rows, progress, path)
+  path = gaussian.bind(experiment.diffusion, state.params.schedule)
+  progress = state.step / experiment.num_steps
+  t, importance = experiment.times.draw(
+    state.times, stream_key(state, 'time'), rows, progress, path
+  )
   eps = streams.normal(streams.row_keys(stream_key(state, 'noise'), rows.index), batch.x.shape[1:])
   dropout, term = (
     streams.row_keys(stream_key(state, name), rows.index) for name in ('dropout', 'term')
   )
-  return Draws(t, importance, eps, dropout, term)
+  return Draws(t=t, importance=importance, eps=eps, dropout=dropout, term=term)
 
 
 def make_loss(
-  pieces: Pieces,
+  experiment: Experiment,
   state: TrainState,
   statistics: Variables,
   batch: Batch,
@@ -99,17 +64,17 @@ def make_loss(
 ) -> Callable:
   """(params, (log_snr, slope) [B]) -> (mean loss, (terms, loss of each row, new statistics))."""
   conditioning = Conditioning(batch.label, batch.augment_label)
-  parameterization = pieces.diffusion.parameterization
+  parameterization, live = experiment.diffusion.parameterization, live_terms(experiment)
   batch_key = jax.random.fold_in(stream_key(state, 'dropout'), streams.tag('batch'))
 
   def loss(params: Parameters, level: tuple[Array, Array]):
     log_snr, slope = level
-    marginal = pieces.diffusion.process(log_snr)
+    marginal = experiment.diffusion.process(log_snr)
     variables = {'params': params.network, **statistics}
 
     def predict(z: Array, **mode) -> tuple[Prediction, Variables]:
       inputs, noise = parameterization.encode(z, marginal)
-      output, moved = pieces.model.apply(
+      output, moved = experiment.model.apply(
         variables, inputs, noise, conditioning, keys=draws.dropout, batch_key=batch_key,
         cross_mean=cross_mean, update_statistics=True, **mode,
       )  # fmt: skip
@@ -118,13 +83,11 @@ def make_loss(
     z = gaussian.diffuse(batch.x, draws.eps, marginal)
     prediction, moved = predict(z)
     context = Context(
-      params.network, batch, draws.eps, z, draws.t, log_snr, slope, marginal, prediction,
-      lambda z: predict(z, forward_mode=True)[0], draws.term,
+      params=params.network, batch=batch, eps=draws.eps, z=z, t=draws.t, log_snr=log_snr, slope=slope,
+      marginal=marginal, prediction=prediction, predict=lambda z: predict(z, forward_mode=True)[0], keys=draws.term,
     )  # fmt: skip
-    terms = {
-      name: term.apply(params.terms[name], context) for name, (_, term) in pieces.terms.items()
-    }
-    rows_loss = sum(factor * terms[name] for name, (factor, _) in pieces.terms.items())
+    terms = {name: term.apply(params.terms[name], context) for name, (_, term) in live.items()}
+    rows_loss = sum(factor * terms[name] for name, (factor, _) in live.items())
     return jnp.mean(draws.importance * rows_loss), (terms, rows_loss, moved)
 
   return loss
@@ -141,7 +104,7 @@ class Gradient(NamedTuple):
 
 
 def whole(
-  pieces: Pieces,
+  experiment: Experiment,
   state: TrainState,
   statistics: Variables,
   batch: Batch,
@@ -156,33 +119,36 @@ def whole(
   """
 
   def noise_level(schedule):
-    path = gaussian.bind(pieces.diffusion, schedule)
+    path = gaussian.bind(experiment.diffusion, schedule)
     return path.log_snr(draws.t), path.slope(draws.t)
 
   level, to_schedule = jax.vjp(noise_level, state.params.schedule)
   loss = jax.value_and_grad(
-    make_loss(pieces, state, statistics, batch, draws, cross_mean), argnums=(0, 1), has_aux=True
+    make_loss(experiment, state, statistics, batch, draws, cross_mean), argnums=(0, 1), has_aux=True
   )
   (value, (terms, rows_loss, moved)), (gradient, at_level) = loss(state.params, level)
   squared = jax.tree.map(lambda g: 2 * draws.importance * rows_loss * g, at_level)
   (schedule,) = to_schedule(squared)
-  return Gradient(value, gradient._replace(schedule=schedule), terms, rows_loss, moved)
+  gradient = gradient._replace(schedule=schedule)
+  return Gradient(
+    value=value, gradient=gradient, terms=terms, rows_loss=rows_loss, statistics=moved
+  )
 
 
 def accumulated(
-  pieces: Pieces, state: TrainState, batch: Batch, draws: Draws, cross_mean: CrossMean
+  experiment: Experiment, state: TrainState, batch: Batch, draws: Draws, cross_mean: CrossMean
 ) -> tuple[Gradient, Array]:
   """The gradient of all rows in `micro_batches` parts, one after another, and the mean square norm of the parts'.
 
   The draws are made before, so the sum is that of one batch to rounding; only batch statistics are of a part.
   """
-  count = pieces.micro_batches
+  count = experiment.micro_batches
   parts = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), (batch, draws))
 
   def one(total, part):
     gradient, value, square, statistics = total
-    found = whole(pieces, state, statistics, *part, cross_mean)
-    if pieces.gradient_noise:
+    found = whole(experiment, state, statistics, *part, cross_mean)
+    if experiment.gradient_noise:
       square += optax.tree.norm(cross_mean(found.gradient), squared=True) / count
     gradient = jax.tree.map(lambda a, b: a + b / count, gradient, found.gradient)
     total = gradient, value + found.value / count, square, found.statistics
@@ -192,7 +158,10 @@ def accumulated(
   start = zeros, jnp.zeros(()), jnp.zeros(()), state.statistics
   (gradient, value, square, statistics), by_row = jax.lax.scan(one, start, parts)
   terms, rows_loss = jax.tree.map(lambda x: x.reshape(-1), by_row)
-  return Gradient(value, gradient, terms, rows_loss, statistics), square
+  found = Gradient(
+    value=value, gradient=gradient, terms=terms, rows_loss=rows_loss, statistics=statistics
+  )
+  return found, square
 
 
 def noise_estimates(small: Array, large: Array, rows: int, parts: int) -> dict[str, Array]:
@@ -208,7 +177,8 @@ def noise_estimates(small: Array, large: Array, rows: int, parts: int) -> dict[s
 
 
 def take_batch(
-  pieces: Pieces,
+  experiment: Experiment,
+  units: pipeline.Units,
   state: TrainState,
   data: pipeline.Resident | None,
   given: Array | pipeline.Drawn,
@@ -217,20 +187,23 @@ def take_batch(
   """The rows of this step's batch, gathered from the data or as the host has read them, and transformed.
 
   Args:
-    pieces: of the step.
+    experiment: what is trained.
+    units: of the stored data.
     state: before the step.
     data: on the device; None where the host reads.
     given: the rows to gather, int32 [B], or what the host has read of them.
     rows: places in the global batch.
   """
-  progress = state.step / pieces.num_steps
+  progress = state.step / experiment.num_steps
   if isinstance(given, pipeline.Drawn):
-    batch = pipeline.in_units(given, pieces.units)
+    batch = pipeline.in_units(given, units)
   else:
-    if pieces.curriculum is not None:
+    if experiment.curriculum is not None:
       keys = streams.row_keys(stream_key(state, 'curriculum'), rows.index)
-      share = pieces.curriculum.share(progress)
+      share = experiment.curriculum.share(progress)
       given = pipeline.restrict(given, keys, share, data.order, data.size)
-    batch = pipeline.gather(data, given, pieces.units)
-  batch = pieces.augment(streams.row_keys(stream_key(state, 'augmentation'), rows.index), batch)
-  return batch if pieces.curriculum is None else pieces.curriculum.transform(batch, progress)
+    batch = pipeline.gather(data, given, units)
+  batch = experiment.augment(streams.row_keys(stream_key(state, 'augmentation'), rows.index), batch)
+  return (
+    batch if experiment.curriculum is None else experiment.curriculum.transform(batch, progress)
+  )

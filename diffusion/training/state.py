@@ -1,24 +1,19 @@
 """All that a training run is, as one tree of arrays. What is not here or in a callback's state does not exist."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from diffusion import streams
-from diffusion.types import (
-  Array,
-  Average,
-  Conditioning,
-  Diffusion,
-  Model,
-  Optimizer,
-  Params,
-  Term,
-  Times,
-  Variables,
-)
+from diffusion import devices, streams
+from diffusion.data import pipeline
+from diffusion.evaluation import gap
+from diffusion.training.experiment import Experiment, check_statistics, live_terms
+from diffusion.types import Array, Conditioning, Params, Variables
+
+BUCKETS = 8  # equal parts of [0, 1) by t, for the loss per noise level
 
 
 class Parameters(NamedTuple):
@@ -63,19 +58,69 @@ class TrainState(NamedTuple):
   window: dict[str, Array]
 
 
+def empty_window(experiment: Experiment) -> dict[str, Array]:
+  """Sums of nothing, one buffer a leaf."""
+  names = ['steps', 'loss', 'gradient_norm', 'update_norm', *experiment.optimizer.measured]
+  names += [f'loss/{name}' for name in live_terms(experiment)]
+  names += ['gradient_square', 'gradient_variance'] * experiment.gradient_noise
+  return {name: jnp.zeros(()) for name in names} | {
+    'bucket_sum': jnp.zeros(BUCKETS),
+    'bucket_count': jnp.zeros(BUCKETS),
+  }
+
+
+def make_init(
+  experiment: Experiment, stored: np.ndarray, units: pipeline.Units
+) -> Callable[[Array, Array], TrainState]:
+  """(seed, one example as stored, with a batch axis) -> the state before the first step.
+
+  Everything comes from the seed's 'init' stream, and every leaf has a buffer of its own, as donation demands.
+
+  Args:
+    experiment: what is trained.
+    stored: such an example; only its shape and type matter.
+    units: of the stored data.
+  """
+  size = jax.eval_shape(lambda x: _augment_label(experiment, x, units), stored).shape[1]
+
+  def init(seed: Array, stored: Array) -> TrainState:
+    parameters, statistics = init_parameters(
+      experiment, seed, pipeline.normalize(stored, units), size
+    )
+    step, cursor, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(4))
+    return TrainState(
+      seed=jnp.asarray(seed, jnp.uint32),
+      step=step,
+      cursor=cursor,
+      skipped=skipped,
+      skipped_in_a_row=in_a_row,
+      params=parameters,
+      learning_rate_scale=jnp.ones(()),
+      statistics=statistics,
+      judged_statistics=jax.tree.map(jnp.copy, statistics),
+      optimizer=experiment.optimizer.init(parameters),
+      averages={n: average.init(parameters) for n, average in experiment.averages.items()},
+      times=experiment.times.init(),
+      window=empty_window(experiment),
+    )
+
+  return init
+
+
+def _augment_label(experiment: Experiment, stored: Array, units: pipeline.Units) -> Array:
+  zero = jnp.zeros(1, jnp.int32)
+  batch = pipeline.gather(pipeline.Resident(stored, zero), zero, units)
+  return experiment.augment(streams.row_keys(jax.random.key(0), zero), batch).augment_label
+
+
 def init_parameters(
-  seed: int,
-  model: Model,
-  diffusion: Diffusion,
-  terms: Mapping[str, Term],
-  example: Array,
-  augment_size: int = 0,
+  experiment: Experiment, seed: Array | int, example: Array, augment_size: int = 0
 ) -> tuple[Parameters, Variables]:
   """Parameters and other variables from the seed's 'init' stream.
 
   Args:
+    experiment: whose pieces may have parameters.
     seed: of the run.
-    model, diffusion, terms: the pieces that may have parameters.
     example: one example in network units, with a batch axis: [1, ...].
     augment_size: numbers in an augmentation label.
 
@@ -84,36 +129,68 @@ def init_parameters(
   """
   key = streams.stream(seed, 'init')
   conditioning = Conditioning(jnp.zeros(1, jnp.int32), jnp.zeros((1, augment_size), example.dtype))
-  variables = model.init(key, example, jnp.zeros(1, example.dtype), conditioning)
+  variables = experiment.model.init(key, example, jnp.zeros(1, example.dtype), conditioning)
   statistics = {name: value for name, value in variables.items() if name != 'params'}
-  parameters = Parameters(
-    variables['params'],
-    diffusion.schedule.init(jax.random.fold_in(key, streams.tag('schedule'))),
-    {n: t.init(jax.random.fold_in(key, streams.tag(f'term {n}'))) for n, t in terms.items()},
-  )
-  return parameters, statistics
+  terms = {
+    name: term.init(jax.random.fold_in(key, streams.tag(f'term {name}')))
+    for name, (_, term) in live_terms(experiment).items()
+  }
+  schedule = experiment.diffusion.schedule.init(jax.random.fold_in(key, streams.tag('schedule')))
+  return Parameters(variables['params'], schedule, terms), statistics
 
 
-def init_state(
-  seed: int,
-  parameters: Parameters,
-  statistics: Variables,
-  optimizer: Optimizer,
-  averages: Mapping[str, Average],
-  times: Times,
-  window: dict[str, Array],
-) -> TrainState:
-  """The state before the first step. Every leaf has a buffer of its own, as donation demands."""
-  zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]
-  return TrainState(
-    jnp.asarray(seed, jnp.uint32),
-    *zeros,
-    params=parameters,
-    learning_rate_scale=jnp.ones(()),
-    statistics=statistics,
-    judged_statistics=jax.tree.map(jnp.copy, statistics),
-    optimizer=optimizer.init(parameters),
-    averages={name: average.init(parameters) for name, average in averages.items()},
-    times=times.init(),
-    window=window,
-  )
+def init_state(experiment: Experiment, stored: np.ndarray, units: pipeline.Units) -> TrainState:
+  """The state before the first step, on one device.
+
+  Args:
+    experiment, stored, units: as `make_init` takes them.
+
+  Raises:
+    ValueError: a network that does not take such an example, a validation bank outside the schedule, or batch
+      normalization of single rows.
+  """
+  # Leaf by leaf it takes seconds.
+  init = devices.compile_quickly(make_init(experiment, stored, units))
+  state = init(jnp.uint32(experiment.seed), stored)
+  check_state(experiment, state)
+  return state
+
+
+def check_state(experiment: Experiment, state: TrainState) -> None:
+  """Raises ValueError for a validation bank outside the schedule, or statistics of single rows."""
+  check_statistics(experiment, state.statistics)
+  gap.check_bank(experiment.bank, experiment.diffusion, state.params.schedule)
+
+
+def host_target(make: Callable[[], TrainState]) -> Any:
+  """The shapes and types of the state that `make` would return, as NumPy arrays to restore into."""
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(make))
+
+
+def judged_parameters(experiment: Experiment, state: TrainState) -> Parameters:
+  """The parameters that are validated and sampled: the judged average, or the last ones."""
+  if not experiment.judged:
+    return experiment.optimizer.read(state.optimizer, state.params)
+  return experiment.averages[experiment.judged].read(state.averages[experiment.judged])
+
+
+def weights(experiment: Experiment, state: TrainState) -> tuple:
+  """What validation and sampling need of a replicated state: (judged parameters, their statistics, seed)."""
+  return judged_parameters(experiment, state), state.judged_statistics, state.seed
+
+
+def rescaled(state: TrainState, scale: float) -> TrainState:
+  """A replicated state with this learning-rate scale."""
+  kind = state.learning_rate_scale.dtype
+  return state._replace(learning_rate_scale=devices.replicate(np.asarray(scale, kind)))
+
+
+def gone_back(restored: TrainState, now: TrainState) -> TrainState:
+  """A restored host state, to go on from at the replicated state `now`: replicated.
+
+  It has the old state's trajectory and the new one's data: the cursor stays, so that the batches since are not seen
+  again, and what was skipped stays counted.
+  """
+  cursor, skipped = devices.to_host((now.cursor, now.skipped))
+  state = restored._replace(cursor=cursor, skipped=skipped, skipped_in_a_row=np.zeros_like(skipped))
+  return devices.replicate(jax.tree.map(np.asarray, state))

@@ -7,27 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from diffusion.data import pipeline
+from diffusion.data.loading import SplitData
 from diffusion.process import gaussian
 from diffusion.training import gradient
-from diffusion.training.gradient import Pieces
-from diffusion.training.state import Parameters, TrainState
-from diffusion.types import Array, Conditioning, CrossMean, Optimizer, Rows, Term
+from diffusion.training.experiment import Experiment
+from diffusion.training.state import BUCKETS, Parameters, TrainState
+from diffusion.types import Array, Conditioning, CrossMean, Rows
 
-BUCKETS = 8  # equal parts of [0, 1) by t, for the loss per noise level
 STATISTICS_BATCHES = 16  # over which the judged weights' batch statistics are taken
-
-
-def empty_window(
-  terms: Mapping[str, tuple[float, Term]], optimizer: Optimizer, gradient_noise: bool = False
-) -> dict[str, Array]:
-  """Sums of nothing, one buffer a leaf."""
-  names = ['steps', 'loss', 'gradient_norm', 'update_norm', *optimizer.measured]
-  names += [f'loss/{name}' for name in terms]
-  names += ['gradient_square', 'gradient_variance'] * gradient_noise
-  return {name: jnp.zeros(()) for name in names} | {
-    'bucket_sum': jnp.zeros(BUCKETS),
-    'bucket_count': jnp.zeros(BUCKETS),
-  }
 
 
 def summarize(
@@ -49,7 +36,7 @@ def summarize(
   }
 
 
-def make_step(pieces: Pieces) -> Callable:
+def make_step(experiment: Experiment, units: pipeline.Units) -> Callable:
   """The step: (state, data, given, rows, cross_mean) -> (state, metrics); `data` and `given` as `take_batch` has them.
 
   A step is all or nothing: where the loss, the gradient or the update is not finite, the whole old state stays, and
@@ -65,15 +52,15 @@ def make_step(pieces: Pieces) -> Callable:
     rows: Rows,
     cross_mean: CrossMean,
   ):
-    batch = gradient.take_batch(pieces, state, data, given, rows)
-    draws = gradient.draw(pieces, state, batch, rows)
-    if pieces.micro_batches == 1:
+    batch = gradient.take_batch(experiment, units, state, data, given, rows)
+    draws = gradient.draw(experiment, state, batch, rows)
+    if experiment.micro_batches == 1:
       found, parts_square = (
-        gradient.whole(pieces, state, state.statistics, batch, draws, cross_mean),
+        gradient.whole(experiment, state, state.statistics, batch, draws, cross_mean),
         None,
       )
     else:
-      found, parts_square = gradient.accumulated(pieces, state, batch, draws, cross_mean)
+      found, parts_square = gradient.accumulated(experiment, state, batch, draws, cross_mean)
     bucket = jax.nn.one_hot((draws.t * BUCKETS).astype(jnp.int32), BUCKETS)
     share = rows.total / rows.index.shape[0]  # so that the mean over devices is the sum over rows
     value, slope, means = cross_mean((found.value, found.gradient, {
@@ -82,8 +69,8 @@ def make_step(pieces: Pieces) -> Callable:
       'bucket_count': share * bucket.sum(0),
     }))  # fmt: skip
 
-    rate = pieces.optimizer.learning_rate(state.optimizer) * state.learning_rate_scale
-    updates, optimizer = pieces.optimizer.update(
+    rate = experiment.optimizer.learning_rate(state.optimizer) * state.learning_rate_scale
+    updates, optimizer = experiment.optimizer.update(
       slope, state.optimizer, state.params, learning_rate=rate
     )
     params = optax.apply_updates(state.params, updates)
@@ -94,19 +81,21 @@ def make_step(pieces: Pieces) -> Callable:
       & jnp.isfinite(norms['update_norm'])
     )
 
-    fresh = state.step % pieces.log_every == 0
+    fresh = state.step % experiment.log_every == 0
     window = jax.tree.map(lambda total: jnp.where(fresh, 0, total), state.window)
     measured = {'steps': 1.0, 'loss': value, **norms, **means}
-    measured |= pieces.optimizer.measure(optimizer)
-    if pieces.gradient_noise:
+    measured |= experiment.optimizer.measure(optimizer)
+    if experiment.gradient_noise:
       large = norms['gradient_norm'] ** 2
-      measured |= gradient.noise_estimates(parts_square, large, rows.total, pieces.micro_batches)
+      measured |= gradient.noise_estimates(
+        parts_square, large, rows.total, experiment.micro_batches
+      )
     moved = state._replace(
       params=params,
       statistics=found.statistics,
       optimizer=optimizer,
-      averages={n: a.update(state.averages[n], params) for n, a in pieces.averages.items()},
-      times=pieces.times.update(state.times, draws.t, found.rows_loss, cross_mean),
+      averages={n: a.update(state.averages[n], params) for n, a in experiment.averages.items()},
+      times=experiment.times.update(state.times, draws.t, found.rows_loss, cross_mean),
       window={name: window[name] + measured[name] for name in window},
     )
     kept = state._replace(window=window)
@@ -123,11 +112,12 @@ def make_step(pieces: Pieces) -> Callable:
   return step
 
 
-def make_statistics(pieces: Pieces) -> Callable:
+def make_statistics(experiment: Experiment, units: pipeline.Units) -> Callable:
   """(parameters, state, data, given, rows, cross_mean) -> statistics of these parameters.
 
   The plain mean over the first `STATISTICS_BATCHES` batches of the run, which `given` has along a leading axis, with
-  the run's noise and augmentations and without dropout: a function of the parameters and the seed alone.
+  the run's noise and augmentations and without dropout: a function of the parameters, the seed and (where they adapt)
+  the state of the times.
   """
 
   def statistics(
@@ -135,14 +125,14 @@ def make_statistics(pieces: Pieces) -> Callable:
   ):
     def one(statistics, at):
       i, given = at
-      now = state._replace(params=params, step=jnp.full((), pieces.num_steps), cursor=i)
-      batch = gradient.take_batch(pieces, now, data, given, rows)
-      draws = gradient.draw(pieces, now, batch, rows)
-      path = gaussian.bind(pieces.diffusion, params.schedule)
+      now = state._replace(params=params, step=jnp.full((), experiment.num_steps), cursor=i)
+      batch = gradient.take_batch(experiment, units, now, data, given, rows)
+      draws = gradient.draw(experiment, now, batch, rows)
+      path = gaussian.bind(experiment.diffusion, params.schedule)
       marginal = path.marginal(draws.t)
       z = gaussian.diffuse(batch.x, draws.eps, marginal)
-      inputs, noise = pieces.diffusion.parameterization.encode(z, marginal)
-      _, statistics = pieces.model.apply(
+      inputs, noise = experiment.diffusion.parameterization.encode(z, marginal)
+      _, statistics = experiment.model.apply(
         {'params': params.network, **statistics}, inputs, noise,
         Conditioning(batch.label, batch.augment_label), cross_mean=cross_mean,
         update_statistics=True, statistics_decay=i / (i + 1),
@@ -152,3 +142,18 @@ def make_statistics(pieces: Pieces) -> Callable:
     return jax.lax.scan(one, state.statistics, (jnp.arange(STATISTICS_BATCHES), given))[0]
 
   return statistics
+
+
+def step_flops(experiment: Experiment, data: SplitData, state: TrainState) -> int:
+  """Floating-point operations of a training step per image; `state` gives the shapes."""
+  from diffusion.models import summary  # here, because training does not need it
+
+  step, size = make_step(experiment, data.units), experiment.batch_size
+
+  def one(state, x, label, index):
+    rows = Rows(jnp.arange(size), size)
+    return step(state, None, pipeline.Drawn(x, label, index), rows, lambda tree: tree)
+
+  whole = jax.ShapeDtypeStruct((size,), jnp.int32)
+  x = jax.ShapeDtypeStruct((size, *data.dataset.x.shape[1:]), data.dataset.x.dtype)
+  return summary.flops(one, state, x, whole, whole) // size

@@ -204,9 +204,9 @@ def live_accumulation():
 
   def loops(parts):
     made = tiny.experiment(micro_batches=parts)
-    loaded, state, data = tiny.start(made)
+    split, state, data = tiny.start(made)
     given = jnp.zeros(32, jnp.int32)
-    program = jax.make_jaxpr(tiny.one_step(made, loaded))(state, data, given)
+    program = jax.make_jaxpr(tiny.one_step(made, split))(state, data, given)
     return [e.params['length'] for e in program.eqns if e.primitive.name == 'scan']
 
   assert loops(4).count(4) == loops(1).count(4) + 1

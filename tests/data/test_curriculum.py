@@ -76,25 +76,25 @@ def test_images_that_cannot_be_halved_are_refused():
 
 def indices_of(experiment, step):
   """Which rows of the data the batch at this step holds."""
-  from diffusion.training import assembly, gradient
+  from diffusion.training import gradient
   from diffusion.types import Rows
 
-  loaded, state, data = tiny.start(experiment)
-  pieces = assembly.pieces(experiment, loaded.units)
+  split, state, data = tiny.start(experiment)
   state = state._replace(step=jnp.int32(step), cursor=jnp.int32(step))
   rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
-  given = tiny.rows_of(experiment, loaded, step)
-  return loaded, np.asarray(gradient.take_batch(pieces, state, data, given, rows).index)
+  given = tiny.rows_of(experiment, split, step)
+  batch = gradient.take_batch(experiment, split.units, state, data, given, rows)
+  return split, np.asarray(batch.index)
 
 
 def test_a_step_sees_easy_examples_first_and_the_plain_run_in_the_end():
   plain = tiny.experiment()
   made = plain._replace(curriculum=curriculum.by_class([1, 0], curriculum.linear(0.3, 0.5)))
-  loaded, early = indices_of(made, 0)
-  label = loaded.dataset.label
+  data, early = indices_of(made, 0)
+  label = data.dataset.label
   assert (label[early] == 1).all()
   assert set(label[indices_of(made, 19)[1]]) == {0, 1}
-  assert set(early.tolist()) <= set(loaded.split.train.tolist())
+  assert set(early.tolist()) <= set(data.split.train.tolist())
   np.testing.assert_array_equal(indices_of(made, 20)[1], indices_of(plain, 20)[1])
 
 

@@ -5,26 +5,33 @@ import pytest
 
 from diffusion import devices
 from diffusion.evaluation import bits_per_dim
-from diffusion.evaluation.metric import Judged
+from diffusion.evaluation.metric import Judged, make_network
 from diffusion.sampling import likelihood as exact
-from diffusion.training import assembly
+from diffusion.training import state as states
 from tests.training import tiny
 
 
-def judged(made, loaded, weights):
-  network = assembly.judged_network(made, loaded.units, weights)
-  x, label = loaded.train
-  names = loaded.dataset.class_names
-  validation = len(loaded.test[0]) // 2
-  return Judged(x, label, loaded.train, loaded.test, validation, names, loaded.units, network, {})
+def judged(made, data, weights):
+  x, label = data.train
+  return Judged(
+    samples=x,
+    labels=label,
+    train=data.train,
+    held_out=data.test,
+    validation=len(data.test[0]) // 2,
+    class_names=data.dataset.class_names,
+    units=data.units,
+    network=make_network(made.model, made.diffusion, data.units, weights),
+    kept={},
+  )
 
 
 def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
   """The metric against the bound computed here for the same rows and keys, from the experiment's own pieces."""
   made = tiny.experiment()
-  loaded, state, _ = tiny.start(made)
-  weights = assembly.weights(made, devices.replicate(state))
-  given = judged(made, loaded, weights)
+  data, state, _ = tiny.start(made)
+  weights = states.weights(made, devices.replicate(state))
+  given = judged(made, data, weights)
   found = {f.name: f for f in bits_per_dim.variational_bound(limit=40, draws=4).measure(given)}
   assert set(found) == {'validation bits/dim', 'test bits/dim', 'training bits/dim'}
   value = found['training bits/dim'].value
@@ -34,7 +41,7 @@ def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
   def rows(asked, shared):
     return exact.bound(asked.denoise, asked.path, asked.x, asked.keys, levels=None, draws=4).total
 
-  x, label = loaded.train
+  x, label = data.train
   chosen = np.linspace(0, len(x) - 1, 40).round().astype(int)
   nats = given.network.apply(rows, x[chosen], label[chosen])
   np.testing.assert_allclose(value.estimate, nats.mean() / (8 * np.log(2)), rtol=1e-6)
@@ -45,8 +52,8 @@ def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
 def test_images_are_judged_by_their_levels():
   """An untrained network on 17 levels: the bound is finite and above the entropy of a constant guess of nothing."""
   made = tiny.images()
-  loaded, state, _ = tiny.start(made)
-  given = judged(made, loaded, assembly.weights(made, devices.replicate(state)))
+  data, state, _ = tiny.start(made)
+  given = judged(made, data, states.weights(made, devices.replicate(state)))
   found = bits_per_dim.variational_bound(limit=8, draws=8).measure(given)
   for finding in found:
     assert np.isfinite(finding.value.estimate)

@@ -8,9 +8,9 @@ import pytest
 from diffusion import devices
 from diffusion.data import pipeline
 from diffusion.evaluation import membership
-from diffusion.evaluation.metric import Asked, Network, Plan
+from diffusion.evaluation.metric import Asked, Network, Plan, make_network
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
-from diffusion.training import assembly
+from diffusion.training import state as states
 from diffusion.types import NULL
 from tests.evaluation.given import judged
 from tests.training import tiny
@@ -91,21 +91,19 @@ def test_score_position_is_one_for_the_truth_and_minus_one_for_the_copyist():
 def test_a_conditional_copyist_is_of_the_class(monkeypatch):
   """The real network of an experiment is asked with its labels, and an unconditional one without."""
   made = tiny.experiment()
-  loaded, state, _ = tiny.start(made)
-  weights = assembly.weights(made, devices.replicate(state))
-  real = assembly.judged_network(made, loaded.units, weights)
+  data, state, _ = tiny.start(made)
+  weights = states.weights(made, devices.replicate(state))
+  real = make_network(made.model, made.diffusion, data.units, weights)
   got = real.apply(
-    lambda asked, shared: (asked.label, asked.x + shared), *(part[:3] for part in loaded.test), 2.0
+    lambda asked, shared: (asked.label, asked.x + shared), *(part[:3] for part in data.test), 2.0
   )
-  np.testing.assert_array_equal(got[0], loaded.test[1][:3])
+  np.testing.assert_array_equal(got[0], data.test[1][:3])
   np.testing.assert_allclose(
-    got[1], pipeline.normalize(loaded.test[0][:3], loaded.units) + 2, rtol=1e-6
+    got[1], pipeline.normalize(data.test[0][:3], data.units) + 2, rtol=1e-6
   )
   assert real.log_snr == pytest.approx((-15, 15))
-  free = assembly.judged_network(
-    made._replace(model=made.model._replace(num_classes=0)), loaded.units, weights
-  )
-  told = free.apply(lambda asked, shared: asked.label, *(part[:3] for part in loaded.test))
+  free = make_network(made.model._replace(num_classes=0), made.diffusion, data.units, weights)
+  told = free.apply(lambda asked, shared: asked.label, *(part[:3] for part in data.test))
   np.testing.assert_array_equal(told, [NULL] * 3)
   with pytest.raises(ValueError, match=r'log_snr has 20, the schedule spans \[-15, 15\]'):
     membership.membership(log_snr=(20.0,)).measure(given(truth(), draw(0, 10)))

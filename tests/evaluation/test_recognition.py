@@ -7,7 +7,7 @@ from diffusion.data import pipeline, sources
 from diffusion.evaluation import recognition
 from diffusion.evaluation.metric import Judged
 from diffusion.models import mlp
-from diffusion.training import assembly
+from diffusion.training import experiment as experiments
 from tests.training import tiny
 
 
@@ -78,4 +78,4 @@ def test_unlabelled_data_is_refused_before_training():
     metrics=[recognition.support_vectors()],
   )
   with pytest.raises(ValueError, match='at least two classes'):
-    assembly.load_data(experiment)
+    experiments.load_data(experiment)

@@ -17,7 +17,7 @@ from diffusion.runs import compare
 from diffusion.statistics import Interval
 
 RECORD = {
-  'format': 2,
+  'format': 3,
   'experiment': 'digits',
   'smoke': False,
   'config': {'seed': 0, 'dropout': 0.0, 'width': 8},

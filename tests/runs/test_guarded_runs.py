@@ -1,6 +1,9 @@
 """Whole runs with what acts on the trajectory: rollback, plateaus, snapshots, and what a restart makes of them."""
 
+import contextlib
+import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +12,25 @@ import pytest
 
 from diffusion import devices
 from diffusion.optimizers import averaging
-from diffusion.reporting.rows import Sink
-from diffusion.runs import loading, tools
-from diffusion.runs.session import Session
-from diffusion.training import assembly, callbacks, guards, loop
+from diffusion.reporting.rows import read_json_lines
+from diffusion.runs import loading, loop
+from diffusion.runs.run import prepare
+from diffusion.training import callbacks, guards
 from diffusion.training.callbacks import Callback, Continue, SetLearningRateScale
-from diffusion.training.checkpoint import open_checkpoints
+from diffusion.training.experiment import load_data
+from diffusion.training.program import SingleRun
+from diffusion.training.state import host_target
 from tests.training import tiny
 
 AVERAGES = {
   'ema': averaging.ema(0.9), 'narrow': averaging.power(0.05), 'wide': averaging.power(0.1),
   'middle': averaging.power(0.07),
 }  # fmt: skip
+
+
+@dataclasses.dataclass
+class Config:
+  """No numbers: the experiments are made here."""
 
 
 def experiment(*more, **changes):
@@ -31,63 +41,68 @@ def experiment(*more, **changes):
   )  # fmt: skip
 
 
+class Spoiled:
+  """The `Program` of a run of which some batches are multiplied by 1,000."""
+
+  def __init__(self, made):
+    wild = made._replace(augment=lambda keys, batch: batch._replace(x=1e3 * batch.x))
+    self.calm, self.wild = (SingleRun(one, load_data(made)) for one in (made, wild))
+    self.settle, self.validate, self.close = self.calm.settle, self.calm.validate, self.calm.close
+    self.get, self.put = self.calm.get, self.calm.put
+    self.bad = ()
+
+  def dispatch(self, seen):
+    if seen[0] not in self.bad:
+      return self.calm.dispatch(seen)
+    self.wild.put(0, self.get(0))
+    fetch = self.wild.dispatch(seen)
+    self.put(0, self.wild.get(0))
+    return fetch
+
+
 @functools.cache
 def compiled(averages):
-  """The programs of calm and of hit batches; callbacks are no part of them."""
+  """The program of calm and of hit batches; callbacks are no part of it."""
   made = experiment()
-  made = made._replace(averages={name: AVERAGES[name] for name in averages})
-  wild = made._replace(augment=lambda keys, batch: batch._replace(x=1e3 * batch.x))
-  return [assembly.programs(one, assembly.load_data(made)) for one in (made, wild)]
+  return Spoiled(made._replace(averages={name: AVERAGES[name] for name in averages}))
 
 
-class Run:
-  """A run in memory with real checkpoints; batches at the cursors of `bad` are multiplied by 1,000."""
+class Ended:
+  """A start of a run that came to its end, or to a signal; batches at the cursors of `bad` are multiplied by 1,000."""
 
   def __init__(self, folder, made, bad=(), interrupt_at=None):
-    self.made, self.folder, self.rows = made, folder, []
-    self.loaded, self.first, _ = tiny.start(made)
-    programs = compiled(tuple(made.averages))
-    self.cursor, self.interrupt_at = 0, interrupt_at
+    self.folder = folder
+    run = prepare(lambda config: made, Config(), pathlib.Path(__file__), folder)
+    run.claim()
+    first = run.first_state()
+    program = compiled(tuple(made.averages))
+    program.bad = bad
+    with contextlib.closing(run):
+      found = run.resume(host_target(lambda: first))
+      program.put(0, devices.replicate(first if found is None else found.state))
+      run.open_rows()
+      loop.train([run], program, lambda: 'SIGTERM' if run.position.seen == interrupt_at else None)
+    self.state = devices.to_host(program.get(0))
+    self.position, self.reason = run.position, run.reason
+    self.callback_states = run.callback_states
 
-    def dispatch(state, seen):
-      self.cursor = seen + 1
-      return programs[seen in bad].dispatch(state, seen)
-
-    self.programs = programs[0]._replace(dispatch=dispatch)
-
-  def go(self):
-    keeper = open_checkpoints(self.folder / 'checkpoints')
-    target = assembly.host_target(self.first)
-    restored = keeper.restore(target, 'latest')
-    place, state = loop.Place(0, 0), self.first
-    states = {c.name: c.init() for c in self.made.callbacks}
-    if restored:
-      place = loop.Place(restored.record['step'], restored.number)
-      state, states = restored.state, restored.record['callbacks']
-    self.cursor = place.cursor
-    session = Session(None, self.made, self.loaded, self.programs, [], {})
-    session = session._replace(setting=type('S', (), {'workdir': self.folder}))
-    sinks = Sink(lambda row, timing: self.rows.append(row), lambda: None)
-    stop = lambda: 'SIGTERM' if self.cursor == self.interrupt_at else None  # noqa: E731
-    made = tools.make_tools(session, keeper, sinks, target, stop)
-    plan = loop.Cadence(self.made.num_steps, self.made.log_every, self.made.validate_every, 1)
-    outcome = loop.train(devices.replicate(state), place, plan, self.made.callbacks, states, made)
-    keeper.close()
-    return outcome
+  @property
+  def rows(self):
+    """Those in its folder, of all starts, without the timing."""
+    found = read_json_lines(self.folder / 'metrics.jsonl')
+    return [{name: value for name, value in row.items() if name != 'timing'} for row in found]
 
 
 BAD = range(100, 105)
 
 
 def test_a_spike_is_rolled_back_and_the_run_ends_as_a_calm_one(tmp_path, capsys):
-  calm = Run(tmp_path / 'calm', experiment()).go()
-  hit = Run(tmp_path / 'hit', experiment(), BAD)
-  outcome = hit.go()
-  assert outcome.reason == 'all 200 steps done'
-  assert outcome.callback_states['spike_guard']['rollbacks'] == 1
-  assert outcome.place.step == 200 < outcome.place.cursor
-  state = devices.to_host(outcome.state)
-  assert int(state.cursor) == outcome.place.cursor
+  calm = Ended(tmp_path / 'calm', experiment())
+  hit = Ended(tmp_path / 'hit', experiment(), BAD)
+  assert hit.reason == 'all 200 steps done'
+  assert hit.callback_states['spike_guard']['rollbacks'] == 1
+  assert hit.position.step == 200 < hit.position.seen
+  assert int(hit.state.cursor) == hit.position.seen
   assert 'going back to step' in capsys.readouterr().out
   rows = [row for row in hit.rows if row['cursor'] <= 110]
   assert max(row['loss'] for row in rows) > 1e3  # it was hit
@@ -96,39 +111,38 @@ def test_a_spike_is_rolled_back_and_the_run_ends_as_a_calm_one(tmp_path, capsys)
 
 
 def test_a_run_that_was_rolled_back_replays_and_resumes_to_the_bit(tmp_path):
-  whole = Run(tmp_path / 'whole', experiment(), BAD)
-  expected = tiny.leaves(devices.to_host(whole.go().state))
-  again = Run(tmp_path / 'again', experiment(), BAD)
-  for name, value in tiny.leaves(devices.to_host(again.go().state)).items():
+  whole = Ended(tmp_path / 'whole', experiment(), BAD)
+  expected = tiny.leaves(whole.state)
+  again = Ended(tmp_path / 'again', experiment(), BAD)
+  for name, value in tiny.leaves(again.state).items():
     np.testing.assert_array_equal(value, expected[name], err_msg=name)
   # Interrupted before the spike, between spike and end, each time resumed.
-  parts, rows = [93, 125, None], []
-  for at in parts:
-    part = Run(tmp_path / 'parts', experiment(), BAD, interrupt_at=at)
-    outcome = part.go()
-    rows += part.rows
-  for name, value in tiny.leaves(devices.to_host(outcome.state)).items():
+  for at in (93, 125, None):
+    part = Ended(tmp_path / 'parts', experiment(), BAD, interrupt_at=at)
+    assert part.position.seen == at or (at is None and part.reason == whole.reason)
+  for name, value in tiny.leaves(part.state).items():
     np.testing.assert_array_equal(value, expected[name], err_msg=name)
-  assert [row['cursor'] for row in rows] == [row['cursor'] for row in whole.rows]
-  np.testing.assert_array_equal([r['loss'] for r in rows], [r['loss'] for r in whole.rows])
+  assert part.rows == whole.rows
+  assert part.callback_states == whole.callback_states
 
 
 def test_a_learning_rate_scale_acts_from_the_next_step_and_is_in_the_checkpoint(tmp_path):
   halve = Callback(
     'halve', 50, dict, lambda s, e: (s, SetLearningRateScale(0.5) if e.step == 100 else Continue())
   )
-  run = Run(tmp_path / 'r', experiment(halve))
-  outcome = run.go()
+  made = experiment(halve)
+  Ended(tmp_path / 'r', made, interrupt_at=103)
+  run = Ended(tmp_path / 'r', made)
   rates = {row['step']: row['learning_rate'] for row in run.rows}
   np.testing.assert_allclose([rates[100], rates[105], rates[200]], [1e-2, 5e-3, 5e-3], rtol=1e-6)
-  assert float(devices.to_host(outcome.state).learning_rate_scale) == 0.5
+  assert float(run.state.learning_rate_scale) == 0.5
 
 
 def test_snapshots_of_two_tracks_make_an_average_of_a_width_between(tmp_path):
   """Against the average of that width, tracked directly in the same run; every leaf, relative in norm."""
   made = experiment(callbacks.snapshots(20))
   made = made._replace(averages=AVERAGES)
-  outcome = Run(tmp_path / 'r', made).go()
+  run = Ended(tmp_path / 'r', made)
   (
     tmp_path / 'r' / 'snapshots' / 'step_00000210.orbax-checkpoint-tmp'
   ).mkdir()  # as a kill leaves it
@@ -137,8 +151,7 @@ def test_snapshots_of_two_tracks_make_an_average_of_a_width_between(tmp_path):
   snapshots = [kept[step][name] for step in kept for name in ('narrow', 'wide')]
   steps = [step for step in kept for _ in range(2)]
   found = averaging.reconstruct(snapshots, steps, [0.05, 0.10] * len(kept), 200, 0.07)
-  state = devices.to_host(outcome.state)
-  direct = made.averages['middle'].read(state.averages['middle'])
+  direct = made.averages['middle'].read(run.state.averages['middle'])
   a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(t)]) for t in (found, direct))
   error = np.linalg.norm(a - b) / np.linalg.norm(b)
   print(f'reconstruction of width 0.07 from 0.05 and 0.10: relative error {error:.2e}')
@@ -152,7 +165,7 @@ def test_a_folder_without_snapshots_is_named(tmp_path):
 
 def test_an_ensemble_samples_from_the_mean_of_its_members(tmp_path):
   from diffusion.data import pipeline
-  from diffusion.training.experiment import Sampling
+  from diffusion.sampling.plan import Sampling
 
   plan = Sampling(steps=4, wrappers=())
   runs = []
@@ -160,7 +173,10 @@ def test_an_ensemble_samples_from_the_mean_of_its_members(tmp_path):
     made = tiny.experiment(seed=seed, sampling=plan)
     _, state, _ = tiny.start(made)
     moved = jax.tree.map(lambda p: p + 0.1, state.params)
-    runs.append(loading.Run(made, 0, state, (8,), pipeline.Units(), 2, moved))
+    trained = loading.Trained(
+      experiment=made, step=0, state=state, shape=(8,), units=pipeline.Units(), num_classes=2, parameters=moved
+    )  # fmt: skip
+    runs.append(trained)
   both = loading.Ensemble(tuple(runs))
   labels = np.array([0, 1, 1])
   z, t = jnp.ones((3, 8)), jnp.full(3, 0.4)
@@ -183,11 +199,9 @@ def test_an_ensemble_samples_from_the_mean_of_its_members(tmp_path):
 def test_memorization_is_logged_while_training_and_after_a_restart(tmp_path):
   """Rows of their own, the same in a run cut in two as in one that was not."""
   made = experiment(callbacks.watch_memorization(50, per_class=20))
-  whole, cut = Run(tmp_path / 'a', made), Run(tmp_path / 'b', made, interrupt_at=120)
-  whole.go()
-  cut.go()
-  cut.interrupt_at = None
-  cut.go()
+  whole = Ended(tmp_path / 'a', made)
+  Ended(tmp_path / 'b', made, interrupt_at=120)
+  cut = Ended(tmp_path / 'b', made)
 
   def found(run):
     return [row for row in run.rows if 'memorized/fraction' in row]

@@ -4,20 +4,22 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from diffusion import launch
+from diffusion import devices, launch
 from diffusion.objectives import losses, penalties, weights
 from diffusion.reporting.rows import read_json_lines
 from diffusion.runs import population, training
-from diffusion.runs.session import Setting
-from diffusion.training import assembly
+from diffusion.runs.run import prepare
 from diffusion.training.callbacks import Callback, Continue, Stop, checkpoint
 from diffusion.training.checkpoint import open_checkpoints
+from diffusion.training.state import host_target
 from diffusion.workdir import read_record
 from experiments import mixture
 from tests.test_runs import wait_for_rows
@@ -49,63 +51,117 @@ def build(c):
   )  # fmt: skip
 
 
-def setting(folder, **values):
-  return Setting(build, Config(**values), folder, 0, False, pathlib.Path(__file__))
+def run(folder, **values):
+  return prepare(build, Config(**values), pathlib.Path(__file__), folder)
+
+
+def runs_of(folder, values, **same):
+  """The members' runs, prepared anew as each start does."""
+  return [run(folder / f'seed={one["seed"]}', **one, **same) for one in values]
+
+
+def from_values(**same):
+  """Values of a member -> its experiment."""
+  return lambda one: build(Config(**one, **same))
+
+
+def is_as_alone(alone, member):
+  """Asserts that a member's folder is that of the run made alone."""
+  one, other = read_record(alone), read_record(member)
+  for name in ('config', 'data', 'seed', 'num_steps', 'techniques', 'reason', 'step', 'bank'):
+    assert one[name] == other[name], name
+  checkpoints = [
+    sorted(path.name for path in (folder / 'checkpoints').iterdir()) for folder in (alone, member)
+  ]
+  rows = [read_json_lines(folder / 'metrics.jsonl') for folder in (alone, member)]
+  for pair in zip(*rows, strict=True):
+    assert pair[0].keys() == pair[1].keys()
+    numbers = [[row[n] for n in sorted(row) if n != 'timing'] for row in pair]
+    np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-6)
+  assert checkpoints[0] == checkpoints[1]
+  assert str(one['step']) in checkpoints[0]
 
 
 @pytest.mark.slow
 def test_members_stop_by_themselves_and_their_folders_are_those_of_runs_alone(tmp_path, capsys):
   values = [{'seed': 0, 'stop_at': 99.0}, {'seed': 1, 'stop_at': 25.0}]
-  settings = [setting(tmp_path / 'all' / f'seed={one["seed"]}', **one) for one in values]
-  trained = population.train_members(settings, values, lambda one: build(Config(**one)))
-  assert [session.folder.name for session, _ in trained] == ['seed=0', 'seed=1']
-  assert 'programs of 2, 1 members' in capsys.readouterr().err
+  runs = runs_of(tmp_path / 'all', values)
+  assert population.train_members(runs, values, from_values()) is None
+  said = capsys.readouterr()
+  assert [line for line in said.err.splitlines() if 'members' in line] == [
+    'a program of 2 members', 'a program of 1 members',
+  ]  # fmt: skip
+  assert '2 of 2 members to train' in said.out
+  assert 'enough\nall 40 steps done' in said.out
   for one, step, rows in zip(values, (40, 25), (8, 5), strict=True):
     folder = tmp_path / 'all' / f'seed={one["seed"]}'
     record = read_record(folder)
     assert (record['status'], record['step']) == ('finished', step)
     assert len(read_json_lines(folder / 'metrics.jsonl')) == rows
   # Judged now, as by the same command again, and loaded as any run.
-  assert population.train(settings, values, lambda one: build(Config(**one))) == 0
+  assert population.train(runs_of(tmp_path / 'all', values), values, from_values()) == 0
   assert '0 of 2 members to train' in capsys.readouterr().out
   assert (tmp_path / 'all' / 'seed=0' / 'report.md').exists()
   assert launch.load(tmp_path / 'all' / 'seed=1').step in (10, 20)
-  # The second one again, alone.
-  assert training.train(setting(tmp_path / 'alone', **values[1])) == 0
-  one, other = read_record(tmp_path / 'alone'), read_record(tmp_path / 'all' / 'seed=1')
-  for name in ('config', 'data', 'seed', 'num_steps', 'techniques', 'reason', 'step', 'bank'):
-    assert one[name] == other[name], name
-  checkpoints = [
-    sorted(path.name for path in (folder / 'checkpoints').iterdir())
-    for folder in (tmp_path / 'alone', tmp_path / 'all' / 'seed=1')
-  ]
-  assert checkpoints[0] == checkpoints[1]
-  assert '25' in checkpoints[0]
-  rows = [
-    read_json_lines(folder / 'metrics.jsonl')
-    for folder in (tmp_path / 'alone', tmp_path / 'all' / 'seed=1')
-  ]
-  for pair in zip(*rows, strict=True):
-    assert pair[0].keys() == pair[1].keys()
-    numbers = [[row[n] for n in sorted(row) if n != 'timing'] for row in pair]
-    np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-6)
+  # Both again, alone: one that has stopped, and one that went on in a smaller program.
+  for one in values:
+    assert training.train(run(tmp_path / str(one['seed']), **one)) == 0
+    is_as_alone(tmp_path / str(one['seed']), tmp_path / 'all' / f'seed={one["seed"]}')
+  # Nothing is left to do, and it is said of each.
+  assert population.train(runs_of(tmp_path / 'all', values), values, from_values()) == 0
+  said = capsys.readouterr().out
+  assert 'seed=0 is finished at step 40 (all 40 steps done); --extend=N goes on' in said
+  assert 'seed=1 is finished at step 25 (enough); --extend=N goes on' in said
+
+
+@pytest.mark.slow
+def test_a_finished_population_is_extended_all_of_it_or_none(tmp_path, capsys, monkeypatch):
+  values = [{'seed': 0}, {'seed': 1}]
+
+  def train(extend=0):
+    runs = runs_of(tmp_path, values, num_steps=10)
+    return population.train_members(runs, values, from_values(num_steps=10), extend)
+
+  with monkeypatch.context() as patched:
+    known = devices.describe() | {'devices': 8}
+    patched.setattr(devices, 'describe', lambda: known)
+    train()
+  with pytest.raises(
+    ValueError, match='--extend must be a multiple of steps_per_dispatch = 5, got 7'
+  ):
+    train(7)
+  assert len(read_record(tmp_path / 'seed=0')['starts']) == 1
+  shutil.move(tmp_path / 'seed=1', tmp_path / 'aside')
+  with pytest.raises(ValueError, match='seed=1 is not finished: leave --extend out'):
+    train(5)
+  record = read_record(tmp_path / 'seed=0')
+  assert (record['num_steps'], record['extended_at'], record['status']) == (10, None, 'finished')
+  shutil.rmtree(tmp_path / 'seed=1')
+  shutil.move(tmp_path / 'aside', tmp_path / 'seed=1')
+  capsys.readouterr()
+  assert train(5) is None
+  assert capsys.readouterr().out.count('saved on 8 devices, going on with 4: the same run') == 2
+  for one in values:
+    record = read_record(tmp_path / f'seed={one["seed"]}')
+    assert (record['num_steps'], record['step'], record['extended_at']) == (15, 15, 10)
+    assert record['reason'] == 'all 15 steps done'
+    assert record['starts'][-1]['resharded'] == {'step': 10, 'from': 8, 'to': 4}
+    assert record['starts'][-1]['population'] == 2
 
 
 def go(folder):
   """Trains two members with everything that a resumed run must keep; they are not judged."""
   values = [{'seed': 0, 'l1': 0.0}, {'seed': 1, 'l1': 1e-3}]
-  settings = [setting(folder / str(one['seed']), **one, num_steps=300) for one in values]
-  population.train_members(
-    settings, values, lambda one: build(Config(**one, num_steps=300, stop_at=1000.0))
-  )
+  runs = [run(folder / str(one['seed']), **one, num_steps=300) for one in values]
+  return population.train_members(runs, values, from_values(num_steps=300))
 
 
 def left_behind(folder):
   """The last checkpoint's leaves and record, and the rows without their timing."""
   config = read_record(folder)['config']
-  loaded, state, _ = tiny.start(build(Config(**config)))
+  _, state, _ = tiny.start(build(Config(**config)))
   keeper = open_checkpoints(folder / 'checkpoints')
-  found = keeper.restore(assembly.host_target(state), 'latest')
+  found = keeper.restore(host_target(lambda: state), 'latest')
   keeper.close()
   rows = read_json_lines(folder / 'metrics.jsonl')
   rows = [{name: value for name, value in row.items() if name != 'timing'} for row in rows]
@@ -114,7 +170,7 @@ def left_behind(folder):
 
 @pytest.mark.slow
 def test_a_population_that_is_killed_ends_as_one_that_is_not(tmp_path):
-  """kill -9 while it trains: what both members leave behind is equal to the bit."""
+  """kill -9 and then SIGTERM while it trains: what both members leave behind is equal to the bit."""
   code = 'import pathlib, sys; from tests.runs import test_population as t; t.go(pathlib.Path(sys.argv[1]))'
 
   def begin(name):
@@ -127,6 +183,13 @@ def test_a_population_that_is_killed_ends_as_one_that_is_not(tmp_path):
   process.kill()
   process.wait()
   assert read_record(tmp_path / 'run' / '0')['status'] == 'running'
+  process = begin('run')
+  wait_for_rows(tmp_path / 'run' / '1', process, 40)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(300) == 0
+  left = [read_record(tmp_path / 'run' / member) for member in ('0', '1')]
+  assert [(one['status'], one['reason']) for one in left] == [('interrupted', 'SIGTERM')] * 2
+  assert 0 < left[0]['step'] == left[1]['step'] < 300
   assert begin('run').wait(300) == 0
   for member in ('0', '1'):
     leaves, record, rows = left_behind(tmp_path / 'run' / member)
@@ -135,7 +198,7 @@ def test_a_population_that_is_killed_ends_as_one_that_is_not(tmp_path):
     assert record == other_record
     assert json.dumps(rows) == json.dumps(other_rows)
     assert len(rows) == 60
-  assert len(read_record(tmp_path / 'run' / '1')['starts']) == 2
+  assert len(read_record(tmp_path / 'run' / '1')['starts']) == 3
 
 
 @pytest.mark.slow
@@ -143,14 +206,16 @@ def test_sixty_four_members_of_the_mixture_finish(tmp_path):
   small = dataclasses.replace(mixture.SMOKE, width=8, depth=1, num_steps=20, examples=128)
   values = [{'seed': seed, 'learning_rate': 1e-3 * (1 + seed % 4)} for seed in range(64)]
   source = pathlib.Path(sys.modules[mixture.__name__].__file__)
-  settings = [
-    Setting(mixture.build, dataclasses.replace(small, **one), tmp_path / str(k), 0, True, source)
+  runs = [
+    prepare(mixture.build, dataclasses.replace(small, **one), source, tmp_path / str(k), smoke=True)
     for k, one in enumerate(values)
   ]
-  done = population.train_members(
-    settings, values, lambda one: mixture.build(dataclasses.replace(small, **one))
+  assert (
+    population.train_members(
+      runs, values, lambda one: mixture.build(dataclasses.replace(small, **one))
+    )
+    is None
   )
-  assert len(done) == 64
   losses = set()
   for k, one in enumerate(values):
     record = read_record(tmp_path / str(k))
@@ -189,16 +254,5 @@ def test_the_folder_of_a_single_run_is_refused(tmp_path):
   (tmp_path / 'run.json').write_text('{}')
   values = [{'seed': 0}]
   with pytest.raises(ValueError, match='holds a single run'):
-    population.train_members([setting(tmp_path / 'seed=0')], values, build)
-
-
-def test_equal_data_is_held_once_and_with_other_units_shares_its_examples():
-  one, equal, shifted = (assembly.load_data(tiny.experiment()) for _ in range(3))
-  shifted = shifted._replace(units=shifted.units._replace(mean=1.0))
-  share = population._Sharing()
-  assert share(one) is one
-  assert share(equal) is one
-  found = share(shifted)
-  assert found.units == shifted.units
-  assert found.dataset is one.dataset
-  assert share(shifted) is found
+    population.train_members(runs_of(tmp_path, values), values, from_values())
+  assert not (tmp_path / 'seed=0').exists()

@@ -5,7 +5,6 @@ import pytest
 
 from diffusion.models import summary
 from diffusion.runs import speed
-from diffusion.training import assembly
 from diffusion.training import step as steps
 from diffusion.types import Conditioning
 from tests.training import tiny
@@ -13,8 +12,7 @@ from tests.training import tiny
 
 def test_a_step_takes_three_times_the_products_of_the_network_and_sums_its_losses_by_noise_level():
   experiment = tiny.experiment()
-  loaded = assembly.load_data(experiment)
-  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
+  data, state, _ = tiny.start(experiment)
 
   def forward(params):
     x, zero = jax.numpy.zeros((1, 8)), jax.numpy.zeros(1)
@@ -23,33 +21,47 @@ def test_a_step_takes_three_times_the_products_of_the_network_and_sums_its_losse
 
   once = summary.flops(forward, state.params.network)
   # Forward, to the weights and to the inputs, since a schedule may learn; a product with a one-hot level beside it.
-  assert assembly.step_flops(experiment, loaded, state) == 3 * once + 2 * steps.BUCKETS
+  assert steps.step_flops(experiment, data, state) == 3 * once + 2 * steps.BUCKETS
+
+
+def fetch(k):
+  """The metrics of a run: what waiting for them takes, none."""
+  assert k == 0
+  return {}
 
 
 def test_a_trace_takes_the_dispatches_that_touch_its_span(tmp_path, capsys):
-  dispatch, close = speed.traced(
-    lambda s, seen: (s + 1, s), speed.Span(7, 12), 0, 5, tmp_path / 'trace'
-  )
-  for state in range(4):
-    assert dispatch(state, 0) == (state + 1, state)
-    assert (tmp_path / 'trace').exists() == (state >= 2)  # written once 12 has been passed
-  close()
+  made = []
+
+  def dispatch(seen):
+    made.append(seen)
+    return fetch
+
+  with speed.traced(dispatch, speed.Span(7, 12), 5, tmp_path / 'trace') as traced:
+    for at in range(0, 20, 5):
+      assert traced([at]) is fetch
+      assert made[-1] == [at]
+      assert (tmp_path / 'trace').exists() == (at >= 10)  # written once 12 has been passed
   assert capsys.readouterr().out.count('trace of steps 7 to 15') == 1
 
 
 def test_a_run_that_ends_within_the_span_keeps_what_was_traced(tmp_path, capsys):
-  dispatch, close = speed.traced(lambda s, seen: (s, s), speed.Span(0, 100), 0, 5, tmp_path)
-  dispatch(0, 0)
-  close()
+  with speed.traced(lambda seen: fetch, speed.Span(0, 100), 5, tmp_path) as traced:
+    traced([0])
   assert 'trace of steps 0 to 5' in capsys.readouterr().out
   assert any(path.name.endswith('.xplane.pb') for path in tmp_path.rglob('*'))
 
 
 def test_a_run_that_does_not_reach_the_span_says_so(tmp_path, capsys):
-  dispatch, close = speed.traced(lambda s, seen: (s, s), speed.Span(50, 60), 0, 5, tmp_path)
-  dispatch(0, 0)
-  close()
+  with speed.traced(lambda seen: fetch, speed.Span(50, 60), 5, tmp_path) as traced:
+    traced([0])
   assert 'no trace: no step of 50 to 60 was made' in capsys.readouterr().out
+
+
+def test_a_trace_that_begins_in_the_middle_of_a_run_names_its_first_step(tmp_path, capsys):
+  with speed.traced(lambda seen: fetch, speed.Span(7, 12), 5, tmp_path) as traced:
+    traced([10])
+  assert 'trace of steps 10 to 15' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('text', ['10', ':', '5:5', '7:3', 'a:b', '-1:4', '1:2:3'])

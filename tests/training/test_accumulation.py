@@ -5,17 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import devices
-from diffusion.training import assembly
 from diffusion.training import experiment as experiments
 from diffusion.training import gradient as gradients
 from tests.training import tiny
 
 
 def run(made, count=4):
-  loaded, state, data = tiny.start(made)
+  split, state, data = tiny.start(made)
   state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
-  step = tiny.one_device(made, loaded)
+  step = tiny.one_device(made, split)
   for _ in range(count):
     state, metrics = step(state, data)
   return tiny.leaves(state), metrics
@@ -49,14 +47,13 @@ def test_the_noise_scale_is_logged_and_the_same_on_four_devices(x64):
   ratio = metrics['gradient_variance'] / metrics['gradient_square']
   np.testing.assert_allclose(metrics['noise_scale'], ratio, rtol=1e-6)
   assert metrics['gradient_variance'] > 0
-  loaded, state, _ = tiny.start(made)
+  split, state, _ = tiny.start(made)
   state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
-  programs, many = assembly.programs(made, loaded), devices.replicate(state)
+  program = tiny.single(made, split, state)
   for _ in range(5):
-    many, other = tiny.dispatch(programs, many)
-    devices.wait(other)
+    other = tiny.dispatch(program)
   # On four devices a part holds other rows, so its estimate is another one of the same quantity.
-  ratio = float(devices.to_host(other)['gradient_variance'] / metrics['gradient_variance'])
+  ratio = float(other['gradient_variance'] / metrics['gradient_variance'])
   assert 0.5 < ratio < 2
 
 

@@ -7,36 +7,35 @@ import pytest
 
 from diffusion import devices
 from diffusion.models import mlp, normalization
-from diffusion.sampling import samplers
-from diffusion.training import assembly
-from diffusion.training import experiment as experiments
+from diffusion.sampling import draw, samplers
+from diffusion.sampling.plan import Sampling
+from diffusion.training.program import SingleRun
+from diffusion.training.state import weights
 from tests.training import tiny
 
 
 def experiment(**changes):
   model = mlp.mlp(16, 2, 0.2, num_classes=2, norm=normalization.batch(0.9))
-  plan = experiments.Sampling(samplers.ddim, steps=5, wrappers=(), per_class=8)
+  plan = Sampling(samplers.ddim, steps=5, wrappers=(), per_class=8)
   return tiny.experiment(model=model, sampling=plan, **changes)
 
 
 def test_four_devices_have_the_statistics_of_one_with_the_global_batch(x64):
   """Dropout, label dropout and batch normalization on; ten steps; state by state."""
   made = experiment()
-  loaded, state, data = tiny.start(made)
+  split, state, data = tiny.start(made)
   state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
   assert set(state.statistics) == {'batch_stats'}
   assert jax.device_count() == 4
-  programs = assembly.programs(made, loaded)
-  many = devices.replicate(state)
+  many = tiny.single(made, split, state)
   one = state
-  step = tiny.one_device(made, loaded)
+  step = tiny.one_device(made, split)
   for _ in range(10):
-    many, metrics = tiny.dispatch(programs, many)
-    devices.wait(metrics)
+    tiny.dispatch(many)
     one, _ = step(one, data)
   found, expected = (
     tiny.leaves((s.params, s.statistics, s.optimizer, s.averages))
-    for s in (devices.to_host(many), one)
+    for s in (devices.to_host(many.get(0)), one)
   )
   largest = 0.0
   for name, value in expected.items():
@@ -50,49 +49,54 @@ def test_four_devices_have_the_statistics_of_one_with_the_global_batch(x64):
 def test_judged_weights_get_statistics_of_their_own():
   """After settling, normalizing by them is normalizing by the mean over the first batches, whatever came before."""
   made = experiment()
-  loaded, state, _ = tiny.start(made)
-  programs = assembly.programs(made, loaded)
-  state = devices.replicate(state)
+  split, first, _ = tiny.start(made)
+  program = tiny.single(made, split, first)
   for _ in range(5):
-    state, metrics = tiny.dispatch(programs, state)
-    devices.wait(metrics)
-  settled = programs.settle(devices.replicate(devices.to_host(state)))
-  own, running = (
-    tiny.leaves(devices.to_host(t)) for t in (settled.judged_statistics, settled.statistics)
-  )
+    tiny.dispatch(program)
+  program.settle(0)
+  settled = devices.to_host(program.get(0))
+  own, running = (tiny.leaves(t) for t in (settled.judged_statistics, settled.statistics))
   for name, value in own.items():
     assert np.abs(value - running[name]).max() > 1e-3, name
   # The same judged weights elsewhere on the trajectory: the same statistics.
-  other = settled._replace(cursor=settled.cursor + 7, statistics=state.judged_statistics)
-  again = tiny.leaves(
-    devices.to_host(programs.settle(devices.replicate(devices.to_host(other))).judged_statistics)
+  other = settled._replace(
+    cursor=settled.cursor + 7,
+    statistics=first.statistics,
+    judged_statistics=first.judged_statistics,
   )
+  program.put(0, devices.replicate(other))
+  program.settle(0)
+  again = tiny.leaves(devices.to_host(program.get(0).judged_statistics))
   for name, value in own.items():
     np.testing.assert_allclose(again[name], value, rtol=1e-5, atol=1e-6)
   # A validation with them differs from one with the running ones.
-  row = programs.validate(assembly.weights(made, settled))
-  stale = programs.validate(
-    assembly.weights(made, settled._replace(judged_statistics=settled.statistics))
-  )
+  program.put(0, devices.replicate(settled))
+  row = program.validate(0)
+  program.put(0, devices.replicate(settled._replace(judged_statistics=settled.statistics)))
+  stale = program.validate(0)
   assert abs(row['validation/eps'] - stale['validation/eps']) > 1e-5
 
 
 def test_a_sample_does_not_depend_on_the_ones_drawn_with_it():
   made = experiment()
-  loaded, state, _ = tiny.start(made)
-  programs = assembly.programs(made, loaded)
-  weights = assembly.weights(made, programs.settle(devices.replicate(state)))
+  split, state, _ = tiny.start(made)
+  program = tiny.single(made, split, state)
+  program.settle(0)
+  given = weights(made, program.get(0))
+  sample = draw.make_sample(made.model, made.diffusion, made.sampling, (8,))
   labels, number = np.array([0, 1, 0, 1, 1], np.int32), np.arange(5)
-  together = programs.sample(weights, labels, number)
-  alone = programs.sample(weights, labels[3:4], number[3:4])
+  together = sample(given, labels, number)
+  alone = sample(given, labels[3:4], number[3:4])
   np.testing.assert_allclose(alone[0], together[3], atol=1e-6)
 
 
 def test_without_statistics_settling_is_nothing_at_all():
   made = tiny.experiment()
-  loaded, state, _ = tiny.start(made)
-  replicated = devices.replicate(state)
-  assert assembly.programs(made, loaded).settle(replicated) is replicated
+  split, state, _ = tiny.start(made)
+  program, replicated = SingleRun(made, split), devices.replicate(state)
+  program.put(0, replicated)
+  program.settle(0)
+  assert program.get(0) is replicated
 
 
 def test_one_row_a_device_or_micro_batch_is_refused():

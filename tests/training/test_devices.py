@@ -19,18 +19,15 @@ jax.config.update('jax_enable_x64', kind == 'float64')
 from diffusion import devices
 devices.configure(16, count, cache=False)
 import numpy as np
-from diffusion.training import assembly
 from tests.training import tiny
 experiment = tiny.images()
-loaded, state, _ = tiny.start(experiment)
+split, state, _ = tiny.start(experiment)
 state = jax.tree.map(lambda x: x.astype(kind) if x.dtype == np.float32 else x, state)
-programs = assembly.programs(experiment, loaded)
-state = devices.replicate(state)
+program = tiny.single(experiment, split, state)
 assert jax.device_count() == count
 for _ in range(20):
-  state, metrics = tiny.dispatch(programs, state)
-  devices.wait(metrics)
-np.savez(path, **tiny.leaves(devices.to_host(state.params)))
+  tiny.dispatch(program)
+np.savez(path, **tiny.leaves(devices.to_host(program.get(0).params)))
 """
 
 
@@ -136,7 +133,7 @@ def test_a_run_chooses_its_convolutions_before_jax_starts():
 import os, pathlib
 import jax
 from diffusion import devices
-from diffusion.runs import session
+from diffusion.runs import run
 from experiments import mnist
 devices.configure(32, 2, cache=False)
 early = devices.choose_convolutions
@@ -146,8 +143,7 @@ def choose(side):
     jax.config.update('jax_num_cpu_devices', count)
   early(side)
 devices.choose_convolutions = choose
-setting = session.Setting(mnist.build, mnist.SMOKE, pathlib.Path('none'), 0, True, pathlib.Path(mnist.__file__))
-session.build_session(setting)
+run.prepare(mnist.build, mnist.SMOKE, pathlib.Path(mnist.__file__), pathlib.Path('none'), smoke=True)
 try:
   jax.config.update('jax_num_cpu_devices', 3)
 except RuntimeError:

@@ -11,6 +11,8 @@ from diffusion.data import pipeline
 from diffusion.models import mlp
 from diffusion.process import gaussian
 from diffusion.sampling import grids, guidance, samplers, solvers
+from diffusion.sampling.plan import Sampling
+from diffusion.sampling.plan import plan as planned
 from diffusion.training import callbacks, guards
 from diffusion.training import experiment as experiments
 from diffusion.types import Prediction
@@ -18,7 +20,7 @@ from tests.training import tiny
 
 
 def plan(**changes):
-  return tiny.experiment(sampling=experiments.Sampling(**changes))
+  return tiny.experiment(sampling=Sampling(**changes))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def plan(**changes):
   ],
 )
 def test_evaluations_count_guidance_and_stages(changes, count):
-  assert experiments.check_sampling(plan(**changes), (8,)) == count
+  assert experiments.evaluations_of_a_sample(plan(**changes), (8,)) == count
 
 
 def test_evaluations_inside_an_interval_are_counted_by_level():
@@ -40,7 +42,7 @@ def test_evaluations_inside_an_interval_are_counted_by_level():
   level = np.asarray(path.log_snr(jnp.linspace(1.0, 0.1, 10)))
   inside = ((level >= -2) & (level <= 2)).sum()
   assert 0 < inside < 10
-  assert experiments.check_sampling(made, (8,)) == 10 + inside
+  assert experiments.evaluations_of_a_sample(made, (8,)) == 10 + inside
 
 
 def test_the_techniques_of_sampling_are_noted_where_a_run_checks_them():
@@ -70,8 +72,9 @@ def test_wrappers_act_in_turn_around_the_guided_denoiser():
 
   made = plan(wrappers=(one_more, doubled))
   path = gaussian.bind(made.diffusion, ())
-  walk = experiments.plan_walk(made, path, lambda z, t, key=None: z, None, None)
-  assert walk.denoise(3.0, None) == 7.0  # the last wrapper is the outermost: doubled, then plus one
+  found = planned(made.sampling, path, lambda z, t, key=None: z, None, None)
+  # The last wrapper is the outermost: doubled, then plus one.
+  assert found.denoise(3.0, None) == 7.0
 
 
 @pytest.mark.parametrize(
@@ -100,27 +103,27 @@ def test_guidance_needs_a_null_class():
 
 def test_turned_digits_with_labels_are_warned_of_once_by_name(capsys):
   flipped = tiny.images(augment=tiny.augment.flip())
-  tiny.assembly.load_data(flipped)
+  experiments.load_data(flipped)
   said = capsys.readouterr().err
   assert said.count('warning: flip of digits may make an image of another class') == 1
   told = tiny.images(augment=tiny.augment.conditioned(0.1, tiny.augment.flip()))
-  tiny.assembly.load_data(told)
+  experiments.load_data(told)
   assert capsys.readouterr().err == ''
 
 
 def test_clipping_follows_standardized_data():
   """Samples of a standardized run reach the darkest and the brightest level, which [-1, 1] would cut off."""
   made = tiny.images(normalization=pipeline.standardized())
-  loaded = tiny.assembly.load_data(made)
-  low, high = loaded.units.range
+  data = experiments.load_data(made)
+  low, high = data.units.range
   assert low < 0 and high > 1.5
-  (clip,) = tiny.assembly.fitted(made, loaded.units).sampling.wrappers
+  (clip,) = experiments.fitted(made, data.units).sampling.wrappers
   path = gaussian.bind(made.diffusion, ())
   z, t = jnp.array([[-9.0], [9.0]]), jnp.full(2, 0.5)
   found = clip(lambda z, t, key=None: Prediction(z, z), path)(z, t).x0
   np.testing.assert_allclose(found, [[low], [high]], rtol=1e-6)
   plain = tiny.images()
-  assert tiny.assembly.fitted(plain, tiny.assembly.load_data(plain).units) is plain
+  assert experiments.fitted(plain, experiments.load_data(plain).units) is plain
 
 
 def test_a_guard_needs_checkpoints_to_go_back_to():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion import streams
+from diffusion.data import pipeline
 from diffusion.models.functional import identity
 from diffusion.objectives import losses, times, weights
 from diffusion.optimizers import chains, schedules
@@ -12,7 +13,6 @@ from diffusion.process import analytic, gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
 from diffusion.sampling import likelihood
 from diffusion.training import gradient as gradients
-from diffusion.training import step as steps
 from diffusion.types import Rows
 from tests.training import tiny
 
@@ -29,21 +29,17 @@ def experiment(**changes):
 def test_schedule_follows_the_gradient_of_the_mean_squared_loss(x64):
   """Against finite differences of mean L^2 over the batch, with the step's draws; the network's is that of mean L."""
   made = experiment(dropout=0.0)
-  loaded, state, data = tiny.start(made)
-  pieces = tiny.assembly.pieces(made, steps.pipeline.Units())
+  split, state, data = tiny.start(made)
   rows = Rows(jnp.arange(32), 32)
-  index = tiny.rows_of(made, loaded, 0)
-  batch = steps.pipeline.gather(data, index, steps.pipeline.Units())
-  draws, t = (
-    gradients.draw(pieces, state, batch, rows),
-    gradients.draw(pieces, state, batch, rows).t,
-  )
-  value, gradient, _, per_row, _ = gradients.whole(pieces, state, {}, batch, draws, identity)
-  loss = gradients.make_loss(pieces, state, {}, batch, draws, identity)
+  index = tiny.rows_of(made, split, 0)
+  batch = pipeline.gather(data, index, pipeline.Units())
+  draws = gradients.draw(made, state, batch, rows)
+  value, gradient, _, per_row, _ = gradients.whole(made, state, {}, batch, draws, identity)
+  loss = gradients.make_loss(made, state, {}, batch, draws, identity)
 
   def rows_loss(params):
     path = gaussian.bind(LEARNED, params.schedule)
-    return loss(params, (path.log_snr(t), path.slope(t)))[1][1]
+    return loss(params, (path.log_snr(draws.t), path.slope(draws.t)))[1][1]
 
   np.testing.assert_allclose(rows_loss(state.params), per_row, rtol=1e-10)
   np.testing.assert_allclose(value, per_row.mean(), rtol=1e-10)
@@ -98,10 +94,10 @@ def test_training_the_schedule_lowers_the_variance_of_the_bound():
   made = experiment(
     dropout=0.0, num_steps=400, optimizer=chains.adamw(schedules.constant(2e-2), 0.0, 0.0)
   )
-  loaded, state, data = tiny.start(made)
+  split, state, data = tiny.start(made)
   bad = state.params.schedule | {'height': state.params.schedule['height'].at[1].set(8.0)}
   state = state._replace(params=state.params._replace(schedule=bad))
-  step = tiny.one_device(made, loaded)
+  step = tiny.one_device(made, split)
   before = exact_bound(state.params.schedule)
   for _ in range(400):
     state, _ = step(state, data)

@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from diffusion import devices, processes
 from diffusion.reporting.rows import read_json_lines
-from diffusion.training import assembly, checkpoint
+from diffusion.training import checkpoint
 from diffusion.workdir import read_record
 from tests.training import tiny
 
@@ -158,14 +158,12 @@ processes.finish(0)
 def twenty_steps(kind):
   """The host state of the small experiment, dropout on, after twenty steps in this precision."""
   experiment = tiny.experiment()
-  loaded, state, _ = tiny.start(experiment)
+  split, state, _ = tiny.start(experiment)
   state = jax.tree.map(lambda x: x.astype(kind) if x.dtype == np.float32 else x, state)
-  dispatch = assembly.programs(experiment, loaded).dispatch
-  state = devices.replicate(state)
+  program = tiny.single(experiment, split, state)
   for _ in range(20):
-    state, metrics = dispatch(state)
-    devices.wait(metrics)
-  return devices.to_host(state)
+    tiny.dispatch(program)
+  return devices.to_host(program.get(0))
 
 
 @pytest.mark.slow

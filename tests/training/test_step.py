@@ -8,7 +8,7 @@ import pytest
 from diffusion import devices
 from diffusion.data import augment, pipeline
 from diffusion.optimizers import averaging
-from diffusion.training import assembly
+from diffusion.training import experiment as experiments
 from diffusion.training import step as steps
 from tests.training import tiny
 
@@ -17,7 +17,7 @@ COUNTERS = {'.step', '.cursor', '.skipped', '.skipped_in_a_row'}
 
 def one_device(experiment):
   """The step on one device, outside of pmap."""
-  return tiny.one_device(experiment, assembly.load_data(experiment))
+  return tiny.one_device(experiment, experiments.load_data(experiment))
 
 
 def run(experiment, count):
@@ -163,14 +163,13 @@ def test_loss_buckets_partition_the_batch():
 
 def test_k_scanned_steps_equal_k_single_steps():
   experiment = tiny.images()
-  loaded, state, _ = tiny.start(experiment)
+  split, state, _ = tiny.start(experiment)
   end = {}
   for k in (1, 4):
-    programs = assembly.programs(experiment._replace(steps_per_dispatch=k), loaded)
-    moving = devices.replicate(state)
+    program = tiny.single(experiment._replace(steps_per_dispatch=k), split, state)
     for _ in range(8 // k):
-      moving, metrics = tiny.dispatch(programs, moving)
-    end[k] = tiny.leaves(devices.to_host(moving)), devices.to_host(metrics)
+      metrics = tiny.dispatch(program)
+    end[k] = tiny.leaves(devices.to_host(program.get(0))), metrics
   for name, value in end[1][0].items():
     np.testing.assert_allclose(value, end[4][0][name], rtol=2e-4, atol=2e-6, err_msg=name)
   np.testing.assert_allclose(end[1][1]['loss'], end[4][1]['loss'], rtol=1e-5)
@@ -193,19 +192,20 @@ class Compilations:
 
 def test_nothing_is_compiled_after_the_first_dispatch():
   experiment = tiny.experiment()
-  loaded, state, _ = tiny.start(experiment)
-  programs = assembly.programs(experiment, loaded)
-  state = devices.replicate(state)
-  dataset = loaded.dataset
+  split, state, _ = tiny.start(experiment)
+  program = tiny.single(experiment, split, state)
+  dataset = split.dataset
   devices.replicate(pipeline.Resident(dataset.x, dataset.label))  # so that placing is compiled
   with Compilations() as first:
-    state, _ = tiny.dispatch(programs, state)
+    fetch = program.dispatch([0])
+  fetch(0)  # what copies to the host is compiled once too
   with Compilations() as later:
     for _ in range(5):
-      state, _ = tiny.dispatch(programs, state)
+      tiny.dispatch(program)
   with Compilations() as planted:  # the counter does count
-    wider = state._replace(step=state.step.astype(jnp.float32))
-    tiny.dispatch(programs, wider)
+    state = program.get(0)
+    program.put(0, state._replace(step=state.step.astype(jnp.float32)))
+    tiny.dispatch(program)
   assert first.count == 1  # compiled apart, and not once more when it runs
   assert later.count == 0
   assert planted.count >= 1
@@ -213,7 +213,7 @@ def test_nothing_is_compiled_after_the_first_dispatch():
 
 def lowered(experiment):
   _, state, data = tiny.start(experiment)
-  step = steps.make_step(assembly.pieces(experiment, pipeline.Units()))
+  step = steps.make_step(experiment, pipeline.Units())
   program = devices.parallelize(step, experiment.batch_size)
   given = np.zeros((4, 1, experiment.batch_size // 4), np.int32)
   return program.lower(devices.replicate(state), devices.replicate(data), given).as_text()
@@ -244,10 +244,10 @@ def test_what_is_off_leaves_no_trace_in_the_program():
 def test_conditioned_augmentation_reaches_the_network():
   """The map of the label has a gradient in a step."""
   made = tiny.images(augment=augment.conditioned(0.5, augment.rotate(30.0), augment.scale(1.3)))
-  loaded, state, data = tiny.start(made)
+  split, state, data = tiny.start(made)
   kernel = jax.tree_util.tree_leaves_with_path(state.params.network)
   (name,) = [path for path, _ in kernel if "['augment']" in jax.tree_util.keystr(path)]
-  step = tiny.one_device(made, loaded)
+  step = tiny.one_device(made, split)
   moved = state
   for _ in range(
     3

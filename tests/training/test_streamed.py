@@ -13,8 +13,9 @@ from diffusion import devices
 from diffusion.data import curriculum, records, sources, splits
 from diffusion.evaluation import memorization
 from diffusion.models import mlp, normalization
-from diffusion.runs import tools
-from diffusion.training import assembly, callbacks
+from diffusion.training import callbacks
+from diffusion.training import experiment as experiments
+from diffusion.training import state as states
 from tests import prepared
 from tests.training import tiny
 
@@ -56,20 +57,24 @@ def experiment(folder, workers=None, **changes):
 
 
 def began(made):
-  """(programs, first state)."""
-  loaded = assembly.load_data(made)
-  state = assembly.init_state(made, loaded.train[0][:1], loaded.units)
-  return assembly.programs(made, loaded), devices.replicate(state)
+  """Its program, before the first step."""
+  data = experiments.load_data(made)
+  return tiny.single(made, data, states.init_state(made, data.train[0][:1], data.units))
 
 
-def run(programs, state, dispatches):
-  """(state, metrics of each dispatch), settled in between."""
+def run(program, dispatches):
+  """(host state, metrics of each dispatch), settled in between."""
   rows = []
   for i in range(dispatches):
-    state, metrics = tiny.dispatch(programs, state)
-    rows.append(devices.to_host(metrics))
-    state = programs.settle(state) if i == 1 else state
-  return state, rows
+    rows.append(tiny.dispatch(program))
+    if i == 1:
+      program.settle(0)
+  return devices.to_host(program.get(0)), rows
+
+
+def go_back(program, state):
+  """To a host state from before, as a guard does."""
+  program.put(0, states.gone_back(state, program.get(0)))
 
 
 def assert_same(one, other):
@@ -81,23 +86,21 @@ def assert_same(one, other):
 
 def compare(folder, workers, later):
   """Four dispatches in one go on the device against two streamed ones, a rollback in both, and two in a new start."""
-  programs, state = began(experiment(folder))
-  state, rows = run(programs, state, 4)
-  middle = devices.to_host(state)
-  whole, more = run(programs, tools.resumed(middle, state), 4)
-  streamed, state = began(experiment(folder, workers))
-  state, found = run(streamed, state, 4)
-  assert_same(devices.to_host(state), middle)
-  state, _ = run(streamed, tools.resumed(devices.to_host(state), state), 2)
-  state = devices.to_host(state)
+  resident = began(experiment(folder))
+  middle, rows = run(resident, 4)
+  go_back(resident, middle)
+  whole, more = run(resident, 4)
+  streamed = began(experiment(folder, workers))
+  state, found = run(streamed, 4)
+  assert_same(state, middle)
+  go_back(streamed, state)
+  state, _ = run(streamed, 2)
   streamed.close()
-  again, _ = began(experiment(folder, later))  # another start, which may have other workers or none
-  state, last = run(again, devices.replicate(state), 2)
+  again = began(experiment(folder, later))  # another start, which may have other workers or none
+  again.put(0, devices.replicate(state))
+  state, last = run(again, 2)
   again.close()
-  assert_same(
-    devices.to_host(state)._replace(judged_statistics=()),
-    devices.to_host(whole)._replace(judged_statistics=()),
-  )
+  assert_same(state._replace(judged_statistics=()), whole._replace(judged_statistics=()))
   assert_same((rows, more[2:]), (found, last))
 
 
@@ -126,7 +129,7 @@ def test_a_run_begun_with_files_goes_on_with_data_on_the_device_of_one(folder):
 
 def test_the_data_is_known_by_the_same_hashes_and_numbers(folder):
   made = [experiment(folder, workers) for workers in (None, 0)]
-  whole, lazy = (assembly.load_data(one) for one in made)
+  whole, lazy = (experiments.load_data(one) for one in made)
   assert lazy.streamed
   assert not whole.streamed
   assert lazy.split.hashes == whole.split.hashes
@@ -141,9 +144,9 @@ def test_the_data_is_known_by_the_same_hashes_and_numbers(folder):
 def test_what_looks_at_all_examples_is_refused(folder, monkeypatch):
   ranked = experiment(folder, 0, curriculum=curriculum.by_difficulty())
   with pytest.raises(ValueError, match='a curriculum that ranks the examples'):
-    assembly.load_data(ranked)
+    experiments.load_data(ranked)
   monkeypatch.setattr(records, 'WHOLE', 100)
-  assert not assembly.load_data(experiment(folder, 0)).comparable
+  assert not experiments.load_data(experiment(folder, 0)).comparable
   for looks in (
     {'metrics': [memorization.nearest_neighbor_ratio()]},
     {'callbacks': [callbacks.watch_memorization(10)]},
@@ -151,4 +154,4 @@ def test_what_looks_at_all_examples_is_refused(folder, monkeypatch):
     with pytest.raises(
       ValueError, match=r'69 streamed training images are too many .*the limit is 100 bytes'
     ):
-      assembly.load_data(experiment(folder, 0, **looks))
+      experiments.load_data(experiment(folder, 0, **looks))

@@ -6,6 +6,7 @@ import numpy as np
 
 from diffusion import devices
 from diffusion.data import augment, pipeline, sources, splits
+from diffusion.data.loading import SplitData
 from diffusion.data.order import Order
 from diffusion.evaluation import gap
 from diffusion.models import mlp, unet
@@ -13,9 +14,10 @@ from diffusion.objectives import losses, times, weights
 from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
-from diffusion.training import assembly
 from diffusion.training import experiment as experiments
+from diffusion.training import state as states
 from diffusion.training import step as steps
+from diffusion.training.program import SingleRun
 from diffusion.types import Rows
 
 
@@ -68,42 +70,49 @@ def images(**changes) -> experiments.Experiment:
 
 
 def start(experiment: experiments.Experiment):
-  """(loaded data, first state on one device, resident data)."""
-  loaded = assembly.load_data(experiment)
-  state = assembly.init_state(experiment, loaded.train[0][:1], loaded.units)
-  data = pipeline.Resident(*map(jnp.asarray, loaded.dataset[1:3]), loaded.order)
-  return loaded, state, data
+  """(split data, first state on one device, resident data)."""
+  data = experiments.load_data(experiment)
+  state = states.init_state(experiment, data.train[0][:1], data.units)
+  x, label = map(jnp.asarray, data.dataset[1:3])
+  return data, state, pipeline.Resident(x, label, data.order)
 
 
-def rows_of(experiment: experiments.Experiment, loaded: assembly.Loaded, seen: int) -> np.ndarray:
+def rows_of(experiment: experiments.Experiment, data: SplitData, seen: int) -> np.ndarray:
   """The rows of the data in the batch after so many: int32 [B]."""
-  order = Order(experiment.seed, loaded.split.train)
+  order = Order(experiment.seed, data.split.train)
   return order.batches(int(seen), 1, experiment.batch_size)[0]
 
 
-def one_step(experiment: experiments.Experiment, loaded: assembly.Loaded):
-  """(state, data, given) -> (state, metrics): the step on one device, outside of pmap; `given` are a batch's rows."""
-  step = steps.make_step(assembly.pieces(experiment, loaded.units))
+def one_step(experiment: experiments.Experiment, data: SplitData):
+  """(state, resident, given) -> (state, metrics): the step on one device, without pmap; `given` are a batch's rows."""
+  step = steps.make_step(experiment, data.units)
   rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
   return lambda state, data, given: step(state, data, given, rows, lambda tree: tree)
 
 
-def one_device(experiment: experiments.Experiment, loaded: assembly.Loaded):
-  """(state, data) -> (state, metrics): the same compiled, with the rows that are the state's."""
-  compiled = jax.jit(one_step(experiment, loaded))
-  return lambda state, data: compiled(state, data, rows_of(experiment, loaded, state.cursor))
+def one_device(experiment: experiments.Experiment, data: SplitData):
+  """(state, resident) -> (state, metrics): the same compiled, with the rows that are the state's."""
+  compiled = jax.jit(one_step(experiment, data))
+  return lambda state, given: compiled(state, given, rows_of(experiment, data, state.cursor))
 
 
 def lowered(experiment: experiments.Experiment) -> str:
   """The text of its program."""
-  loaded, state, data = start(experiment)
+  data, state, resident = start(experiment)
   given = np.zeros(experiment.batch_size, np.int32)
-  return jax.jit(one_step(experiment, loaded)).lower(state, data, given).as_text()
+  return jax.jit(one_step(experiment, data)).lower(state, resident, given).as_text()
 
 
-def dispatch(programs: assembly.Programs, state):
-  """The dispatch of a replicated state after the batches that it has seen."""
-  return programs.dispatch(state, int(devices.to_host(state.cursor)))
+def single(experiment: experiments.Experiment, data: SplitData, state) -> SingleRun:
+  """The program of a run on all devices, that goes on from a state on one device or on the host."""
+  program = SingleRun(experiment, data)
+  program.put(0, devices.replicate(state))
+  return program
+
+
+def dispatch(program: SingleRun):
+  """Makes the next dispatch and waits for it; the metrics on the host."""
+  return program.dispatch([int(devices.to_host(program.get(0).cursor))])(0)
 
 
 def leaves(tree) -> dict[str, np.ndarray]:

@@ -1,0 +1,340 @@
+"""A run: what it does, its data, where it stands, and its folder with the record, the rows and the checkpoints."""
+
+import contextlib
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion import citations, devices, processes, provenance, workdir
+from diffusion.citations import Technique
+from diffusion.data.loading import SplitData
+from diffusion.evaluation import memorization
+from diffusion.reporting import rows
+from diffusion.sampling import draw
+from diffusion.training import experiment as experiments
+from diffusion.training import program
+from diffusion.training.callbacks import CallbackState
+from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoints
+from diffusion.training.experiment import Experiment
+from diffusion.training.state import TrainState, host_target, init_state, make_init
+
+
+class Position(NamedTuple):
+  """Two numbers that stay two: `step` goes back in a rollback, `seen`, the batches seen, never does."""
+
+  step: int
+  seen: int
+
+  def after(self, steps: int) -> 'Position':
+    """So many steps on."""
+    return Position(self.step + steps, self.seen + steps)
+
+  def as_row(self) -> dict[str, int]:
+    """The two as a row of metrics has them."""
+    return {'step': self.step, 'cursor': self.seen}
+
+
+class Run:
+  """One run of an experiment, from its data to its folder. `prepare` makes it; nothing is written before `claim`.
+
+  Attributes:
+    experiment: what it does, fitted to the data.
+    data: loaded and split.
+    config: the numbers that the experiment was built from.
+    source: the experiment file.
+    folder: of the run; None where nothing is written.
+    used: the techniques to cite.
+    record: run.json.
+    target: the shapes and types of its state, NumPy arrays to restore into; None before `resume`.
+    position, callback_states: where it stands; the loop moves them.
+    reason: why training ended; '' while it goes on.
+  """
+
+  def __init__(
+    self, *, experiment: Experiment, data: SplitData, config: Any, source: pathlib.Path,
+    folder: pathlib.Path | None, used: list[Technique], record: dict[str, Any],
+  ):  # fmt: skip
+    """Keeps what it is given; see the attributes."""
+    self.experiment, self.data, self.config = experiment, data, config
+    self.source, self.folder, self.used, self.record = source, folder, used, record
+    self.position, self.reason = Position(0, 0), ''
+    self.callback_states: dict[str, CallbackState] = {
+      one.name: one.init() for one in experiment.callbacks
+    }
+    self.target: Any = None
+    self._checkpoints: Checkpoints | None = None
+    self._rows = rows.chain()
+
+  @property
+  def num_steps(self) -> int:
+    """The last step, which an extension moves; the horizon of schedules stays `experiment.num_steps`."""
+    return self.record['num_steps']
+
+  # What is computed from its weights: replicated (parameters, statistics, seed). Compiled when first asked for.
+
+  @functools.cached_property
+  def losses(self) -> Callable[..., np.ndarray]:
+    """See `program.make_losses`."""
+    return program.make_losses(self.experiment, self.data.units)
+
+  @functools.cached_property
+  def validate(self) -> Callable[[Any], dict[str, float]]:
+    """See `program.make_validate`."""
+    return program.make_validate(self.data, self.losses)
+
+  @functools.cached_property
+  def sample(self) -> Callable[..., np.ndarray]:
+    """(weights, label [n], number [n]) -> samples [n, ...] as the data is stored; see `draw.make_sample`."""
+    e = self.experiment
+    shape = self.data.dataset.x.shape[1:]
+    return draw.stored(draw.make_sample(e.model, e.diffusion, e.sampling, shape), self.data.units)
+
+  @functools.cached_property
+  def nearness(self) -> Callable[[np.ndarray], dict[str, float]]:
+    """Samples as stored -> a row of how near they are to the training set; see `memorization.watch`."""
+    return memorization.watch(self.data.train_in_memory[0], self.data.held_out[0])
+
+  # Its folder.
+
+  def note(self, **changes: Any) -> None:
+    """Changes the record, and run.json with it."""
+    self.record.update(changes)
+    if processes.is_writer():
+      workdir.write_record(self.folder, self.record)
+
+  def claim(self) -> None:
+    """Takes the folder, or finds that it is this run's already.
+
+    Raises:
+      ValueError: it holds another run. OSError: it cannot be written.
+    """
+    processes.from_writer(lambda: workdir.claim(self.folder, self.record, self.source))
+    self.record = processes.from_folder(lambda: workdir.read_record(self.folder))
+
+  def first_state(self) -> TrainState:
+    """The state before the first step; of several processes all succeed, or all fail with what any of them says.
+
+    Raises:
+      ValueError: as `state.init_state` does.
+    """
+    with processes.together('the first state'):
+      return init_state(self.experiment, self.data.example, self.data.units)
+
+  def make_target(self) -> Any:
+    """The shapes and types of its state, without making one."""
+    stored = self.data.example
+    init = make_init(self.experiment, stored, self.data.units)
+    return host_target(lambda: init(np.uint32(self.experiment.seed), stored))
+
+  def resume(self, target: Any) -> Restored | None:
+    """Opens the checkpoints, and goes to where the latest was saved.
+
+    Args:
+      target: the state's shapes and types, NumPy arrays.
+
+    Returns:
+      What was saved there; None where nothing was.
+
+    Raises:
+      ValueError: another process has the folder, or no checkpoint can be read.
+    """
+    self.target = target
+    self._checkpoints = open_checkpoints(self.folder / 'checkpoints')
+    try:
+      found = restore(self._checkpoints, target, 'latest')
+    except BaseException:
+      self.close()
+      raise
+    if found is not None:
+      self.position = Position(found.record['step'], found.number)
+      self.callback_states |= found.record['callbacks']
+      self.reason = found.record['reason'] or ''
+    return found
+
+  def open_rows(self, *shown: rows.Sink) -> None:
+    """Opens the files of rows where the run stands: what they hold beyond it is of a start that was killed.
+
+    Rows are written to `shown` as well, on the process that writes.
+    """
+    if processes.is_writer():
+      self._rows = (
+        rows.chain(  # the file first: it alone is flushed row by row, and its error names it
+          rows.json_lines(self.folder / 'metrics.jsonl', self.position.seen, key='cursor'),
+          rows.tensorboard(self.folder / 'events', self.position.step),
+          *shown,
+        )
+      )
+
+  def write(self, row: Mapping[str, Any], timing: Mapping[str, float]) -> None:
+    """Writes a row of metrics."""
+    if 'steps_per_second' in timing:
+      images = timing['steps_per_second'] * self.experiment.batch_size
+      timing = timing | {'images_per_second': images}
+    self._rows.write(row, timing)
+
+  def save(self, replicated: TrainState, metric: float = math.inf, guarded: bool = False) -> None:
+    """Saves the state where the run stands; it counts once it and the rows before it are on the disk.
+
+    Args:
+      replicated: the state.
+      metric: by which it may be the best, smaller is better.
+      guarded: a guard may go back to it.
+    """
+    record = {
+      'step': self.position.step,
+      'callbacks': self.callback_states,
+      'reason': self.reason or None,
+      'devices': devices.describe()['devices'],
+    }
+    host = devices.to_host(replicated)
+    self._checkpoints.save(
+      self.position.seen, host, record, metric, before=self._rows.sync, guarded=guarded
+    )
+
+  def go_back(self, steps: int) -> TrainState | None:
+    """Turns back to what a guard saved at least so many steps ago, and returns that state; None if there is nothing.
+
+    The batches seen since are passed over. What was saved between there and here is never gone back to. What a guard
+    has counted stays, or it would forget why it went back.
+    """
+    found = self._checkpoints.restore(self.target, 'guarded', self.position.seen - steps)
+    if found is None:
+      return None
+    self._checkpoints.untag(beyond=found.number)
+    survivors = [one.name for one in self.experiment.callbacks if one.survives_rollback]
+    kept = {name: self.callback_states[name] for name in survivors}
+    self.callback_states = found.record['callbacks'] | kept
+    print(f'step {self.position.step}: going back to step {found.record["step"]}', flush=True)
+    self.position = Position(found.record['step'], self.position.seen)
+    return found.state
+
+  def wait(self) -> None:
+    """Waits until what is being saved is on the disk."""
+    self._checkpoints.wait()
+
+  def close(self) -> None:
+    """Waits for what is being saved, and closes the folder."""
+    with contextlib.ExitStack() as stack:
+      stack.callback(self._rows.close)
+      if self._checkpoints is not None:
+        stack.callback(self._checkpoints.close)
+    self._checkpoints, self._rows = None, rows.chain()
+
+  def say_resumed(self, saved: Mapping[str, Any]) -> None:
+    """Says that the run goes on from what was `saved`."""
+    print(f'resuming from step {self.position.step}', flush=True)
+    self.note_devices(saved)
+
+  def note_devices(self, saved: Mapping[str, Any]) -> None:
+    """Says, and notes in this start's record, if it goes on with another number of devices than it was `saved` on."""
+    before, now = saved['devices'], devices.describe()['devices']
+    if before != now:
+      print(
+        f'saved on {before} devices, going on with {now}: the same run up to rounding', flush=True
+      )
+      self.record['starts'][-1]['resharded'] = {'step': saved['step'], 'from': before, 'to': now}
+      self.note()
+
+
+def prepare(
+  build: Callable[[Any], Experiment],
+  config: Any,
+  source: pathlib.Path,
+  folder: pathlib.Path | None,
+  *,
+  smoke: bool = False,
+  share: Callable[[SplitData], SplitData] = lambda data: data,
+) -> Run:
+  """Builds an experiment, checks it and loads its data; nothing is written.
+
+  Of several processes all succeed, or all fail with what any of them has to say.
+
+  Args:
+    build: numbers -> Experiment.
+    config: the numbers.
+    source: the experiment file.
+    folder: of the run.
+    smoke: the numbers are those of a smoke run.
+    share: may return data equal to what it is given, held once for several runs.
+
+  Raises:
+    ValueError: one readable error for what does not fit together.
+  """
+  with processes.together('the start'):
+    with citations.collect() as used:
+      experiment = build(config)
+      devices.choose_convolutions(experiment.data.side())  # before JAX starts, with the check
+      experiments.check(experiment)  # plans the sampling too, whose techniques are used later
+    unused = experiments.off_factories(experiment)
+    used = [one for one in used if one.qualified_name not in unused]
+    data = share(experiments.load_data(experiment))
+    experiment = experiments.fitted(experiment, data.units)
+  processes.check_same('the data', data.split.fingerprint)
+  record = _fresh_record(experiment, data, config, source, used) | {'smoke': smoke}
+  return Run(
+    experiment=experiment, data=data, config=config, source=source, folder=folder, used=used, record=record
+  )  # fmt: skip
+
+
+def restore(checkpoints: Checkpoints, target: Any, which: str) -> Restored | None:
+  """The 'latest' or 'best' checkpoint, None if there is none; says so when a damaged one was passed over."""
+  restored = checkpoints.restore(target, which)
+  if restored is not None and restored.damaged:
+    print(f'going on from checkpoint {restored.number}, the one before', flush=True)
+  return restored
+
+
+def data_record(data: SplitData) -> dict[str, Any]:
+  """What run.json says of the data: names, shapes, sizes, fingerprints."""
+  dataset = data.dataset
+  return {
+    'name': dataset.name,
+    'note': dataset.note,
+    'shape': list(dataset.x.shape[1:]),
+    'levels': dataset.levels,
+    'mean': data.units.mean,
+    'deviation': data.units.deviation,
+    'fingerprint': data.split.fingerprint,
+    'class_names': list(dataset.class_names),
+    'found': dict(dataset.found),
+    'examples': data.sizes,
+    'split_hashes': data.split.hashes,
+  }
+
+
+def _fresh_record(
+  experiment: Experiment, data: SplitData, config: Any, source: pathlib.Path, used: list[Technique]
+) -> dict[str, Any]:
+  return {
+    'format': workdir.RECORD_FORMAT,
+    'experiment': source.stem,
+    'config': provenance.config_to_json(config),
+    'data': data_record(data),
+    'bank': {'log_snr': list(experiment.bank.log_snr), 'draws': experiment.bank.draws},
+    'seed': experiment.seed,
+    'num_steps': experiment.num_steps,
+    'techniques': [technique._asdict() for technique in used],
+    'versions': provenance.versions(),
+    'starts': [
+      {
+        'time': workdir.now(),
+        'command': provenance.command(),
+        'code': provenance.code(),
+        'devices': devices.describe(),
+      }
+    ],
+    'status': 'running',
+    'reason': '',
+    'step': 0,
+    'wall_seconds': 0.0,
+    'extended_at': None,
+    'results': None,
+    'speed': None,
+    'peak_memory': None,
+    'samples': [],
+    'evaluations': [],
+  }

@@ -1,0 +1,105 @@
+"""Samples from a network: its weights as a denoiser, and the compiled function that draws on all devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import devices, streams
+from diffusion.data import pipeline
+from diffusion.process import gaussian
+from diffusion.sampling import ensembles, samplers
+from diffusion.sampling.plan import Sampling, plan
+from diffusion.types import NULL, Array, Conditioning, Denoiser, Diffusion, Model, Path
+
+
+def make_denoiser(
+  model: Model,
+  diffusion: Diffusion,
+  path: Path,
+  parameters: Any,
+  statistics: Any,
+  label: Array,
+  **mode: bool,
+) -> Denoiser:
+  """The network with given weights as a denoiser; a key turns dropout on.
+
+  Args:
+    model, diffusion: what was trained.
+    path: bound to the schedule's parameters.
+    parameters, statistics: of the network.
+    label: of each example [B].
+    **mode: with forward_mode=True it has a jvp, which likelihoods need.
+  """
+
+  batch_key = streams.stream(0, 'dropout')  # one draw for all samples, whatever the chunk
+
+  def network(z: Array, noise: Array, key) -> Array:
+    conditioning = Conditioning(label, jnp.zeros((z.shape[0], 0), z.dtype))
+    variables = {'params': parameters, **statistics}
+    return model.apply(variables, z, noise, conditioning, keys=key, batch_key=batch_key, **mode)[0]
+
+  return gaussian.denoiser(path, diffusion.parameterization, network)
+
+
+def make_sample(
+  model: Model,
+  diffusion: Diffusion,
+  sampling: Sampling,
+  shape: tuple[int, ...],
+  chunk: int = 128,
+  members: int = 0,
+) -> Callable[..., np.ndarray]:
+  """Draws samples on all devices.
+
+  Args:
+    model, diffusion: what was trained.
+    sampling: the plan.
+    shape: of one sample.
+    chunk: samples a device draws at a time.
+    members: of an ensemble, whose parameters and statistics then come as tuples, one each; 0 for a single network.
+
+  Returns:
+    (replicated (parameters, statistics, sampler seed), label [n], number [n]) -> samples [n, *shape] in network
+    units; the parameters are a run's, with `network` and `schedule`. Sample `number` is a function of (weights, seed,
+    number, label) alone.
+
+  Raises:
+    ValueError: (when called) as `plan` does.
+  """
+
+  def denoiser(path: Path, parameters: Any, statistics: Any, label: Array) -> Denoiser:
+    return make_denoiser(model, diffusion, path, parameters.network, statistics, label)
+
+  def draw(weights, label: Array, number: Array) -> Array:
+    *networks, seed = weights
+    networks = list(zip(*networks, strict=True)) if members else [networks]
+    path = gaussian.bind(diffusion, networks[0][0].schedule)
+    conditional, null = (
+      ensembles.mean([denoiser(path, *one, label) for one in networks])
+      if members
+      else denoiser(path, *networks[0], label)
+      for label in (label, jnp.full_like(label, NULL))
+    )
+    keys = streams.row_keys(streams.stream(seed, 'sampler'), number)
+    planned = plan(sampling, path, conditional, null, keys)
+    return samplers.sample(planned.denoise, path, planned.sampler, planned.grid, keys, shape)
+
+  return devices.over_rows(draw, chunk)
+
+
+def class_labels(num_classes: int, per_class: int) -> np.ndarray:
+  """Labels 0, 1, ..., each `per_class` times in turn: [max(1, num_classes) * per_class], row by row of a grid."""
+  return np.tile(np.arange(max(1, num_classes), dtype=np.int32), per_class)
+
+
+def picture_labels(sampling: Sampling, levels: int | None, num_classes: int) -> np.ndarray:
+  """Labels of the samples in a picture: `grid_rows` of each class for images, `per_class` for points of vectors."""
+  count = sampling.per_class if levels is None else min(sampling.grid_rows, sampling.per_class)
+  return class_labels(num_classes, count)
+
+
+def stored(sample: Callable[..., np.ndarray], units: pipeline.Units) -> Callable[..., np.ndarray]:
+  """What `make_sample` makes, with samples as the data is stored: uint8 levels, or floats."""
+  return lambda *given: pipeline.denormalize(sample(*given), units)

@@ -1,0 +1,118 @@
+"""The plan by which samples are drawn: sampler, grid, guidance, and what is wrapped around the denoiser."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import checks, streams
+from diffusion.process import gaussian
+from diffusion.sampling import grids, samplers
+from diffusion.sampling.ensembles import monte_carlo
+from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval
+from diffusion.types import Array, Denoiser, Diffusion, Key, Path, Prediction, Sampler
+
+
+class Sampling(NamedTuple):
+  """How pictures and evaluation samples are drawn.
+
+  Attributes:
+    sampler: path -> sampler, e.g. `samplers.ddim`.
+    steps: steps of the grid.
+    guidance: classifier-free guidance scale; 1 is the conditional model alone.
+    interval: of log-SNR (low, high) in nats to guide in; None guides everywhere.
+    wrappers: (denoiser, path) -> denoiser, in turn around the guided one; by default x0 is clipped to [-1, 1], which
+      is for images.
+    grid_rows: samples of each class in `samples.png`.
+    per_class: samples of each class that the metrics judge; unlabelled data counts as one class.
+    grid: (path, steps) -> times [steps + 1], from `sampling.grids`; uniform in t by default.
+    monte_carlo: thinned networks averaged in every evaluation, which keeps dropout on; 0 turns it off.
+  """
+
+  sampler: Callable[[Path], Sampler] = samplers.ddim
+  steps: int = 50
+  guidance: float = 1.0
+  interval: tuple[float, float] | None = None
+  wrappers: Sequence[Callable[[Denoiser, Path], Denoiser]] = (clip_x0,)
+  grid_rows: int = 8
+  per_class: int = 100
+  grid: Callable[[Path, int], Array] = lambda path, steps: grids.uniform_time(steps)
+  monte_carlo: int = 0
+
+
+class Planned(NamedTuple):
+  """What a plan comes to, once the path is bound."""
+
+  denoise: Denoiser
+  sampler: Sampler
+  grid: Array
+
+
+def plan(
+  sampling: Sampling, path: Path, conditional: Denoiser, null: Denoiser, keys: Key
+) -> Planned:
+  """The plan around two denoisers.
+
+  Args:
+    sampling: the plan.
+    path: bound.
+    conditional, null: denoisers with the labels and without.
+    keys: one a sample, for Monte-Carlo dropout.
+
+  Raises:
+    ValueError: what the plan's pieces refuse.
+  """
+  if sampling.monte_carlo:
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, streams.tag('monte carlo'))
+  conditional, null = (monte_carlo(one, keys, sampling.monte_carlo) for one in (conditional, null))
+  denoise = classifier_free(conditional, null, sampling.guidance)
+  if sampling.interval is not None:
+    denoise = in_interval(denoise, conditional, path, *sampling.interval)
+  for wrap in sampling.wrappers:
+    denoise = wrap(denoise, path)
+  return Planned(denoise, sampling.sampler(path), sampling.grid(path, sampling.steps))
+
+
+def check(
+  sampling: Sampling, diffusion: Diffusion, num_classes: int, shape: tuple[int, ...]
+) -> int:
+  """Plans with nothing behind it: errors surface before training, and the techniques it uses are noted.
+
+  Args:
+    sampling: the plan.
+    diffusion: whose schedule is taken as it begins.
+    num_classes: that the network is told; 0 for an unconditional one.
+    shape: of a sample.
+
+  Returns:
+    How many evaluations of the network one sample takes, guidance included (inside its interval, by the level at the
+    start of each step).
+
+  Raises:
+    ValueError: steps or guidance out of range, guidance of an unconditional network, a grid that does not decrease, or
+      what the plan's pieces refuse.
+  """
+  checks.integer('sampling_steps', sampling.steps)
+  checks.at_least('guidance', sampling.guidance, 0)
+  if sampling.guidance != 1 and not num_classes:
+    raise ValueError(f'guidance of an unconditional network must be 1, got {sampling.guidance}')
+  path = gaussian.bind(diffusion, diffusion.schedule.init(jax.random.key(0)))
+
+  def nothing(z: Array, t: Array, key=None) -> Prediction:
+    return Prediction(z, z)
+
+  keys = streams.row_keys(jax.random.key(0), jnp.arange(1))
+  planned = plan(sampling, path, nothing, nothing, keys)
+  samplers.check_grid(planned.grid[:-1] if len(planned.grid) > 2 else planned.grid)
+  draws = max(1, sampling.monte_carlo)
+  calls = draws * samplers.evaluations(planned.sampler, sampling.steps, shape)
+  if sampling.guidance == 1:
+    return calls
+  if sampling.interval is None:
+    return 2 * calls
+  level = np.asarray(path.log_snr(planned.grid[:-1]))
+  inside = (level >= sampling.interval[0]) & (level <= sampling.interval[1])
+  a_step = samplers.evaluations(planned.sampler, 1, shape, denoise_last=False)
+  return calls + draws * int(a_step * inside[:-1].sum() + inside[-1])

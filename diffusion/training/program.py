@@ -1,0 +1,174 @@
+"""What the loop drives: states on the devices, one run's or several's, and the compiled functions that move them."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from diffusion import devices
+from diffusion.data import feed, loading, pipeline
+from diffusion.data.loading import SplitData
+from diffusion.data.order import Order
+from diffusion.evaluation import gap
+from diffusion.training import state as states
+from diffusion.training.experiment import Experiment
+from diffusion.training.state import TrainState, judged_parameters
+from diffusion.training.step import STATISTICS_BATCHES, make_statistics, make_step
+
+Fetch = Callable[[int], Mapping[str, Any]]  # run -> its metrics on the host, which it waits for
+
+
+class Program(Protocol):
+  """The states of one or more runs, and what can be done with them; runs are numbered from 0.
+
+  All but `dispatch` act on one run, between two dispatches.
+  """
+
+  def dispatch(self, seen: Sequence[int | None]) -> Fetch:
+    """Begins `steps_per_dispatch` steps of each run, after so many batches seen; a run with None stays as it is.
+
+    It returns at once, but for waiting until the dispatch before the last is through: at most two are in flight.
+    """
+    ...
+
+  def settle(self, k: int) -> None:
+    """Gives the judged weights of a run batch statistics of their own, where the network has any."""
+    ...
+
+  def validate(self, k: int) -> dict[str, float]:
+    """The validation row of a settled run."""
+    ...
+
+  def get(self, k: int) -> TrainState:
+    """The state of a run, replicated."""
+    ...
+
+  def put(self, k: int, state: TrainState) -> None:
+    """Goes on from another state of a run, replicated."""
+    ...
+
+  def close(self) -> None:
+    """Ends what reads ahead."""
+    ...
+
+
+class Batches(NamedTuple):
+  """What steps are given: rows of the data on the devices, or (where `data()` is None) what the host reads of them.
+
+  Attributes:
+    data: () -> what every device holds.
+    take: batches seen -> what the steps of a dispatch are given.
+    first: () -> the batches that `make_statistics` takes, as one step's.
+    ahead: () -> None; prepares what the next dispatch takes.
+    close: () -> None.
+  """
+
+  data: Callable[[], Any]
+  take: Callable[[int], Any]
+  first: Callable[[], Any]
+  ahead: Callable[[], None]
+  close: Callable[[], None]
+
+
+def make_batches(experiment: Experiment, data: SplitData) -> Batches:
+  """The run's batches. The data goes to every device when first needed, once; where it is streamed, batch by batch."""
+  size, count = experiment.batch_size, experiment.steps_per_dispatch
+  order = Order(experiment.seed, data.split.train)
+
+  def as_one(given: Any) -> Any:
+    return jax.tree.map(lambda x: x[:, None], given)
+
+  if data.streamed:
+    rows = devices.rows_of_this_process(size)
+    fed = feed.Feed(data.dataset.x, order, rows, size, count)
+    first = functools.cache(lambda: as_one(fed.read(0, STATISTICS_BATCHES)))
+    return Batches(
+      data=lambda: None,
+      take=fed.take,
+      first=lambda: devices.spread(first()),
+      ahead=fed.ahead,
+      close=fed.close,
+    )
+  resident = pipeline.Resident(data.dataset.x, data.dataset.label, data.order)
+  return Batches(
+    data=functools.cache(lambda: devices.replicate(resident)),
+    take=lambda seen: devices.split_rows(order.batches(seen, count, size)),
+    first=lambda: as_one(devices.split_rows(order.batches(0, STATISTICS_BATCHES, size))),
+    ahead=lambda: None,
+    close=lambda: None,
+  )
+
+
+class SingleRun:
+  """The `Program` of one run, which divides each batch over all devices."""
+
+  def __init__(self, experiment: Experiment, data: SplitData, validate: Callable | None = None):
+    """Compiles nothing yet; `validate` as `make_validate` makes it, which is the default. Its state is to be `put`."""
+    self._experiment = experiment
+    self._batches = make_batches(experiment, data)
+    step = make_step(experiment, data.units)
+    self._step = devices.compile_apart(devices.parallelize(step, experiment.batch_size))
+    statistics = make_statistics(experiment, data.units)
+
+    def settle(state: TrainState, data, given, rows, cross_mean):
+      judged = judged_parameters(experiment, state)
+      found = statistics(judged, state, data, given, rows, cross_mean)
+      return state._replace(judged_statistics=found), ()
+
+    self._settle = devices.parallelize(settle, experiment.batch_size)
+    self._validate = validate or make_validate(data, make_losses(experiment, data.units))
+    self._state = self._last = None
+
+  def dispatch(self, seen: Sequence[int | None]) -> Fetch:
+    """See `Program`."""
+    batches, (at,) = self._batches, seen
+    self._state, metrics = self._step(self._state, batches.data(), batches.take(at))
+    batches.ahead()
+    before, self._last = self._last, metrics['loss']
+    if before is not None:
+      devices.wait(before)
+    return lambda k: devices.to_host(metrics)
+
+  def settle(self, k: int) -> None:
+    """See `Program`."""
+    if self._state.statistics:
+      self._state, _ = self._settle(self._state, self._batches.data(), self._batches.first())
+
+  def validate(self, k: int) -> dict[str, float]:
+    """See `Program`."""
+    return self._validate(states.weights(self._experiment, self._state))
+
+  def get(self, k: int) -> TrainState:
+    """See `Program`."""
+    return self._state
+
+  def put(self, k: int, state: TrainState) -> None:
+    """See `Program`."""
+    self._state = state
+
+  def close(self) -> None:
+    """See `Program`."""
+    self._batches.close()
+
+
+def make_losses(experiment: Experiment, units: pipeline.Units) -> Callable[..., np.ndarray]:
+  """(weights, x as stored [n, ...], label [n], position [n]) -> bank losses [n, L], on all devices."""
+  return gap.bank_losses(experiment.diffusion, experiment.model, units, experiment.bank)
+
+
+def make_validate(
+  data: SplitData, losses: Callable[..., np.ndarray]
+) -> Callable[[Any], dict[str, float]]:
+  """Weights -> validation row: the bank's losses of the validation split and of as many training examples.
+
+  Training examples are taken evenly over the split and keep the same positions in the bank, hence the same noise.
+  """
+  rows = loading.evenly(data)
+  seen, held_out = (data.dataset.x[rows], data.dataset.label[rows]), data.validation
+
+  def validate(weights: Any) -> dict[str, float]:
+    return gap.summarize(*(losses(weights, *p, np.arange(len(p[0]))) for p in (seen, held_out)))
+
+  return validate

@@ -1,0 +1,114 @@
+"""What a data set is split into: one set of rows, of which everything else is read."""
+
+import numpy as np
+import pytest
+
+from diffusion.data import curriculum, loading, pipeline, records, sources, splits
+from diffusion.data.records import Records
+
+
+def vectors(count=64):
+  """Each row holds its own number, and the class of its parity."""
+  x = np.arange(count, dtype=np.float32)[:, None] * np.ones(3, np.float32)
+  label = np.arange(count, dtype=np.int32) % 2
+  return sources.arrays('rows', x, label, levels=None, class_names=('even', 'odd')).load()
+
+
+def split(dataset, **changes):
+  given = {'fractions': splits.Fractions(0.25, 0.25), 'normalization': pipeline.unit_range}
+  return loading.split(dataset, **given | changes)
+
+
+def numbers(examples):
+  return np.asarray(examples[0])[:, 0].astype(int)
+
+
+def test_every_example_is_in_one_part_and_its_rows_are_those_of_the_data_set():
+  data = split(vectors())
+  parts = {name: getattr(data, name) for name in ('train', 'validation', 'test')}
+  for name, part in parts.items():
+    np.testing.assert_array_equal(numbers(part), getattr(data.split, name))
+    np.testing.assert_array_equal(part[1], numbers(part) % 2)
+    assert data.sizes[name] == len(part[0]) > 1
+  assert sorted(np.concatenate([numbers(part) for part in parts.values()])) == list(range(64))
+  held_out = np.concatenate([numbers(parts['validation']), numbers(parts['test'])])
+  np.testing.assert_array_equal(numbers(data.held_out), held_out)
+  np.testing.assert_array_equal(data.held_out[1], held_out % 2)
+  for one, other in zip(data.train_in_memory, data.train, strict=True):
+    np.testing.assert_array_equal(one, other)
+  assert not data.streamed
+  assert data.comparable
+  assert data.order is None
+
+
+def test_an_official_test_split_is_the_test_split_and_counts_and_is_hashed():
+  x = np.full((5, 3), 100, np.float32)
+  plain = split(vectors())
+  given = vectors()._replace(test=(x, np.ones(5, np.int32)))
+  data = split(given)
+  assert len(data.split.test) == 0
+  np.testing.assert_array_equal(data.test[0], x)
+  assert data.sizes['test'] == 5
+  assert sum(data.sizes.values()) == 64 + 5
+  np.testing.assert_array_equal(numbers(data.held_out)[-5:], [100] * 5)
+  assert data.split.hashes['test'] != plain.split.hashes['test']
+  other = split(given._replace(test=(x + 1, given.test[1])))
+  assert other.split.hashes['test'] != data.split.hashes['test']
+
+
+def test_units_are_those_of_the_training_rows_alone():
+  data = split(vectors(), normalization=pipeline.standardized())
+  found = numbers(data.train)
+  np.testing.assert_allclose([data.units.mean, data.units.deviation], [found.mean(), found.std()])
+  assert abs(data.units.mean - 31.5) > 1e-6  # of all rows
+
+
+def test_the_order_is_of_training_rows_by_score_and_equal_scores_keep_theirs():
+  data = split(vectors(), curriculum=curriculum.by_class([1, 0]))
+  train = data.split.train
+  expected = np.concatenate([train[train % 2 == 1], train[train % 2 == 0]])
+  np.testing.assert_array_equal(data.order, expected)
+  assert data.order.dtype == np.int32
+  plain = split(vectors(), curriculum=curriculum.by_resolution(1))  # which ranks nothing
+  np.testing.assert_array_equal(plain.order, train)
+
+
+def test_training_rows_are_taken_evenly_over_the_split_and_as_many_as_are_held_out():
+  data = split(vectors(), fractions=splits.Fractions(0.2, 0.1))
+  rows = loading.evenly(data)
+  place = np.searchsorted(data.split.train, rows)
+  np.testing.assert_array_equal(data.split.train[place], rows)
+  assert len(rows) == len(data.split.validation) < len(data.split.train)
+  assert (place[0], place[-1]) == (0, len(data.split.train) - 1)
+  assert np.ptp(np.diff(place)) <= 1
+  few = split(vectors(), fractions=splits.Fractions(0.6, 0.1))
+  assert len(few.split.train) < len(few.split.validation)
+  np.testing.assert_array_equal(loading.evenly(few), few.split.train)
+
+
+def test_too_few_for_validation_are_refused():
+  with pytest.raises(ValueError, match='validation needs at least 2 examples, got 0: hold out'):
+    split(vectors(), fractions=splits.Fractions(0.0, 0.25))
+
+
+def test_streamed_training_examples_stay_unread_and_are_refused_where_they_are_too_many(
+  monkeypatch,
+):
+  """The files do not exist: whatever reads one fails."""
+  images = Records(directory='nowhere', split='train', rows=np.arange(10), image=(4, 4, 1))
+  dataset = sources.Dataset('images', images, np.arange(10, dtype=np.int32) % 2, 256, ('a', 'b'))
+  rows = splits.Split(np.arange(2, 8), np.arange(2), np.arange(8, 10), {}, '')
+  data = loading.SplitData(dataset, rows, pipeline.Units(256), None)
+  assert data.streamed
+  assert data.comparable
+  x, label = data.train
+  assert isinstance(x, Records)
+  np.testing.assert_array_equal(x.rows, rows.train)
+  np.testing.assert_array_equal(label, rows.train % 2)
+  assert data.sizes == {'train': 6, 'validation': 2, 'test': 2}
+  monkeypatch.setattr(records, 'WHOLE', 6 * 16)
+  assert data.comparable  # by the training rows alone
+  monkeypatch.setattr(records, 'WHOLE', 6 * 16 - 1)
+  assert not data.comparable
+  with pytest.raises(ValueError, match='6 streamed images of train exceed the 95 bytes'):
+    _ = data.train_in_memory

@@ -1,0 +1,494 @@
+"""The loop: it reads one row a logged dispatch, honors the callbacks of each run, and saves however it ends."""
+
+import math
+import types
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from diffusion import devices
+from diffusion.runs import loop
+from diffusion.runs.run import Position, Run
+from diffusion.training import callbacks
+from diffusion.training.callbacks import (
+  Callback,
+  Continue,
+  DrawSamples,
+  Remember,
+  Rollback,
+  Save,
+  SetLearningRateScale,
+  Snapshot,
+  Stop,
+)
+from diffusion.training.experiment import check_cadence
+from tests.training import tiny
+
+
+class State(NamedTuple):
+  """What of a state the loop changes, replicated."""
+
+  step: np.ndarray
+  cursor: np.ndarray
+  skipped: np.ndarray
+  skipped_in_a_row: np.ndarray
+  learning_rate_scale: np.ndarray
+
+
+def state_at(step, cursor) -> State:
+  """Such a state on two devices."""
+  scale = np.ones(2, np.float32)
+  return State(*(np.full(2, n, np.int32) for n in (step, cursor, 0, 0)), scale)
+
+
+class Counted:
+  """An array that counts how often the host converts it."""
+
+  conversions = 0
+
+  def __init__(self, value):
+    self.value = np.asarray(value)
+
+  def __getitem__(self, index):  # the first device's copy
+    return self
+
+  def __array__(self, dtype=None, copy=None):
+    Counted.conversions += 1
+    return self.value
+
+  def __float__(self):
+    Counted.conversions += 1
+    return float(self.value)
+
+
+class Noted(Run):
+  """A run that notes what it writes and saves; what it saves lies in its folder, if it has one."""
+
+  def __init__(self, calls=(), num_steps=100, log_every=10, validate_every=50, *, k=1, folder=None):
+    made = tiny.experiment(
+      num_steps=num_steps, log_every=log_every, validate_every=validate_every, steps_per_dispatch=k,
+      callbacks=list(calls),
+    )  # fmt: skip
+    super().__init__(
+      experiment=made, data=None, config=None, source=None, folder=folder, used=[],
+      record={'num_steps': num_steps},
+    )  # fmt: skip
+    self.rows, self.saves, self.drawn, self.snapshots, self.order = [], [], [], [], []
+    self.checked = folder is not None
+    if self.checked:
+      self.resume(devices.to_host(state_at(0, 0)))
+
+  def write(self, row, timing):
+    self.rows.append(row)
+    self.order.append(f'{"memorized" if "memorized/fraction" in row else "row"} {row["step"]}')
+
+  def save(self, replicated, metric=math.inf, guarded=False):
+    position = self.position
+    assert position == Position(int(replicated.step[0]), int(replicated.cursor[0]))
+    states = {name: dict(state) for name, state in self.callback_states.items()}
+    self.saves.append(Saved(*position, metric, self.reason, states, guarded))
+    self.order.append(f'save {position.step}')
+    if self.checked:
+      super().save(replicated, metric, guarded)
+
+
+class Saved(NamedTuple):
+  """A save."""
+
+  step: int
+  cursor: int
+  metric: float
+  reason: str
+  states: dict[str, Any]
+  guarded: bool
+
+
+class Counting:
+  """A `Program` whose states count, and which notes what it is asked to do."""
+
+  def __init__(self, runs, losses=None):
+    self.runs, self.losses = runs, losses
+    self.states = [state_at(*run.position) for run in runs]
+    self.dispatched, self.validated, self.settled = [], [], []
+
+  def dispatch(self, seen):
+    self.dispatched.append(list(seen))
+    for k, at in enumerate(seen):
+      state, more = self.states[k], self.runs[k].experiment.steps_per_dispatch
+      if at is not None:
+        assert at == state.cursor[0]
+        self.states[k] = state._replace(step=state.step + more, cursor=state.cursor + more)
+    self.runs[0].order.append(f'dispatch {len(self.dispatched)}')
+    metrics = [self.metrics(int(state.step[0])) for state in self.states]
+    return lambda k: devices.to_host(metrics[k])
+
+  def metrics(self, step):
+    return {
+      'loss': Counted(self.losses[step - 1] if self.losses else 1.0),
+      'skipped_in_a_row': Counted(0),
+      'loss_bucket': Counted([1.0, 2.0]),
+    }
+
+  def settle(self, k):
+    self.settled.append((k, int(self.states[k].step[0])))
+
+  def validate(self, k):
+    step = int(self.states[k].step[0])
+    assert self.settled[-1] == (k, step)
+    self.validated.append(step)
+    return {'validation/eps': 10.0 - step if step < 60 else step}
+
+  def get(self, k):
+    return self.states[k]
+
+  def put(self, k, state):
+    self.states[k] = state
+
+  def close(self):
+    pass
+
+
+def train(run, program=None, interrupt_at=None):
+  """One run, to its end."""
+  program = program or Counting([run])
+  return loop.train(
+    [run], program, lambda: 'SIGTERM' if run.position.step == interrupt_at else None
+  )
+
+
+@pytest.fixture(autouse=True)
+def _looks(monkeypatch):
+  """There is no network to look at; `test_guarded_runs` and `test_runs` have the real ones."""
+  looks = types.SimpleNamespace(
+    samples=lambda run, state: run.drawn.append((run.position.step, int(state.step[0]))),
+    snapshot=lambda run, state: run.snapshots.append((run.position.step, int(state.step[0]))),
+    memorization=lambda run, state, per_class: {'memorized/fraction': state.step[0] / per_class},
+  )
+  monkeypatch.setattr(loop, 'looks', looks)
+  Counted.conversions = 0
+
+
+def test_one_host_conversion_of_each_metric_per_logged_dispatch():
+  run = Noted()
+  assert train(run) is None
+  assert len(run.rows) == 10
+  # Three metrics, ten logged dispatches, none in the ninety others.
+  assert Counted.conversions == 10 * 3
+  assert run.rows[-1] == {
+    'step': 100, 'cursor': 100, 'loss': 1.0, 'skipped_in_a_row': 0, 'loss_bucket/0': 1.0,
+    'loss_bucket/1': 2.0, 'validation/eps': 100
+  }  # fmt: skip
+
+
+def test_a_planted_conversion_is_counted():
+  class Planted(Counting):
+    def metrics(self, step):
+      found = super().metrics(step)
+      float(found['loss'])
+      return found
+
+  run = Noted()
+  train(run, Planted([run]))
+  assert Counted.conversions == 10 * 3 + 100
+
+
+def test_a_row_that_nobody_waits_for_is_written_after_the_next_dispatch():
+  run = Noted((), 4, 2, 4)
+  train(run)
+  assert run.order == [
+    'dispatch 1', 'dispatch 2', 'dispatch 3', 'row 2', 'dispatch 4', 'row 4', 'save 4',
+  ]  # fmt: skip
+
+
+def test_early_stop_saves_once_with_every_callback_state_and_the_reason():
+  run = Noted([callbacks.checkpoint(), callbacks.early_stopping(patience=20)], 200, 10, 10)
+  assert train(run) is None
+  assert run.position.step == 70  # the best is at 50, the rise from 60 on
+  assert run.reason.startswith('early stopping')
+  assert [save.step for save in run.saves] == list(range(10, 80, 10))
+  last = run.saves[-1]
+  assert (last.step, last.metric, last.reason) == (70, 70, run.reason)
+  assert last.states['early_stopping'] == {'best': {'validation/eps': [-40.0, 50]}, 'since': 50}
+  assert last.states['checkpoint']['last_save'] == 70
+  assert run.saves[4].reason == ''
+
+
+def test_the_last_step_is_saved_even_if_nobody_asked():
+  run = Noted((), 35, 5, 20, k=5)
+  assert train(run) is None
+  assert [(save.step, save.metric) for save in run.saves] == [(35, np.inf)]
+  assert run.reason == run.saves[0].reason == 'all 35 steps done'
+
+
+def test_a_signal_saves_at_that_step_and_is_not_a_finish():
+  run = Noted([callbacks.divergence_guard(10)])
+  assert train(run, interrupt_at=13) == 'SIGTERM'
+  assert (run.position.step, run.reason) == (13, '')
+  assert [(save.step, save.reason) for save in run.saves] == [(13, '')]
+  assert [row['step'] for row in run.rows] == [10]
+
+
+def test_a_row_that_waits_is_written_when_a_signal_comes():
+  run = Noted()
+  assert train(run, interrupt_at=10) == 'SIGTERM'
+  assert run.order[-2:] == ['row 10', 'save 10']
+
+
+def test_a_signal_in_the_last_dispatch_is_told_and_costs_no_second_save():
+  run = Noted((), 20, 10, 20)
+  assert train(run, interrupt_at=20) == 'SIGTERM'
+  assert run.reason == 'all 20 steps done'
+  assert [save.step for save in run.saves] == [20]
+
+
+def test_a_run_goes_on_from_where_it_stands():
+  run = Noted()
+  run.position = Position(40, 60)
+  program = Counting([run])
+  train(run, program)
+  assert program.dispatched[0] == [60]
+  assert (run.position.step, run.position.seen) == (100, 120)
+  assert [row['cursor'] for row in run.rows] == list(range(70, 121, 10))
+
+
+def test_an_extended_run_goes_to_the_last_step_of_its_record():
+  run = Noted()
+  run.record['num_steps'] = 120
+  train(run)
+  assert run.reason == 'all 120 steps done'
+
+
+def test_stopping_by_divergence():
+  run = Noted([callbacks.divergence_guard(10)])
+  train(run, Counting([run], losses=[1.0] * 20 + [50.0] * 80))
+  assert run.position.step == 30
+  assert run.reason.startswith('diverged')
+  assert run.saves[-1].step == 30
+
+
+def test_a_save_holds_the_state_of_callbacks_that_come_later_in_the_list():
+  def counting(name, action):
+    return Callback(name, 10, lambda: {'n': 0}, lambda s, e: ({'n': s['n'] + 1}, action))
+
+  run = Noted([counting('first', Save(1.0)), counting('second', Continue())], 10, 10, 10)
+  train(run)
+  assert run.saves[0].states == {'first': {'n': 1}, 'second': {'n': 1}}
+
+
+def test_the_first_stop_wins_and_later_callbacks_still_update():
+  def stopping(name):
+    return Callback(name, 10, dict, lambda s, e: ({'seen': e.step}, Stop(name)))
+
+  run = Noted([stopping('a'), stopping('b')], 50, 10, 10)
+  train(run)
+  assert run.reason == 'a'
+  assert run.callback_states == {'a': {'seen': 10}, 'b': {'seen': 10}}
+
+
+def guarding(spike_at, name='guard'):
+  """A guard that remembers step 20, and goes back ten steps at its third look if that is at `spike_at`."""
+
+  def act(state, event):
+    state = {'seen': state['seen'] + 1}
+    if event.step == spike_at and state['seen'] == 3:
+      return state, Rollback(10, 'spike')
+    return state, Remember() if event.step == 20 else Continue()
+
+  return Callback(name, 10, lambda: {'seen': 0}, act, survives_rollback=True)
+
+
+def counting():
+  """A callback that counts its looks."""
+  return Callback('other', 10, lambda: {'n': 0}, lambda s, e: ({'n': s['n'] + 1}, Continue()))
+
+
+def test_a_rollback_turns_back_the_step_and_all_callbacks_but_the_guard(tmp_path, capsys):
+  run = Noted([counting(), guarding(30)], 50, 10, 50, folder=tmp_path)
+  program = Counting([run])
+  train(run, program)
+  assert [(row['step'], row['cursor']) for row in run.rows] == [
+    (10, 10), (20, 20), (30, 30), (30, 40), (40, 50), (50, 60),
+  ]  # fmt: skip
+  assert run.position == Position(50, 60)
+  assert run.callback_states == {'guard': {'seen': 6}, 'other': {'n': 5}}
+  # The state gone back to is saved at once, with the guard's count.
+  saved = {'metric': np.inf, 'reason': ''}
+  assert run.saves[:2] == [
+    Saved(step=20, cursor=20, states={'guard': {'seen': 2}, 'other': {'n': 2}}, guarded=True, **saved),
+    Saved(step=20, cursor=30, states={'guard': {'seen': 3}, 'other': {'n': 2}}, guarded=False, **saved),
+  ]  # fmt: skip
+  assert 'step 30: going back to step 20' in capsys.readouterr().out
+  run.close()
+
+
+def test_a_rollback_keeps_what_was_skipped_but_not_in_a_row(tmp_path):
+  class Skipping(Counting):
+    def dispatch(self, seen):
+      fetch = super().dispatch(seen)
+      state = self.states[0]
+      self.states[0] = state._replace(
+        skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1
+      )
+      return fetch
+
+  run = Noted([guarding(30)], 30, 10, 30, folder=tmp_path)
+  program = Skipping([run])
+  train(run, program)
+  state = devices.to_host(program.get(0))
+  assert (state.step, state.cursor, state.skipped, state.skipped_in_a_row) == (30, 40, 40, 10)
+  run.close()
+
+
+def test_a_rollback_without_a_state_to_go_back_to_ends_the_run(tmp_path):
+  guard = Callback('guard', 10, dict, lambda s, e: (s, Rollback(10, 'diverged')))
+  run = Noted([guard], 50, 10, 50, folder=tmp_path)
+  train(run)
+  assert run.position.step == 10
+  assert run.reason == 'diverged, and there is no checkpoint to go back to'
+  assert [(save.step, save.reason) for save in run.saves] == [(10, run.reason)]
+  run.close()
+
+
+def test_scales_snapshots_and_samples_reach_what_makes_them():
+  def act(state, event):
+    return state, SetLearningRateScale(0.5) if event.step == 20 else Snapshot()
+
+  def draw(state, event):
+    return state, DrawSamples()
+
+  run = Noted([Callback('c', 10, dict, act), Callback('d', 30, dict, draw)], 30, 10, 30)
+  program = Counting([run])
+  train(run, program)
+  assert devices.to_host(program.get(0)).learning_rate_scale == 0.5
+  assert run.snapshots == [(10, 10), (30, 30)]
+  assert run.drawn == [(30, 30)]
+
+
+def test_what_is_saved_or_drawn_from_is_settled_before_and_once():
+  draw = Callback('draw', 10, dict, lambda s, e: (s, DrawSamples() if e.step == 20 else Save(1.0)))
+  run = Noted([draw], 40, 10, 40)
+  program = Counting([run])
+  train(run, program)
+  assert program.settled == [(0, 10), (0, 20), (0, 30), (0, 40)]
+
+
+def test_a_measurement_is_a_row_of_its_own_written_before_the_save():
+  """With growth 2 looks come at 10, 20, 40, 80: each at least twice the one before."""
+  watch = callbacks.watch_memorization(10, per_class=5, growth=2.0)
+  run = Noted([watch, callbacks.checkpoint('loss')], 100, 10, 10)
+  train(run)
+  found = {
+    row['step']: row['memorized/fraction'] for row in run.rows if 'memorized/fraction' in row
+  }
+  assert found == {10: 2, 20: 4, 40: 8, 80: 16}
+  assert [one for one in run.order if not one.startswith('dispatch')][:3] == [
+    'row 10', 'memorized 10', 'save 10',
+  ]  # fmt: skip
+  assert run.callback_states['watch_memorization'] == {'next': 160.0}
+
+
+# Several runs.
+
+
+def stopping(step):
+  """Stops at a step."""
+  return Callback('stop', 10, dict, lambda s, e: (s, Stop('end') if e.step == step else Continue()))
+
+
+def test_a_run_that_ends_stays_as_it_is_and_is_not_saved_again():
+  runs = [Noted([stopping(30)]), Noted(), Noted()]
+  program = Counting(runs)
+  assert loop.train(runs, program, lambda: None) is None
+  assert program.dispatched[29:31] == [[29, 29, 29], [None, 30, 30]]
+  assert len(program.dispatched) == 100
+  assert runs[0].position == Position(30, 30)
+  assert program.get(0).step[0] == 30
+  assert [(save.step, save.reason) for save in runs[0].saves] == [(30, 'end')]
+  assert [row['step'] for row in runs[0].rows] == [10, 20, 30]
+  for run in runs[1:]:
+    assert run.reason == 'all 100 steps done'
+    assert [save.step for save in run.saves] == [100]
+    assert [row['step'] for row in run.rows] == list(range(10, 101, 10))
+
+
+@pytest.mark.parametrize(('count', 'left_at'), [(2, 10), (3, 20), (4, 20), (5, 30)])
+def test_when_half_have_ended_the_others_are_saved_and_left(count, left_at):
+  """One after another ends, 10 steps apart: the last to go on are fewer than half, or half of an even number."""
+  runs = [Noted([stopping(10 * (k + 1))]) for k in range(count)]
+  program = Counting(runs)
+  assert loop.train(runs, program, lambda: None) is None
+  ended, left = runs[: left_at // 10], runs[left_at // 10 :]
+  assert left
+  assert len(program.dispatched) == left_at
+  for k, run in enumerate(ended):
+    assert (run.position.step, run.reason) == (10 * (k + 1), 'end')
+    assert len(run.saves) == 1
+  for run in left:
+    assert (run.position.step, run.reason) == (left_at, '')
+    assert [(save.step, save.reason) for save in run.saves] == [(left_at, '')]
+    assert run.order[-2:] == [f'row {left_at}', f'save {left_at}']
+
+
+def test_a_signal_saves_all_that_go_on_and_asks_once_a_dispatch():
+  runs, asked = [Noted([stopping(10)]), Noted(), Noted()], []
+  program = Counting(runs)
+
+  def signaled():
+    asked.append(len(program.dispatched))
+    return 'SIGINT' if len(asked) == 17 else None
+
+  assert loop.train(runs, program, signaled) == 'SIGINT'
+  assert asked == list(range(1, 18))
+  assert [[save.step for save in run.saves] for run in runs] == [[10], [17], [17]]
+  assert [run.reason for run in runs] == ['end', '', '']
+
+
+def test_a_rollback_of_one_run_turns_back_no_other(tmp_path):
+  runs = [
+    Noted([counting(), guarding(30 if k == 1 else 0)], 50, 10, 50, folder=tmp_path / str(k))
+    for k in range(3)
+  ]
+  program = Counting(runs)
+  loop.train(runs, program, lambda: None)
+  for k in (0, 2):  # they end first, and it is left where it stands
+    assert runs[k].position == Position(50, 50)
+    assert [row['step'] for row in runs[k].rows] == [10, 20, 30, 40, 50]
+    assert runs[k].callback_states == {'guard': {'seen': 5}, 'other': {'n': 5}}
+  assert runs[1].position == Position(40, 50)
+  assert [(row['step'], row['cursor']) for row in runs[1].rows] == [
+    (10, 10), (20, 20), (30, 30), (30, 40), (40, 50),
+  ]  # fmt: skip
+  assert runs[1].callback_states == {'guard': {'seen': 5}, 'other': {'n': 4}}
+  assert runs[1].reason == ''
+  for run in runs:
+    run.close()
+
+
+@pytest.mark.parametrize(
+  ('cadence', 'message'),
+  [
+    (
+      (100, 10, 25, 1),
+      'validate_every must be a positive multiple of log_every = 10, got 25',
+    ),
+    (
+      (100, 10, 50, 4),
+      'log_every must be a positive multiple of steps_per_dispatch = 4, got 10',
+    ),
+    (
+      (102, 10, 50, 5),
+      'num_steps must be a positive multiple of steps_per_dispatch = 5, got 102',
+    ),
+  ],
+)
+def test_cadences_that_do_not_divide_are_refused(cadence, message):
+  names = ('num_steps', 'log_every', 'validate_every', 'steps_per_dispatch')
+  made = tiny.experiment(**dict(zip(names, cadence, strict=True)))
+  with pytest.raises(ValueError, match=message):
+    check_cadence(made)
+  grid = tiny.experiment(log_every=10, callbacks=[callbacks.sample_grid(15)])
+  with pytest.raises(
+    ValueError, match='sample_grid every must be a positive multiple of log_every = 10, got 15'
+  ):
+    check_cadence(grid)

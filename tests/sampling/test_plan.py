@@ -1,0 +1,87 @@
+"""The plan of sampling by itself: what it costs, what it refuses, and that it draws nothing to find out."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from diffusion import citations
+from diffusion.process import gaussian, marginals, parameterizations, schedules
+from diffusion.sampling import grids, plan, samplers, solvers
+from diffusion.sampling.plan import Sampling
+from diffusion.types import Prediction
+
+DIFFUSION = gaussian.Diffusion(
+  schedules.cosine(), marginals.variance_preserving, parameterizations.v()
+)
+
+
+def check(sampling, num_classes=2, shape=(8,)):
+  return plan.check(sampling, DIFFUSION, num_classes, shape)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {}, {'guidance': 2.0}, {'guidance': 0.0}, {'sampler': solvers.heun}, {'guidance': 2.0, 'sampler': solvers.heun},
+    {'guidance': 2.0, 'interval': (-2.0, 2.0)}, {'guidance': 2.0, 'interval': (50.0, 60.0)},
+    {'sampler': solvers.dpm_solver, 'grid': grids.karras},
+  ],
+)  # fmt: skip
+def test_it_counts_the_calls_that_a_sample_makes(changes):
+  """Against the calls themselves: each evaluation asks the conditional network, a guided one the null network too."""
+  sampling = Sampling(steps=6, wrappers=(), **changes)
+  path = gaussian.bind(DIFFUSION, ())
+  asked = []  # of (network, t): outside of an interval one evaluation is written down twice
+
+  def network(name):
+    def denoise(z, t, key=None):
+      asked.append((name, float(jnp.ravel(t)[0])))
+      return Prediction(0.1 * z, z)
+
+    return denoise
+
+  with jax.disable_jit():  # the scan becomes a loop: every call is a call
+    keys = jax.random.split(jax.random.key(0), 1)
+    planned = plan.plan(sampling, path, network('conditional'), network('null'), keys)
+    samplers.sample(planned.denoise, path, planned.sampler, planned.grid, keys, (8,))
+  calls = asked if sampling.interval is None else set(asked)
+  assert check(sampling) == len(calls)
+
+
+@pytest.mark.parametrize('draws', [1, 3])
+def test_every_network_of_monte_carlo_counts(draws):
+  assert check(Sampling(steps=5, monte_carlo=draws)) == 5 * draws
+  assert check(Sampling(steps=5, monte_carlo=draws, guidance=2.0)) == 10 * draws
+
+
+def test_an_unconditional_network_cannot_be_guided_and_needs_no_guidance():
+  assert check(Sampling(steps=5), num_classes=0) == 5
+  for scale in (0.0, 2.0):
+    with pytest.raises(ValueError, match=f'unconditional network must be 1, got {scale}'):
+      check(Sampling(guidance=scale), num_classes=0)
+
+
+@pytest.mark.parametrize(
+  'changes, says',
+  [
+    ({'steps': 0}, 'sampling_steps must be an integer >= 1, got 0'),
+    ({'guidance': -1.0}, 'guidance .* got -1.0'),
+    ({'guidance': 2.0, 'interval': (1.0, -1.0)}, 'log_snr_low < log_snr_high, got 1.0, -1.0'),
+    ({'grid': lambda path, steps: jnp.array([1.0, 0.2, 0.4, 0.0])}, 'must decrease'),
+    ({'sampler': lambda path: samplers.ddim(path, eta=3.0)}, 'eta .* got 3.0'),
+  ],
+)
+def test_what_cannot_be_drawn_is_refused_before_anything_is(changes, says):
+  with pytest.raises(ValueError, match=says):
+    check(Sampling(**changes))
+
+
+def test_it_notes_what_it_plans_and_nothing_that_is_off():
+  with citations.collect() as used:
+    check(Sampling())
+  plain = {one.name for one in used}
+  with citations.collect() as used:
+    check(Sampling(guidance=1.5, interval=(-3.0, 3.0), monte_carlo=2))
+  more = {one.name for one in used} - plain
+  assert {'classifier-free guidance', 'guidance interval'} <= more
+  assert len(more) == 3  # and the Monte-Carlo dropout

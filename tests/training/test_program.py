@@ -1,0 +1,112 @@
+"""The program of one run: how far it goes ahead, what it holds, and that what is put is what it goes on from."""
+
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion import devices
+from diffusion.training.program import SingleRun
+from tests.training import tiny
+
+
+def assert_same(one, other):
+  one, other = tiny.leaves(one), tiny.leaves(other)
+  assert one.keys() == other.keys()
+  for name, value in one.items():
+    assert value.tobytes() == other[name].tobytes(), name
+
+
+def test_a_dispatch_returns_at_once_and_at_most_two_are_in_flight():
+  """Steps that take half a second, and say on each of four devices when they are half done."""
+  ended = []
+
+  def slow(x):
+    time.sleep(0.5)
+    ended.append(time.perf_counter())
+    return x
+
+  def augment(keys, batch):
+    shape = jax.ShapeDtypeStruct(batch.x.shape, batch.x.dtype)
+    return batch._replace(x=jax.pure_callback(slow, shape, batch.x))
+
+  made = tiny.experiment(augment=augment)
+  data, state, _ = tiny.start(made)
+  program = tiny.single(made, data, state)
+  tiny.dispatch(program)  # compiled
+  ended.clear()
+  fetch, count = None, jax.device_count()
+  for n in range(3):
+    fetch = program.dispatch([1 + n])
+    through = len(ended) // count
+    assert through >= n  # all but the last are through
+    assert n or through == 0  # and the last is not waited for
+  assert fetch(0)['skipped'] == 0
+  assert len(ended) == 3 * count
+
+
+def test_it_goes_on_from_what_is_put_and_gives_back_what_it_holds():
+  made = tiny.experiment()
+  data, state, _ = tiny.start(made)
+  program = SingleRun(made, data)
+  given = devices.replicate(state)
+  program.put(0, given)
+  assert program.get(0) is given
+  first = [tiny.dispatch(program) for _ in range(3)]
+  end = devices.to_host(program.get(0))
+  assert int(end.cursor) == 3
+  tiny.dispatch(program)
+  program.put(0, devices.replicate(state))  # back to the first step
+  again = [tiny.dispatch(program) for _ in range(3)]
+  assert_same(again, first)
+  assert_same(devices.to_host(program.get(0)), end)
+
+
+def test_what_is_fetched_is_of_its_own_dispatch_though_others_followed():
+  made = tiny.experiment(log_every=1)
+  data, state, _ = tiny.start(made)
+  program = tiny.single(made, data, state)
+  alone = [tiny.dispatch(program) for _ in range(3)]
+  program.put(0, devices.replicate(state))
+  later = [program.dispatch([n]) for n in range(3)]
+  assert_same([fetch(0) for fetch in later], alone)
+  assert len({float(row['loss']) for row in alone}) == 3
+
+
+def test_the_batches_seen_choose_the_rows_and_the_state_the_draws():
+  made = tiny.experiment()
+  data, state, _ = tiny.start(made)
+  found = []
+  for seen in (0, 0, 1):
+    program = tiny.single(made, data, state)
+    found.append(program.dispatch([seen])(0)['loss'])
+  assert found[0] == found[1] != found[2]
+
+
+def test_settling_a_network_without_statistics_does_nothing():
+  made = tiny.experiment()
+  data, state, _ = tiny.start(made)
+  program = SingleRun(made, data)
+  given = devices.replicate(state)
+  program.put(0, given)
+  program.settle(0)
+  assert program.get(0) is given
+  assert_same(devices.to_host(given), state)  # nor were its buffers given away
+
+
+def test_validating_moves_nothing_and_is_of_the_judged_weights():
+  made = tiny.experiment()
+  data, state, _ = tiny.start(made)
+  program = tiny.single(made, data, state)
+  for _ in range(3):
+    tiny.dispatch(program)
+  before = devices.to_host(program.get(0))
+  row = program.validate(0)
+  assert program.validate(0) == row
+  assert_same(devices.to_host(program.get(0)), before)
+  program.put(0, devices.replicate(before._replace(params=state.params)))  # the average is judged
+  assert program.validate(0) == row
+  program.put(0, devices.replicate(before._replace(averages=state.averages)))
+  assert program.validate(0)['validation/eps'] != pytest.approx(row['validation/eps'], rel=1e-6)
+  assert all(np.isfinite(value) for value in row.values())
