@@ -1,8 +1,8 @@
 """A Gaussian mixture in 8 dimensions, whose exact denoiser is known: seconds on a CPU.
 
-Expect  early stopping: validation/eps has not fallen below 0.508668 at step 500 for 2,000 steps; test/eps 0.5086
-        [0.5047, 0.5125], memorized fraction 0 [0, 0.004] beside a held-out null of 0 [0, 0.002]. 29 s on 2 quiet CPU
-        cores. Seed 0, Python 3.12, jax 0.12.0.1, commit 3ba717a.
+Expect  early stopping: validation/eps has not fallen below 0.508757 at step 500 for 2,000 steps; test/eps 0.5088
+        [0.5049, 0.5127], memorized fraction 0 [0, 0.004] beside a held-out null of 0 [0, 0.002]. 25 s on 2 quiet CPU
+        cores. Seed 0, Python 3.12, jax 0.12.0.1, commit 452fd97.
 Run     python -m experiments.mixture --workdir=runs/mixture
         python -m experiments.mixture --workdir=runs/seeds --population=seed=0..15    (16 runs as one program)
 Smoke   python -m experiments.mixture --workdir=runs/smoke --smoke
