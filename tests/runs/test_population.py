@@ -189,7 +189,8 @@ def test_a_population_that_is_killed_ends_as_one_that_is_not(tmp_path):
   assert process.wait(300) == 0
   left = [read_record(tmp_path / 'run' / member) for member in ('0', '1')]
   assert [(one['status'], one['reason']) for one in left] == [('interrupted', 'SIGTERM')] * 2
-  assert 0 < left[0]['step'] == left[1]['step'] < 300
+  # The kill may have come between their saves, so they need not stand at one step.
+  assert all(0 < one['step'] < 300 for one in left)
   assert begin('run').wait(300) == 0
   for member in ('0', '1'):
     leaves, record, rows = left_behind(tmp_path / 'run' / member)
