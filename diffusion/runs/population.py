@@ -473,7 +473,7 @@ def _check_program(runs: Sequence[Run], values: Sequence[Values], build: Build) 
   e, data = runs[0].experiment, runs[0].data
   resident = pipeline.Resident(data.dataset.x, data.dataset.label, data.order)
   batches = np.zeros((e.steps_per_dispatch, e.batch_size), np.int32)
-  member = Member({}, (), (), (), looked_at=(), position=())
+  member = Member(values={}, units=(), order=(), size=(), looked_at=(), position=())
 
   def use(experiment: Experiment, stored: Array, batches: Array, resident: pipeline.Resident):
     state = states.make_init(experiment, stored, data.units)(jnp.uint32(0), stored)

@@ -161,12 +161,11 @@ class Run:
     Rows are written to `shown` as well, on the process that writes.
     """
     if processes.is_writer():
-      self._rows = (
-        rows.chain(  # the file first: it alone is flushed row by row, and its error names it
-          rows.json_lines(self.folder / 'metrics.jsonl', self.position.seen, key='cursor'),
-          rows.tensorboard(self.folder / 'events', self.position.step),
-          *shown,
-        )
+      # The file first: it alone is flushed row by row, and its error names it.
+      self._rows = rows.chain(
+        rows.json_lines(self.folder / 'metrics.jsonl', self.position.seen, key='cursor'),
+        rows.tensorboard(self.folder / 'events', self.position.step),
+        *shown,
       )
 
   def write(self, row: Mapping[str, Any], timing: Mapping[str, float]) -> None:

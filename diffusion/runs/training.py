@@ -59,9 +59,8 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
         return 128 + signal.Signals[signals.name]
   processes.end_on_sigterm()
   if run.record['results'] is None:
-    from diffusion.runs.judging import (
-      judge_best,  # when training is over: it needs most of what there is to load
-    )
+    # When training is over: it needs most of what there is to load.
+    from diffusion.runs.judging import judge_best
 
     judge_best(run)
   return 0

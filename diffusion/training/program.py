@@ -95,7 +95,10 @@ def make_batches(experiment: Experiment, data: SplitData) -> Batches:
   return Batches(
     data=functools.cache(lambda: devices.replicate(resident)),
     take=lambda seen: devices.split_rows(order.batches(seen, count, size)),
-    first=lambda: as_one(devices.split_rows(order.batches(0, STATISTICS_BATCHES, size))),
+    # Once: the order would forget the epochs that training is in.
+    first=functools.cache(
+      lambda: as_one(devices.split_rows(order.batches(0, STATISTICS_BATCHES, size)))
+    ),
     ahead=lambda: None,
     close=lambda: None,
   )
