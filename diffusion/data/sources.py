@@ -357,7 +357,7 @@ def streamed(source: Source, workers: int = 0) -> Source:
 
   For data that does not fit on the device. The batches are the same rows in the same order, so a run may be
   interrupted with one and resumed with the other. The training split is read through at every start: for its
-  hashes, and again for each statistic that the experiment asks of it. Validation and test examples are held in memory.
+  hashes, and again for each statistic that the experiment asks of it. The validation examples are held in memory.
 
   Args:
     source: from `tfds`.
