@@ -5,6 +5,7 @@ needed, so that a process for PyTorch leaves the card to it.
 """
 
 import functools
+import math
 import pathlib
 import statistics
 import tempfile
@@ -82,7 +83,11 @@ def first_losses(plan: Plan) -> Found:
 
 
 def repeatable(plan: Plan) -> Found:
-  """Whether 20 steps are the same to the bit when made again, and when saved and restored after 10; and their speed."""
+  """Whether 20 steps are the same to the bit when made again, and when saved and restored after 10; and their speed.
+
+  Where they are not, how far the state is from itself made again, as the norm of the difference over the norm, says
+  whether it is rounding.
+  """
   from benchmarks import engine
 
   engine.configure(plan.digits.batch, engine.side(plan.digits))
@@ -102,11 +107,19 @@ def repeatable(plan: Plan) -> Found:
       one.tobytes() != other.tobytes() for (_, one), (_, other) in zip(found, expected, strict=True)
     )
 
+  def distance() -> float:
+    pairs = [(one, other) for (_, one), (_, other) in zip(again, expected, strict=True)]
+    real = [(a.astype(float), b.astype(float)) for a, b in pairs if a.dtype.kind == 'f']
+    return math.sqrt(
+      sum(((a - b) ** 2).sum() for a, b in real) / sum((b**2).sum() for _, b in real)
+    )
+
   run, _ = _dispatches(training, training.first())
   yield {
     'arrays': len(expected),
     'differ when made again': differing(again),
     'differ when saved and continued': differing(continued),
+    'distance when made again': distance(),
   } | _speed(run, training.images, plan.seconds)
 
 
