@@ -24,10 +24,10 @@ from diffusion.data.loading import SplitData
 from diffusion.data.order import Order
 from diffusion.evaluation import gap
 from diffusion.models.functional import identity
+from diffusion.processes import caught_signals
 from diffusion.reporting import rows
 from diffusion.runs import loop
 from diffusion.runs.run import Run
-from diffusion.runs.signals import caught
 from diffusion.runs.training import check_dispatches, check_extend, conclude, to_train
 from diffusion.training import state as states
 from diffusion.training.experiment import Experiment
@@ -452,7 +452,7 @@ def _train_together(
   last, step = max(run.num_steps for run in runs), max(run.position.step for run in runs)
   progress = rows.progress(last, step, batch_size=runs[0].experiment.batch_size)
   with (
-    caught(runs[0].position.seen, runs[0].experiment.steps_per_dispatch) as signals,
+    caught_signals(runs[0].position.seen, runs[0].experiment.steps_per_dispatch) as signals,
     contextlib.closing(progress),
   ):
     runs[0].open_rows(progress)  # one speaks for all

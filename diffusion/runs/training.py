@@ -5,10 +5,10 @@ import signal
 import time
 
 from diffusion import devices, processes
+from diffusion.processes import Signals, caught_signals
 from diffusion.reporting import rows
 from diffusion.runs import loop
 from diffusion.runs.run import Run
-from diffusion.runs.signals import Signals, caught
 from diffusion.runs.speed import Span, traced
 from diffusion.training.program import SingleRun
 from diffusion.training.state import host_target
@@ -43,7 +43,7 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
       program.put(0, devices.replicate(first if restored is None else restored.state))
       del first, restored  # or the host's copies would stay for all of training
       devices.give_back_memory()
-      with caught(run.position.seen, steps) as signals, contextlib.ExitStack() as stack:
+      with caught_signals(run.position.seen, steps) as signals, contextlib.ExitStack() as stack:
         size = run.experiment.batch_size
         progress = rows.progress(run.num_steps, run.position.step, batch_size=size)
         run.open_rows(stack.enter_context(contextlib.closing(progress)))
