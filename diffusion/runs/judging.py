@@ -18,9 +18,8 @@ from diffusion.reporting.rows import read_json_lines
 from diffusion.reporting.run_report import write_report
 from diffusion.runs import suite
 from diffusion.runs.loading import load
-from diffusion.runs.looks import picture
 from diffusion.runs.run import Run, restore
-from diffusion.runs.samples import drawn
+from diffusion.runs.samples import drawn, picture
 from diffusion.runs.speed import measured_speed
 from diffusion.runs.suite import AS_THE_RUN, Request
 from diffusion.sampling.draw import class_labels, picture_labels

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.runs import looks
+from diffusion.runs import samples
 from diffusion.runs.run import Position, Run
 from diffusion.training.callbacks import (
   Action,
@@ -117,15 +117,15 @@ class InTraining:
     if not settled and (saving or not asked.keys().isdisjoint({DrawSamples, MeasureMemorization})):
       program.settle(k)
     if MeasureMemorization in asked:  # before saving, so that no checkpoint is later than its row
-      found = looks.memorization(run, program.get(k), asked[MeasureMemorization].per_class)
+      found = samples.memorization(run, program.get(k), asked[MeasureMemorization].per_class)
       run.write(run.position.as_row() | found, {})
     if Snapshot in asked:  # likewise
-      looks.snapshot(run, program.get(k))
+      samples.snapshot(run, program.get(k))
     if saving:
       metric = asked[Save].metric if Save in asked else math.inf
       self._save(metric, guarded=Remember in asked)
     if DrawSamples in asked:
-      looks.samples(run, program.get(k))
+      samples.draw_picture(run, program.get(k))
 
   def _go_back(self, back: Rollback) -> None:
     """Goes on from before a spike; where nothing was saved for it, the run ends."""

@@ -158,14 +158,14 @@ def train(run, program=None, interrupt_at=None):
 
 
 @pytest.fixture(autouse=True)
-def _looks(monkeypatch):
+def _samples(monkeypatch):
   """There is no network to look at; `test_guarded_runs` and `test_runs` have the real ones."""
-  looks = types.SimpleNamespace(
-    samples=lambda run, state: run.drawn.append((run.position.step, int(state.step[0]))),
+  stand_ins = types.SimpleNamespace(
+    draw_picture=lambda run, state: run.drawn.append((run.position.step, int(state.step[0]))),
     snapshot=lambda run, state: run.snapshots.append((run.position.step, int(state.step[0]))),
     memorization=lambda run, state, per_class: {'memorized/fraction': state.step[0] / per_class},
   )
-  monkeypatch.setattr(loop, 'looks', looks)
+  monkeypatch.setattr(loop, 'samples', stand_ins)
   Counted.conversions = 0
 
 
