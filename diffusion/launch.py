@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from diffusion import devices, processes, provenance
 from diffusion.data import sources
-from diffusion.runs import speed, suite, training
+from diffusion.runs import suite, training
 from diffusion.runs.loading import load, load_ensemble, load_snapshots
 from diffusion.runs.run import prepare
 from diffusion.sampling.plan import Sampling
@@ -221,7 +221,7 @@ def _refuse_idle_flags() -> None:
   f = flags.FLAGS
   if f.profile and f.mode != 'train':
     raise ValueError(f'--profile is for training, and the mode is {f.mode}')
-  speed.parse_span(f.profile)
+  training.parse_span(f.profile)
   judging_only = ('num_samples', 'metrics', 'features')
   for name in (*judging_only, 'sampler', 'sampler_steps'):
     if f[name].present and (
@@ -350,7 +350,7 @@ def _main(
   count = processes.initialize(f.coordinator, f.num_processes, f.process_id, f.heartbeat_seconds)
   with processes.together('the flags'):
     folder = _checked_workdir()
-    config, profile = _resolved(config, base, overrides, folder), speed.parse_span(f.profile)
+    config, profile = _resolved(config, base, overrides, folder), training.parse_span(f.profile)
     devices.configure(config.batch_size, f.cpu_devices, num_processes=count)
     processes.quiet()
   processes.check_same('the command', _said() | overrides)

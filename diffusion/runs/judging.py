@@ -13,19 +13,19 @@ from diffusion import citations, devices, processes, provenance, statistics, wor
 from diffusion.data import pipeline
 from diffusion.evaluation import gap, memorization, stability
 from diffusion.evaluation.metric import Finding, Judged, Metric, findings_to_json, make_network
-from diffusion.reporting import plots, tables
+from diffusion.reporting import plots, rows, tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.reporting.run_report import write_report
 from diffusion.runs import suite
 from diffusion.runs.loading import load
 from diffusion.runs.run import Run, restore
 from diffusion.runs.samples import drawn, picture
-from diffusion.runs.speed import measured_speed
 from diffusion.runs.suite import AS_THE_RUN, Request
 from diffusion.sampling.draw import class_labels, picture_labels
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Restored, open_checkpoints
 from diffusion.training.experiment import evaluation_plan, evaluations_of_a_sample
+from diffusion.training.step import step_flops
 from diffusion.workdir import read_record
 
 
@@ -73,7 +73,7 @@ def judge_best(run: Run, request: Request = AS_THE_RUN, again: bool = False) -> 
   }
   known = {'evaluations': [*run.record['evaluations'], evaluation]}
   if not again:
-    known |= {'results': evaluation['results'], 'speed': measured_speed(run, best.state)}
+    known |= {'results': evaluation['results'], 'speed': _speed(run, best.state)}
   if processes.is_writer():
     record = run.record | known | {'config': config}
     levels = gap.per_level(row, experiment.bank)
@@ -230,3 +230,35 @@ def _apply(run: Run, request: Request) -> None:
   known = {one.qualified_name for one in run.used}
   run.used += [one for one in used if one.qualified_name not in known]
   run.experiment = experiment
+
+
+def _speed(run: Run, state: Any) -> dict[str, float | int | None] | None:
+  """What run.json says of the speed: the median of the logged rows, and what it comes to.
+
+  Args:
+    run: that has been trained.
+    state: its shapes.
+
+  Returns:
+    images_per_second: median over the logged rows of all starts, validation and saving included where they fell.
+    flops_per_image: of all products and convolutions of a training step, on the traced program.
+    flops_per_second: the product of the two.
+    utilization: its share of the devices' bfloat16 peak; None where that is not known.
+    peak_memory: bytes when training ended, see `devices.peak_memory`; None where it was killed at its very end.
+    None for a member of a population, whose steps are not its own.
+  """
+  logged = processes.from_folder(lambda: rows.read_json_lines(run.folder / 'metrics.jsonl'))
+  rates = [
+    row['timing']['images_per_second'] for row in logged if 'images_per_second' in row['timing']
+  ]
+  if not rates or any('population' in one for one in run.record['starts']):
+    return None
+  flops = step_flops(run.experiment, run.data, state)
+  speed, peak = float(np.median(rates)), devices.peak_flops()
+  return {
+    'images_per_second': speed,
+    'flops_per_image': flops,
+    'flops_per_second': speed * flops,
+    'utilization': speed * flops / peak if peak else None,
+    'peak_memory': run.record.get('peak_memory'),
+  }

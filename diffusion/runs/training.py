@@ -1,17 +1,85 @@
 """Training a run, or going on with it."""
 
 import contextlib
+import pathlib
 import signal
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from diffusion import devices, processes
 from diffusion.processes import Signals, caught_signals
 from diffusion.reporting import rows
 from diffusion.runs import loop
 from diffusion.runs.run import Run
-from diffusion.runs.speed import Span, traced
 from diffusion.training.program import SingleRun
 from diffusion.training.state import host_target
+
+
+class Span(NamedTuple):
+  """Steps start, ..., stop - 1, counted as batches drawn."""
+
+  start: int
+  stop: int
+
+
+def parse_span(text: str) -> Span | None:
+  """START:STOP as a Span; None for an empty text.
+
+  Raises:
+    ValueError: anything else, or no step between the two.
+  """
+  if not text:
+    return None
+  start, colon, stop = text.partition(':')
+  if not (colon and start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+    raise ValueError(f'--profile takes START:STOP, two steps with START < STOP, got {text!r}')
+  return Span(int(start), int(stop))
+
+
+@contextlib.contextmanager
+def traced(
+  dispatch: Callable[[Sequence[int]], Any], span: Span, steps: int, folder: pathlib.Path
+) -> Iterator[Callable[[Sequence[int]], Any]]:
+  """The same dispatches of one run, those that touch the span traced.
+
+  Args:
+    dispatch: ([batches seen]) -> (run -> metrics), as `Program.dispatch`.
+    span: what to trace.
+    steps: of a dispatch.
+    folder: where the trace is written.
+  """
+  begun = ended = last = None
+
+  def end() -> None:
+    devices.stop_trace()
+    print(f'trace of steps {begun} to {ended} in {folder}', flush=True)
+
+  tracing = False
+
+  def inner(seen: Sequence[int]) -> Any:
+    nonlocal begun, ended, last, tracing
+    if begun is None and seen[0] < span.stop and seen[0] + steps > span.start:
+      if last is not None:
+        last(0)  # waits for it
+      devices.start_trace(str(folder))
+      begun, tracing = max(span.start, seen[0]), True
+    last = dispatch(seen)
+    if tracing:
+      ended = seen[0] + steps
+      if ended >= span.stop:
+        last(0)
+        end()
+        tracing = False
+    return last
+
+  try:
+    yield inner
+  finally:
+    if tracing:
+      end()
+    elif begun is None:
+      print(f'no trace: no step of {span.start} to {span.stop} was made', flush=True)
 
 
 def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:

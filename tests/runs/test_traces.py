@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from diffusion.models import summary
-from diffusion.runs import speed
+from diffusion.runs import training
 from diffusion.training import step as steps
 from diffusion.types import Conditioning
 from tests.training import tiny
@@ -37,7 +37,7 @@ def test_a_trace_takes_the_dispatches_that_touch_its_span(tmp_path, capsys):
     made.append(seen)
     return fetch
 
-  with speed.traced(dispatch, speed.Span(7, 12), 5, tmp_path / 'trace') as traced:
+  with training.traced(dispatch, training.Span(7, 12), 5, tmp_path / 'trace') as traced:
     for at in range(0, 20, 5):
       assert traced([at]) is fetch
       assert made[-1] == [at]
@@ -46,20 +46,20 @@ def test_a_trace_takes_the_dispatches_that_touch_its_span(tmp_path, capsys):
 
 
 def test_a_run_that_ends_within_the_span_keeps_what_was_traced(tmp_path, capsys):
-  with speed.traced(lambda seen: fetch, speed.Span(0, 100), 5, tmp_path) as traced:
+  with training.traced(lambda seen: fetch, training.Span(0, 100), 5, tmp_path) as traced:
     traced([0])
   assert 'trace of steps 0 to 5' in capsys.readouterr().out
   assert any(path.name.endswith('.xplane.pb') for path in tmp_path.rglob('*'))
 
 
 def test_a_run_that_does_not_reach_the_span_says_so(tmp_path, capsys):
-  with speed.traced(lambda seen: fetch, speed.Span(50, 60), 5, tmp_path) as traced:
+  with training.traced(lambda seen: fetch, training.Span(50, 60), 5, tmp_path) as traced:
     traced([0])
   assert 'no trace: no step of 50 to 60 was made' in capsys.readouterr().out
 
 
 def test_a_trace_that_begins_in_the_middle_of_a_run_names_its_first_step(tmp_path, capsys):
-  with speed.traced(lambda seen: fetch, speed.Span(7, 12), 5, tmp_path) as traced:
+  with training.traced(lambda seen: fetch, training.Span(7, 12), 5, tmp_path) as traced:
     traced([10])
   assert 'trace of steps 10 to 15' in capsys.readouterr().out
 
@@ -67,8 +67,8 @@ def test_a_trace_that_begins_in_the_middle_of_a_run_names_its_first_step(tmp_pat
 @pytest.mark.parametrize('text', ['10', ':', '5:5', '7:3', 'a:b', '-1:4', '1:2:3'])
 def test_what_is_no_span_is_refused(text):
   with pytest.raises(ValueError, match='START:STOP'):
-    speed.parse_span(text)
+    training.parse_span(text)
 
 
 def test_no_span_is_none():
-  assert speed.parse_span('') is None
+  assert training.parse_span('') is None
