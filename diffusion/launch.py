@@ -21,11 +21,12 @@ from ml_collections import config_flags
 
 from diffusion import devices, processes, provenance
 from diffusion.data import sources
-from diffusion.runs import suite, training
+from diffusion.evaluation.metric import METRICS
+from diffusion.runs import training
 from diffusion.runs.loading import load, load_ensemble, load_snapshots
 from diffusion.runs.run import prepare
-from diffusion.sampling.plan import Sampling
-from diffusion.training.experiment import Experiment
+from diffusion.sampling.plan import SAMPLERS, Sampling
+from diffusion.training.experiment import Experiment, Request
 from diffusion.workdir import read_record
 
 __all__ = ['Experiment', 'Sampling', 'load', 'load_ensemble', 'load_snapshots', 'run']
@@ -46,12 +47,12 @@ def _define_flags(arms: Mapping[str, Any] | None) -> None:
     'seed', None, 'Seed of training; with --mode=sample or evaluate, of the sampler.'
   )
   flags.DEFINE_integer('num_samples', 0, 'Samples that --mode=evaluate judges; 0: as the run did.')
-  flags.DEFINE_string('sampler', '', f"Sampler instead of the run's: {', '.join(suite.SAMPLERS)}.")
+  flags.DEFINE_string('sampler', '', f"Sampler instead of the run's: {', '.join(SAMPLERS)}.")
   flags.DEFINE_integer('sampler_steps', 0, 'Steps of the sampler; 0: as the run did.')
   flags.DEFINE_list(
     'metrics',
     [],
-    f"Metrics of --mode=evaluate instead of the run's: all, or {', '.join(suite.METRICS)}.",
+    f"Metrics of --mode=evaluate instead of the run's: all, or {', '.join(METRICS)}.",
   )
   flags.DEFINE_string(
     'features',
@@ -199,14 +200,14 @@ def _choose_arm(config: Any, overrides: dict[str, Any], arms: Mapping[str, Any])
   return overrides
 
 
-def _request() -> suite.Request:
+def _request() -> Request:
   """What the flags ask of a judgment."""
   f = flags.FLAGS
   for name in ('num_samples', 'sampler_steps'):
     if f[name].value < 0:
       raise ValueError(f'--{name} must be >= 0, got {f[name].value}')
   seed = 0 if f.seed is None else f.seed
-  return suite.Request(
+  return Request(
     seed=seed,
     samples=f.num_samples,
     sampler=f.sampler,

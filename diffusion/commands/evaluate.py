@@ -13,9 +13,10 @@ from absl import flags
 
 from diffusion import devices
 from diffusion.commands import command
+from diffusion.evaluation.metric import METRICS
 from diffusion.reporting.rows import write_json
 from diffusion.reporting.tables import markdown
-from diffusion.runs import foreign, suite
+from diffusion.runs import foreign
 from diffusion.workdir import read_record
 
 
@@ -23,7 +24,7 @@ def define_flags() -> None:
   """Of this command."""
   flags.DEFINE_string('images', None, 'Folder of images, or .npz.', required=True)
   flags.DEFINE_string('run', None, 'Folder of the run whose data is taken.', required=True)
-  flags.DEFINE_list('metrics', ['all'], f'all, or of {", ".join(suite.METRICS)}.')
+  flags.DEFINE_list('metrics', ['all'], f'all, or of {", ".join(METRICS)}.')
   flags.DEFINE_string('features', 'pixels', 'pixels, digits, mnist, or Inception weights.')
   flags.DEFINE_string('output', None, 'JSON file for the results.')
 

@@ -12,8 +12,15 @@ from diffusion.data import pipeline, sources
 from diffusion.data.loading import SplitData
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
-from diffusion.evaluation.metric import Examples, Finding, Judged, Plan, findings_to_json
-from diffusion.runs import suite
+from diffusion.evaluation.metric import (
+  Examples,
+  Finding,
+  Judged,
+  Plan,
+  choose_features,
+  choose_metrics,
+  findings_to_json,
+)
 from diffusion.runs.loading import recorded_experiment
 from diffusion.runs.run import data_record
 from diffusion.training.experiment import load_data
@@ -81,7 +88,7 @@ def judge(
   Args:
     images: see `read`.
     run: folder of the run whose data, splits and units are taken.
-    metrics, features: see `suite.choose` and `suite.choose_features`.
+    metrics, features: see `metric.choose_metrics` and `metric.choose_features`.
 
   Returns:
     (findings, what a reader must know, a record of what was judged).
@@ -105,8 +112,8 @@ def judge(
     train=sizes['train'],
     held_out=sizes['validation'] + sizes['test'],
   )
-  chosen = suite.choose_features(features)
-  found, left_out = suite.choose(metrics, chosen, plan, network=False)
+  chosen = choose_features(features)
+  found, left_out = choose_metrics(metrics, chosen, plan, network=False)
   if given.label is None and 'recognition' in found:
     if 'all' not in metrics:
       raise ValueError(

@@ -12,19 +12,30 @@ import numpy as np
 from diffusion import citations, devices, processes, provenance, statistics, workdir
 from diffusion.data import pipeline
 from diffusion.evaluation import gap, memorization, stability
-from diffusion.evaluation.metric import Finding, Judged, Metric, findings_to_json, make_network
+from diffusion.evaluation.metric import (
+  Finding,
+  Judged,
+  Metric,
+  choose_features,
+  choose_metrics,
+  findings_to_json,
+  make_network,
+)
 from diffusion.reporting import plots, rows, tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.reporting.run_report import write_report
-from diffusion.runs import suite
 from diffusion.runs.loading import load
 from diffusion.runs.run import Run, restore
 from diffusion.runs.samples import drawn, picture
-from diffusion.runs.suite import AS_THE_RUN, Request
 from diffusion.sampling.draw import class_labels, picture_labels
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Restored, open_checkpoints
-from diffusion.training.experiment import evaluation_plan, evaluations_of_a_sample
+from diffusion.training.experiment import (
+  AS_THE_RUN,
+  Request,
+  evaluation_plan,
+  evaluations_of_a_sample,
+)
 from diffusion.training.step import step_flops
 from diffusion.workdir import read_record
 
@@ -220,8 +231,8 @@ def _apply(run: Run, request: Request) -> None:
   plan = evaluation_plan(experiment, run.data)
   with citations.collect() as used:
     if request.metrics:
-      features = suite.choose_features(request.features)
-      found, left_out = suite.choose(request.metrics, features, plan, network=True)
+      features = choose_features(request.features)
+      found, left_out = choose_metrics(request.metrics, features, plan, network=True)
       experiment = experiment._replace(metrics=list(found.values()))
       for name, why in left_out.items():
         print(f'left out {name}: {why}', flush=True)

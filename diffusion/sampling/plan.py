@@ -9,10 +9,19 @@ import numpy as np
 
 from diffusion import checks, streams
 from diffusion.process import gaussian
-from diffusion.sampling import grids, samplers
+from diffusion.sampling import grids, samplers, solvers
 from diffusion.sampling.ensembles import monte_carlo
 from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval
 from diffusion.types import Array, Denoiser, Diffusion, Key, Path, Prediction, Sampler
+
+SAMPLERS: dict[str, Callable[[Path], Sampler]] = {
+  'ddim': samplers.ddim,
+  'ancestral': samplers.ancestral,
+  'euler': solvers.euler,
+  'euler_maruyama': solvers.euler_maruyama,
+  'heun': solvers.heun,
+  'dpm_solver': solvers.dpm_solver,
+}
 
 
 class Sampling(NamedTuple):

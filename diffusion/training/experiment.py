@@ -14,7 +14,7 @@ from diffusion.evaluation import gap
 from diffusion.evaluation.metric import Metric, Plan
 from diffusion.sampling import plan as plans
 from diffusion.sampling.guidance import clip_x0
-from diffusion.sampling.plan import Sampling
+from diffusion.sampling.plan import SAMPLERS, Sampling
 from diffusion.training.callbacks import Callback
 from diffusion.types import (
   Augment,
@@ -262,3 +262,42 @@ def fitted(experiment: Experiment, units: pipeline.Units) -> Experiment:
 def evaluations_of_a_sample(experiment: Experiment, shape: tuple[int, ...]) -> int:
   """How many evaluations of the network one sample takes; see `sampling.plan.check`."""
   return plans.check(experiment.sampling, experiment.diffusion, experiment.model.num_classes, shape)
+
+
+class Request(NamedTuple):
+  """What a judgment is asked to do differently from the run's own; the empty value of each leaves it as it is.
+
+  Attributes:
+    seed: of the sampler.
+    samples: how many, rounded up to equally many of each class.
+    sampler: of `plan.SAMPLERS`.
+    steps: of the sampler's grid.
+    metrics: of `metric.METRICS`, or 'all'.
+    features: see `metric.choose_features`.
+  """
+
+  seed: int = 0
+  samples: int = 0
+  sampler: str = ''
+  steps: int = 0
+  metrics: tuple[str, ...] = ()
+  features: str = 'pixels'
+
+  def applied(self, experiment: Experiment) -> Experiment:
+    """The experiment with this sampler and steps, and without its own metrics where others are asked for.
+
+    Raises:
+      ValueError: an unknown sampler.
+    """
+    plan = experiment.sampling
+    if self.sampler:
+      if self.sampler not in SAMPLERS:
+        raise ValueError(f'sampler must be one of {", ".join(SAMPLERS)}, got {self.sampler!r}')
+      plan = plan._replace(sampler=SAMPLERS[self.sampler])
+    if self.steps:
+      plan = plan._replace(steps=self.steps)
+    metrics = () if self.metrics else experiment.metrics
+    return experiment._replace(sampling=plan, metrics=metrics)
+
+
+AS_THE_RUN = Request()

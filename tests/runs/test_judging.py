@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from diffusion.data import pipeline
+from diffusion.evaluation import metric
 from diffusion.evaluation.metric import Plan
 from diffusion.reporting.rows import read_json
-from diffusion.runs import foreign, samples, suite
+from diffusion.runs import foreign, samples
+from diffusion.training.experiment import Request
 from diffusion.workdir import read_record
 
 NUMBERS = (
@@ -195,24 +197,24 @@ def test_missing_unreadable_and_strange_folders_are_refused(tmp_path):
 
 def test_the_suite_names_what_it_cannot_do():
   plan = Plan(samples=100, classes=0, shape=(8, 8, 1), train=300, held_out=100)
-  pixels = suite.choose_features('pixels')
-  found, left_out = suite.choose(['all'], pixels, plan, network=False)
+  pixels = metric.choose_features('pixels')
+  found, left_out = metric.choose_metrics(['all'], pixels, plan, network=False)
   assert {'recognition', 'calibrated_ratio', 'frechet', 'membership', 'class_balance'} <= set(
     left_out
   )
   assert 'authenticity' in found
   assert not set(found) & set(left_out)
-  assert set(found) | set(left_out) == set(suite.METRICS)
+  assert set(found) | set(left_out) == set(metric.METRICS)
   with pytest.raises(ValueError, match="unknown metric 'frechat': the nearest is 'frechet'"):
-    suite.choose(['frechat'], pixels, plan, network=True)
+    metric.choose_metrics(['frechat'], pixels, plan, network=True)
   with pytest.raises(ValueError, match='metric membership: it asks the network'):
-    suite.choose(['membership'], pixels, plan, network=False)
+    metric.choose_metrics(['membership'], pixels, plan, network=False)
   with pytest.raises(
     ValueError, match="features must be pixels, digits, mnist, or the path of .* got 'resnet'"
   ):
-    suite.choose_features('resnet')
+    metric.choose_features('resnet')
   with pytest.raises(ValueError, match='sampler must be one of ddim'):
-    suite.Request(sampler='ddpm').applied(_Plain())
+    Request(sampler='ddpm').applied(_Plain())
 
 
 class _Plain:
