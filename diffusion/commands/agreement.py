@@ -13,8 +13,7 @@ from diffusion.commands import command
 from diffusion.evaluation.metric import Finding
 from diffusion.evaluation.same_noise import agreement
 from diffusion.reporting.tables import markdown
-from diffusion.runs.foreign import data_of
-from diffusion.runs.loading import load
+from diffusion.runs.loading import data_of, load
 from diffusion.sampling.draw import class_labels
 
 

@@ -7,17 +7,33 @@ the data, its splits and its units. `--output=FILE` writes the results with thei
 """
 
 import pathlib
+import time
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 from absl import flags
 
-from diffusion import devices
+from diffusion import devices, provenance, workdir
 from diffusion.commands import command
-from diffusion.evaluation.metric import METRICS
+from diffusion.data import pipeline, sources
+from diffusion.data.loading import SplitData
+from diffusion.evaluation import features as features_
+from diffusion.evaluation import neighbors
+from diffusion.evaluation.metric import (
+  METRICS,
+  Examples,
+  Finding,
+  Judged,
+  Plan,
+  choose_features,
+  choose_metrics,
+  findings_to_json,
+)
 from diffusion.reporting.rows import write_json
 from diffusion.reporting.tables import markdown
-from diffusion.runs import foreign
-from diffusion.workdir import read_record
+from diffusion.runs.loading import data_of
+from diffusion.runs.run import data_record
 
 
 def define_flags() -> None:
@@ -32,13 +48,164 @@ def define_flags() -> None:
 def main(_: Sequence[str], given: flags.FlagValues) -> None:
   """Judges and prints."""
   # As the run was, so that the same images get the same numbers to the bit.
-  devices.configure(read_record(pathlib.Path(given.run).expanduser())['config']['batch_size'])
-  findings, notes, record = foreign.judge(given.images, given.run, given.metrics, given.features)
+  devices.configure(workdir.read_record(pathlib.Path(given.run).expanduser())['config']['batch_size'])
+  findings, notes, record = judge(given.images, given.run, given.metrics, given.features)
   if given.output:
     write_json(given.output, record)
   for note in notes:
     print(note)
   print(markdown(['quantity', 'value', 'meaning'], findings))
+
+
+class Images(NamedTuple):
+  """Images (or vectors) from a file, their labels or None, and how many levels a stored value has (None: floats)."""
+
+  x: np.ndarray
+  label: np.ndarray | None
+  levels: int | None
+
+
+def read(path: str | pathlib.Path, class_names: Sequence[str]) -> Images:
+  """Images of a folder, or of an .npz.
+
+  Args:
+    path: a folder of images, directly in it or in subfolders named as the classes; or an .npz with `images` (or
+      `samples`, or one array) and perhaps `labels`: uint8 from 0 to 255 unless it holds `levels`, or float vectors.
+    class_names: of the data they are compared with.
+
+  Raises:
+    ValueError: nothing there, an unreadable image, several shapes, wrong types or ranges, or unknown classes.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.suffix != '.npz':
+    found = sources.folder(str(path)).load()
+    unknown = sorted(set(found.class_names) - set(class_names))
+    if unknown:
+      raise ValueError(
+        f'{path} has a folder {unknown[0]!r}, the classes are {", ".join(class_names) or "none"}'
+      )
+    if not found.class_names:
+      return Images(found.x, None, 256)
+    label = np.array([class_names.index(name) for name in found.class_names], np.int32)[found.label]
+    # Class by class in turn, as runs draw them: metrics that look at a part then look at the same part.
+    place = np.array([np.count_nonzero(label[:i] == own) for i, own in enumerate(label)])
+    order = np.lexsort((label, place))
+    return Images(found.x[order], label[order], 256)
+  if not path.is_file():
+    raise ValueError(f'no file {path}')
+  with np.load(path) as stored:
+    arrays = dict(stored)
+  label, levels = arrays.pop('labels', None), arrays.pop('levels', None)
+  names = [name for name in ('images', 'samples') if name in arrays] or list(arrays)
+  if len(names) != 1:
+    raise ValueError(
+      f'{path} must hold `images` or one array, it holds {", ".join(names) or "none"}'
+    )
+  x = arrays[names[0]]
+  features_.check_examples(x)
+  if label is not None and label.shape != x.shape[:1]:
+    raise ValueError(f'{path} holds {len(x)} images and labels of shape {list(label.shape)}')
+  levels = None if x.ndim == 2 else 256 if levels is None else int(levels)
+  if levels is not None and x.max() >= levels:
+    raise ValueError(f'{path} says it has {levels} levels, and holds {x.max()}')
+  return Images(x, label, levels)
+
+
+def judge(
+  images: str | pathlib.Path, run: str | pathlib.Path, metrics: Sequence[str], features: str
+) -> tuple[list[Finding], list[str], dict[str, Any]]:
+  """What the metrics say of images beside a run's data, split as the run split it.
+
+  Args:
+    images: see `read`.
+    run: folder of the run whose data, splits and units are taken.
+    metrics, features: see `metric.choose_metrics` and `metric.choose_features`.
+
+  Returns:
+    (findings, what a reader must know, a record of what was judged).
+
+  Raises:
+    ValueError: as those raise; other data than the run's; images of another shape.
+  """
+  begin = time.perf_counter()
+  split = data_of(pathlib.Path(run).expanduser().absolute())
+  data = split.dataset
+  given = read(images, data.class_names)
+  if given.x.shape[1:] != data.x.shape[1:]:
+    shapes = list(given.x.shape[1:]), list(data.x.shape[1:])
+    raise ValueError(f'{images} holds examples of shape {shapes[0]}, {data.name} has {shapes[1]}')
+  judged, notes = _beside(given, split)
+  sizes = split.sizes
+  plan = Plan(
+    samples=len(given.x),
+    classes=data.num_classes,
+    shape=data.x.shape[1:],
+    train=sizes['train'],
+    held_out=sizes['validation'] + sizes['test'],
+  )
+  chosen = choose_features(features)
+  found, left_out = choose_metrics(metrics, chosen, plan, network=False)
+  if given.label is None and 'recognition' in found:
+    if 'all' not in metrics:
+      raise ValueError(
+        f'recognition needs to know what was asked for: put the images of {images} into class folders'
+      )
+    left_out['recognition'] = 'the images have no labels'
+    del found['recognition']
+  notes += [f'left out {name}: {why}' for name, why in left_out.items()]
+  findings = [finding for metric in found.values() for finding in metric.measure(judged)]
+  record = {
+    'time': workdir.now(),
+    'images': str(images),
+    'count': len(given.x),
+    'data': data_record(split),
+    'features': features_.label(chosen),
+    'command': provenance.command(),
+    'code': provenance.code()['commit'],
+    'versions': provenance.versions(),
+    'notes': notes,
+    'seconds': time.perf_counter() - begin,
+    'results': findings_to_json(findings),
+  }
+  return findings, notes, record
+
+
+def _beside(given: Images, split: SplitData) -> tuple[Judged, list[str]]:
+  """The images in the data's own levels where they fit them, else both in brightness; and what to know of it."""
+  units, x, notes = split.units, given.x, []
+  train, held_out = split.train_in_memory, split.held_out
+  if given.levels is not None and given.levels != units.levels:
+    x = pipeline.to_uint8(x, given.levels)
+    stored = np.rint(x.astype(np.float64) * (units.levels - 1) / 255).astype(np.uint8)
+    if np.array_equal(pipeline.to_uint8(stored, units.levels), x):
+      x = stored
+    else:
+      notes.append(
+        f'images with more than the {units.levels} levels of the data: both are judged in brightness, 0 to 255'
+      )
+      train, held_out = (_brightness(part, units.levels) for part in (train, held_out))
+      units = units._replace(levels=256)
+  copies = int((neighbors.nearest(x, train[0], 1).distance[:, 0] == 0).sum())
+  if copies:
+    notes.append(
+      f'WARNING: {copies} of the {len(x)} images ARE training examples, to the last pixel'
+    )
+  judged = Judged(
+    samples=x,
+    labels=np.zeros(len(x), np.int32) if given.label is None else given.label.astype(np.int32),
+    train=train,
+    held_out=held_out,
+    validation=len(split.split.validation),
+    class_names=split.dataset.class_names,
+    units=units,
+    network=None,
+    kept={},
+  )
+  return judged, notes
+
+
+def _brightness(part: Examples, levels: int) -> Examples:
+  return pipeline.to_uint8(part[0], levels), part[1]
 
 
 if __name__ == '__main__':

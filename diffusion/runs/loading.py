@@ -1,4 +1,4 @@
-"""Loading a run into Python."""
+"""Loading a run into Python: its weights, and its data as it was split."""
 
 import importlib.util
 import pathlib
@@ -13,12 +13,14 @@ from orbax.checkpoint import v1 as ocp
 
 from diffusion import devices, processes, provenance
 from diffusion.data import pipeline
+from diffusion.data.loading import SplitData
 from diffusion.process import gaussian
+from diffusion.runs.run import data_record
 from diffusion.sampling import ensembles
 from diffusion.sampling.draw import make_denoiser, make_sample, stored
 from diffusion.training import state as states
 from diffusion.training.checkpoint import open_checkpoints
-from diffusion.training.experiment import Experiment, fitted
+from diffusion.training.experiment import Experiment, fitted, load_data
 from diffusion.types import NULL, Denoiser
 from diffusion.workdir import read_record
 
@@ -178,3 +180,15 @@ def recorded_experiment(folder: pathlib.Path, record: dict[str, Any]) -> Experim
   sys.modules[spec.name] = module  # dataclasses look their module up by name
   spec.loader.exec_module(module)
   return module.build(provenance.config_from_json(module.Config(), record['config']))
+
+
+def data_of(folder: pathlib.Path) -> SplitData:
+  """The data of a run, split as it was; raises ValueError if it is not what the run recorded."""
+  record = read_record(folder)
+  experiment = recorded_experiment(folder, record)
+  devices.choose_convolutions(experiment.data.side())
+  split = load_data(experiment._replace(metrics=()))
+  changed = provenance.differences(record['data'], data_record(split))
+  if changed:
+    raise ValueError(f'the data is not what {folder} was trained on: {"; ".join(changed)}')
+  return split

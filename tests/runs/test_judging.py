@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion.commands import evaluate
 from diffusion.data import pipeline
 from diffusion.evaluation import metric
 from diffusion.evaluation.metric import Plan
 from diffusion.reporting.rows import read_json
-from diffusion.runs import foreign, samples
+from diffusion.runs import samples
 from diffusion.training.experiment import Request
 from diffusion.workdir import read_record
 
@@ -71,16 +72,16 @@ def training_images_are_called_so_and_odd_brightness_is_said(run, tmp_path):
 
   x = pipeline.to_uint8(sources.digits().load().x[:30], 17)
   np.savez(tmp_path / 'copies.npz', images=x)
-  findings, notes, _ = foreign.judge(tmp_path / 'copies.npz', run, ['authenticity'], 'pixels')
+  findings, notes, _ = evaluate.judge(tmp_path / 'copies.npz', run, ['authenticity'], 'pixels')
   assert any('ARE training examples' in note for note in notes)
   np.savez(tmp_path / 'odd.npz', images=np.where(x == 0, np.uint8(3), x))
-  findings, notes, _ = foreign.judge(tmp_path / 'odd.npz', run, ['authenticity'], 'pixels')
+  findings, notes, _ = evaluate.judge(tmp_path / 'odd.npz', run, ['authenticity'], 'pixels')
   assert len(notes) == 1
   assert 'more than the 17 levels' in notes[0]
   assert findings
   stored = sources.digits().load().x[:30]  # as a run stores them, with their number of levels
   np.savez(tmp_path / 'stored.npz', samples=stored, levels=17)
-  _, notes, record = foreign.judge(tmp_path / 'stored.npz', run, ['authenticity'], 'pixels')
+  _, notes, record = evaluate.judge(tmp_path / 'stored.npz', run, ['authenticity'], 'pixels')
   assert any('ARE training examples' in note for note in notes)
   assert record['results']['authenticity']['estimate'] < 0.5
 
@@ -148,12 +149,12 @@ def test_folders_are_read_class_by_class_in_turn(tmp_path):
   for name, count in (('a', 3), ('b', 2)):
     for i in range(count):
       write(tmp_path / 'p' / name, f'{i}.png', (4, 4))
-  found = foreign.read(tmp_path / 'p', ('b', 'c', 'a'))
+  found = evaluate.read(tmp_path / 'p', ('b', 'c', 'a'))
   assert found.label.tolist() == [0, 2, 0, 2, 2]
   assert (found.x.shape, found.levels) == ((5, 4, 4, 1), 256)
   write(tmp_path / 'flat', '0.png', (4, 4), 'RGB')
   write(tmp_path / 'flat', '1.png', (4, 4), 'RGB')
-  assert foreign.read(tmp_path / 'flat', ()).label is None
+  assert evaluate.read(tmp_path / 'flat', ()).label is None
 
 
 @pytest.mark.parametrize(
@@ -178,21 +179,21 @@ def test_folders_are_read_class_by_class_in_turn(tmp_path):
 def test_odd_files_are_refused(tmp_path, arrays, says):
   np.savez(tmp_path / 'x.npz', **arrays)
   with pytest.raises(ValueError, match=says):
-    foreign.read(tmp_path / 'x.npz', ())
+    evaluate.read(tmp_path / 'x.npz', ())
 
 
 def test_missing_unreadable_and_strange_folders_are_refused(tmp_path):
   with pytest.raises(ValueError, match='no file'):
-    foreign.read(tmp_path / 'x.npz', ())
+    evaluate.read(tmp_path / 'x.npz', ())
   with pytest.raises(ValueError, match='no folder of images'):
-    foreign.read(tmp_path / 'x', ())
+    evaluate.read(tmp_path / 'x', ())
   write(tmp_path / 'p' / 'z', '0.png', (4, 4))
   with pytest.raises(ValueError, match="has a folder 'z', the classes are a, b"):
-    foreign.read(tmp_path / 'p', ('a', 'b'))
+    evaluate.read(tmp_path / 'p', ('a', 'b'))
   (tmp_path / 'bad').mkdir()
   (tmp_path / 'bad' / '0.png').write_bytes(b'no picture')
   with pytest.raises(ValueError, match='cannot read image'):
-    foreign.read(tmp_path / 'bad', ())
+    evaluate.read(tmp_path / 'bad', ())
 
 
 def test_the_suite_names_what_it_cannot_do():
