@@ -18,7 +18,7 @@ from benchmarks.sizes import Size, Transformer
 from diffusion import devices
 from diffusion.data import augment, feed, pipeline, sources, splits
 from diffusion.data.loading import SplitData
-from diffusion.data.order import Order
+from diffusion.data.pipeline import Order
 from diffusion.evaluation import gap
 from diffusion.models import dit, mlp, precision, unet
 from diffusion.objectives import losses, times, weights

@@ -48,7 +48,9 @@ def define_flags() -> None:
 def main(_: Sequence[str], given: flags.FlagValues) -> None:
   """Judges and prints."""
   # As the run was, so that the same images get the same numbers to the bit.
-  devices.configure(workdir.read_record(pathlib.Path(given.run).expanduser())['config']['batch_size'])
+  devices.configure(
+    workdir.read_record(pathlib.Path(given.run).expanduser())['config']['batch_size']
+  )
   findings, notes, record = judge(given.images, given.run, given.metrics, given.features)
   if given.output:
     write_json(given.output, record)

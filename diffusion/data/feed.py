@@ -16,7 +16,7 @@ import numpy as np
 
 from diffusion import devices
 from diffusion.data import pipeline
-from diffusion.data.order import Order
+from diffusion.data.pipeline import Order
 from diffusion.data.records import Records
 
 _AHEAD = 4  # dispatches that the threads of this process read ahead

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion.data import pipeline, sources, splits
-from diffusion.data.order import check_size
+from diffusion.data.pipeline import check_size
 from diffusion.data.records import Records, select
 from diffusion.types import Curriculum
 

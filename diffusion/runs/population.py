@@ -21,7 +21,7 @@ import numpy as np
 from diffusion import checks, devices
 from diffusion.data import loading, pipeline
 from diffusion.data.loading import SplitData
-from diffusion.data.order import Order
+from diffusion.data.pipeline import Order
 from diffusion.evaluation import gap
 from diffusion.models.functional import identity
 from diffusion.processes import caught_signals

@@ -10,7 +10,7 @@ import numpy as np
 from diffusion import devices
 from diffusion.data import feed, loading, pipeline
 from diffusion.data.loading import SplitData
-from diffusion.data.order import Order
+from diffusion.data.pipeline import Order
 from diffusion.evaluation import gap
 from diffusion.training import state as states
 from diffusion.training.experiment import Experiment

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from diffusion.data import feed, records, sources
-from diffusion.data.order import Order
+from diffusion.data.pipeline import Order
 from tests import prepared
 
 pytest.importorskip('grain')
@@ -140,7 +140,7 @@ PROGRAM = """
 import sys, time, multiprocessing
 import numpy as np
 from diffusion.data import feed, sources
-from diffusion.data.order import Order
+from diffusion.data.pipeline import Order
 if __name__ == '__main__':
   x = sources.streamed(sources.tfds('mnist', sys.argv[1], size=4), 1).load().x
   one = feed.Feed(x, Order(0, np.arange(37)), np.arange(8).reshape(1, 8), 8, 2)

@@ -7,7 +7,7 @@ import numpy as np
 from diffusion import devices
 from diffusion.data import augment, pipeline, sources, splits
 from diffusion.data.loading import SplitData
-from diffusion.data.order import Order
+from diffusion.data.pipeline import Order
 from diffusion.evaluation import gap
 from diffusion.models import mlp, unet
 from diffusion.objectives import losses, times, weights

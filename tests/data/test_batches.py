@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from diffusion import devices, streams
-from diffusion.data import order
-from diffusion.data.order import Order
+from diffusion.data import pipeline
+from diffusion.data.pipeline import Order
 
 MASK = 2**64 - 1
 
@@ -45,7 +45,7 @@ def test_an_epoch_is_the_order_of_its_draws(seed, epoch, examples):
     # NumPy counts before it draws.
     draws += philox(epoch * counters + i + 1, (seed, streams.tag('order')))
   expected = sorted(range(examples), key=lambda j: draws[j])
-  assert order.permutations(seed, epoch, 1, examples)[0].tolist() == expected
+  assert pipeline.permutations(seed, epoch, 1, examples)[0].tolist() == expected
 
 
 def draw(seens, size, examples, seed=0):
@@ -134,7 +134,7 @@ def test_epochs_stay_whole_at_very_large_numbers(examples, size, first):
 
 @pytest.mark.parametrize('examples', [60_000, 2**16 + 1])
 def test_large_orders_show_no_trace_of_what_went_in(examples):
-  one, other = (order.permutations(seed, 0, 1, examples)[0] for seed in (0, 1))
+  one, other = (pipeline.permutations(seed, 0, 1, examples)[0] for seed in (0, 1))
   # A random permutation has one fixed point on average, and two agree in one place on average (Poisson).
   assert (one == np.arange(examples)).sum() < 10
   assert (one == other).sum() < 10
@@ -146,7 +146,7 @@ def test_large_orders_show_no_trace_of_what_went_in(examples):
 @pytest.mark.parametrize('size', [2, 3, 5, 12, 33])
 def test_orders_are_uniform_over_epochs(size):
   count = 10_000
-  orders = order.permutations(7, 0, count, size)
+  orders = pipeline.permutations(7, 0, count, size)
   places = np.zeros((size, size))
   np.add.at(places, (np.broadcast_to(np.arange(size), orders.shape), orders), 1)
   # Rows and columns of the table have fixed sums: (size - 1)^2 degrees of freedom, and the statistic of a uniform
@@ -164,4 +164,4 @@ def test_what_cannot_be_ordered_is_refused():
   with pytest.raises(ValueError, match='no example'):
     Order(0, np.arange(0))
   with pytest.raises(ValueError, match=r'2147483648 training examples exceed'):
-    order.check_size(2**31)
+    pipeline.check_size(2**31)
