@@ -17,8 +17,8 @@ from benchmarks import sizes
 from benchmarks.sizes import Size, Transformer
 from diffusion import devices
 from diffusion.data import augment, feed, pipeline, sources, splits
-from diffusion.data.loading import SplitData
 from diffusion.data.pipeline import Order
+from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.models import dit, mlp, precision, unet
 from diffusion.objectives import losses, times, weights

@@ -27,7 +27,7 @@ DEVICE_WORDS = {
 }  # fmt: skip
 PROCESS_WORDS = {'process_count', 'process_index'}
 CORE = (
-  'process', 'data.pipeline', 'data.loading', 'data.feed', 'data.augment', 'models', 'objectives', 'optimizers',
+  'process', 'data.pipeline', 'data.splits', 'data.feed', 'data.augment', 'models', 'objectives', 'optimizers',
   'sampling', 'training', 'runs.run', 'runs.loop',
 )  # fmt: skip
 OPTIONAL = (

@@ -17,7 +17,7 @@ from absl import flags
 from diffusion import devices, provenance, workdir
 from diffusion.commands import command
 from diffusion.data import pipeline, sources
-from diffusion.data.loading import SplitData
+from diffusion.data.splits import SplitData
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
 from diffusion.evaluation.metric import (

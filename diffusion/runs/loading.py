@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from diffusion import devices, processes, provenance
 from diffusion.data import pipeline
-from diffusion.data.loading import SplitData
+from diffusion.data.splits import SplitData
 from diffusion.process import gaussian
 from diffusion.runs.run import data_record
 from diffusion.sampling import ensembles

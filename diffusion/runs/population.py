@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion import checks, devices
-from diffusion.data import loading, pipeline
-from diffusion.data.loading import SplitData
+from diffusion.data import pipeline, splits
 from diffusion.data.pipeline import Order
+from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.models.functional import identity
 from diffusion.processes import caught_signals
@@ -90,7 +90,7 @@ class Population:
     """
     data = [run.data for run in runs]
     _check_data(data)
-    first, looked = data[0], [(loading.evenly(one), one.split.validation) for one in data]
+    first, looked = data[0], [(splits.evenly(one), one.split.validation) for one in data]
     self._runs, self._build, self._units = runs, build, first.units
     self._experiment = runs[0].experiment
     self._orders = [Order(run.experiment.seed, run.data.split.train) for run in runs]

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion import citations, devices, processes, provenance, workdir
 from diffusion.citations import Technique
-from diffusion.data.loading import SplitData
+from diffusion.data.splits import SplitData
 from diffusion.evaluation import memorization
 from diffusion.reporting import rows
 from diffusion.sampling import draw

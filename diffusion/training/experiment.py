@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from diffusion import checks, devices
 from diffusion.citations import technique
-from diffusion.data import augment, loading, pipeline, records, sources, splits
-from diffusion.data.loading import SplitData
+from diffusion.data import augment, pipeline, records, sources, splits
 from diffusion.data.records import Records
+from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.evaluation.metric import Metric, Plan
 from diffusion.sampling import plan as plans
@@ -224,7 +224,7 @@ def load_data(experiment: Experiment) -> SplitData:
     raise ValueError(
       'a curriculum that ranks the examples needs them in memory: it does not go with streamed data'
     )
-  data = loading.split(dataset, experiment.split, experiment.normalization, curriculum)
+  data = splits.split_data(dataset, experiment.split, experiment.normalization, curriculum)
   looks = [c.name for c in experiment.callbacks if c.name == 'watch_memorization']
   if not data.comparable and (experiment.metrics or looks):
     raise ValueError(

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from diffusion import devices
-from diffusion.data import feed, loading, pipeline
-from diffusion.data.loading import SplitData
+from diffusion.data import feed, pipeline, splits
 from diffusion.data.pipeline import Order
+from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.training import state as states
 from diffusion.training.experiment import Experiment
@@ -168,7 +168,7 @@ def make_validate(
 
   Training examples are taken evenly over the split and keep the same positions in the bank, hence the same noise.
   """
-  rows = loading.evenly(data)
+  rows = splits.evenly(data)
   seen, held_out = (data.dataset.x[rows], data.dataset.label[rows]), data.validation
 
   def validate(weights: Any) -> dict[str, float]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusion.data import pipeline
-from diffusion.data.loading import SplitData
+from diffusion.data.splits import SplitData
 from diffusion.process import gaussian
 from diffusion.training import gradient
 from diffusion.training.experiment import Experiment

@@ -6,8 +6,8 @@ import numpy as np
 
 from diffusion import devices
 from diffusion.data import augment, pipeline, sources, splits
-from diffusion.data.loading import SplitData
 from diffusion.data.pipeline import Order
+from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.models import mlp, unet
 from diffusion.objectives import losses, times, weights

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusion.data import curriculum, loading, pipeline, records, sources, splits
+from diffusion.data import curriculum, pipeline, records, sources, splits
 from diffusion.data.records import Records
 
 
@@ -16,7 +16,7 @@ def vectors(count=64):
 
 def split(dataset, **changes):
   given = {'fractions': splits.Fractions(0.25, 0.25), 'normalization': pipeline.unit_range}
-  return loading.split(dataset, **given | changes)
+  return splits.split_data(dataset, **given | changes)
 
 
 def numbers(examples):
@@ -75,7 +75,7 @@ def test_the_order_is_of_training_rows_by_score_and_equal_scores_keep_theirs():
 
 def test_training_rows_are_taken_evenly_over_the_split_and_as_many_as_are_held_out():
   data = split(vectors(), fractions=splits.Fractions(0.2, 0.1))
-  rows = loading.evenly(data)
+  rows = splits.evenly(data)
   place = np.searchsorted(data.split.train, rows)
   np.testing.assert_array_equal(data.split.train[place], rows)
   assert len(rows) == len(data.split.validation) < len(data.split.train)
@@ -83,7 +83,7 @@ def test_training_rows_are_taken_evenly_over_the_split_and_as_many_as_are_held_o
   assert np.ptp(np.diff(place)) <= 1
   few = split(vectors(), fractions=splits.Fractions(0.6, 0.1))
   assert len(few.split.train) < len(few.split.validation)
-  np.testing.assert_array_equal(loading.evenly(few), few.split.train)
+  np.testing.assert_array_equal(splits.evenly(few), few.split.train)
 
 
 def test_too_few_for_validation_are_refused():
@@ -98,7 +98,7 @@ def test_streamed_training_examples_stay_unread_and_are_refused_where_they_are_t
   images = Records(directory='nowhere', split='train', rows=np.arange(10), image=(4, 4, 1))
   dataset = sources.Dataset('images', images, np.arange(10, dtype=np.int32) % 2, 256, ('a', 'b'))
   rows = splits.Split(np.arange(2, 8), np.arange(2), np.arange(8, 10), {}, '')
-  data = loading.SplitData(dataset, rows, pipeline.Units(256), None)
+  data = splits.SplitData(dataset, rows, pipeline.Units(256), None)
   assert data.streamed
   assert data.comparable
   x, label = data.train
