@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from diffusion import devices
-from diffusion.commands import command
+from diffusion.commands import run_command
 from diffusion.evaluation.metric import Finding
 from diffusion.evaluation.same_noise import agreement
 from diffusion.reporting.tables import markdown
@@ -55,4 +55,4 @@ def main(folders: Sequence[str], given: flags.FlagValues) -> None:
 
 
 if __name__ == '__main__':
-  command.run(define_flags, main)
+  run_command(define_flags, main)

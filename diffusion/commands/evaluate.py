@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from diffusion import devices, provenance, workdir
-from diffusion.commands import command
+from diffusion.commands import run_command
 from diffusion.data import pipeline, sources
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import features as features_
@@ -211,4 +211,4 @@ def _brightness(part: Examples, levels: int) -> Examples:
 
 
 if __name__ == '__main__':
-  command.run(define_flags, main)
+  run_command(define_flags, main)

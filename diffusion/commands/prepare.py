@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from diffusion.commands import command
+from diffusion.commands import run_command
 from diffusion.data import raw
 from diffusion.data.prepare import prepare
 
@@ -45,4 +45,4 @@ def _stop(number: int, _: Any) -> None:
 if __name__ == '__main__':
   for one in (signal.SIGINT, signal.SIGTERM):
     signal.signal(one, _stop)
-  command.run(define_flags, main)
+  run_command(define_flags, main)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from diffusion.commands import command
+from diffusion.commands import run_command
 from diffusion.reporting.tables import markdown
 from diffusion.runs import compare
 
@@ -37,4 +37,4 @@ def main(folders: Sequence[str], given: flags.FlagValues) -> None:
 
 
 if __name__ == '__main__':
-  command.run(define_flags, main)
+  run_command(define_flags, main)
