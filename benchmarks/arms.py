@@ -13,7 +13,7 @@ import time
 
 from absl import app, flags
 
-from diffusion.workdir import read_record
+from diffusion.provenance import read_record
 from experiments import ablation
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the runs.', required=True)

@@ -28,13 +28,13 @@ from absl import app, flags, logging
 from benchmarks.processes import finish, start
 from diffusion import devices, provenance
 from diffusion.data import pipeline
+from diffusion.provenance import read_record
 from diffusion.reporting import tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.runs.loading import recorded_experiment
 from diffusion.training.checkpoint import Restored, manifest_of, open_checkpoints
 from diffusion.training.experiment import load_data
 from diffusion.training.state import host_target, init_state, make_init
-from diffusion.workdir import read_record
 from experiments import cifar10
 
 KILLS = flags.DEFINE_integer('kills', 20, 'Kills of one run.')

@@ -22,12 +22,12 @@ from ml_collections import config_flags
 from diffusion import devices, processes, provenance
 from diffusion.data import sources
 from diffusion.evaluation.metric import METRICS
+from diffusion.provenance import read_record
 from diffusion.runs import training
 from diffusion.runs.loading import load, load_ensemble, load_snapshots
 from diffusion.runs.run import prepare
 from diffusion.sampling.plan import SAMPLERS, Sampling
 from diffusion.training.experiment import Experiment, Request
-from diffusion.workdir import read_record
 
 __all__ = ['Experiment', 'Sampling', 'load', 'load_ensemble', 'load_snapshots', 'run']
 

@@ -6,8 +6,8 @@ import inspect
 import pytest
 
 from diffusion import citations
+from diffusion.provenance import read_record
 from diffusion.training import experiment as experiments
-from diffusion.workdir import read_record
 from experiments import ablation
 from tests.test_runs import finish, start
 

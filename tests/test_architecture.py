@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ROOMS = (
   'types', 'checks', 'streams', 'processes', 'devices', 'statistics', 'citations', 'reporting',
   'process', 'data', 'models', 'objectives', 'optimizers', 'sampling', 'evaluation', 'training',
-  'provenance', 'workdir', 'runs', 'launch', 'commands',
+  'provenance', 'runs', 'launch', 'commands',
 )  # fmt: skip
 # What speaks of devices. `diffusion/devices.py` is the one file to change when JAX changes its mind, and
 # `diffusion/processes.py` where it is about its processes.

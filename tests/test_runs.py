@@ -15,8 +15,8 @@ import pytest
 
 from benchmarks import resume
 from diffusion import launch
+from diffusion.provenance import read_record, write_record
 from diffusion.reporting.rows import read_json_lines
-from diffusion.workdir import read_record, write_record
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Dropout on, several rows, validations and saves; long enough that a signal lands in the middle.

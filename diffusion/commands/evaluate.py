@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from diffusion import devices, provenance, workdir
+from diffusion import devices, provenance
 from diffusion.commands import run_command
 from diffusion.data import pipeline, sources
 from diffusion.data.splits import SplitData
@@ -49,7 +49,7 @@ def main(_: Sequence[str], given: flags.FlagValues) -> None:
   """Judges and prints."""
   # As the run was, so that the same images get the same numbers to the bit.
   devices.configure(
-    workdir.read_record(pathlib.Path(given.run).expanduser())['config']['batch_size']
+    provenance.read_record(pathlib.Path(given.run).expanduser())['config']['batch_size']
   )
   findings, notes, record = judge(given.images, given.run, given.metrics, given.features)
   if given.output:
@@ -157,7 +157,7 @@ def judge(
   notes += [f'left out {name}: {why}' for name, why in left_out.items()]
   findings = [finding for metric in found.values() for finding in metric.measure(judged)]
   record = {
-    'time': workdir.now(),
+    'time': provenance.now(),
     'images': str(images),
     'count': len(given.x),
     'data': data_record(split),

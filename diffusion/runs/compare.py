@@ -8,11 +8,11 @@ from typing import Any
 from diffusion import statistics
 from diffusion.citations import Technique
 from diffusion.evaluation import onset
+from diffusion.provenance import read_record
 from diffusion.reporting import comparison
 from diffusion.reporting.comparison import ComparedRun, Effect, Table
 from diffusion.reporting.rows import read_json_lines
 from diffusion.statistics import Interval
-from diffusion.workdir import read_record
 
 # What runs must have in common, and what one has instead that does not.
 _SHARED: dict[str, Callable[[Mapping], Any]] = {

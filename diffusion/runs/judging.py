@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import citations, devices, processes, provenance, statistics, workdir
+from diffusion import citations, devices, processes, provenance, statistics
 from diffusion.data import pipeline
 from diffusion.evaluation import gap, memorization, stability
 from diffusion.evaluation.metric import (
@@ -21,6 +21,7 @@ from diffusion.evaluation.metric import (
   findings_to_json,
   make_network,
 )
+from diffusion.provenance import read_record
 from diffusion.reporting import plots, rows, tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.reporting.run_report import write_report
@@ -37,7 +38,6 @@ from diffusion.training.experiment import (
   evaluations_of_a_sample,
 )
 from diffusion.training.step import step_flops
-from diffusion.workdir import read_record
 
 
 def judge_best(run: Run, request: Request = AS_THE_RUN, again: bool = False) -> None:
@@ -74,7 +74,7 @@ def judge_best(run: Run, request: Request = AS_THE_RUN, again: bool = False) -> 
   _pictures(run, judged, step, suffix)
   config = provenance.config_to_json(run.config)
   evaluation = {
-    'time': workdir.now(),
+    'time': provenance.now(),
     'code': provenance.code()['commit'],
     'request': request._asdict(),
     'samples': len(judged.samples),

@@ -15,6 +15,7 @@ from diffusion import devices, processes, provenance
 from diffusion.data import pipeline
 from diffusion.data.splits import SplitData
 from diffusion.process import gaussian
+from diffusion.provenance import read_record
 from diffusion.runs.run import data_record
 from diffusion.sampling import ensembles
 from diffusion.sampling.draw import make_denoiser, make_sample, stored
@@ -22,7 +23,6 @@ from diffusion.training import state as states
 from diffusion.training.checkpoint import open_checkpoints
 from diffusion.training.experiment import Experiment, fitted, load_data
 from diffusion.types import NULL, Denoiser
-from diffusion.workdir import read_record
 
 
 class Trained(NamedTuple):

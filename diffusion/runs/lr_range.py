@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, devices, processes, workdir
+from diffusion import checks, devices, processes, provenance
 from diffusion.citations import technique
 from diffusion.optimizers import chains
 from diffusion.optimizers.schedules import LearningRate
@@ -90,7 +90,7 @@ def train_rising(run: Run, low: float, high: float) -> int:
   folder = run.folder
   folder.mkdir(parents=True, exist_ok=True)
   result = {
-    'time': workdir.now(), 'rates': rates, 'losses': losses, 'steepest': steepest, 'lowest': best,
+    'time': provenance.now(), 'rates': rates, 'losses': losses, 'steepest': steepest, 'lowest': best,
     'ended_early': len(rows) < experiment.num_steps // every - 1,
   }  # fmt: skip
   (folder / 'lr_range.json').write_text(json.dumps(result, indent=2) + '\n')

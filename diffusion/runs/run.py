@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion import citations, devices, processes, provenance, workdir
+from diffusion import citations, devices, processes, provenance
 from diffusion.citations import Technique
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import memorization
@@ -104,7 +104,7 @@ class Run:
     """Changes the record, and run.json with it."""
     self.record.update(changes)
     if processes.is_writer():
-      workdir.write_record(self.folder, self.record)
+      provenance.write_record(self.folder, self.record)
 
   def claim(self) -> None:
     """Takes the folder, or finds that it is this run's already.
@@ -112,8 +112,8 @@ class Run:
     Raises:
       ValueError: it holds another run. OSError: it cannot be written.
     """
-    processes.from_writer(lambda: workdir.claim(self.folder, self.record, self.source))
-    self.record = processes.from_folder(lambda: workdir.read_record(self.folder))
+    processes.from_writer(lambda: provenance.claim(self.folder, self.record, self.source))
+    self.record = processes.from_folder(lambda: provenance.read_record(self.folder))
 
   def first_state(self) -> TrainState:
     """The state before the first step; of several processes all succeed, or all fail with what any of them says.
@@ -309,7 +309,7 @@ def _fresh_record(
   experiment: Experiment, data: SplitData, config: Any, source: pathlib.Path, used: list[Technique]
 ) -> dict[str, Any]:
   return {
-    'format': workdir.RECORD_FORMAT,
+    'format': provenance.RECORD_FORMAT,
     'experiment': source.stem,
     'config': provenance.config_to_json(config),
     'data': data_record(data),
@@ -320,7 +320,7 @@ def _fresh_record(
     'versions': provenance.versions(),
     'starts': [
       {
-        'time': workdir.now(),
+        'time': provenance.now(),
         'command': provenance.command(),
         'code': provenance.code(),
         'devices': devices.describe(),

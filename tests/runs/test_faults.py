@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import resume
+from diffusion.provenance import read_record
 from diffusion.training.checkpoint import manifest_of
-from diffusion.workdir import read_record
 
 NUMBERS = [*resume.NUMBERS, '--config.num_steps=400']
 

@@ -12,10 +12,10 @@ from diffusion.commands import evaluate
 from diffusion.data import pipeline
 from diffusion.evaluation import metric
 from diffusion.evaluation.metric import Plan
+from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json
 from diffusion.runs import samples
 from diffusion.training.experiment import Request
-from diffusion.workdir import read_record
 
 NUMBERS = (
   '--config.num_steps=20', '--config.log_every=5', '--config.validate_every=10', '--config.width=8',

@@ -14,13 +14,13 @@ import pytest
 
 from diffusion import devices, launch
 from diffusion.objectives import losses, penalties, weights
+from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json_lines
 from diffusion.runs import population, training
 from diffusion.runs.run import prepare
 from diffusion.training.callbacks import Callback, Continue, Stop, checkpoint
 from diffusion.training.checkpoint import open_checkpoints
 from diffusion.training.state import host_target
-from diffusion.workdir import read_record
 from experiments import mixture
 from tests.test_runs import wait_for_rows
 from tests.training import tiny

@@ -19,9 +19,9 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from diffusion import devices, processes
+from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json_lines
 from diffusion.training import checkpoint
-from diffusion.workdir import read_record
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]

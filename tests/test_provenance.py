@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion import workdir
+from diffusion import provenance
 
 
 def test_what_a_start_left_that_was_killed_at_once_is_in_nobodys_way(tmp_path):
@@ -11,13 +11,13 @@ def test_what_a_start_left_that_was_killed_at_once_is_in_nobodys_way(tmp_path):
   source.write_text('whole')
   (folder / 'experiment.py').write_text('who')
   (folder / '.run.json.7.tmp').write_text('{')
-  fresh = {'starts': [{}], 'config': {}, 'data': {}, 'format': workdir.RECORD_FORMAT}
-  workdir.claim(folder, fresh, source)
-  assert workdir.read_record(folder) == fresh
+  fresh = {'starts': [{}], 'config': {}, 'data': {}, 'format': provenance.RECORD_FORMAT}
+  provenance.claim(folder, fresh, source)
+  assert provenance.read_record(folder) == fresh
   assert (folder / 'experiment.py').read_text() == 'whole'
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / 'thesis.tex').touch()
   with pytest.raises(ValueError, match=r'is not empty and holds no run \(thesis.tex\)'):
-    workdir.claim(tmp_path, {}, tmp_path / 'thesis.tex')
+    provenance.claim(tmp_path, {}, tmp_path / 'thesis.tex')
