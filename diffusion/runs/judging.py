@@ -22,7 +22,7 @@ from diffusion.evaluation.metric import (
   make_network,
 )
 from diffusion.provenance import read_record
-from diffusion.reporting import plots, rows, tables
+from diffusion.reporting import plots, tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.reporting.run_report import write_report
 from diffusion.runs.loading import load
@@ -258,7 +258,7 @@ def _speed(run: Run, state: Any) -> dict[str, float | int | None] | None:
     peak_memory: bytes when training ended, see `devices.peak_memory`; None where it was killed at its very end.
     None for a member of a population, whose steps are not its own.
   """
-  logged = processes.from_folder(lambda: rows.read_json_lines(run.folder / 'metrics.jsonl'))
+  logged = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
   rates = [
     row['timing']['images_per_second'] for row in logged if 'images_per_second' in row['timing']
   ]
