@@ -1,8 +1,13 @@
 """The only file that names devices: what runs on one device elsewhere runs on all of them through here.
 
 A function is written for the rows one device holds; what it needs across devices (the mean of the gradients)
-arrives as an argument. `pmap` is the mechanism, and this is the one place to change it. The devices may belong to
-several processes: `diffusion/processes.py` says how those find each other, agree and end.
+arrives as an argument. The devices may belong to several processes: `diffusion/processes.py` says how those find each
+other, agree and end.
+
+`pmap` is the mechanism, and this is the one place to change it. What would replace it is `jax.jit` of `jax.shard_map`
+over a `Mesh` of all devices with this one axis, which is what JAX makes of `pmap` today: the functions below keep their
+`pmean` over the same axis name; states are arrays with a replicated `NamedSharding` in place of stacked copies, batches
+arrays whose rows are sharded over the axis, and `replicate`, `spread` and `place_members` become `device_put` with those.
 """
 
 import ctypes
