@@ -7,7 +7,7 @@ other, agree and end.
 `pmap` is the mechanism, and this is the one place to change it. What would replace it is `jax.jit` of `jax.shard_map`
 over a `Mesh` of all devices with this one axis, which is what JAX makes of `pmap` today: the functions below keep their
 `pmean` over the same axis name; states are arrays with a replicated `NamedSharding` in place of stacked copies, batches
-arrays whose rows are sharded over the axis, and `replicate`, `spread` and `place_members` become `device_put` with those.
+arrays whose rows are sharded over the axis; `replicate`, `spread` and `place_members` become `device_put` with those.
 """
 
 import ctypes
