@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from diffusion import devices, processes, provenance
 from diffusion.data import sources
-from diffusion.evaluation.metric import METRICS
+from diffusion.evaluation.suite import METRICS
 from diffusion.provenance import read_record
 from diffusion.runs import training
 from diffusion.runs.loading import load, load_ensemble, load_snapshots

@@ -21,15 +21,13 @@ from diffusion.data.splits import SplitData
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
 from diffusion.evaluation.metric import (
-  METRICS,
   Examples,
   Finding,
   Judged,
   Plan,
-  choose_features,
-  choose_metrics,
   findings_to_json,
 )
+from diffusion.evaluation.suite import METRICS, choose_features, choose_metrics
 from diffusion.reporting.rows import write_json
 from diffusion.reporting.tables import markdown
 from diffusion.runs.loading import data_of
@@ -121,7 +119,7 @@ def judge(
   Args:
     images: see `read`.
     run: folder of the run whose data, splits and units are taken.
-    metrics, features: see `metric.choose_metrics` and `metric.choose_features`.
+    metrics, features: see `suite.choose_metrics` and `suite.choose_features`.
 
   Returns:
     (findings, what a reader must know, a record of what was judged).

@@ -16,11 +16,10 @@ from diffusion.evaluation.metric import (
   Finding,
   Judged,
   Metric,
-  choose_features,
-  choose_metrics,
   findings_to_json,
   make_network,
 )
+from diffusion.evaluation.suite import choose_features, choose_metrics
 from diffusion.provenance import read_record
 from diffusion.reporting import plots, tables
 from diffusion.reporting.rows import read_json_lines

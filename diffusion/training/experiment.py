@@ -272,8 +272,8 @@ class Request(NamedTuple):
     samples: how many, rounded up to equally many of each class.
     sampler: of `plan.SAMPLERS`.
     steps: of the sampler's grid.
-    metrics: of `metric.METRICS`, or 'all'.
-    features: see `metric.choose_features`.
+    metrics: of `suite.METRICS`, or 'all'.
+    features: see `suite.choose_features`.
   """
 
   seed: int = 0

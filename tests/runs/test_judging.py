@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusion.commands import evaluate
 from diffusion.data import pipeline
-from diffusion.evaluation import metric
+from diffusion.evaluation import suite
 from diffusion.evaluation.metric import Plan
 from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json
@@ -198,22 +198,22 @@ def test_missing_unreadable_and_strange_folders_are_refused(tmp_path):
 
 def test_the_suite_names_what_it_cannot_do():
   plan = Plan(samples=100, classes=0, shape=(8, 8, 1), train=300, held_out=100)
-  pixels = metric.choose_features('pixels')
-  found, left_out = metric.choose_metrics(['all'], pixels, plan, network=False)
+  pixels = suite.choose_features('pixels')
+  found, left_out = suite.choose_metrics(['all'], pixels, plan, network=False)
   assert {'recognition', 'calibrated_ratio', 'frechet', 'membership', 'class_balance'} <= set(
     left_out
   )
   assert 'authenticity' in found
   assert not set(found) & set(left_out)
-  assert set(found) | set(left_out) == set(metric.METRICS)
+  assert set(found) | set(left_out) == set(suite.METRICS)
   with pytest.raises(ValueError, match="unknown metric 'frechat': the nearest is 'frechet'"):
-    metric.choose_metrics(['frechat'], pixels, plan, network=True)
+    suite.choose_metrics(['frechat'], pixels, plan, network=True)
   with pytest.raises(ValueError, match='metric membership: it asks the network'):
-    metric.choose_metrics(['membership'], pixels, plan, network=False)
+    suite.choose_metrics(['membership'], pixels, plan, network=False)
   with pytest.raises(
     ValueError, match="features must be pixels, digits, mnist, or the path of .* got 'resnet'"
   ):
-    metric.choose_features('resnet')
+    suite.choose_features('resnet')
   with pytest.raises(ValueError, match='sampler must be one of ddim'):
     Request(sampler='ddpm').applied(_Plain())
 
