@@ -1,7 +1,8 @@
 """Callbacks: pure functions of their own state and what just happened, answering with an action.
 
 A callback sees an event every so many steps and returns its new state and what the loop should do. Its state is a
-dict of numbers and strings that is saved in every checkpoint, so patience survives a restart.
+dict of numbers and strings that is saved in every checkpoint, so patience survives a restart. The spike guard, which
+goes back, is in `guards`.
 """
 
 import math
@@ -84,10 +85,9 @@ Action = (
 class Callback(NamedTuple):
   """`update(state, event) -> (state, action)`, called at every step divisible by `every`.
 
-  `every` = 0 means whenever the run validates. `extend(state)` is the state when a finished run is taken further.
-  `survives_rollback`: its state is kept where the others' are turned back. `saves`: it asks for checkpoints, whatever
-  happens. `finding(state)` is what a report says of
-  it, as (quantity, number, meaning), or None.
+  `every` = 0 means whenever the run validates. `extend(state, step)` is the state when a run that was finished at that
+  step is taken further. `survives_rollback`: its state is kept where the others' are turned back. `saves`: it asks for
+  checkpoints, whatever happens. `finding(state)` is what a report says of it, as (quantity, number, meaning), or None.
   """
 
   name: str
