@@ -20,7 +20,7 @@ import psutil
 
 from diffusion import checks
 from diffusion.reporting import tables
-from diffusion.statistics import mean_t
+from diffusion.statistics import format_interval, mean_t
 
 
 class Contender(NamedTuple):
@@ -191,7 +191,7 @@ def table(found: Rounds, base: str, unit: str, columns: Sequence[str] = ()) -> s
 def advantage(found: Rounds, name: str, other: str) -> str:
   """The mean ratio of speeds with its 95 % t interval over the rounds, as a line; above 1 is faster than `other`."""
   ratio = found.ratio(name, other)
-  return f'{name} / {other}: {tables.with_interval(mean_t(ratio))} over {len(ratio)} quiet rounds'
+  return f'{name} / {other}: {format_interval(mean_t(ratio))} over {len(ratio)} quiet rounds'
 
 
 def per_operation(found: Rounds, other: str, column: str) -> str:

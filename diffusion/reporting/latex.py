@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from diffusion.reporting import tables
-from diffusion.statistics import Interval
+from diffusion.statistics import Interval, format_interval
 
 _SPECIAL = {
   '\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}',
@@ -80,7 +80,7 @@ def document(title: str, parts: Sequence[str], bibliography: str) -> str:
 
 def _cell(value: object, digits: int) -> str:
   if isinstance(value, Interval):
-    return escape(tables.with_interval(value))
+    return escape(format_interval(value))
   if value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool)):
     text = tables.number(value, digits)
     if value is not None and not math.isfinite(value):

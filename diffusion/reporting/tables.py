@@ -41,19 +41,6 @@ def number(value: float | int | None, digits: int = 3) -> str:
   return f'{value:.{max(digits - 1 - exponent, 0)}f}'
 
 
-def with_interval(interval: Interval, digits: int = 2) -> str:
-  """Text of an estimate with its interval, `0.34 [0.25, 0.43]`.
-
-  Args:
-    interval: estimate and bounds.
-    digits: significant digits of the interval's width; all three numbers get its decimals.
-
-  Returns:
-    The text.
-  """
-  return format_interval(interval, digits)
-
-
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 3) -> str:
   """A Markdown table, columns of numbers aligned right.
 
@@ -81,7 +68,7 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]], digits: i
 
 def _cell(value: object, digits: int) -> str:
   if isinstance(value, Interval):
-    return with_interval(value)
+    return format_interval(value)
   if isinstance(value, bool):
     return 'yes' if value else 'no'
   if value is None or isinstance(value, numbers.Real):
