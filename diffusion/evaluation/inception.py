@@ -23,8 +23,9 @@ FILE = 'pt_inception-2015-12-05-6726825d.pth'
 WIDTH = 2048
 SIDE = 299
 
-# (layer, x, channels, kernel, stride, padding) -> x: a convolution without bias, normalized by running statistics, ReLU
-Convolve = Callable[[str, Array, int, tuple[int, int], int, tuple[int, int]], Array]
+# (layer, x, channels, kernel, stride = 1, padding = 'SAME') -> x: a convolution without bias, normalized by running
+# statistics, and ReLU
+Convolve = Callable[..., Array]
 
 
 def features(path: str | pathlib.Path) -> Features:
@@ -90,16 +91,9 @@ def layout() -> dict[str, tuple[int, int, int, int]]:
   """Layer -> shape (out, in, h, w) of its kernel in PyTorch's files: what the network asks for as it runs."""
   found = {}
 
-  def record(layer, x, channels, kernel, stride, padding):
+  def record(layer, x, channels, kernel, stride=1, padding='SAME'):
     found[layer] = (channels, x.shape[-1], *kernel)
-    low = [(p, p) for p in padding]
-    return jax.lax.conv_general_dilated(
-      x,
-      jnp.zeros((*kernel, x.shape[-1], channels)),
-      (stride, stride),
-      low,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
+    return _convolution(x, jnp.zeros((*kernel, x.shape[-1], channels)), stride, padding)
 
   jax.eval_shape(lambda x: _network(record, x), jnp.zeros((1, SIDE, SIDE, 3)))
   return found
@@ -108,21 +102,23 @@ def layout() -> dict[str, tuple[int, int, int, int]]:
 def pooled(weights: Mapping[str, tuple[Array, Array]], images: Array) -> Array:
   """Features [B, 2048] of uint8 images [B, H, W, 1 or 3], with `prepare`d weights."""
 
-  def convolve(layer, x, channels, kernel, stride, padding):
+  def convolve(layer, x, channels, kernel, stride=1, padding='SAME'):
     factor, offset = weights[layer]
-    low = [(p, p) for p in padding]
-    y = jax.lax.conv_general_dilated(
-      x,
-      factor,
-      (stride, stride),
-      low,
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      precision=jax.lax.Precision.HIGHEST,  # a GPU would round to ten bits
-    )
-    return jax.nn.relu(y + offset)
+    return jax.nn.relu(_convolution(x, factor, stride, padding) + offset)
 
   x = jnp.broadcast_to(images, (*images.shape[:3], 3)).astype(jnp.float32)
   return _network(convolve, (resize(x, SIDE) - 128) / 128)
+
+
+def _convolution(x: Array, kernel: Array, stride: int, padding: str) -> Array:
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision=jax.lax.Precision.HIGHEST,  # a GPU would round to ten bits
+  )
 
 
 def resize(x: Array, side: int) -> Array:
@@ -155,87 +151,70 @@ def _maximum(x: Array, stride: int) -> Array:
 
 
 def _network(conv: Convolve, x: Array) -> Array:
-  x = conv('Conv2d_1a_3x3', x, 32, (3, 3), 2, (0, 0))
-  x = conv('Conv2d_2a_3x3', x, 32, (3, 3), 1, (0, 0))
-  x = conv('Conv2d_2b_3x3', x, 64, (3, 3), 1, (1, 1))
+  x = conv('Conv2d_1a_3x3', x, 32, (3, 3), 2, 'VALID')
+  x = conv('Conv2d_2a_3x3', x, 32, (3, 3), 1, 'VALID')
+  x = conv('Conv2d_2b_3x3', x, 64, (3, 3))
   x = _maximum(x, 2)
-  x = conv('Conv2d_3b_1x1', x, 80, (1, 1), 1, (0, 0))
-  x = conv('Conv2d_4a_3x3', x, 192, (3, 3), 1, (0, 0))
+  x = conv('Conv2d_3b_1x1', x, 80, (1, 1))
+  x = conv('Conv2d_4a_3x3', x, 192, (3, 3), 1, 'VALID')
   x = _maximum(x, 2)
   for name, channels in (('Mixed_5b', 32), ('Mixed_5c', 64), ('Mixed_5d', 64)):
     x = _block_a(conv, name, x, channels)
   x = _block_b(conv, 'Mixed_6a', x)
-  for name, channels in (
-    ('Mixed_6b', 128),
-    ('Mixed_6c', 160),
-    ('Mixed_6d', 160),
-    ('Mixed_6e', 192),
-  ):
-    x = _block_c(conv, name, x, channels)
+  for letter, channels in zip('bcde', (128, 160, 160, 192), strict=True):
+    x = _block_c(conv, f'Mixed_6{letter}', x, channels)
   x = _block_d(conv, 'Mixed_7a', x)
   x = _block_e(conv, 'Mixed_7b', x, _average)
   x = _block_e(conv, 'Mixed_7c', x, lambda v: _maximum(v, 1))
   return x.mean((1, 2))
 
 
+def _chain(conv: Convolve, name: str, x: Array, *layers: tuple[int, tuple[int, int]]) -> Array:
+  """Convolutions (channels, kernel) of stride 1 one after another, named name_1, name_2, ..."""
+  for i, (channels, kernel) in enumerate(layers, 1):
+    x = conv(f'{name}_{i}', x, channels, kernel)
+  return x
+
+
 def _block_a(conv: Convolve, name: str, x: Array, pool: int) -> Array:
-  one = conv(f'{name}.branch1x1', x, 64, (1, 1), 1, (0, 0))
-  five = conv(f'{name}.branch5x5_1', x, 48, (1, 1), 1, (0, 0))
-  five = conv(f'{name}.branch5x5_2', five, 64, (5, 5), 1, (2, 2))
-  three = conv(f'{name}.branch3x3dbl_1', x, 64, (1, 1), 1, (0, 0))
-  three = conv(f'{name}.branch3x3dbl_2', three, 96, (3, 3), 1, (1, 1))
-  three = conv(f'{name}.branch3x3dbl_3', three, 96, (3, 3), 1, (1, 1))
-  pooled = conv(f'{name}.branch_pool', _average(x), pool, (1, 1), 1, (0, 0))
+  one = conv(f'{name}.branch1x1', x, 64, (1, 1))
+  five = _chain(conv, f'{name}.branch5x5', x, (48, (1, 1)), (64, (5, 5)))
+  three = _chain(conv, f'{name}.branch3x3dbl', x, (64, (1, 1)), (96, (3, 3)), (96, (3, 3)))
+  pooled = conv(f'{name}.branch_pool', _average(x), pool, (1, 1))
   return jnp.concatenate([one, five, three, pooled], -1)
 
 
 def _block_b(conv: Convolve, name: str, x: Array) -> Array:
-  three = conv(f'{name}.branch3x3', x, 384, (3, 3), 2, (0, 0))
-  double = conv(f'{name}.branch3x3dbl_1', x, 64, (1, 1), 1, (0, 0))
-  double = conv(f'{name}.branch3x3dbl_2', double, 96, (3, 3), 1, (1, 1))
-  double = conv(f'{name}.branch3x3dbl_3', double, 96, (3, 3), 2, (0, 0))
+  three = conv(f'{name}.branch3x3', x, 384, (3, 3), 2, 'VALID')
+  double = _chain(conv, f'{name}.branch3x3dbl', x, (64, (1, 1)), (96, (3, 3)))
+  double = conv(f'{name}.branch3x3dbl_3', double, 96, (3, 3), 2, 'VALID')
   return jnp.concatenate([three, double, _maximum(x, 2)], -1)
 
 
 def _block_c(conv: Convolve, name: str, x: Array, channels: int) -> Array:
-  wide, tall = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
-  one = conv(f'{name}.branch1x1', x, 192, (1, 1), 1, (0, 0))
-  seven = conv(f'{name}.branch7x7_1', x, channels, (1, 1), 1, (0, 0))
-  seven = conv(f'{name}.branch7x7_2', seven, channels, *wide)
-  seven = conv(f'{name}.branch7x7_3', seven, 192, *tall)
-  double = conv(f'{name}.branch7x7dbl_1', x, channels, (1, 1), 1, (0, 0))
-  for i, (size, shape) in enumerate(
-    ((channels, tall), (channels, wide), (channels, tall), (192, wide))
-  ):
-    double = conv(f'{name}.branch7x7dbl_{i + 2}', double, size, *shape)
-  pooled = conv(f'{name}.branch_pool', _average(x), 192, (1, 1), 1, (0, 0))
+  wide, tall, first = (channels, (1, 7)), (channels, (7, 1)), (channels, (1, 1))
+  one = conv(f'{name}.branch1x1', x, 192, (1, 1))
+  seven = _chain(conv, f'{name}.branch7x7', x, first, wide, (192, (7, 1)))
+  double = _chain(conv, f'{name}.branch7x7dbl', x, first, tall, wide, tall, (192, (1, 7)))
+  pooled = conv(f'{name}.branch_pool', _average(x), 192, (1, 1))
   return jnp.concatenate([one, seven, double, pooled], -1)
 
 
 def _block_d(conv: Convolve, name: str, x: Array) -> Array:
-  three = conv(f'{name}.branch3x3_1', x, 192, (1, 1), 1, (0, 0))
-  three = conv(f'{name}.branch3x3_2', three, 320, (3, 3), 2, (0, 0))
-  seven = conv(f'{name}.branch7x7x3_1', x, 192, (1, 1), 1, (0, 0))
-  seven = conv(f'{name}.branch7x7x3_2', seven, 192, (1, 7), 1, (0, 3))
-  seven = conv(f'{name}.branch7x7x3_3', seven, 192, (7, 1), 1, (3, 0))
-  seven = conv(f'{name}.branch7x7x3_4', seven, 192, (3, 3), 2, (0, 0))
+  three = conv(f'{name}.branch3x3_1', x, 192, (1, 1))
+  three = conv(f'{name}.branch3x3_2', three, 320, (3, 3), 2, 'VALID')
+  seven = _chain(conv, f'{name}.branch7x7x3', x, (192, (1, 1)), (192, (1, 7)), (192, (7, 1)))
+  seven = conv(f'{name}.branch7x7x3_4', seven, 192, (3, 3), 2, 'VALID')
   return jnp.concatenate([three, seven, _maximum(x, 2)], -1)
 
 
 def _block_e(conv: Convolve, name: str, x: Array, pool: Callable[[Array], Array]) -> Array:
-  wide, tall = ((1, 3), 1, (0, 1)), ((3, 1), 1, (1, 0))
-  one = conv(f'{name}.branch1x1', x, 320, (1, 1), 1, (0, 0))
-  three = conv(f'{name}.branch3x3_1', x, 384, (1, 1), 1, (0, 0))
-  double = conv(f'{name}.branch3x3dbl_1', x, 448, (1, 1), 1, (0, 0))
-  double = conv(f'{name}.branch3x3dbl_2', double, 384, (3, 3), 1, (1, 1))
-  pooled = conv(f'{name}.branch_pool', pool(x), 192, (1, 1), 1, (0, 0))
-  split = [
-    conv(f'{name}.{layer}', side, 384, *shape)
-    for side, layer, shape in (
-      (three, 'branch3x3_2a', wide),
-      (three, 'branch3x3_2b', tall),
-      (double, 'branch3x3dbl_3a', wide),
-      (double, 'branch3x3dbl_3b', tall),
-    )
-  ]
-  return jnp.concatenate([one, *split, pooled], -1)
+  def split(branch: str, x: Array) -> list[Array]:
+    return [conv(branch + 'a', x, 384, (1, 3)), conv(branch + 'b', x, 384, (3, 1))]
+
+  one = conv(f'{name}.branch1x1', x, 320, (1, 1))
+  three = conv(f'{name}.branch3x3_1', x, 384, (1, 1))
+  double = _chain(conv, f'{name}.branch3x3dbl', x, (448, (1, 1)), (384, (3, 3)))
+  parts = [*split(f'{name}.branch3x3_2', three), *split(f'{name}.branch3x3dbl_3', double)]
+  pooled = conv(f'{name}.branch_pool', pool(x), 192, (1, 1))
+  return jnp.concatenate([one, *parts, pooled], -1)
