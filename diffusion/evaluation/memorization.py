@@ -50,13 +50,16 @@ def ratios(queries: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.n
   Raises:
     ValueError: fewer than two distinct references, or what `neighbors.nearest` raises.
   """
-  kept = neighbors.distinct(reference)
-  if len(kept) < 2:
-    raise ValueError(
-      f'nearest-neighbor ratios need at least 2 distinct references, got {len(kept)}'
-    )
+  kept = _distinct(reference)
   index, r = _ratios(queries, reference[kept])
   return kept[index], r
+
+
+def _distinct(reference: np.ndarray) -> np.ndarray:
+  kept = neighbors.distinct(reference)
+  if len(kept) < 2:
+    raise ValueError(f'nearest neighbors need at least 2 distinct references, got {len(kept)}')
+  return kept
 
 
 def _ratios(queries: np.ndarray, distinct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,7 +117,7 @@ def watch(train: np.ndarray, held_out: np.ndarray, threshold: float = 1 / 3) -> 
     held-out examples memorized/null with its upper bound memorized/null_high, and memorized/ratio, the samples' median
     nearest-neighbor ratio}.
   """
-  kept = train[neighbors.distinct(train)]
+  kept = train[_distinct(train)]
 
   def share(x: np.ndarray) -> tuple[Interval, float]:
     _, r = _ratios(x, kept)
@@ -218,9 +221,7 @@ def is_authentic(queries: np.ndarray, reference: np.ndarray) -> np.ndarray:
   Raises:
     ValueError: fewer than two distinct references, or what `neighbors.nearest` raises.
   """
-  kept = reference[neighbors.distinct(reference)]
-  if len(kept) < 2:
-    raise ValueError(f'authenticity needs at least 2 distinct references, got {len(kept)}')
+  kept = reference[_distinct(reference)]
   index, distance = neighbors.nearest(queries, kept, 1)
   met, place = np.unique(index[:, 0], return_inverse=True)
   own = neighbors.nearest(kept[met], kept, 2).distance[:, 1]  # the first is the reference itself

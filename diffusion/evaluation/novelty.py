@@ -54,8 +54,6 @@ def copying_test(
   """
   from sklearn.cluster import KMeans
 
-  checks.integer('cells', cells)
-  checks.integer('least', least, 2)
   means = KMeans(cells, n_init=4, random_state=seed).fit(train)
   distances, places = [], []
   for x in (samples, held_out):
@@ -82,21 +80,16 @@ def _mann_whitney_z(a: np.ndarray, b: np.ndarray) -> float:
   ranks = scipy.stats.rankdata(np.concatenate([a, b]))
   m, n = len(a), len(b)
   u = ranks[:m].sum() - m * (m + 1) / 2
-  _, ties = np.unique(ranks, return_counts=True)
-  total = m + n
-  variance = m * n / 12 * (total + 1 - (ties**3 - ties).sum() / (total * (total - 1)))
-  return (
-    float((u - m * n / 2) / np.sqrt(variance)) if variance > 0 else 0.0
-  )  # all equal: no difference
+  variance = m * n * (m + n + 1) / 12 * scipy.stats.tiecorrect(ranks)
+  # Where all are equal there is no difference.
+  return float((u - m * n / 2) / np.sqrt(variance)) if variance > 0 else 0.0
 
 
 def principal_components(train: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
   """(mean [F], the `count` leading principal directions [F, count]) of features [n, F]."""
   mean = train.mean(0, dtype=np.float64)
-  _, _, directions = np.linalg.svd(
-    np.atleast_2d(np.cov(train.astype(np.float64), rowvar=False)), hermitian=True
-  )
-  return mean, directions[:count].T
+  covariance = np.atleast_2d(np.cov(train.astype(np.float64), rowvar=False))
+  return mean, np.linalg.svd(covariance, hermitian=True)[2][:count].T
 
 
 @technique('data-copying test', 'core', 'meehan2020nonparametric')
@@ -164,16 +157,13 @@ def fit_widths(
       center that lies on a point would else shrink to nothing.
     chunk: points at a time; memory is m x chunk.
   """
-  checks.integer('steps', steps)
-  checks.positive('floor', floor)
   centers, x = jnp.asarray(centers, jnp.float32), np.asarray(x, np.float32)
   size = min(chunk, len(x))
   missing = -len(x) % size
   blocks = jnp.asarray(np.pad(x, ((0, missing), (0, 0)))).reshape(-1, size, x.shape[1])
   real = (jnp.arange(len(x) + missing) < len(x)).reshape(-1, size)
-  return CenteredGaussians(
-    centers, jax.jit(_maximize, static_argnums=4)(centers, blocks, real, floor, steps)
-  )
+  widths = jax.jit(_maximize, static_argnums=4)(centers, blocks, real, floor, steps)
+  return CenteredGaussians(centers, widths)
 
 
 def _squares(x: Array, centers: Array) -> Array:
