@@ -18,9 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffusion.data import raw
-from diffusion.data.raw import PrepareError, read_cifar10_binary, read_idx
-
-__all__ = ['PrepareError', 'prepare', 'read_cifar10_binary', 'read_idx']
+from diffusion.data.raw import PrepareError
 
 _CONNECTION_PATIENCE = 5  # seconds to connect, and again for the first bytes
 _PREFLIGHT_PATIENCE = 12  # seconds in all, as name resolution has no timeout of its own

@@ -59,46 +59,6 @@ class Spec(NamedTuple):
     return f'{", ".join(self.downloads)} from {self.url}'
 
 
-def read_idx(path: FilePath) -> np.ndarray:
-  """Reads one IDX file, the format of MNIST, gzipped or not.
-
-  Two zero bytes, one for the dtype, one for the number of dimensions, each dimension as big-endian
-  uint32, then the values, big-endian, last index fastest.
-
-  Args:
-    path: the file; gzip is told by its first bytes, not by its name.
-
-  Returns:
-    The array in one of the format's six dtypes (MNIST: uint8), native byte order.
-
-  Raises:
-    PrepareError: wrong magic number, dtype or length.
-
-  Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", "File formats".
-  """
-  return _parse_idx(_open(pathlib.Path(path)))
-
-
-def read_cifar10_binary(path: FilePath) -> tuple[np.ndarray, np.ndarray]:
-  """Reads one batch of the binary version of CIFAR-10.
-
-  Records of 1 + 3072 bytes: the label, then the red, the green and the blue plane, by rows.
-
-  Args:
-    path: a file such as `data_batch_1.bin` (official: 10,000 records), gzipped or not.
-
-  Returns:
-    Images [N, 32, 32, 3] and labels [N] in 0..9, both uint8.
-
-  Raises:
-    PrepareError: the length is not a whole number of records, or a label is outside 0..9.
-
-  Source: Krizhevsky 2009, "Learning multiple layers of features from tiny images";
-    https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version".
-  """
-  return _parse_cifar_batch(_open(pathlib.Path(path)))
-
-
 def find(source: pathlib.Path, spec: Spec) -> dict[pathlib.Path, str]:
   """The raw files under `source`, packed or not -> their official names."""
   if source.is_file():
@@ -182,7 +142,17 @@ def _unpack(path: pathlib.Path) -> dict[str, RawFile]:
     raise _damaged(str(path), f'truncated or damaged archive ({error})') from error
 
 
-def _parse_idx(raw: RawFile) -> np.ndarray:
+def parse_idx(raw: RawFile) -> np.ndarray:
+  """The array in an IDX file, the format of MNIST: one of its six dtypes (MNIST: uint8), native byte order.
+
+  Two zero bytes, one for the dtype, one for the number of dimensions, each dimension as big-endian
+  uint32, then the values, big-endian, last index fastest.
+
+  Raises:
+    PrepareError: wrong magic number, dtype or length.
+
+  Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", "File formats".
+  """
   where, data = raw
   if len(data) < 4 or data[:2] != b'\0\0' or data[2] not in _IDX_DTYPES or not data[3]:
     expected = '0x00000803 for MNIST images, 0x00000801 for labels'
@@ -202,12 +172,22 @@ def _names(raws: list[RawFile]) -> str:
 
 
 def _parse_mnist(raws: list[RawFile]) -> RawSplit:
-  images, labels = (_parse_idx(raw) for raw in raws)
+  images, labels = (parse_idx(raw) for raw in raws)
   _validate_labels(labels, raws[1].where)
   return RawSplit(images[..., None], labels, _names(raws))
 
 
-def _parse_cifar_batch(raw: RawFile) -> tuple[np.ndarray, np.ndarray]:
+def parse_cifar_batch(raw: RawFile) -> tuple[np.ndarray, np.ndarray]:
+  """Images [N, 32, 32, 3] and labels [N] in 0..9, both uint8, of one batch of the binary version of CIFAR-10.
+
+  Records of 1 + 3072 bytes: the label, then the red, the green and the blue plane, by rows.
+
+  Raises:
+    PrepareError: the length is not a whole number of records, or a label is outside 0..9.
+
+  Source: Krizhevsky 2009, "Learning multiple layers of features from tiny images";
+    https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version".
+  """
   where, data = raw
   if len(data) % _CIFAR_RECORD or not data:
     problem = f'{len(data)} bytes are no whole number of CIFAR-10 records of {_CIFAR_RECORD}'
@@ -219,7 +199,7 @@ def _parse_cifar_batch(raw: RawFile) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _parse_cifar(raws: list[RawFile]) -> RawSplit:
-  images, labels = zip(*(_parse_cifar_batch(raw) for raw in raws), strict=True)
+  images, labels = zip(*(parse_cifar_batch(raw) for raw in raws), strict=True)
   return RawSplit(np.concatenate(images), np.concatenate(labels), _names(raws))
 
 

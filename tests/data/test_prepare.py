@@ -161,18 +161,16 @@ def test_urls_are_those_with_registered_checksums(name):
   ('code', 'dtype'),
   [(0x08, '>u1'), (0x09, '>i1'), (0x0B, '>i2'), (0x0C, '>i4'), (0x0D, '>f4'), (0x0E, '>f8')],
 )
-def test_read_idx_dtypes(tmp_path, code, dtype):
+def test_idx_dtypes(code, dtype):
   values = np.arange(-6, 6).reshape(2, 3, 2).astype(dtype)
-  (tmp_path / 'x').write_bytes(idx(code << 8 | 3, values))
-  read = raw.read_idx(tmp_path / 'x')
+  read = raw.parse_idx(raw.RawFile('x', idx(code << 8 | 3, values)))
   assert read.dtype == np.dtype(dtype).newbyteorder('=')
   np.testing.assert_array_equal(read, values)
 
 
-def test_read_cifar10_binary_planes(tmp_path):
+def test_planes_of_a_cifar10_batch():
   red, green, blue = bytes(range(256)) * 4, b'\x01' * 1024, b'\x02' * 1024
-  (tmp_path / 'x.bin').write_bytes(b'\x07' + red + green + blue)
-  images, labels = raw.read_cifar10_binary(tmp_path / 'x.bin')
+  images, labels = raw.parse_cifar_batch(raw.RawFile('x.bin', b'\x07' + red + green + blue))
   assert images.shape == (1, 32, 32, 3)
   assert labels.tolist() == [7]
   assert images[0, 0, 5].tolist() == [5, 1, 2]  # row 0, column 5
