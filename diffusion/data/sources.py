@@ -71,30 +71,21 @@ def _source(name: str, raw: Callable[[], Dataset], side: Callable[[], int] = lam
 
 def validated(data: Dataset) -> Dataset:
   """Refuses what would surface hours later: wrong types, NaN, labels out of range."""
-  for part, (x, label) in (
-    {'train': (data.x, data.label), 'test': data.test}.items()
-    if data.test
-    else [('train', (data.x, data.label))]
-  ):
+  parts = {'train': (data.x, data.label)} | ({'test': data.test} if data.test else {})
+  for part, (x, label) in parts.items():
+    where = f'{data.name} ({part})'
     if len(x) == 0 or len(x) != len(label):
-      raise ValueError(f'{data.name} ({part}): {len(x)} examples and {len(label)} labels')
+      raise ValueError(f'{where}: {len(x)} examples and {len(label)} labels')
     if data.levels is not None and (x.dtype != np.uint8 or x.ndim != 4):
-      raise ValueError(
-        f'{data.name} ({part}): images must be uint8 [n, H, W, C], got {x.dtype} {x.shape}'
-      )
+      raise ValueError(f'{where}: images must be uint8 [n, H, W, C], got {x.dtype} {x.shape}')
     if data.levels is not None and data.levels < 256 and x.max() >= data.levels:
-      raise ValueError(
-        f'{data.name} ({part}): a value {x.max()} where levels are 0 to {data.levels - 1}'
-      )
+      raise ValueError(f'{where}: a value {x.max()} where levels are 0 to {data.levels - 1}')
     if data.levels is None and not np.isfinite(x).all():
       bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
-      raise ValueError(
-        f'{data.name} ({part}): {bad.size} examples are not finite, the first is {bad[0]}'
-      )
+      raise ValueError(f'{where}: {bad.size} examples are not finite, the first is {bad[0]}')
     if label.min() < 0 or label.max() >= max(1, data.num_classes):
-      raise ValueError(
-        f'{data.name} ({part}): labels {label.min()} to {label.max()} for {data.num_classes} classes'
-      )
+      labels = f'labels {label.min()} to {label.max()}'
+      raise ValueError(f'{where}: {labels} for {data.num_classes} classes')
   return data
 
 
@@ -324,7 +315,7 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
   """
 
   def read(workers: int | None) -> Dataset:
-    builder = _prepared_builder(name, data_dir and os.path.expanduser(data_dir))
+    builder = _prepared_builder(name, data_dir)
     parts = {
       split: records.of_split(builder, split, size, workers or 0)
       for split in ('train', 'test')
@@ -346,8 +337,8 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
   def side() -> int:
     if size is not None:
       return size
-    builder = _prepared_builder(name, data_dir and os.path.expanduser(data_dir))
-    return min(length or 0 for length in builder.info.features['image'].shape[:2])
+    shape = _prepared_builder(name, data_dir).info.features['image'].shape
+    return min(length or 0 for length in shape[:2])
 
   return _source(name, lambda: read(None), side)._replace(stream=read)
 
@@ -381,6 +372,7 @@ def _prepared_builder(name: str, data_dir: str | None):
   import tensorflow_datasets
   from tensorflow_datasets.core import registered  # here, or a package that TFDS lacks is hidden
 
+  data_dir = data_dir and os.path.expanduser(data_dir)
   directory = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   try:
     builder = tensorflow_datasets.builder(name, data_dir=data_dir)
