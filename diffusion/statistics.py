@@ -233,14 +233,9 @@ def excess_fraction(
 
   Source: Donner & Zou (2012), Statistical Methods in Medical Research 21:347-359, equation 7.
   """
+  both = wilson(successes, trials, confidence), wilson(null_successes, null_trials, confidence)
   # The complements' intervals are those of the proportions, mirrored.
-  miss, null = (
-    Interval(1 - p.estimate, 1 - p.high, 1 - p.low)
-    for p in (
-      wilson(successes, trials, confidence),
-      wilson(null_successes, null_trials, confidence),
-    )
-  )
+  miss, null = (Interval(1 - p.estimate, 1 - p.high, 1 - p.low) for p in both)
   if null.estimate <= 0.5:
     raise ValueError(
       f'the null must be below 1/2, got {null_successes} of {null_trials}: the event says nothing here'
@@ -286,9 +281,8 @@ def auc(positive: Sequence[float], negative: Sequence[float], confidence: float 
     variance = a * (1 - a) / (m * n) * (1 + extra * ((1 - a) / (2 - a) + a / (1 + a)))
     return (estimate - a) ** 2 - z**2 * variance
 
-  inside = min(
-    max(estimate, 1e-12), 1 - 1e-12
-  )  # at 0 and 1 both sides vanish, which is not the root sought
+  # At 0 and 1 both sides vanish, which is not the root sought.
+  inside = min(max(estimate, 1e-12), 1 - 1e-12)
   low = optimize.brentq(distance, 0, inside) if distance(0) > 0 else 0.0
   high = optimize.brentq(distance, inside, 1) if distance(1) > 0 else 1.0
   return Interval(estimate, low, high)
