@@ -19,13 +19,16 @@ ORANGE = '#d97706'
 
 def new_figure(width: float, height: float) -> Any:
   """A white figure of width x height inches that no global state knows of."""
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(width, height), dpi=DPI, facecolor='white', layout='constrained')
-  FigureCanvasAgg(figure)
   figure.get_layout_engine().set(w_pad=0.09, h_pad=0.09)
   return figure
+
+
+def new_axes(width: float, height: float) -> Any:
+  """The only axes of a `new_figure`."""
+  return new_figure(width, height).add_subplot()
 
 
 def style_axes(axes: Any) -> None:
@@ -40,13 +43,21 @@ def style_axes(axes: Any) -> None:
     label.set(size=9.5, color=INK)
 
 
-def save_figure(figure: Any, path: Path, title: str = '') -> pathlib.Path:
+def save_axes(axes: Any, path: Path, title: str = '') -> pathlib.Path:
+  """Styles axes and writes their figure."""
+  style_axes(axes)
+  return save_figure(axes.figure, path, title)
+
+
+def save_figure(
+  figure: Any, path: Path, title: str = '', *, dpi: float = 1.5 * DPI
+) -> pathlib.Path:
   """Writes a figure, its folder made where it is missing, and returns the path."""
   path = pathlib.Path(path)
   if title:
     figure.suptitle(title, fontsize=12, color=INK)
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=1.5 * DPI)
+  figure.savefig(path, dpi=dpi)
   return path
 
 
@@ -54,7 +65,6 @@ class Canvas:
   """A figure addressed in whole pixels from the picture's upper left corner."""
 
   def __init__(self, size: tuple[int, int], title: str, top: int = 0):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     width, height = size
@@ -67,7 +77,6 @@ class Canvas:
     self.top = MARGIN + header
     inches = (self.width / DPI, self.height / DPI)
     self.figure = Figure(figsize=inches, dpi=DPI, facecolor='white')
-    FigureCanvasAgg(self.figure)
     if title:
       self.figure.text(
         0.5, 1 - MARGIN / self.height, title, size=title_size, ha='center', va='top', color=INK
@@ -87,10 +96,7 @@ class Canvas:
 
   def save(self, path: Path) -> pathlib.Path:
     """Writes the picture, its folder made where it is missing, and returns the path."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    self.figure.savefig(path, dpi=DPI)
-    return path
+    return save_figure(self.figure, path, dpi=DPI)
 
 
 def text_width(text: str, size: float) -> float:

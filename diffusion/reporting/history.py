@@ -130,28 +130,29 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np
 def _layout(number: int, has_title: bool) -> tuple[Any, list[Any]]:
   """Two panels a line; of an odd number the first takes a line of its own."""
   columns = min(2, number)
-  lines = -(-number // columns)
-  figure = new_figure(4.9 * columns, 2.7 * lines + 0.35 * has_title)
-  grid = figure.add_gridspec(lines, columns)
-  skipped = lines * columns - number
-  first = [figure.add_subplot(grid[0, :])] if skipped else []
-  start = len(first) + skipped
-  rest = [figure.add_subplot(grid[divmod(cell, columns)]) for cell in range(start, lines * columns)]
-  places = first + rest
+  cells = np.array([0] * (number % columns) + list(range(number))).reshape(-1, columns)
+  figure = new_figure(4.9 * columns, 2.7 * len(cells) + 0.35 * has_title)
+  places = list(figure.subplot_mosaic(cells.tolist()).values())
   for axes in places[-columns:]:
     axes.set_xlabel('training step')
   return figure, places
 
 
+def _draw(
+  axes: Any, steps: np.ndarray, values: np.ndarray, alpha: float | None, **look: Any
+) -> None:
+  """A line; of many values with an `alpha` faint, and its running mean in full color."""
+  if alpha is not None and len(steps) > MANY:
+    axes.plot(steps, values, color=look['color'], linewidth=0.7, alpha=alpha)
+    values = _running_mean(values)
+  axes.plot(steps, values, marker='o' if len(steps) <= FEW else '', **look)
+
+
 def _draw_lines(axes: Any, series: Series) -> None:
   for key, (steps, values) in series.items():
     name, color = LINES[key]
-    drawn = values
-    if key in NOISY and len(steps) > MANY:
-      axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.3)
-      drawn = _running_mean(values)
-    marker = 'o' if len(steps) <= FEW else ''
-    axes.plot(steps, drawn, color=color, linewidth=1.5, marker=marker, markersize=3.5, label=name)
+    faint = 0.3 if key in NOISY else None
+    _draw(axes, steps, values, faint, color=color, linewidth=1.5, markersize=3.5, label=name)
   lost = np.unique(np.concatenate([at[~np.isfinite(values)] for at, values in series.values()]))
   if len(lost):
     look = {'color': ACCENT, 'markersize': 5, 'label': 'not finite', 'zorder': 6}
@@ -168,12 +169,8 @@ def _draw_buckets(figure: Any, axes: Any, series: Series) -> None:
   colors = ListedColormap(matplotlib.colormaps['viridis'](np.linspace(0, 0.92, count)))
   for number, (steps, values) in zip(numbers, series.values(), strict=True):
     finite = np.isfinite(values)
-    at, drawn = steps[finite], values[finite]
-    if len(at) > MANY:
-      axes.plot(at, drawn, color=colors(number), linewidth=0.6, alpha=0.12)
-      drawn = _running_mean(drawn)
-    marker = 'o' if len(at) <= FEW else ''
-    axes.plot(at, drawn, color=colors(number), linewidth=1.3, marker=marker, markersize=3)
+    look = {'color': colors(number), 'linewidth': 1.3, 'markersize': 3}
+    _draw(axes, steps[finite], values[finite], 0.12, **look)
   scale = ScalarMappable(BoundaryNorm(np.arange(count + 1) - 0.5, count), colors)
   ticks = range(0, count, -(-count // 10))
   bar = figure.colorbar(scale, ax=axes, ticks=ticks, pad=0.02, aspect=18)

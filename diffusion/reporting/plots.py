@@ -17,9 +17,8 @@ from diffusion.reporting.drawing import (
   Canvas,
   Path,
   line_height,
-  new_figure,
-  save_figure,
-  style_axes,
+  new_axes,
+  save_axes,
   text_width,
 )
 from diffusion.reporting.history import curves
@@ -50,16 +49,14 @@ def rate_range(
   Raises:
     OSError: where the file cannot be written.
   """
-  figure = new_figure(6.4, 3.6)
-  axes = figure.add_subplot()
+  axes = new_axes(6.4, 3.6)
   axes.plot(rates, losses, color=BLUE, linewidth=0.7, alpha=0.35)
   axes.plot(rates, smooth, color=BLUE, linewidth=1.6)
   for (name, rate), color in zip(marks.items(), (ACCENT, FAINT, INK), strict=False):
     axes.axvline(rate, color=color, linewidth=1.2, linestyle='--', label=f'{name}: {rate:.2g}')
   axes.set(xscale='log', yscale='log', xlabel='learning rate', ylabel='training loss')
   axes.legend(fontsize=8.5, framealpha=0.85, edgecolor='none')
-  style_axes(axes)
-  return save_figure(figure, path, 'Learning-rate range test')
+  return save_axes(axes, path, 'Learning-rate range test')
 
 
 def image_grid(
@@ -185,8 +182,7 @@ def vector_scatter(
   for name, points in (('samples', samples), ('reference', reference)):
     if points.ndim != 2 or points.shape[1] < 2 or points.shape[1] != samples.shape[-1]:
       raise ValueError(f'{name} must be [N, d] with one d >= 2 for both, got {points.shape}')
-  figure = new_figure(5.6, 5.2)
-  axes = figure.add_subplot()
+  axes = new_axes(5.6, 5.2)
   looks = (('data', reference, '#8d969f', 0.45), ('samples', samples, BLUE, 0.8))
   crowd = max(len(samples), len(reference), 1)
   size = float(np.clip(16000 / crowd, 5, 30))
@@ -194,22 +190,13 @@ def vector_scatter(
     finite = points[np.all(np.isfinite(points[:, :2]), axis=1)]
     lost = len(points) - len(finite)
     label = f'{name} ({len(points)})' + (f', {lost} not finite' if lost else '')
-    axes.scatter(
-      *finite[:, :2].T,
-      s=size,
-      color=color,
-      alpha=alpha,
-      linewidths=0,
-      label=label,
-    )
+    axes.scatter(*finite[:, :2].T, s=size, color=color, alpha=alpha, linewidths=0, label=label)
   axes.set_aspect('equal', adjustable='datalim')
-  axes.set_xlabel('coordinate 1')
-  axes.set_ylabel('coordinate 2')
-  style_axes(axes)
+  axes.set(xlabel='coordinate 1', ylabel='coordinate 2')
   for handle in axes.legend(frameon=False, loc='best', fontsize=9).legend_handles:
     handle.set_alpha(1.0)
     handle.set_sizes([24])
-  return save_figure(figure, path, title)
+  return save_axes(axes, path, title)
 
 
 def _checked_images(name: str, images: np.ndarray, ndim: int) -> np.ndarray:
