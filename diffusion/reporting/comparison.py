@@ -4,9 +4,10 @@ Pictures are curves with bands over seeds, the gap by noise level, copying again
 """
 
 import csv
+import itertools
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +22,8 @@ from diffusion.reporting.drawing import (
   INK,
   ORANGE,
   Path,
-  new_figure,
-  save_figure,
-  style_axes,
+  new_axes,
+  save_axes,
 )
 from diffusion.reporting.tables import markdown
 from diffusion.statistics import Interval
@@ -148,13 +148,13 @@ def summary(group: Sequence[ComparedRun], quantity: str) -> Interval | float | s
 
   Where some seeds have no finite number there is no mean: how many have one.
   """
-  if len(group) > 1:
-    values = [run.results[quantity] for run in group]
-    finite = sum(map(math.isfinite, values))
-    return (
-      statistics.mean_t(values) if finite == len(values) else f'{finite} of {len(values)} finite'
-    )
-  return group[0].own[quantity] if quantity in group[0].own else group[0].results[quantity]
+  values = [run.results[quantity] for run in group]
+  if len(group) == 1:
+    return group[0].own.get(quantity, values[0])
+  finite = sum(map(math.isfinite, values))
+  if finite < len(values):
+    return f'{finite} of {len(values)} finite'
+  return statistics.mean_t(values)
 
 
 def _effects(paired: Sequence[Effect], base: str) -> list[Table]:
@@ -199,12 +199,10 @@ def _pictures(
     made.append('memorization.png')
   moved = [e for e in paired if e.ratio is not None and e.ratio.low < e.ratio.high]
   if moved:
-    others = list(dict.fromkeys(e.variant for e in moved))
-    shown = [
-      (f'{e.quantity}: {e.variant}' if len(others) > 1 else e.quantity, e.ratio) for e in moved
-    ]
-    label = f'ratio to {base}' if len(others) > 1 else f'{others[0]} over {base}'
-    forest(shown, folder / 'forest.png', label=label, neutral=1.0)
+    label, names = f'{moved[0].variant} over {base}', [e.quantity for e in moved]
+    if len({e.variant for e in moved}) > 1:
+      label, names = f'ratio to {base}', [f'{e.quantity}: {e.variant}' for e in moved]
+    forest(names, [e.ratio for e in moved], folder / 'forest.png', label)
     made.append('forest.png')
   return made
 
@@ -267,7 +265,7 @@ def _write_csv(path: pathlib.Path, headers: Sequence[str], rows: Sequence[Sequen
   with encoding.naming(path), path.open('w', newline='') as file:
     writer = csv.writer(file)
     writer.writerow(headers)
-    writer.writerows([['' if cell is None else cell for cell in row] for row in rows])
+    writer.writerows(rows)  # None as an empty cell
 
 
 def bands(groups: Groups, key: str, label: str, path: Path) -> pathlib.Path:
@@ -284,56 +282,51 @@ def bands(groups: Groups, key: str, label: str, path: Path) -> pathlib.Path:
   Raises:
     ValueError: no row has the key.
   """
-  figure = new_figure(6.4, 3.8)
-  axes = figure.add_subplot()
-  drawn = False
-  for color, (variant, runs) in zip(_colors(groups), groups.items(), strict=True):
-    series = [{row['step']: row[key] for row in rows if key in row} for rows in runs]
-    common = sorted(set.intersection(*(set(one) for one in series)))
-    if not common:
+  axes = new_axes(6.4, 3.8)
+  for (variant, runs), color in _colored(groups):
+    series = [_by_step(rows, key) for rows in runs]
+    common = np.array(sorted(set.intersection(*map(set, series))))
+    if not common.size:
       continue
-    drawn = True
     values = np.array([[one[step] for step in common] for one in series], np.float64)
-    axes.plot(
-      common, values.mean(0), color=color, linewidth=1.8, label=f'{variant} (n = {len(runs)})'
-    )
+    name = f'{variant} (n = {len(runs)})'
+    axes.plot(common, values.mean(0), color=color, linewidth=1.8, label=name)
     if len(runs) > 1:
       finite = np.isfinite(values).all(0)  # a run that diverged ends the band, not the picture
-      spread = [statistics.mean_t(column) for column in values.T[finite]]
-      axes.fill_between(
-        np.asarray(common)[finite],
-        [s.low for s in spread],
-        [s.high for s in spread],
-        color=color,
-        alpha=0.18,
-        linewidth=0,
-      )
+      low, high = _student(values[:, finite])
+      axes.fill_between(common[finite], low, high, color=color, alpha=0.18, linewidth=0)
       axes.plot(common, values.T, color=color, linewidth=0.6, alpha=0.35)
-  if not drawn:
+  if not axes.lines:
     raise ValueError(f'no run has {key!r} in its rows')
   axes.set(xlabel='training step', ylabel=label)
   axes.legend(fontsize=8.5, framealpha=0.85, edgecolor='none')
-  style_axes(axes)
-  return save_figure(figure, path)
+  return save_axes(axes, path)
+
+
+def _by_step(rows: Rows, key: str) -> dict[int, float]:
+  return {row['step']: row[key] for row in rows if key in row}
+
+
+def _student(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(low, high) of Student's intervals of the columns' means."""
+  _, low, high = np.reshape([statistics.mean_t(column) for column in values.T], (-1, 3)).T
+  return low, high
 
 
 def levels(groups: Groups, log_snr: Sequence[float], path: Path) -> pathlib.Path:
   """The generalization gap by noise level at each run's best validation: mean over seeds and Student's interval."""
-  figure = new_figure(6.4, 3.8)
-  axes = figure.add_subplot()
+  axes = new_axes(6.4, 3.8)
   width = 0.6 * abs(log_snr[0] - log_snr[-1]) / max(1, len(log_snr) - 1) / max(1, len(groups))
-  for i, (color, (variant, runs)) in enumerate(zip(_colors(groups), groups.items(), strict=True)):
+  for i, ((variant, runs), color) in enumerate(_colored(groups)):
     gaps = np.array([_gaps(rows, len(log_snr)) for rows in runs])
     at = np.asarray(log_snr) + (i - (len(groups) - 1) / 2) * width
     axes.plot(at, gaps.mean(0), 'o', color=color, markersize=4, label=variant)
     if len(runs) > 1:
-      spread = [statistics.mean_t(column) for column in gaps.T]
-      axes.vlines(at, [s.low for s in spread], [s.high for s in spread], color=color, linewidth=1.4)
+      axes.vlines(at, *_student(gaps), color=color, linewidth=1.4)
   axes.axhline(0, color=INK, linewidth=0.8)
   axes.set(xlabel='log-SNR (nats): noisy left, clean right', ylabel='held-out − training loss')
   axes.legend(fontsize=8.5, loc='upper left', framealpha=0.85, edgecolor='none')
-  style_axes(axes)
-  return save_figure(figure, path)
+  return save_axes(axes, path)
 
 
 def _gaps(rows: Rows, count: int) -> list[float]:
@@ -349,64 +342,46 @@ def copying(groups: Groups, path: Path) -> pathlib.Path | None:
   Returns:
     The path; None where no run logged both at one step, and nothing is drawn.
   """
-  figure = new_figure(6.4, 3.8)
-  axes = figure.add_subplot()
-  drawn = False
-  for color, (variant, runs) in zip(_colors(groups), groups.items(), strict=True):
+  axes = new_axes(6.4, 3.8)
+  for (variant, runs), color in _colored(groups):
     for i, rows in enumerate(runs):
-      losses = {row['step']: row['validation/eps'] for row in rows if 'validation/eps' in row}
-      looked = {
-        row['step']: row['memorized/fraction'] for row in rows if 'memorized/fraction' in row
-      }
-      both = sorted(step for step in set(losses) & set(looked) if np.isfinite(losses[step]))
+      losses, looked = _by_step(rows, 'validation/eps'), _by_step(rows, 'memorized/fraction')
+      both = sorted(step for step in losses.keys() & looked if np.isfinite(losses[step]))
       if both:
-        drawn = True
         x, y = [losses[step] for step in both], [looked[step] for step in both]
         axes.plot(x, y, color=color, linewidth=1, alpha=0.7, label='' if i else variant)
         axes.plot(x[-1], y[-1], 'o', color=color, markersize=4)
-  if not drawn:
+  if not axes.lines:
     return None
   axes.set(xlabel='held-out loss', ylabel='memorized fraction')
   axes.legend(fontsize=8.5, framealpha=0.85, edgecolor='none')
-  style_axes(axes)
-  return save_figure(figure, path)
+  return save_axes(axes, path)
 
 
 def forest(
-  rows: Sequence[tuple[str, Interval]], path: Path, *, label: str, neutral: float
+  names: Sequence[str], ratios: Sequence[Interval], path: Path, label: str
 ) -> pathlib.Path:
-  """A forest plot: an estimate with its interval a row, and the line of no effect.
+  """A forest plot: a ratio with its interval a row, on a logarithmic axis, and the line of no effect.
 
   Args:
-    rows: (name, interval), from top to bottom, at least one.
+    names, ratios: from top to bottom, at least one.
     path: the picture's file.
     label: of the horizontal axis.
-    neutral: where no effect is; 1, of ratios, makes the axis logarithmic.
-
-  Raises:
-    ValueError: no rows.
   """
-  if not rows:
-    raise ValueError('a forest plot needs at least one effect')
-  figure = new_figure(6.4, 0.8 + 0.32 * len(rows))
-  axes = figure.add_subplot()
-  for place, (_, one) in enumerate(rows):
-    clear = not one.low <= neutral <= one.high
-    color = BLUE if clear else FAINT
+  axes = new_axes(6.4, 0.8 + 0.32 * len(names))
+  for place, one in enumerate(ratios):
+    color = FAINT if one.low <= 1 <= one.high else BLUE
     axes.plot([one.low, one.high], [-place] * 2, color=color, linewidth=1.6)
     axes.plot(one.estimate, -place, 's', color=color, markersize=5)
-  axes.axvline(neutral, color=INK, linewidth=0.9)
-  axes.set_yticks([-i for i in range(len(rows))], [name for name, _ in rows])
-  axes.set(xlabel=label, ylim=(0.6 - len(rows), 0.6))
-  if neutral == 1:
-    axes.set_xscale('log')
-    low, high = axes.get_xlim()
-    ticks = [tick for tick in _RATIOS if low <= tick <= high]
-    axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
-    axes.minorticks_off()
-  style_axes(axes)
-  return save_figure(figure, path)
+  axes.axvline(1, color=INK, linewidth=0.9)
+  axes.set_yticks([-i for i in range(len(names))], names)
+  axes.set(xlabel=label, ylim=(0.6 - len(names), 0.6), xscale='log')
+  low, high = axes.get_xlim()
+  ticks = [tick for tick in _RATIOS if low <= tick <= high]
+  axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+  axes.minorticks_off()
+  return save_axes(axes, path)
 
 
-def _colors(groups: Groups) -> list[str]:
-  return [COLORS[i % len(COLORS)] for i in range(len(groups))]
+def _colored(groups: Groups) -> Iterator[tuple[tuple[str, Sequence[Rows]], str]]:
+  return zip(groups.items(), itertools.cycle(COLORS), strict=False)

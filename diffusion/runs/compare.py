@@ -42,7 +42,12 @@ def load(folders: Sequence[str | pathlib.Path]) -> list[ComparedRun]:
       raise ValueError(
         f'{path} has no results yet ({record["status"]} at step {record["step"]}): finish it first'
       )
-    _check_comparable(paths[0], found[0], path, record)
+    for name, of in _SHARED.items():
+      here, there = of(record), of(found[0])
+      if here != there:
+        raise ValueError(
+          f'{path} has {name} than {paths[0]} ({here} and {there}): their numbers cannot be compared'
+        )
   varying = _varying([record['config'] for record in found])
   several = len({record['experiment'] for record in found}) > 1
   runs = [_run(path, record, varying, several) for path, record in zip(paths, found, strict=True)]
@@ -56,25 +61,11 @@ def load(folders: Sequence[str | pathlib.Path]) -> list[ComparedRun]:
   return runs
 
 
-def _check_comparable(
-  first: pathlib.Path, base: Mapping, path: pathlib.Path, record: Mapping
-) -> None:
-  for name, of in _SHARED.items():
-    if of(base) != of(record):
-      raise ValueError(
-        f'{path} has {name} than {first} ({of(record)} and {of(base)}): their numbers cannot be compared'
-      )
-
-
 def _varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
   """The configuration's names in which the runs differ, the seed aside, in their order."""
-  names = list(dict.fromkeys(name for config in configs for name in config))
-  absent = object()
-  return [
-    n
-    for n in names
-    if n != 'seed' and any(c.get(n, absent) != configs[0].get(n, absent) for c in configs)
-  ]
+  names = dict.fromkeys(name for config in configs for name in config if name != 'seed')
+  # `...`, which no JSON holds, where a configuration does not have the name.
+  return [n for n in names if any(c.get(n, ...) != configs[0].get(n, ...) for c in configs)]
 
 
 def _run(
@@ -174,16 +165,13 @@ def effects(
     names: quantities that all runs have.
   """
   found = []
-  base = {run.seed: run for run in groups[baseline]}
+  base = {run.seed: run.results for run in groups[baseline]}
   for quantity in names:
     one = []
     for variant, group in groups.items():
-      pairs = [
-        (run.results[quantity], base[run.seed].results[quantity])
-        for run in group
-        if run.seed in base
-      ]
       if variant != baseline:
+        paired = [run for run in group if run.seed in base]
+        pairs = [(run.results[quantity], base[run.seed][quantity]) for run in paired]
         one.append(_effect(variant, quantity, pairs))
     tested = [effect for effect in one if effect.p is not None]
     adjusted = iter(statistics.holm([effect.p for effect in tested]))
