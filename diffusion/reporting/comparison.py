@@ -4,6 +4,7 @@ Pictures are curves with bands over seeds, the gap by noise level, copying again
 """
 
 import csv
+import io
 import itertools
 import math
 import pathlib
@@ -123,15 +124,14 @@ def write(
   texts = {
     'report.md': _markdown(title, tables, pictures, techniques, bibtex),
     'report.tex': _latex(title, tables, pictures, bool(bibtex)),
+    'runs.csv': _runs_csv(runs, names),
+    'effects.csv': _effects_csv(paired, baseline),
     'references.bib': bibtex + '\n',
   }
   for name, text in texts.items():
     with encoding.naming(folder / name):
-      (folder / name).write_text(text, encoding='utf-8')
-  _write_csv(folder / 'runs.csv', *_runs_csv(runs, names))
-  _write_csv(folder / 'effects.csv', *_effects_csv(paired, baseline))
-  files = ['report.md', 'report.tex', 'runs.csv', 'effects.csv', 'references.bib', *pictures]
-  return tables, [folder / name for name in files]
+      (folder / name).write_text(text, encoding='utf-8', newline='')
+  return tables, [folder / name for name in (*texts, *pictures)]
 
 
 def _summary(groups: Mapping[str, Sequence[ComparedRun]], names: Sequence[str]) -> Table:
@@ -234,38 +234,33 @@ def _latex(title: str, tables: Sequence[Table], pictures: Sequence[str], cited: 
   return latex.document(title, parts, 'references' if cited else '')
 
 
-def _runs_csv(
-  runs: Sequence[ComparedRun], names: Sequence[str]
-) -> tuple[list[str], list[list[Any]]]:
-  headers = ['folder', 'variant', 'seed']
-  for name in names:
-    headers += [name, f'{name}, low', f'{name}, high']
-  rows = []
+def _runs_csv(runs: Sequence[ComparedRun], names: Sequence[str]) -> str:
+  rows: list[list[Any]] = [['folder', 'variant', 'seed', *_with_bounds(names), 'note']]
   for run in runs:
-    row: list[Any] = [str(run.folder), run.variant, run.seed]
+    row = [run.folder, run.variant, run.seed]
     for name in names:
-      bounds = run.own[name][1:] if name in run.own else (None, None)
-      row += [run.results[name], *bounds]
+      row += [run.results[name], *(run.own[name][1:] if name in run.own else (None, None))]
     rows.append([*row, '; '.join(run.marks)])
-  return [*headers, 'note'], rows
+  return _csv(rows)
 
 
-def _effects_csv(paired: Sequence[Effect], base: str) -> tuple[list[str], list[list[Any]]]:
-  headers = ['baseline', 'variant', 'quantity', 'pairs']
-  for name in ('difference', 'ratio'):
-    headers += [name, f'{name}, low', f'{name}, high']
-  rows = []
+def _effects_csv(paired: Sequence[Effect], base: str) -> str:
+  bounds = _with_bounds(['difference', 'ratio'])
+  rows: list[list[Any]] = [['baseline', 'variant', 'quantity', 'pairs', *bounds, 'p', 'p, Holm']]
   for e in paired:
-    bounds = [*(e.difference or [None] * 3), *(e.ratio or [None] * 3)]
-    rows.append([base, e.variant, e.quantity, e.pairs, *bounds, e.p, e.adjusted])
-  return [*headers, 'p', 'p, Holm'], rows
+    intervals = [*(e.difference or [None] * 3), *(e.ratio or [None] * 3)]
+    rows.append([base, e.variant, e.quantity, e.pairs, *intervals, e.p, e.adjusted])
+  return _csv(rows)
 
 
-def _write_csv(path: pathlib.Path, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-  with encoding.naming(path), path.open('w', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(headers)
-    writer.writerows(rows)  # None as an empty cell
+def _with_bounds(names: Sequence[str]) -> list[str]:
+  return [name + end for name in names for end in ('', ', low', ', high')]
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+  file = io.StringIO(newline='')
+  csv.writer(file).writerows(rows)  # None as an empty cell
+  return file.getvalue()
 
 
 def bands(groups: Groups, key: str, label: str, path: Path) -> pathlib.Path:

@@ -22,29 +22,23 @@ def escape(text: str) -> str:
 
 
 def tabular(headers: Sequence[str], rows: Sequence[Sequence[object]], digits: int = 3) -> str:
-  """A booktabs tabular: first column left, the others right; an interval in brackets after its estimate.
+  """A booktabs tabular: columns with numbers right, the others left; an interval in brackets after its estimate.
 
   Args:
     headers: one title a column.
-    rows: cells as `tables.markdown` takes them.
+    rows: cells as `tables.markdown` takes and checks them.
     digits: significant digits of floats.
-
-  Raises:
-    ValueError: for no headers, or a row of another length.
   """
-  if not headers or any(len(row) != len(headers) for row in rows):
-    raise ValueError(f'every row must have {len(headers)} cells, as the headers {list(headers)!r}')
-  numeric = [
-    any(isinstance(row[i], numbers.Real | Interval) for row in rows) for i in range(len(headers))
-  ]
-  lines = [
-    rf'\begin{{tabular}}{{@{{}}{"".join("r" if n else "l" for n in numeric)}@{{}}}}',
-    r'\toprule',
-  ]
-  lines.append(' & '.join(map(escape, headers)) + r' \\')
-  lines.append(r'\midrule')
-  lines += [' & '.join(_cell(value, digits) for value in row) + r' \\' for row in rows]
-  return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}'])
+  columns = ''.join(
+    'r' if any(isinstance(row[i], numbers.Real | Interval) for row in rows) else 'l'
+    for i in range(len(headers))
+  )
+  cells = [map(escape, headers), *([_cell(value, digits) for value in row] for row in rows)]
+  first, *others = (' & '.join(line) + r' \\' for line in cells)
+  return '\n'.join([
+    rf'\begin{{tabular}}{{@{{}}{columns}@{{}}}}', r'\toprule', first, r'\midrule', *others,
+    r'\bottomrule', r'\end{tabular}',
+  ])  # fmt: skip
 
 
 def table(caption: str, content: str, label: str) -> str:
