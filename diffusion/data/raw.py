@@ -226,12 +226,11 @@ _MNIST = Spec(
   label_names=(),
 )
 _FASHION_URL = 'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/'
-_CIFAR_BATCHES = tuple(f'data_batch_{i}.bin' for i in range(1, 6))
 _CIFAR_LABELS = 'airplane automobile bird cat deer dog frog horse ship truck'
 _CIFAR = Spec(
   url='https://www.cs.toronto.edu/~kriz/',
   downloads=('cifar-10-binary.tar.gz',),
-  parts={'train': _CIFAR_BATCHES, 'test': ('test_batch.bin',)},
+  parts={'train': tuple(f'data_batch_{i}.bin' for i in range(1, 6)), 'test': ('test_batch.bin',)},
   parse=_parse_cifar,
   shape=(32, 32, 3),
   counts={'train': 50_000, 'test': 10_000},

@@ -94,11 +94,8 @@ class Records:
 
   def labels(self) -> np.ndarray:
     """int32 [n], without decoding an image."""
-    found = np.empty(len(self), np.int32)
-    for start in range(0, len(self), 1000):
-      examples = self._examples(self.rows[start : start + 1000])
-      found[start : start + 1000] = [example['label'] for example in examples]
-    return found
+    pieces = (self._examples(self.rows[i : i + 1000]) for i in range(0, len(self), 1000))
+    return np.array([example['label'] for piece in pieces for example in piece], np.int32)
 
   def _examples(self, rows: np.ndarray) -> list[Any]:
     """Records of these rows, their images as they are stored.
