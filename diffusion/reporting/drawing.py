@@ -44,7 +44,13 @@ def style_axes(axes: Any) -> None:
 
 
 def save_axes(axes: Any, path: Path, title: str = '') -> pathlib.Path:
-  """Styles axes and writes their figure."""
+  """Styles axes, writes their figure, and returns the path.
+
+  Args:
+    axes: of a figure of their own.
+    path: the picture's file; its folder is created.
+    title: of the whole, if any.
+  """
   style_axes(axes)
   return save_figure(axes.figure, path, title)
 
