@@ -54,6 +54,8 @@ def copying_test(
   """
   from sklearn.cluster import KMeans
 
+  checks.integer('cells', cells)
+  checks.integer('least', least, 2)
   means = KMeans(cells, n_init=4, random_state=seed).fit(train)
   distances, places = [], []
   for x in (samples, held_out):
@@ -157,6 +159,8 @@ def fit_widths(
       center that lies on a point would else shrink to nothing.
     chunk: points at a time; memory is m x chunk.
   """
+  checks.integer('steps', steps)
+  checks.positive('floor', floor)
   centers, x = jnp.asarray(centers, jnp.float32), np.asarray(x, np.float32)
   size = min(chunk, len(x))
   missing = -len(x) % size
