@@ -11,9 +11,10 @@ import inspect
 import itertools
 import math
 import pathlib
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -31,106 +32,72 @@ from diffusion.training.experiment import Experiment, Request
 
 __all__ = ['Experiment', 'Sampling', 'load', 'load_ensemble', 'load_snapshots', 'run']
 
-_MODES = ('train', 'sample', 'evaluate', 'lr_range')
+_COUNT = functools.partial(flags.DEFINE_integer, lower_bound=0)
+# How each flag is defined, its name, its default, and what --help says of it.
+_FLAGS = (
+  (flags.DEFINE_string, 'workdir', None, 'Folder of the run; a second start on it resumes.'),
+  (flags.DEFINE_boolean, 'smoke', False, 'Start from the small configuration: seconds, no download.'),
+  (flags.DEFINE_integer, 'seed', None, 'Seed of training; with --mode=sample or evaluate, of the sampler.'),
+  (_COUNT, 'num_samples', 0, 'Samples that --mode=evaluate judges; 0: as the run did.'),
+  (flags.DEFINE_string, 'sampler', '', f"Sampler instead of the run's: {', '.join(SAMPLERS)}."),
+  (_COUNT, 'sampler_steps', 0, 'Steps of the sampler; 0: as the run did.'),
+  (flags.DEFINE_list, 'metrics', [],
+   f"Metrics of --mode=evaluate instead of the run's: all, or {', '.join(METRICS)}."),
+  (flags.DEFINE_string, 'features', 'pixels',
+   'What metrics compare: pixels, digits, mnist, or a file of Inception weights.'),
+  (_COUNT, 'extend', 0, 'Train so many steps past the end of a finished run.'),
+  (flags.DEFINE_multi_string, 'population', [],
+   'Train a run for each of these values as one program, e.g. seed=0..15 or learning_rate=1e-3,2e-3; given several '
+   'times, for all combinations. Their folders lie in the workdir.'),
+  (flags.DEFINE_boolean, 'dry_run', False, 'Print the configuration, model, arithmetic and splits, and leave.'),
+  (flags.DEFINE_float, 'lr_low', 1e-6, 'First learning rate of --mode=lr_range.'),
+  (flags.DEFINE_float, 'lr_high', 1.0, 'Last learning rate of --mode=lr_range.'),
+  (flags.DEFINE_integer, 'data_workers', None,
+   'Read batches of a TFDS set from its files, with so many processes (0: threads); by default the device holds it.'),
+  (flags.DEFINE_integer, 'cpu_devices', 0, 'Virtual devices on CPU; 0 chooses.'),
+  (flags.DEFINE_string, 'coordinator', '',
+   'host:port of process 0, where several processes train together and no cluster says so.'),
+  (flags.DEFINE_integer, 'num_processes', None, 'How many processes; with --coordinator.'),
+  (flags.DEFINE_integer, 'process_id', None, 'Which of them this is, from 0; with --coordinator.'),
+  (flags.DEFINE_integer, 'heartbeat_seconds', 10,
+   'Silence after which a process counts as gone, and the others end.'),
+  (flags.DEFINE_string, 'profile', '',
+   'START:STOP: trace these steps for TensorBoard and Perfetto, into profile/ of the workdir.'),
+  (flags.DEFINE_boolean, 'debug', False, 'Show the whole traceback of an error.'),
+)  # fmt: skip
+
+flags.disclaim_key_flags()  # they are the experiment's, so that its --help lists them
 
 
 def _define_flags(arms: Mapping[str, Any] | None) -> None:
-  flags.DEFINE_string('workdir', None, 'Folder of the run; a second start on it resumes.')
+  for define, *about in _FLAGS:
+    define(*about)
   flags.DEFINE_enum(
     'mode',
     'train',
-    _MODES,
+    ('train', 'sample', 'evaluate', 'lr_range'),
     'train; or sample or evaluate from the best checkpoint; or lr_range: try rising learning rates.',
   )
-  flags.DEFINE_boolean('smoke', False, 'Start from the small configuration: seconds, no download.')
-  flags.DEFINE_integer(
-    'seed', None, 'Seed of training; with --mode=sample or evaluate, of the sampler.'
-  )
-  flags.DEFINE_integer('num_samples', 0, 'Samples that --mode=evaluate judges; 0: as the run did.')
-  flags.DEFINE_string('sampler', '', f"Sampler instead of the run's: {', '.join(SAMPLERS)}.")
-  flags.DEFINE_integer('sampler_steps', 0, 'Steps of the sampler; 0: as the run did.')
-  flags.DEFINE_list(
-    'metrics',
-    [],
-    f"Metrics of --mode=evaluate instead of the run's: all, or {', '.join(METRICS)}.",
-  )
-  flags.DEFINE_string(
-    'features',
-    'pixels',
-    'What metrics compare: pixels, digits, mnist, or a file of Inception weights.',
-  )
-  flags.DEFINE_integer('extend', 0, 'Train so many steps past the end of a finished run.')
-  flags.DEFINE_multi_string(
-    'population',
-    [],
-    'Train a run for each of these values as one program, e.g. seed=0..15 or learning_rate=1e-3,2e-3; given several '
-    'times, for all combinations. Their folders lie in the workdir.',
-  )
-  flags.DEFINE_boolean(
-    'dry_run', False, 'Print the configuration, model, arithmetic and splits, and leave.'
-  )
-  flags.DEFINE_float('lr_low', 1e-6, 'First learning rate of --mode=lr_range.')
-  flags.DEFINE_float('lr_high', 1.0, 'Last learning rate of --mode=lr_range.')
-  flags.DEFINE_integer(
-    'data_workers',
-    None,
-    'Read batches of a TFDS set from its files, with so many processes (0: threads); by default the device holds it.',
-  )
-  flags.DEFINE_integer('cpu_devices', 0, 'Virtual devices on CPU; 0 chooses.')
-  flags.DEFINE_string(
-    'coordinator',
-    '',
-    'host:port of process 0, where several processes train together and no cluster says so.',
-  )
-  flags.DEFINE_integer('num_processes', None, 'How many processes; with --coordinator.')
-  flags.DEFINE_integer('process_id', None, 'Which of them this is, from 0; with --coordinator.')
-  flags.DEFINE_integer(
-    'heartbeat_seconds', 10, 'Silence after which a process counts as gone, and the others end.'
-  )
-  flags.DEFINE_string(
-    'profile',
-    '',
-    'START:STOP: trace these steps for TensorBoard and Perfetto, into profile/ of the workdir.',
-  )
-  flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error.')
   if arms is not None:
     flags.DEFINE_string('arm', None, 'Which of the arms to run; short for --config.arm.')
     flags.DEFINE_boolean('list_arms', False, 'Print the arms and leave.')
 
 
-def _wants_smoke(argv: Sequence[str]) -> bool:
-  """Whether --smoke is given: looked up before parsing, because it decides what --config.x=y changes."""
-  wants = False
-  for argument in argv:
-    name, _, value = argument.lstrip('-').partition('=')
-    if argument.startswith('-') and name in ('smoke', 'nosmoke'):
-      wants = name == 'smoke' and value.lower() not in ('false', '0', 'f', 'no')
-  return wants
-
-
-def _check_keys(argv: Sequence[str], config: Any) -> None:
-  """Raises ValueError for a --config key that does not exist, with the nearest one."""
-  names = [field.name for field in dataclasses.fields(config)]
-  for argument in argv:
-    if not argument.startswith(('--config', '-config')):
-      continue
-    key = argument.lstrip('-').partition('=')[0].removeprefix('config').removeprefix('.')
-    if key not in names:
-      near = difflib.get_close_matches(key, names, 1, 0.0)
-      raise ValueError(
-        f'unknown configuration key --config.{key}: the nearest is --config.{near[0]} (all: {", ".join(names)})'
-      )
-
-
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
   print(f'error: {message}', file=sys.stderr, flush=True)
   raise SystemExit(2)
 
 
-def _arm_lines(arms: Mapping[str, Callable]) -> Iterator[str]:
-  """Each arm's name and what of its line in the experiment's source follows the arguments."""
-  for name, arm in arms.items():
-    yield f'{name:<28} {inspect.getsource(arm).strip().rstrip(",").partition("lambda c: ")[2]}'
+def _check_keys(argv: Sequence[str], config: Any) -> None:
+  """Ends the program for a --config key that does not exist, naming the nearest one."""
+  names = [field.name for field in dataclasses.fields(config)]
+  for argument in argv:
+    key = re.match(r'--?config\.?([^=]*)', argument)
+    if key and key[1] not in names:
+      near = difflib.get_close_matches(key[1], names, 1, 0.0)
+      _fail(
+        f'unknown configuration key --config.{key[1]}: the nearest is --config.{near[0]} (all: {", ".join(names)})'
+      )
 
 
 def run(
@@ -147,33 +114,22 @@ def run(
     smoke: another instance of it, for --smoke.
     arms: named variants, one of which `config.arm` names; they give the program --arm and --list_arms.
   """
-  argv = sys.argv
-  small = _wants_smoke(argv)
-  base = smoke if small else config
-  try:
-    _check_keys(argv[1:], base)
-  except ValueError as error:
-    _fail(str(error))
+  _check_keys(sys.argv[1:], config)
   _define_flags(arms)
-  holder = config_flags.DEFINE_config_dataclass('config', base)
-  for flag in flags.FLAGS.get_key_flags_for_module(__name__):
-    flags.FLAGS.register_key_flag_for_module(
-      argv[0], flag
-    )  # so that --help of the experiment lists them
+  config_flags.DEFINE_config_dataclass('config', config)
 
-  def main(arguments: Sequence[str]) -> None:
+  def main(arguments: Sequence[str]) -> int:
     if len(arguments) > 1:
       _fail(
         f'unexpected argument {arguments[1]!r}: every setting is a --flag or a --config.key=value'
       )
-    overrides = config_flags.get_override_values(flags.FLAGS['config'])
     if arms is not None and flags.FLAGS.list_arms:
-      print('\n'.join(_arm_lines(arms)))
-      return
+      for name, arm in arms.items():  # and what of its line in the source follows the arguments
+        line = inspect.getsource(arm).strip().rstrip(',')
+        print(f'{name:<28} {line.partition("lambda c: ")[2]}')
+      return 0
     try:
-      if arms is not None:
-        overrides = _choose_arm(holder.value, overrides, arms)
-      status = processes.finish(_main(build, holder.value, base, overrides, small))
+      return processes.finish(_main(build, *_configured(config, smoke, arms)))
     except Exception as error:
       _end_of(error)
     except KeyboardInterrupt:
@@ -181,54 +137,26 @@ def run(
         'interrupted outside of training; the same command goes on from the last checkpoint',
         file=sys.stderr,
       )
-      _leave(130)
-    raise SystemExit(status)
+      processes.leave(130)
 
   app.run(main)
 
 
-def _choose_arm(config: Any, overrides: dict[str, Any], arms: Mapping[str, Any]) -> dict[str, Any]:
-  """Puts --arm into the configuration and the overrides; raises ValueError for an arm there is not."""
-  if flags.FLAGS.arm is not None:
-    config.arm = flags.FLAGS.arm
-    overrides = overrides | {'arm': flags.FLAGS.arm}
-  if config.arm not in arms:
+def _configured(
+  config: Any, smoke: Any, arms: Mapping[str, Any] | None
+) -> tuple[Any, dict[str, Any]]:
+  """The configuration, and what of it the command line names; raises ValueError for an arm there is not."""
+  f = flags.FLAGS
+  overrides = config_flags.get_override_values(f['config'])
+  if arms is not None and f.arm is not None:
+    overrides = overrides | {'arm': f.arm}
+  config = dataclasses.replace(smoke if f.smoke else config, **overrides)
+  if arms is not None and config.arm not in arms:
     near = difflib.get_close_matches(config.arm, arms, 1, 0.0)
     raise ValueError(
       f'unknown arm {config.arm!r}: the nearest is {near[0]!r}; --list_arms shows all'
     )
-  return overrides
-
-
-def _request() -> Request:
-  """What the flags ask of a judgment."""
-  f = flags.FLAGS
-  for name in ('num_samples', 'sampler_steps'):
-    if f[name].value < 0:
-      raise ValueError(f'--{name} must be >= 0, got {f[name].value}')
-  seed = 0 if f.seed is None else f.seed
-  return Request(
-    seed=seed,
-    samples=f.num_samples,
-    sampler=f.sampler,
-    steps=f.sampler_steps,
-    metrics=tuple(f.metrics),
-    features=f.features,
-  )
-
-
-def _refuse_idle_flags() -> None:
-  """Raises ValueError for a flag of judging where nothing is judged as it says."""
-  f = flags.FLAGS
-  if f.profile and f.mode != 'train':
-    raise ValueError(f'--profile is for training, and the mode is {f.mode}')
-  training.parse_span(f.profile)
-  judging_only = ('num_samples', 'metrics', 'features')
-  for name in (*judging_only, 'sampler', 'sampler_steps'):
-    if f[name].present and (
-      f.mode not in ('evaluate', 'sample') or (f.mode == 'sample' and name in judging_only)
-    ):
-      raise ValueError(f'--{name} is for --mode=evaluate, and the mode is {f.mode}')
+  return config, overrides
 
 
 def _hush(unraisable: Any) -> None:
@@ -248,27 +176,11 @@ def _end_of(error: Exception) -> NoReturn:
     if agreed:  # wait for the others, which end by it too, or they could take this end for a death
       with contextlib.suppress(Exception):
         processes.finish(2)
-    _leave(2)
+    processes.leave(2)
   if not processes.joined():
     raise error
   traceback.print_exception(error)
-  _leave(1)
-
-
-def _leave(status: int) -> NoReturn:
-  if processes.joined():
-    processes.leave(status)
-  raise SystemExit(status)
-
-
-def _streaming(build: Callable[[Any], Experiment], workers: int) -> Callable[[Any], Experiment]:
-  """The same experiments with data that stays in its files: where it lies is no part of a run."""
-
-  def streamed(config: Any) -> Experiment:
-    experiment = build(config)
-    return experiment._replace(data=sources.streamed(experiment.data, workers))
-
-  return streamed
+  processes.leave(1)
 
 
 def members(texts: Sequence[str], config: Any) -> list[dict[str, int | float]]:
@@ -341,9 +253,7 @@ def _train_population(
   )
 
 
-def _main(
-  build: Callable[[Any], Experiment], config: Any, base: Any, overrides: dict[str, Any], small: bool
-) -> int:
+def _main(build: Callable[[Any], Experiment], config: Any, overrides: dict[str, Any]) -> int:
   f = flags.FLAGS
   # JAX and Orbax tell of every backend tried and every file touched, and whatever they raise a second time.
   logging.set_verbosity(logging.FATAL)
@@ -351,22 +261,31 @@ def _main(
   count = processes.initialize(f.coordinator, f.num_processes, f.process_id, f.heartbeat_seconds)
   with processes.together('the flags'):
     folder = _checked_workdir()
-    config, profile = _resolved(config, base, overrides, folder), training.parse_span(f.profile)
+    config, profile = _resolved(config, overrides, folder), training.parse_span(f.profile)
     devices.configure(config.batch_size, f.cpu_devices, num_processes=count)
     processes.quiet()
   processes.check_same('the command', _said() | overrides)
   source = pathlib.Path(sys.modules['__main__'].__file__)
-  if f.data_workers is not None:
-    build = _streaming(build, f.data_workers)
   if f.population:
-    return _train_population(build, config, source, folder, small)
+    return _train_population(build, config, source, folder, f.smoke)
   if f.dry_run or f.mode != 'train':
     processes.end_on_sigterm()
-  request = _request()
-  if f.mode in ('sample', 'evaluate'):
-    own = build
-    build = lambda config: request.applied(own(config))  # noqa: E731
-  run = prepare(build, config, source, folder, smoke=small)
+  request = Request(
+    seed=f.seed or 0,
+    samples=f.num_samples,
+    sampler=f.sampler,
+    steps=f.sampler_steps,
+    metrics=tuple(f.metrics),
+    features=f.features,
+  )
+
+  def asked(config: Any) -> Experiment:
+    experiment = build(config)
+    if f.data_workers is not None:  # where the data lies is no part of a run
+      experiment = experiment._replace(data=sources.streamed(experiment.data, f.data_workers))
+    return request.applied(experiment)
+
+  run = prepare(asked, config, source, folder, smoke=f.smoke)
   if f.mode == 'train' and not f.dry_run:
     return training.train(run, f.extend, profile)
   from diffusion.runs import describing, judging, lr_range  # here, because a training needs none
@@ -381,7 +300,7 @@ def _main(
 
 def _said() -> dict[str, Any]:
   """The flags of the command line, but for the one in which processes differ."""
-  known = flags.FLAGS.get_key_flags_for_module(__name__)
+  known = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
   return {flag.name: flag.value for flag in known if flag.present and flag.name != 'process_id'}
 
 
@@ -390,18 +309,20 @@ def _checked_workdir() -> pathlib.Path | None:
   f = flags.FLAGS
   if not f.workdir and not f.dry_run:
     raise ValueError('--workdir is missing: name a folder for the run, e.g. --workdir=runs/first')
-  _refuse_idle_flags()
-  if f.extend < 0:
-    raise ValueError(f'--extend must be a number of steps >= 0, got {f.extend}')
+  if f.profile and f.mode != 'train':
+    raise ValueError(f'--profile is for training, and the mode is {f.mode}')
+  judging = ('num_samples', 'metrics', 'features')
+  idle = {'evaluate': (), 'sample': judging}.get(f.mode, (*judging, 'sampler', 'sampler_steps'))
+  for name in idle:
+    if f[name].present:
+      raise ValueError(f'--{name} is for --mode=evaluate, and the mode is {f.mode}')
   return pathlib.Path(f.workdir).expanduser().absolute() if f.workdir else None
 
 
-def _resolved(
-  config: Any, base: Any, overrides: dict[str, Any], workdir: pathlib.Path | None
-) -> Any:
+def _resolved(config: Any, overrides: dict[str, Any], workdir: pathlib.Path | None) -> Any:
   """The configuration to run: a finished run is judged as it was configured, but for what the command line names."""
   f = flags.FLAGS
   if f.mode in ('train', 'lr_range'):
     return config if f.seed is None else dataclasses.replace(config, seed=f.seed)
-  recorded = provenance.config_from_json(base, read_record(workdir)['config'])
+  recorded = provenance.config_from_json(config, read_record(workdir)['config'])
   return dataclasses.replace(recorded, **overrides)

@@ -308,10 +308,12 @@ def lost(error: Exception) -> NoReturn:
 
 
 def leave(status: int) -> NoReturn:
-  """Ends this process at once, of several: an orderly exit would wait for the others, who may be anywhere."""
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(status)
+  """Ends this process; of several at once: an orderly exit would wait for the others, who may be anywhere."""
+  if joined():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  raise SystemExit(status)
 
 
 def finish(status: int) -> int:
