@@ -12,17 +12,7 @@ from diffusion.data import pipeline
 from diffusion.process import gaussian
 from diffusion.training.experiment import Experiment, live_terms
 from diffusion.training.state import Parameters, TrainState
-from diffusion.types import (
-  Array,
-  Batch,
-  Conditioning,
-  Context,
-  CrossMean,
-  Key,
-  Prediction,
-  Rows,
-  Variables,
-)
+from diffusion.types import Array, Batch, Conditioning, Context, CrossMean, Key, Rows, Variables
 
 
 class Draws(NamedTuple):
@@ -40,6 +30,11 @@ def stream_key(state: TrainState, purpose: str) -> Key:
   return streams.batch_key(state.seed, purpose, state.cursor)
 
 
+def row_keys(state: TrainState, purpose: str, rows: Rows) -> Key:
+  """The keys of one purpose, one a row, each by its place in the global batch."""
+  return streams.row_keys(stream_key(state, purpose), rows.index)
+
+
 def draw(experiment: Experiment, state: TrainState, batch: Batch, rows: Rows) -> Draws:
   """Draws for these rows, each from its place in the global batch."""
   path = gaussian.bind(experiment.diffusion, state.params.schedule)
@@ -47,20 +42,13 @@ def draw(experiment: Experiment, state: TrainState, batch: Batch, rows: Rows) ->
   t, importance = experiment.times.draw(
     state.times, stream_key(state, 'time'), rows, progress, path
   )
-  eps = streams.normal(streams.row_keys(stream_key(state, 'noise'), rows.index), batch.x.shape[1:])
-  dropout, term = (
-    streams.row_keys(stream_key(state, name), rows.index) for name in ('dropout', 'term')
-  )
+  eps = streams.normal(row_keys(state, 'noise', rows), batch.x.shape[1:])
+  dropout, term = (row_keys(state, purpose, rows) for purpose in ('dropout', 'term'))
   return Draws(t=t, importance=importance, eps=eps, dropout=dropout, term=term)
 
 
 def make_loss(
-  experiment: Experiment,
-  state: TrainState,
-  statistics: Variables,
-  batch: Batch,
-  draws: Draws,
-  cross_mean: CrossMean,
+  experiment: Experiment, state: TrainState, batch: Batch, draws: Draws, cross_mean: CrossMean
 ) -> Callable:
   """(params, (log_snr, slope) [B]) -> (mean loss, (terms, loss of each row, new statistics))."""
   conditioning = Conditioning(batch.label, batch.augment_label)
@@ -70,9 +58,9 @@ def make_loss(
   def loss(params: Parameters, level: tuple[Array, Array]):
     log_snr, slope = level
     marginal = experiment.diffusion.process(log_snr)
-    variables = {'params': params.network, **statistics}
+    variables = {'params': params.network, **state.statistics}
 
-    def predict(z: Array, **mode) -> tuple[Prediction, Variables]:
+    def predict(z: Array, **mode):
       inputs, noise = parameterization.encode(z, marginal)
       output, moved = experiment.model.apply(
         variables, inputs, noise, conditioning, keys=draws.dropout, batch_key=batch_key,
@@ -104,12 +92,7 @@ class Gradient(NamedTuple):
 
 
 def whole(
-  experiment: Experiment,
-  state: TrainState,
-  statistics: Variables,
-  batch: Batch,
-  draws: Draws,
-  cross_mean: CrossMean,
+  experiment: Experiment, state: TrainState, batch: Batch, draws: Draws, cross_mean: CrossMean
 ) -> Gradient:
   """The gradient of these rows.
 
@@ -123,10 +106,9 @@ def whole(
     return path.log_snr(draws.t), path.slope(draws.t)
 
   level, to_schedule = jax.vjp(noise_level, state.params.schedule)
-  loss = jax.value_and_grad(
-    make_loss(experiment, state, statistics, batch, draws, cross_mean), argnums=(0, 1), has_aux=True
-  )
-  (value, (terms, rows_loss, moved)), (gradient, at_level) = loss(state.params, level)
+  loss = make_loss(experiment, state, batch, draws, cross_mean)
+  forward_and_back = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+  (value, (terms, rows_loss, moved)), (gradient, at_level) = forward_and_back(state.params, level)
   squared = jax.tree.map(lambda g: 2 * draws.importance * rows_loss * g, at_level)
   (schedule,) = to_schedule(squared)
   gradient = gradient._replace(schedule=schedule)
@@ -147,7 +129,7 @@ def accumulated(
 
   def one(total, part):
     gradient, value, square, statistics = total
-    found = whole(experiment, state, statistics, *part, cross_mean)
+    found = whole(experiment, state._replace(statistics=statistics), *part, cross_mean)
     if experiment.gradient_noise:
       square += optax.tree.norm(cross_mean(found.gradient), squared=True) / count
     gradient = jax.tree.map(lambda a, b: a + b / count, gradient, found.gradient)
@@ -194,16 +176,13 @@ def take_batch(
     given: the rows to gather, int32 [B], or what the host has read of them.
     rows: places in the global batch.
   """
-  progress = state.step / experiment.num_steps
+  progress, curriculum = state.step / experiment.num_steps, experiment.curriculum
   if isinstance(given, pipeline.Drawn):
     batch = pipeline.in_units(given, units)
   else:
-    if experiment.curriculum is not None:
-      keys = streams.row_keys(stream_key(state, 'curriculum'), rows.index)
-      share = experiment.curriculum.share(progress)
+    if curriculum is not None:
+      keys, share = row_keys(state, 'curriculum', rows), curriculum.share(progress)
       given = pipeline.restrict(given, keys, share, data.order, data.size)
     batch = pipeline.gather(data, given, units)
-  batch = experiment.augment(streams.row_keys(stream_key(state, 'augmentation'), rows.index), batch)
-  return (
-    batch if experiment.curriculum is None else experiment.curriculum.transform(batch, progress)
-  )
+  batch = experiment.augment(row_keys(state, 'augmentation', rows), batch)
+  return batch if curriculum is None else curriculum.transform(batch, progress)

@@ -55,10 +55,7 @@ def make_step(experiment: Experiment, units: pipeline.Units) -> Callable:
     batch = gradient.take_batch(experiment, units, state, data, given, rows)
     draws = gradient.draw(experiment, state, batch, rows)
     if experiment.micro_batches == 1:
-      found, parts_square = (
-        gradient.whole(experiment, state, state.statistics, batch, draws, cross_mean),
-        None,
-      )
+      found, parts_square = gradient.whole(experiment, state, batch, draws, cross_mean), None
     else:
       found, parts_square = gradient.accumulated(experiment, state, batch, draws, cross_mean)
     bucket = jax.nn.one_hot((draws.t * BUCKETS).astype(jnp.int32), BUCKETS)

@@ -34,8 +34,8 @@ def test_schedule_follows_the_gradient_of_the_mean_squared_loss(x64):
   index = tiny.rows_of(made, split, 0)
   batch = pipeline.gather(data, index, pipeline.Units())
   draws = gradients.draw(made, state, batch, rows)
-  value, gradient, _, per_row, _ = gradients.whole(made, state, {}, batch, draws, identity)
-  loss = gradients.make_loss(made, state, {}, batch, draws, identity)
+  value, gradient, _, per_row, _ = gradients.whole(made, state, batch, draws, identity)
+  loss = gradients.make_loss(made, state, batch, draws, identity)
 
   def rows_loss(params):
     path = gaussian.bind(LEARNED, params.schedule)
