@@ -70,16 +70,8 @@ class Rollback(NamedTuple):
 
 
 Action = (
-  Continue
-  | Stop
-  | Save
-  | DrawSamples
-  | MeasureMemorization
-  | SetLearningRateScale
-  | Snapshot
-  | Remember
-  | Rollback
-)
+  Continue | Stop | Save | DrawSamples | MeasureMemorization | SetLearningRateScale | Snapshot | Remember | Rollback
+)  # fmt: skip
 
 
 class Callback(NamedTuple):
@@ -151,12 +143,9 @@ def early_stopping(
     return state, Continue()
 
   return Callback(
-    'early_stopping',
-    0,
-    lambda: {'since': 0, 'best': {}},
-    update,
+    'early_stopping', 0, lambda: {'since': 0, 'best': {}}, update,
     extend=lambda state, step: state | {'since': step},
-  )
+  )  # fmt: skip
 
 
 @technique('reduced learning rate on a plateau', 'update', 'goodfellow2016deep')
@@ -225,11 +214,7 @@ def checkpoint(metric: str = 'validation/eps', every: int = 0) -> Callback:
     return state, Continue()
 
   return Callback(
-    'checkpoint',
-    0,
-    lambda: {'best': math.inf, 'best_step': 0, 'last_save': 0},
-    update,
-    saves=True,
+    'checkpoint', 0, lambda: {'best': math.inf, 'best_step': 0, 'last_save': 0}, update, saves=True
   )
 
 

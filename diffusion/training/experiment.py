@@ -16,17 +16,7 @@ from diffusion.sampling import plan as plans
 from diffusion.sampling.guidance import clip_x0
 from diffusion.sampling.plan import SAMPLERS, Sampling
 from diffusion.training.callbacks import Callback
-from diffusion.types import (
-  Augment,
-  Average,
-  Curriculum,
-  Diffusion,
-  Model,
-  Optimizer,
-  Term,
-  Times,
-  Variables,
-)
+from diffusion.types import Augment, Average, Curriculum, Diffusion, Model, Optimizer, Term, Times
 
 
 class Experiment(NamedTuple):
@@ -80,14 +70,12 @@ class Experiment(NamedTuple):
 
 def check(experiment: Experiment) -> None:
   """Raises ValueError for what no single factory can see: names, cadences and batches that do not fit together."""
-  checks.integer('num_steps', experiment.num_steps)
-  checks.integer('batch_size', experiment.batch_size)
+  for name in ('num_steps', 'batch_size', 'log_every', 'validate_every', 'steps_per_dispatch'):
+    checks.integer(name, getattr(experiment, name))
   checks.integer('seed', experiment.seed, 0)
-  checks.integer('log_every', experiment.log_every)
-  checks.integer('validate_every', experiment.validate_every)
-  checks.integer('steps_per_dispatch', experiment.steps_per_dispatch)
   devices.check_batch(experiment.batch_size)
-  _check_micro_batches(experiment)
+  parts = accumulation(experiment.micro_batches, devices.rows_of_a_device(experiment.batch_size))
+  noise_scale(experiment.gradient_noise, parts)
   check_cadence(experiment)
   if not live_terms(experiment):
     raise ValueError('no term of the loss is on: an experiment needs one')
@@ -145,21 +133,6 @@ def noise_scale(on: bool, parts: int) -> bool:
       f'gradient_noise compares parts of a batch: set micro_batches >= 2, got {parts}'
     )
   return on
-
-
-def _check_micro_batches(experiment: Experiment) -> None:
-  parts = accumulation(experiment.micro_batches, devices.rows_of_a_device(experiment.batch_size))
-  noise_scale(experiment.gradient_noise, parts)
-
-
-def check_statistics(experiment: Experiment, statistics: Variables) -> None:
-  """Raises ValueError where batch normalization would see one row of a device at a time."""
-  rows = devices.rows_of_a_device(experiment.batch_size) // experiment.micro_batches
-  if statistics and rows < 2:
-    raise ValueError(
-      f'batch normalization needs at least 2 rows a device and micro-batch, got {rows}: use a batch_size above '
-      f'{experiment.batch_size}, fewer micro_batches, or another normalization'
-    )
 
 
 def live_terms(experiment: Experiment) -> dict[str, tuple[float, Term]]:

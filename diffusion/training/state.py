@@ -10,7 +10,7 @@ import numpy as np
 from diffusion import devices, streams
 from diffusion.data import pipeline
 from diffusion.evaluation import gap
-from diffusion.training.experiment import Experiment, check_statistics, live_terms
+from diffusion.training.experiment import Experiment, live_terms
 from diffusion.types import Array, Conditioning, Params, Variables
 
 BUCKETS = 8  # equal parts of [0, 1) by t, for the loss per noise level
@@ -157,8 +157,13 @@ def init_state(experiment: Experiment, stored: np.ndarray, units: pipeline.Units
 
 
 def check_state(experiment: Experiment, state: TrainState) -> None:
-  """Raises ValueError for a validation bank outside the schedule, or statistics of single rows."""
-  check_statistics(experiment, state.statistics)
+  """Raises ValueError for a validation bank outside the schedule, or batch normalization of single rows."""
+  rows = devices.rows_of_a_device(experiment.batch_size) // experiment.micro_batches
+  if state.statistics and rows < 2:
+    raise ValueError(
+      f'batch normalization needs at least 2 rows a device and micro-batch, got {rows}: use a batch_size above '
+      f'{experiment.batch_size}, fewer micro_batches, or another normalization'
+    )
   gap.check_bank(experiment.bank, experiment.diffusion, state.params.schedule)
 
 
