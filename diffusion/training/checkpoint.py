@@ -66,14 +66,11 @@ class Checkpoints:
   def __init__(self, root: pathlib.Path, keep: dict[str, int], read_only: bool):
     self._root, self._keep, self._read_only = root, keep, read_only
     self._place = None if read_only else root.stat()
-    self._lock: IO | None = None
-    self._background = concurrent.futures.ThreadPoolExecutor(1)
     self._last: concurrent.futures.Future | None = None
-    try:
-      found = processes.from_writer(self._look_around)
-    except BaseException:
-      self.close()
-      raise
+    with contextlib.ExitStack() as opened:
+      found = processes.from_writer(functools.partial(self._look_around, opened))
+      self._open = opened.pop_all()  # the lock, which outlives the thread that saves
+    self._background = self._open.enter_context(concurrent.futures.ThreadPoolExecutor(1))
     self._faults = {number: fault for number, fault, _ in found if fault}
     self._whole = {number: _Saved(*saved) for number, fault, saved in found if not fault}
     # As the newest says, so that what had lost its tag (`untag`) when that was saved stays without.
@@ -124,7 +121,10 @@ class Checkpoints:
         # Not by Orbax's policies of keeping: they delete when its own save is through, and were this process killed
         # before the manifest is written, `latest=1` would leave no checkpoint that counts (a test does both).
         kept = {n for kind, order in self._orders().items() for n in order[: self._keep[kind]]}
-        self._delete(self._whole.keys() - kept)
+        for other in sorted(self._whole.keys() - kept):
+          if processes.is_writer():
+            _delete(self._root / str(other))
+          del self._whole[other]
 
     self._last = self._background.submit(finish)
 
@@ -182,12 +182,8 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for what is being saved, and lets other processes open the directory."""
-    try:
+    with self._open:
       self.wait()
-    finally:
-      self._background.shutdown()
-      if self._lock is not None:
-        self._lock.close()
 
   def _orders(self) -> dict[str, list[int]]:
     """The numbers of each kind, first those to keep and to restore: the best may be old, the newest bad or damaged."""
@@ -196,16 +192,10 @@ class Checkpoints:
     guarded = [number for number in latest if number in self._guarded]
     return {'latest': latest, 'best': best, 'guarded': guarded}
 
-  def _delete(self, numbers: set[int]) -> None:
-    for number in sorted(numbers):
-      if processes.is_writer():
-        _delete(self._root / str(number))
-      del self._whole[number]
-
-  def _look_around(self) -> list[list]:
+  def _look_around(self, opened: contextlib.ExitStack) -> list[list]:
     """What `_examine` finds of each checkpoint that is there; to write, the lock is taken and leftovers go first."""
     if not self._read_only:
-      self._lock = _lock(self._root)
+      opened.enter_context(_lock(self._root))
       _clear_up(self._root)
     paths = self._root.glob('*.sha256' if self._read_only else '*')
     names = {path.name.removesuffix('.sha256') for path in paths}
@@ -412,13 +402,11 @@ def _saving(folder: pathlib.Path, place: os.stat_result) -> Iterator[None]:
     if not here():
       raise OSError(lost)
   except Exception as error:
-    # Where another process is gone, the disk is not to blame.
-    if isinstance(error, SaveError) or (not processes.alone() and processes.is_loss(error)):
-      raise
-    if not processes.alone() and isinstance(
-      error, TimeoutError
-    ):  # what Orbax's barriers make of it
-      raise jax.errors.JaxRuntimeError(str(error)) from error
+    if not processes.alone():  # where another process is gone, the disk is not to blame
+      if processes.is_loss(error):
+        raise
+      if isinstance(error, TimeoutError):  # what Orbax's barriers make of it
+        raise jax.errors.JaxRuntimeError(str(error)) from error
     # TensorStore's messages are pages long.
     code = re.search(r"os_error_code='(\d+)'", str(error))
     reason = os.strerror(int(code[1])) if code else (str(error).splitlines() or [repr(error)])[0]
@@ -430,7 +418,7 @@ def _saving(folder: pathlib.Path, place: os.stat_result) -> Iterator[None]:
 
 def _signature(tree: Any) -> dict[str, str]:
   """path -> shape and type of each leaf."""
-  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  flat = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(path): f'{leaf.dtype}{list(leaf.shape)}' for path, leaf in flat}
 
 
