@@ -101,10 +101,7 @@ def _check_keys(argv: Sequence[str], config: Any) -> None:
 
 
 def run(
-  build: Callable[[Any], Experiment],
-  config: Any,
-  smoke: Any,
-  arms: Mapping[str, Any] | None = None,
+  build: Callable[[Any], Experiment], config: Any, smoke: Any, arms: Mapping[str, Any] | None = None
 ) -> None:
   """Runs an experiment file as a program; leaves with status 0, 2 for bad input, 128 + n for signal n.
 

@@ -308,6 +308,12 @@ def data_record(data: SplitData) -> dict[str, Any]:
 def _fresh_record(
   experiment: Experiment, data: SplitData, config: Any, source: pathlib.Path, used: list[Technique]
 ) -> dict[str, Any]:
+  start = {
+    'time': provenance.now(),
+    'command': provenance.command(),
+    'code': provenance.code(),
+    'devices': devices.describe(),
+  }
   return {
     'format': provenance.RECORD_FORMAT,
     'experiment': source.stem,
@@ -318,14 +324,7 @@ def _fresh_record(
     'num_steps': experiment.num_steps,
     'techniques': [technique._asdict() for technique in used],
     'versions': provenance.versions(),
-    'starts': [
-      {
-        'time': provenance.now(),
-        'command': provenance.command(),
-        'code': provenance.code(),
-        'devices': devices.describe(),
-      }
-    ],
+    'starts': [start],
     'status': 'running',
     'reason': '',
     'step': 0,
