@@ -68,8 +68,8 @@ class Batches(NamedTuple):
   data: Callable[[], Any]
   take: Callable[[int], Any]
   first: Callable[[], Any]
-  ahead: Callable[[], None]
-  close: Callable[[], None]
+  ahead: Callable[[], None] = lambda: None
+  close: Callable[[], None] = lambda: None
 
 
 def make_batches(experiment: Experiment, data: SplitData) -> Batches:
@@ -77,31 +77,22 @@ def make_batches(experiment: Experiment, data: SplitData) -> Batches:
   size, count = experiment.batch_size, experiment.steps_per_dispatch
   order = Order(experiment.seed, data.split.train)
 
-  def as_one(given: Any) -> Any:
-    return jax.tree.map(lambda x: x[:, None], given)
+  def first_of(read: Callable[[int, int], Any]) -> Callable[[], Any]:
+    # Once: the order would forget the epochs that training is in.
+    return functools.cache(lambda: jax.tree.map(lambda x: x[:, None], read(0, STATISTICS_BATCHES)))
 
   if data.streamed:
-    rows = devices.rows_of_this_process(size)
-    fed = feed.Feed(data.dataset.x, order, rows, size, count)
-    first = functools.cache(lambda: as_one(fed.read(0, STATISTICS_BATCHES)))
+    fed = feed.Feed(data.dataset.x, order, devices.rows_of_this_process(size), size, count)
     return Batches(
-      data=lambda: None,
-      take=fed.take,
-      first=lambda: devices.spread(first()),
-      ahead=fed.ahead,
-      close=fed.close,
+      data=lambda: None, take=fed.take, first=first_of(fed.read), ahead=fed.ahead, close=fed.close
     )
   resident = pipeline.Resident(data.dataset.x, data.dataset.label, data.order)
-  return Batches(
-    data=functools.cache(lambda: devices.replicate(resident)),
-    take=lambda seen: devices.split_rows(order.batches(seen, count, size)),
-    # Once: the order would forget the epochs that training is in.
-    first=functools.cache(
-      lambda: as_one(devices.split_rows(order.batches(0, STATISTICS_BATCHES, size)))
-    ),
-    ahead=lambda: None,
-    close=lambda: None,
-  )
+
+  def read(seen: int, steps: int = count) -> np.ndarray:
+    return devices.split_rows(order.batches(seen, steps, size))
+
+  held = functools.cache(lambda: devices.replicate(resident))
+  return Batches(data=held, take=read, first=first_of(read))
 
 
 class SingleRun:
