@@ -233,8 +233,7 @@ def population(
     for seed in seeds
   ]  # fmt: skip
   given = runs, [{'seed': seed} for seed in seeds], lambda one: build(one['seed'])
-  program = Population(*given, side_by_side=side_by_side)
-  program.place(first_states(*given))
+  program = Population(*given, first_states(*given), side_by_side=side_by_side)
   seen = itertools.count(0, runs[0].experiment.steps_per_dispatch)
 
   def dispatch(live: int) -> Metrics:

@@ -314,16 +314,23 @@ def compile_apart(mapped: Callable) -> Callable:
   return call
 
 
-def place_members(tree: Any) -> Any:
-  """Arrays [members, ...], as many as divide over the devices, on them as `over_members` takes them, whole members."""
+def place_members(tree: Any, fill: float | None = None) -> Any:
+  """Host arrays [members, ...] on the devices as `over_members` takes them, whole members.
+
+  Where they do not divide over the devices, they are filled up with copies of the first one, or with `fill`.
+  """
   count = jax.local_device_count()
-  return _spreader()(
-    jax.tree.map(lambda x: np.reshape(x, (count, len(x) // count, *np.shape(x)[1:])), tree)
-  )
+
+  def divided(x: np.ndarray) -> np.ndarray:
+    more = x[:1] if fill is None else np.full_like(x[:1], fill)
+    x = np.concatenate([x, *[more] * (-len(x) % count)])
+    return x.reshape(count, len(x) // count, *x.shape[1:])
+
+  return _spreader()(jax.tree.map(divided, tree))
 
 
 def collect_members(tree: Any) -> Any:
-  """NumPy arrays [members, ...] of what `place_members` or `over_members` put on the devices; waits for it."""
+  """NumPy arrays of what `place_members` or `over_members` put on the devices, fillers at their ends; waits for it."""
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(tree))
 
 

@@ -238,13 +238,13 @@ def _train_population(
     raise ValueError('--seed and --population=seed=... both name seeds: leave one out')
   from diffusion.runs import population
 
-  values, known = members(f.population, config), []
-  share = functools.partial(population.share_data, known)
-  runs = []
+  values, runs = members(f.population, config), []
   for one in values:
     name = ','.join(f'{field}={value}' for field, value in one.items())
     own = dataclasses.replace(config, **one)
-    runs.append(prepare(build, own, source, folder / name, smoke=small, share=share))
+    run = prepare(build, own, source, folder / name, smoke=small)
+    run.data = population.share_data(runs, run.data)
+    runs.append(run)
   return population.train(
     runs, values, lambda one: build(dataclasses.replace(config, **one)), f.extend
   )

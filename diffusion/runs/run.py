@@ -246,7 +246,6 @@ def prepare(
   folder: pathlib.Path | None,
   *,
   smoke: bool = False,
-  share: Callable[[SplitData], SplitData] = lambda data: data,
 ) -> Run:
   """Builds an experiment, checks it and loads its data; nothing is written.
 
@@ -258,7 +257,6 @@ def prepare(
     source: the experiment file.
     folder: of the run.
     smoke: the numbers are those of a smoke run.
-    share: may return data equal to what it is given, held once for several runs.
 
   Raises:
     ValueError: one readable error for what does not fit together.
@@ -270,7 +268,7 @@ def prepare(
       experiments.check(experiment)  # plans the sampling too, whose techniques are used later
     unused = experiments.off_factories(experiment)
     used = [one for one in used if one.qualified_name not in unused]
-    data = share(experiments.load_data(experiment))
+    data = experiments.load_data(experiment)
     experiment = experiments.fitted(experiment, data.units)
   processes.check_same('the data', data.split.fingerprint)
   record = _fresh_record(experiment, data, config, source, used) | {'smoke': smoke}

@@ -12,7 +12,7 @@ from diffusion.processes import Signals, caught_signals
 from diffusion.reporting import rows
 from diffusion.runs import loop
 from diffusion.runs.run import Run
-from diffusion.training.program import SingleRun
+from diffusion.training.program import Program, SingleRun
 from diffusion.training.state import host_target
 
 
@@ -96,13 +96,12 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
   Raises:
     ValueError: a folder of another run, or one to extend that is not finished.
   """
-  begin, steps = time.perf_counter(), run.experiment.steps_per_dispatch
+  begin, steps, name = time.perf_counter(), run.experiment.steps_per_dispatch, None
   check_dispatches(run, extend)
   first = run.first_state()
-  target = host_target(lambda: first)
   run.claim()
   with contextlib.closing(run):
-    restored = run.resume(target)
+    restored = run.resume(host_target(lambda: first))
     check_extend(run, extend)
     if to_train(run, extend):
       if restored is not None:
@@ -111,27 +110,60 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
       program.put(0, devices.replicate(first if restored is None else restored.state))
       del first, restored  # or the host's copies would stay for all of training
       devices.give_back_memory()
-      with caught_signals(run.position.seen, steps) as signals, contextlib.ExitStack() as stack:
-        size = run.experiment.batch_size
-        progress = rows.progress(run.num_steps, run.position.step, batch_size=size)
-        run.open_rows(stack.enter_context(contextlib.closing(progress)))
+      with contextlib.ExitStack() as stack:
         stack.callback(program.close)
         if profile is not None and processes.is_writer():
           program.dispatch = stack.enter_context(
             traced(program.dispatch, profile, steps, run.folder / 'profile')
           )
-        loop.train([run], program, signals)
-        run.wait()
-      conclude(run, time.perf_counter() - begin, signals, bool(extend))
-      if signals.name is not None:  # it may have come in the last save
-        return 128 + signal.Signals[signals.name]
-  processes.end_on_sigterm()
-  if run.record['results'] is None:
-    # When training is over: it needs most of what there is to load.
-    from diffusion.runs.judging import judge_best
+        name = train_together([run], program, begin, bool(extend))
+  return finish([run], name)
 
-    judge_best(run)
+
+def finish(runs: Sequence[Run], name: str | None) -> int:
+  """The exit status after training: that of the signal of this name, or 0 once each run's best checkpoint is judged."""
+  if name is not None:  # it may have come in the last save
+    return 128 + signal.Signals[name]
+  processes.end_on_sigterm()
+  # When training is over: it needs most of what there is to load.
+  from diffusion.runs.judging import judge_best
+
+  for run in runs:
+    if run.record['results'] is None:
+      if len(runs) > 1:
+        print(f'\n{run.folder}', flush=True)
+      judge_best(run)
   return 0
+
+
+def train_together(
+  runs: Sequence[Run], program: Program, begin: float, extended: bool
+) -> str | None:
+  """Trains as `loop.train` does, and notes how training ended for each run that has, or for all after a signal.
+
+  Args:
+    runs: resumed.
+    program: at their states.
+    begin: the time at which this start began, of `time.perf_counter`.
+    extended: it was asked to extend them.
+
+  Returns:
+    The name of the signal that ended it, or None.
+  """
+  first, step = runs[0], max(run.position.step for run in runs)
+  size, steps = first.experiment.batch_size, first.experiment.steps_per_dispatch
+  progress = rows.progress(max(run.num_steps for run in runs), step, batch_size=size)
+  with caught_signals(first.position.seen, steps) as signals, contextlib.closing(progress):
+    first.open_rows(progress)  # one speaks for all
+    for run in runs[1:]:
+      run.open_rows()
+    loop.train(runs, program, signals)
+    for run in runs:
+      run.wait()
+  for run in runs:
+    if run.reason or signals.name is not None:
+      _conclude(run, time.perf_counter() - begin, signals, extended)
+  return signals.name
 
 
 def is_done(run: Run) -> bool:
@@ -179,7 +211,7 @@ def to_train(run: Run, extend: int) -> bool:
   return False
 
 
-def conclude(run: Run, seconds: float, signals: Signals, extended: bool) -> None:
+def _conclude(run: Run, seconds: float, signals: Signals, extended: bool) -> None:
   """Notes how training ended, after so many seconds, and says so; `extended`: it was asked to extend a run."""
   name, step = signals.name, run.position.step
   run.note(

@@ -14,8 +14,8 @@ from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.training import state as states
 from diffusion.training.experiment import Experiment
-from diffusion.training.state import TrainState, judged_parameters
-from diffusion.training.step import STATISTICS_BATCHES, make_statistics, make_step
+from diffusion.training.state import TrainState
+from diffusion.training.step import STATISTICS_BATCHES, make_settle, make_step
 
 Fetch = Callable[[int], Mapping[str, Any]]  # run -> its metrics on the host, which it waits for
 
@@ -49,10 +49,6 @@ class Program(Protocol):
     """Goes on from another state of a run, replicated."""
     ...
 
-  def close(self) -> None:
-    """Ends what reads ahead."""
-    ...
-
 
 class Batches(NamedTuple):
   """What steps are given: rows of the data on the devices, or (where `data()` is None) what the host reads of them.
@@ -60,7 +56,7 @@ class Batches(NamedTuple):
   Attributes:
     data: () -> what every device holds.
     take: batches seen -> what the steps of a dispatch are given.
-    first: () -> the batches that `make_statistics` takes, as one step's.
+    first: () -> the batches that `make_settle` takes, as one step's.
     ahead: () -> None; prepares what the next dispatch takes.
     close: () -> None.
   """
@@ -104,14 +100,8 @@ class SingleRun:
     self._batches = make_batches(experiment, data)
     step = make_step(experiment, data.units)
     self._step = devices.compile_apart(devices.parallelize(step, experiment.batch_size))
-    statistics = make_statistics(experiment, data.units)
-
-    def settle(state: TrainState, data, given, rows, cross_mean):
-      judged = judged_parameters(experiment, state)
-      found = statistics(judged, state, data, given, rows, cross_mean)
-      return state._replace(judged_statistics=found), ()
-
-    self._settle = devices.parallelize(settle, experiment.batch_size)
+    settle = make_settle(experiment, data.units)
+    self._settle = devices.parallelize(lambda *given: (settle(*given), ()), experiment.batch_size)
     self._validate = validate or make_validate(data, make_losses(experiment, data.units))
     self._state = self._last = None
 
@@ -143,7 +133,7 @@ class SingleRun:
     self._state = state
 
   def close(self) -> None:
-    """See `Program`."""
+    """Ends what reads ahead."""
     self._batches.close()
 
 

@@ -11,7 +11,7 @@ from diffusion.data.splits import SplitData
 from diffusion.process import gaussian
 from diffusion.training import gradient
 from diffusion.training.experiment import Experiment
-from diffusion.training.state import BUCKETS, Parameters, TrainState
+from diffusion.training.state import BUCKETS, TrainState, judged_parameters
 from diffusion.types import Array, Conditioning, CrossMean, Rows
 
 STATISTICS_BATCHES = 16  # over which the judged weights' batch statistics are taken
@@ -109,17 +109,17 @@ def make_step(experiment: Experiment, units: pipeline.Units) -> Callable:
   return step
 
 
-def make_statistics(experiment: Experiment, units: pipeline.Units) -> Callable:
-  """(parameters, state, data, given, rows, cross_mean) -> statistics of these parameters.
+def make_settle(experiment: Experiment, units: pipeline.Units) -> Callable:
+  """(state, data, given, rows, cross_mean) -> the state with batch statistics of its judged parameters.
 
   The plain mean over the first `STATISTICS_BATCHES` batches of the run, which `given` has along a leading axis, with
   the run's noise and augmentations and without dropout: a function of the parameters, the seed and (where they adapt)
   the state of the times.
   """
 
-  def statistics(
-    params: Parameters, state: TrainState, data, given, rows: Rows, cross_mean: CrossMean
-  ):
+  def settle(state: TrainState, data, given, rows: Rows, cross_mean: CrossMean) -> TrainState:
+    params = judged_parameters(experiment, state)
+
     def one(statistics, at):
       i, given = at
       now = state._replace(params=params, step=jnp.full((), experiment.num_steps), cursor=i)
@@ -136,9 +136,10 @@ def make_statistics(experiment: Experiment, units: pipeline.Units) -> Callable:
       )  # fmt: skip
       return statistics, None
 
-    return jax.lax.scan(one, state.statistics, (jnp.arange(STATISTICS_BATCHES), given))[0]
+    each = jnp.arange(STATISTICS_BATCHES), given
+    return state._replace(judged_statistics=jax.lax.scan(one, state.statistics, each)[0])
 
-  return statistics
+  return settle
 
 
 def step_flops(experiment: Experiment, data: SplitData, state: TrainState) -> int:

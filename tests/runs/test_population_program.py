@@ -68,9 +68,8 @@ def together(values, kind, make=build, side_by_side=None):
   first = population.first_states(runs, values, make)
   for run in runs:
     run.target = run.make_target()
-  program = Population(runs, values, make, side_by_side=side_by_side)
-  program.place([as_float(state, kind) for state in first])
-  return program, runs
+  begin = [as_float(state, kind) for state in first]
+  return Population(runs, values, make, begin, side_by_side=side_by_side), runs
 
 
 def advance(program, seen, steps=STEPS):
@@ -229,7 +228,7 @@ def test_a_whole_number_beyond_32_bits_is_named(values):
   members = [{'limit': value} for value in values]
   run = run_of(tiny.experiment())
   with pytest.raises(ValueError, match=f'^limit must be below 2\\^31 .* got {values[0]}: '):
-    Population([run, run], members, lambda one: run.experiment)
+    Population([run, run], members, lambda one: run.experiment, [])
 
 
 @pytest.mark.parametrize('name', ['num_steps', 'batch_size', 'log_every', 'steps_per_dispatch'])
@@ -237,8 +236,9 @@ def test_a_number_of_the_structure_cannot_vary(name):
   def structure(values):
     return tiny.experiment(**{'num_steps': 40, **values})
 
+  values = [{'seed': 0, 'learning_rate': 0.1, name: 16}]
   with pytest.raises(ValueError, match=f'^{name} cannot vary in a population'):
-    population.check_numbers(structure, {'seed': 0, 'learning_rate': 0.1, name: 10})
+    population.check_numbers(runs_of(values, structure), values, structure)
 
 
 def test_a_number_that_a_step_must_know_is_named():
@@ -249,10 +249,8 @@ def test_a_number_that_a_step_must_know_is_named():
     return tiny.experiment(augment=augment, seed=values['seed'])
 
   values = [{'seed': 0, 'strength': 1.5}, {'seed': 1, 'strength': 0.5}]
-  population.check_numbers(looked_into, values[0])  # building alone does not see it
-  runs = runs_of(values, looked_into)
   with pytest.raises(ValueError, match='^strength cannot vary in a population'):
-    population._check_program(runs, values, looked_into)
+    population.check_numbers(runs_of(values, looked_into), values, looked_into)
 
 
 def test_members_of_different_data_are_refused():
@@ -261,21 +259,18 @@ def test_members_of_different_data_are_refused():
   data = other.data.dataset
   other.data = other.data._replace(dataset=data._replace(x=data.x + 1))
   with pytest.raises(ValueError, match='share one data set, and theirs differ'):
-    Population([one, other], values, build)
+    Population([one, other], values, build, [])
 
 
 def test_equal_data_is_held_once_and_with_other_units_shares_its_examples():
-  one, equal, shifted, other = (load_data(tiny.experiment()) for _ in range(4))
+  one, equal, shifted = (load_data(tiny.experiment()) for _ in range(3))
   shifted = shifted._replace(units=shifted.units._replace(mean=1.0))
-  known = []
-  assert population.share_data(known, one) is one
-  assert population.share_data(known, equal).dataset is one.dataset
-  found = population.share_data(known, shifted)
+  assert population.share_data([], one).dataset is one.dataset
+  runs = [run_of(tiny.experiment(), one)]
+  assert population.share_data(runs, equal).dataset is one.dataset
+  found = population.share_data(runs, shifted)
   assert found.units == shifted.units
   assert found.dataset is one.dataset
-  other = other._replace(dataset=other.dataset._replace(x=other.dataset.x + 1))
-  assert population.share_data(known, other) is other
-  assert len(known) == 2
 
 
 def test_a_clip_norm_of_zero_is_off_when_it_varies():
