@@ -348,7 +348,7 @@ def streamed(source: sources.Source, workers: int, plan: Feeding) -> Callable[[]
   dispatch = devices.parallelize(_take, plan.batch)
 
   def rate() -> float:
-    given = feed.Feed(records, order, rows, plan.batch, plan.steps)
+    given = feed.Feed(records, order, rows, batch_size=plan.batch, steps=plan.steps)
 
     def one(cursor, i):
       result = dispatch(cursor, None, given.take(i * plan.steps))

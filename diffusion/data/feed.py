@@ -80,7 +80,9 @@ class Feed:
   host memory, or of three for each worker. Nothing is read or started before it is asked.
   """
 
-  def __init__(self, records: Records, order: Order, rows: np.ndarray, batch_size: int, steps: int):
+  def __init__(
+    self, records: Records, order: Order, rows: np.ndarray, *, batch_size: int, steps: int
+  ):
     """What the devices of this process see of the training examples.
 
     Args:

@@ -78,7 +78,8 @@ def make_batches(experiment: Experiment, data: SplitData) -> Batches:
     return functools.cache(lambda: jax.tree.map(lambda x: x[:, None], read(0, STATISTICS_BATCHES)))
 
   if data.streamed:
-    fed = feed.Feed(data.dataset.x, order, devices.rows_of_this_process(size), size, count)
+    rows = devices.rows_of_this_process(size)
+    fed = feed.Feed(data.dataset.x, order, rows, batch_size=size, steps=count)
     return Batches(
       data=lambda: None, take=fed.take, first=first_of(fed.read), ahead=fed.ahead, close=fed.close
     )
