@@ -278,9 +278,9 @@ def prepare(
 
 
 def restore(checkpoints: Checkpoints, target: Any, which: str) -> Restored | None:
-  """The 'latest' or 'best' checkpoint, None if there is none; says so when a damaged one was passed over."""
+  """The 'latest' or 'best' checkpoint, None if there is none; says so when a newer one was damaged."""
   restored = checkpoints.restore(target, which)
-  if restored is not None and restored.damaged:
+  if restored is not None and any(number > restored.number for number in restored.damaged):
     print(f'going on from checkpoint {restored.number}, the one before', flush=True)
   return restored
 
