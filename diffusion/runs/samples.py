@@ -5,7 +5,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import tqdm
 from orbax.checkpoint import v1 as ocp
 
 from diffusion import devices, processes
@@ -47,6 +46,8 @@ def drawn(run: Run, weights: Any, labels: np.ndarray, identity: dict[str, Any]) 
 
 def _draw(run: Run, weights: Any, labels: np.ndarray, start: int) -> np.ndarray:
   """Samples number `start` and on, in blocks of equal size, with a progress bar on a terminal."""
+  import tqdm  # here, because training draws without it
+
   count = len(labels) - start
   blocks = np.array_split(np.arange(start, len(labels)), max(1, count // 2000))
   found = []
