@@ -6,7 +6,6 @@ An experiment file ends in `launch.run(build, Config(), SMOKE)`. Nothing below t
 import contextlib
 import dataclasses
 import difflib
-import functools
 import inspect
 import itertools
 import math
@@ -20,7 +19,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion import devices, processes, provenance
+from diffusion import checks, devices, processes, provenance
 from diffusion.data import sources
 from diffusion.evaluation.suite import METRICS
 from diffusion.provenance import read_record
@@ -32,20 +31,19 @@ from diffusion.training.experiment import Experiment, Request
 
 __all__ = ['Experiment', 'Sampling', 'load', 'load_ensemble', 'load_snapshots', 'run']
 
-_COUNT = functools.partial(flags.DEFINE_integer, lower_bound=0)
 # How each flag is defined, its name, its default, and what --help says of it.
 _FLAGS = (
   (flags.DEFINE_string, 'workdir', None, 'Folder of the run; a second start on it resumes.'),
   (flags.DEFINE_boolean, 'smoke', False, 'Start from the small configuration: seconds, no download.'),
   (flags.DEFINE_integer, 'seed', None, 'Seed of training; with --mode=sample or evaluate, of the sampler.'),
-  (_COUNT, 'num_samples', 0, 'Samples that --mode=evaluate judges; 0: as the run did.'),
+  (flags.DEFINE_integer, 'num_samples', 0, 'Samples that --mode=evaluate judges; 0: as the run did.'),
   (flags.DEFINE_string, 'sampler', '', f"Sampler instead of the run's: {', '.join(SAMPLERS)}."),
-  (_COUNT, 'sampler_steps', 0, 'Steps of the sampler; 0: as the run did.'),
+  (flags.DEFINE_integer, 'sampler_steps', 0, 'Steps of the sampler; 0: as the run did.'),
   (flags.DEFINE_list, 'metrics', [],
    f"Metrics of --mode=evaluate instead of the run's: all, or {', '.join(METRICS)}."),
   (flags.DEFINE_string, 'features', 'pixels',
    'What metrics compare: pixels, digits, mnist, or a file of Inception weights.'),
-  (_COUNT, 'extend', 0, 'Train so many steps past the end of a finished run.'),
+  (flags.DEFINE_integer, 'extend', 0, 'Train so many steps past the end of a finished run.'),
   (flags.DEFINE_multi_string, 'population', [],
    'Train a run for each of these values as one program, e.g. seed=0..15 or learning_rate=1e-3,2e-3; given several '
    'times, for all combinations. Their folders lie in the workdir.'),
@@ -306,6 +304,8 @@ def _checked_workdir() -> pathlib.Path | None:
   f = flags.FLAGS
   if not f.workdir and not f.dry_run:
     raise ValueError('--workdir is missing: name a folder for the run, e.g. --workdir=runs/first')
+  for name in ('num_samples', 'sampler_steps', 'extend'):
+    checks.integer(f'--{name}', f[name].value, 0)
   if f.profile and f.mode != 'train':
     raise ValueError(f'--profile is for training, and the mode is {f.mode}')
   judging = ('num_samples', 'metrics', 'features')

@@ -47,7 +47,7 @@ CASES = {
     ('--workdir={tmp}/run', '--metrics=frechet'), ('--metrics is for --mode=evaluate, and the mode is train',)
   ),
   'judging nothing': Case(
-    ('--workdir={tmp}/run', '--mode=evaluate', '--num_samples=-3'), ('--num_samples=-3', 'non-negative')
+    ('--workdir={tmp}/run', '--mode=evaluate', '--num_samples=-3'), ('--num_samples must be an integer >= 0', '-3')
   ),
   'population of a structure': Case(
     ('--workdir={tmp}/run', '--population=width=16,32'), ('width cannot vary in a population', 'runs of their own')

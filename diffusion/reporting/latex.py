@@ -26,9 +26,14 @@ def tabular(headers: Sequence[str], rows: Sequence[Sequence[object]], digits: in
 
   Args:
     headers: one title a column.
-    rows: cells as `tables.markdown` takes and checks them.
+    rows: cells as `tables.markdown` takes them.
     digits: significant digits of floats.
+
+  Raises:
+    ValueError: for no headers, or a row of another length.
   """
+  if not headers or any(len(row) != len(headers) for row in rows):
+    raise ValueError(f'every row must have {len(headers)} cells, as the headers {list(headers)!r}')
   columns = ''.join(
     'r' if any(isinstance(row[i], numbers.Real | Interval) for row in rows) else 'l'
     for i in range(len(headers))

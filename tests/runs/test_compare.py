@@ -275,3 +275,5 @@ def test_latex_says_what_it_is_given():
   assert r'$1.50 \cdot 10^{-7}$' in found
   assert re.search(r'begin{tabular}{@{}lr@{}}', found)
   assert latex.escape('a\\b ± {x}') == r'a\textbackslash{}b $\pm$ \{x\}'
+  with pytest.raises(ValueError, match='every row must have 2 cells'):
+    latex.tabular(['a', 'b'], [['x']])
