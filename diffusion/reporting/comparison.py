@@ -363,6 +363,8 @@ def forest(
     path: the picture's file.
     label: of the horizontal axis.
   """
+  from matplotlib.ticker import MaxNLocator
+
   axes = new_axes(6.4, 0.8 + 0.32 * len(names))
   for place, one in enumerate(ratios):
     color = FAINT if one.low <= 1 <= one.high else BLUE
@@ -373,6 +375,8 @@ def forest(
   axes.set(xlabel=label, ylim=(0.6 - len(names), 0.6), xscale='log')
   low, high = axes.get_xlim()
   ticks = [tick for tick in _RATIOS if low <= tick <= high]
+  if len(ticks) < 3:  # near 1
+    ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
   axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
   axes.minorticks_off()
   return save_axes(axes, path)
