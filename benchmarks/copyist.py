@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, logging
 
-from diffusion import devices, provenance, streams
+from diffusion import devices, provenance, rng
 from diffusion.data import pipeline
 from diffusion.evaluation import frechet, manifold, memorization, novelty
-from diffusion.evaluation.metric import Judged
+from diffusion.evaluation.metric import MetricInputs
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.reporting.tables import markdown
 from diffusion.sampling import grids, samplers
@@ -33,7 +33,7 @@ def given() -> analytic.Mixture:
 
 def draw(seed: int, count: int) -> np.ndarray:
   """Examples of the mixture."""
-  keys = streams.row_keys(jax.random.key(seed), jnp.arange(count))
+  keys = rng.row_keys(jax.random.key(seed), jnp.arange(count))
   return np.asarray(analytic.draw(given(), keys), np.float64)
 
 
@@ -45,7 +45,7 @@ def main(_):
   diffusion = gaussian.Diffusion(schedules.cosine(), marginals.variance_preserving, parameterizations.v())  # fmt: skip
   path = gaussian.bind(diffusion, ())
   grid = grids.uniform_log_snr(path, 200, -10.0, 12.0)
-  keys = streams.row_keys(jax.random.key(2), jnp.arange(COUNT))
+  keys = rng.row_keys(jax.random.key(2), jnp.arange(COUNT))
   denoisers = {
     'empirical denoiser': analytic.empirical(path, jnp.asarray(train, jnp.float32)),
     'exact denoiser': analytic.gaussian_mixture(path, given().weights, given().means, np.ones(2)),
@@ -55,9 +55,9 @@ def main(_):
     run = jax.jit(lambda k, d=denoise: samplers.sample(d, path, samplers.ddim(path), grid, k, (8,)))
     x = np.asarray(run(keys), np.float64)
     none = np.zeros(len(x), np.int32)
-    judged = Judged(
+    judged = MetricInputs(
       samples=x, labels=none, train=(train, none[:500]), held_out=(held_out, none), validation=0,
-      class_names=(), units=pipeline.Units(), network=None, kept={},
+      class_names=(), units=pipeline.NormalizationStatistics(), network=None, kept={},
     )  # fmt: skip
     for metric in (
       memorization.nearest_neighbor_ratio(), memorization.calibrated_ratio(0.01), memorization.authenticity(),

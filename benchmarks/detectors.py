@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from diffusion import devices, provenance
 from diffusion.data import pipeline, sources
 from diffusion.evaluation import classifier, frechet, memorization, novelty
-from diffusion.evaluation.metric import Judged
+from diffusion.evaluation.metric import MetricInputs
 from diffusion.reporting.tables import markdown
 
 DATA_DIR = flags.DEFINE_string('data_dir', None, 'TFDS directory of MNIST.')
@@ -62,9 +62,9 @@ def main(_):
       samples = planted(fresh, train, share, kind)
       known = {key: value for key, value in kept.items() if 'samples' not in key}
       none = np.zeros(len(samples), np.int32)
-      judged = Judged(
+      judged = MetricInputs(
         samples=samples, labels=none, train=(train, data.label), held_out=(held_out, none),
-        validation=0, class_names=(), units=pipeline.Units(256), network=None, kept=known,
+        validation=0, class_names=(), units=pipeline.NormalizationStatistics(256), network=None, kept=known,
       )  # fmt: skip
       for metric in metrics():
         for finding in metric.measure(judged):

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks import sizes
 from benchmarks.sizes import Size, Transformer
 from diffusion import devices
-from diffusion.data import augment, feed, pipeline, sources, splits
+from diffusion.data import augment, pipeline, prefetch, sources, splits
 from diffusion.data.pipeline import Order
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
@@ -24,7 +24,6 @@ from diffusion.models import dit, mlp, precision, unet
 from diffusion.objectives import losses, times, weights
 from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
-from diffusion.process import schedules as noise
 from diffusion.runs.population import Population, first_states
 from diffusion.runs.run import Run
 from diffusion.sampling import draw
@@ -102,7 +101,9 @@ def experiment(
   model = network(size)
   model = precision.bfloat16(model) if narrow else model
   every = log_every or 100 * per_dispatch
-  return _experiment(source, model, size.batch, per_dispatch, every, seed, gap.bank(draws=1))
+  return _experiment(
+    source, model, size.batch, per_dispatch, every, seed, gap.evaluation_noise(draws=1)
+  )
 
 
 def mixture(seed: int, width: int = 128, per_dispatch: int = 50) -> Experiment:
@@ -110,13 +111,13 @@ def mixture(seed: int, width: int = 128, per_dispatch: int = 50) -> Experiment:
   means = np.stack([np.ones(8), -np.ones(8)])
   drawn = sources.gaussian_mixture(means, np.ones(2), np.full(2, 0.5), 4096)
   source, model = sources.unlabelled(drawn), mlp.mlp(width, 3)
-  bank = gap.bank(levels=9, draws=4)
-  made = _experiment(source, model, 256, per_dispatch, 2 * per_dispatch, seed, bank)
+  noise = gap.evaluation_noise(levels=9, draws=4)
+  made = _experiment(source, model, 256, per_dispatch, 2 * per_dispatch, seed, noise)
   return made._replace(split=splits.Fractions(0.25, 0.25, 256))
 
 
 def _experiment(
-  source: sources.Source, model: Model, batch: int, per_dispatch: int, every: int, seed: Any, bank
+  source: sources.Source, model: Model, batch: int, per_dispatch: int, every: int, seed: Any, noise
 ) -> Experiment:
   return Experiment(
     seed=seed, num_steps=10**6, batch_size=batch, log_every=every, validate_every=every,
@@ -124,7 +125,7 @@ def _experiment(
     diffusion=gaussian.Diffusion(noise.cosine(), marginals.variance_preserving, parameterizations.v()),
     model=model, terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))}, times=times.uniform(),
     optimizer=chains.adamw(schedules.constant(2e-4), 1e-2, 1.0), averages={'ema': averaging.ema(0.999)},
-    judged='ema', callbacks=[], bank=bank,
+    evaluation_average='ema', callbacks=[], evaluation_noise=noise,
   )  # fmt: skip
 
 
@@ -167,9 +168,9 @@ def _on_one_device(made: Experiment, data: SplitData) -> tuple[Callable, Callabl
   """The same without any of the others."""
   step, size = make_step(made, data.units), made.batch_size
   rows, order = Rows(jnp.arange(size), size), Order(made.seed, data.split.train)
-  held = pipeline.Resident(*map(jnp.asarray, (data.dataset.x, data.dataset.label)))
+  held = pipeline.InMemoryData(*map(jnp.asarray, (data.dataset.x, data.dataset.label)))
 
-  def repeat(state: Any, held: pipeline.Resident, given: jax.Array) -> tuple[Any, Any]:
+  def repeat(state: Any, held: pipeline.InMemoryData, given: jax.Array) -> tuple[Any, Any]:
     def one(state: Any, given: jax.Array) -> tuple[Any, Any]:
       return step(state, held, given, rows, lambda tree: tree)
 
@@ -319,8 +320,8 @@ def mnist(data_dir: str | None) -> sources.Source:
 def _take(cursor, data, given, rows, cross_mean):
   """Takes a batch of either kind and averages it."""
   del rows
-  units = pipeline.Units(256)
-  if isinstance(given, pipeline.Drawn):
+  units = pipeline.NormalizationStatistics(256)
+  if isinstance(given, pipeline.StoredBatch):
     batch = pipeline.in_units(given, units)
   else:
     batch = pipeline.gather(data, given, units)
@@ -330,7 +331,7 @@ def _take(cursor, data, given, rows, cross_mean):
 def resident(source: sources.Source, plan: Feeding) -> Callable[[], float]:
   """() -> images a second of a round that reach a step which only takes them, from the device's memory."""
   data = source.load()
-  held = devices.replicate(pipeline.Resident(data.x, data.label))
+  held = devices.replicate(pipeline.InMemoryData(data.x, data.label))
   order = Order(0, np.arange(len(data.x)))
   dispatch = devices.parallelize(_take, plan.batch)
 
@@ -348,7 +349,7 @@ def streamed(source: sources.Source, workers: int, plan: Feeding) -> Callable[[]
   dispatch = devices.parallelize(_take, plan.batch)
 
   def rate() -> float:
-    given = feed.Feed(records, order, rows, batch_size=plan.batch, steps=plan.steps)
+    given = prefetch.Prefetcher(records, order, rows, batch_size=plan.batch, steps=plan.steps)
 
     def one(cursor, i):
       result = dispatch(cursor, None, given.take(i * plan.steps))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from diffusion import devices, provenance, statistics, streams
+from diffusion import devices, provenance, rng, statistics
 from diffusion.data import augment, pipeline, sources
 from diffusion.reporting import plots
 from diffusion.sampling import draw
@@ -34,9 +34,9 @@ ROTATE = augment.rotate(180.0)
 def orientation_data():
   """(flat upright digits, the same rotated), network units."""
   data = sources.digits().load()
-  x = pipeline.normalize(jnp.asarray(data.x), pipeline.Units(17))
+  x = pipeline.normalize(jnp.asarray(data.x), pipeline.NormalizationStatistics(17))
   rows = jnp.arange(len(x))
-  keys = streams.row_keys(streams.stream(99, 'augmentation'), rows)
+  keys = rng.row_keys(rng.stream(99, 'augmentation'), rows)
   turned = ROTATE(keys, Batch(x, rows, jnp.zeros((len(x), 0)), rows)).x
   return np.asarray(x).reshape(len(x), -1), np.asarray(turned).reshape(len(x), -1)
 
@@ -101,7 +101,9 @@ def main(_) -> None:
   pictures = []
   for told in (True, False):
     samples, loss = train(told)
-    units = np.asarray(pipeline.normalize(jnp.asarray(samples), pipeline.Units(17)))
+    units = np.asarray(
+      pipeline.normalize(jnp.asarray(samples), pipeline.NormalizationStatistics(17))
+    )
     count = int(judge.predict(units.reshape(len(units), -1)).sum())
     points = excess(count, len(units), int(called[0].sum()), n)
     print(

@@ -27,7 +27,7 @@ PEAK = flags.DEFINE_boolean('peak', True, 'Measure the peak of the large network
 
 
 def after_dispatches(counts: tuple[int, int]) -> list[float]:
-  """Resident MB of this process after so many dispatches of one step of the mixture experiment."""
+  """InMemoryData MB of this process after so many dispatches of one step of the mixture experiment."""
   experiment = mixture.build(mixture.Config(steps_per_dispatch=1))
   devices.configure(experiment.batch_size)
   devices.choose_convolutions(experiment.data.side())

@@ -223,7 +223,9 @@ def large_state() -> Any:
   """A first state of the 35.7M U-Net with Adam's moments and the average, on the host."""
   experiment = cifar10.build(cifar10.Config())
   example = np.zeros((1, 32, 32, 3), np.uint8)
-  return jax.device_get(init_state(experiment, example, pipeline.Units(levels=256)))
+  return jax.device_get(
+    init_state(experiment, example, pipeline.NormalizationStatistics(levels=256))
+  )
 
 
 def cost(folder: pathlib.Path, state: Any, rounds: int) -> list[tuple]:

@@ -23,7 +23,7 @@ from absl import app, flags, logging
 
 from diffusion import devices, provenance
 from diffusion.evaluation import gap
-from diffusion.optimizers import chains, clipping, directions, schedules
+from diffusion.optimizers import chains, clipping, optimizers, schedules
 from diffusion.reporting import drawing, tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.runs import loop
@@ -40,8 +40,8 @@ STEPS, SEEDS, HIT = 1000, range(5), range(403, 408)
 def _optimizer(direction: str, clip: bool):
   limit = clipping.global_norm(1.0) if clip else None
   if direction == 'Adam':
-    return chains.chain(directions.adam(), schedules.constant(1e-3), clip=limit)
-  return chains.chain(directions.momentum(0.95), schedules.constant(0.03), clip=limit)
+    return chains.chain(optimizers.adam(), schedules.constant(1e-3), clip=limit)
+  return chains.chain(optimizers.momentum(0.95), schedules.constant(0.03), clip=limit)
 
 
 class Condition(NamedTuple):
@@ -56,7 +56,7 @@ class Condition(NamedTuple):
     """The experiment."""
     return mixture.build(config)._replace(
       optimizer=_optimizer(self.direction, self.clip), validate_every=50, callbacks=[],
-      bank=gap.bank(levels=5, draws=1),
+      evaluation_noise=gap.evaluation_noise(levels=5, draws=1),
     )  # fmt: skip
 
 

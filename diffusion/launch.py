@@ -21,13 +21,13 @@ from ml_collections import config_flags
 
 from diffusion import checks, devices, processes, provenance
 from diffusion.data import sources
-from diffusion.evaluation.suite import METRICS
+from diffusion.evaluation.by_name import METRICS
 from diffusion.provenance import read_record
 from diffusion.runs import training
 from diffusion.runs.loading import load, load_ensemble, load_snapshots
 from diffusion.runs.run import prepare
 from diffusion.sampling.plan import SAMPLERS, Sampling
-from diffusion.training.experiment import Experiment, Request
+from diffusion.training.experiment import EvaluationSettings, Experiment
 
 __all__ = ['Experiment', 'Sampling', 'load', 'load_ensemble', 'load_snapshots', 'run']
 
@@ -265,7 +265,7 @@ def _main(build: Callable[[Any], Experiment], config: Any, overrides: dict[str, 
     return _train_population(build, config, source, folder, f.smoke)
   if f.dry_run or f.mode != 'train':
     processes.end_on_sigterm()
-  request = Request(
+  request = EvaluationSettings(
     seed=f.seed or 0,
     samples=f.num_samples,
     sampler=f.sampler,
@@ -283,14 +283,14 @@ def _main(build: Callable[[Any], Experiment], config: Any, overrides: dict[str, 
   run = prepare(asked, config, source, folder, smoke=f.smoke)
   if f.mode == 'train' and not f.dry_run:
     return training.train(run, f.extend, profile)
-  from diffusion.runs import describing, judging, lr_range  # here, because a training needs none
+  from diffusion.runs import describing, evaluating, lr_range  # here, because a training needs none
 
   if f.dry_run:
     print(describing.describe(run))
     return 0
   if f.mode == 'lr_range':
     return lr_range.train_rising(run, f.lr_low, f.lr_high)
-  return judging.judge(run, f.mode, request)
+  return evaluating.evaluate(run, f.mode, request)
 
 
 def _said() -> dict[str, Any]:
@@ -308,8 +308,8 @@ def _checked_workdir() -> pathlib.Path | None:
     checks.integer(f'--{name}', f[name].value, 0)
   if f.profile and f.mode != 'train':
     raise ValueError(f'--profile is for training, and the mode is {f.mode}')
-  judging = ('num_samples', 'metrics', 'features')
-  idle = {'evaluate': (), 'sample': judging}.get(f.mode, (*judging, 'sampler', 'sampler_steps'))
+  evaluated = ('num_samples', 'metrics', 'features')
+  idle = {'evaluate': (), 'sample': evaluated}.get(f.mode, (*evaluated, 'sampler', 'sampler_steps'))
   for name in idle:
     if f[name].present:
       raise ValueError(f'--{name} is for --mode=evaluate, and the mode is {f.mode}')

@@ -253,17 +253,17 @@ def from_folder(read: Callable[[], Any]) -> Any:
     return read()
 
 
-def preemption(cursor: int, steps: int) -> Callable[[], str | None]:
+def preemption(batches_seen: int, steps: int) -> Callable[[], str | None]:
   """A function to ask once a dispatch: 'SIGTERM' on all processes after the same one, soon after any got it; else None.
 
   JAX catches the signal, tells the others, and agrees with them on a number that none has asked for yet. Orbax asks for
   the numbers of its checkpoints, which are cursors, so these are asked for here, one by one.
 
   Args:
-    cursor: where training starts.
+    batches_seen: where training starts.
     steps: that a dispatch moves it on.
   """
-  starts = itertools.count(cursor + 1, steps)
+  starts = itertools.count(batches_seen + 1, steps)
 
   def interrupted() -> str | None:
     first = next(starts)

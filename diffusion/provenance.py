@@ -23,7 +23,7 @@ from typing import Any
 from diffusion.reporting import encoding
 from diffusion.reporting.rows import read_json, write_json
 
-RECORD_FORMAT = 3
+RECORD_FORMAT = 4
 PACKAGES = (
   'diffusion', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy', 'scipy',
 )  # fmt: skip

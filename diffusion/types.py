@@ -165,7 +165,7 @@ class Optimizer(NamedTuple):
     count: updates so far, from the state.
     measure: state -> numbers of the last update to log; their names are `measured`.
     measured: names.
-    read: (state, parameters) -> the parameters to judge, where the optimizer keeps an average of its own.
+    read: (state, parameters) -> the parameters to evaluate, where the optimizer keeps an average of its own.
   """
 
   init: Callable[[Params], Any]

@@ -25,9 +25,9 @@ For each row two tests run: *live* compares it on with it off, in the direction 
 or its statistics. What is off costs nothing: the program of a step with everything off is the plain step's to the
 letter. All are in `tests/test_catalog.py` and `tests/cases/`.
 
-Random draws come from separate streams (`diffusion/streams.py`): split, initialization, order of the data, curriculum,
+Random draws come from separate streams (`diffusion/rng.py`): split, initialization, order of the data, curriculum,
 augmentation, noise level, noise, dropout, terms of the loss, validation, sampler, likelihood. Turning one technique on
-leaves the draws of all others as they were (`tests/test_streams.py`).
+leaves the draws of all others as they were (`tests/test_rng.py`).
 
 This page is generated: change the docstrings or `tests/cases/`, then run `python -m docs.catalog`.
 """

@@ -30,7 +30,7 @@ from diffusion.models import (
   unet,
 )
 from diffusion.objectives import losses, penalties, times, weights
-from diffusion.optimizers import averaging, chains, clipping, directions, schedules
+from diffusion.optimizers import averaging, chains, clipping, optimizers, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
 from diffusion.sampling import grids, guidance, samplers, solvers
@@ -86,7 +86,7 @@ def update(c: Config, direction: Any = None, learning_rate: Any = None, **parts:
   """The baseline's update with some parts chosen."""
   if 'clip' not in parts:
     parts['clip'] = clipping.global_norm(c.clip_norm)
-  return chains.chain(direction or directions.adam(), learning_rate or rate(c), **parts)
+  return chains.chain(direction or optimizers.adam(), learning_rate or rate(c), **parts)
 
 
 def stopping(*more: callbacks.Callback) -> list[callbacks.Callback]:
@@ -120,7 +120,7 @@ def build(c: Config) -> launch.Experiment:
     'times': times.stratified,
     'optimizer': lambda: update(c),
     'averages': lambda: {'ema': averaging.ema(c.ema_decay)},
-    'judged': lambda: 'ema',
+    'evaluation_average': lambda: 'ema',
     'callbacks': stopping,
     'sampling': lambda: plan(c),
   }
@@ -132,7 +132,7 @@ def build(c: Config) -> launch.Experiment:
     steps_per_dispatch=c.steps_per_dispatch,
     validate_every=c.validate_every,
     split=splits.Fractions(limit=c.train_limit),
-    bank=gap.bank(draws=2),
+    evaluation_noise=gap.evaluation_noise(draws=2),
     metrics=[recognition.support_vectors(), memorization.nearest_neighbor_ratio()],
     **chosen,
     **{name: make() for name, make in baseline.items() if name not in chosen},
@@ -187,12 +187,13 @@ ARMS: dict[str, Callable[[Config], dict[str, Any]]] = {
   'clip_blocks': lambda c: {'optimizer': update(c, clip=clipping.blocks(0.1))},
   'adaptive_clipping': lambda c: {'optimizer': update(c, clip=clipping.adaptive(0.01))},
   'clip_values': lambda c: {'optimizer': update(c, clip=clipping.value(0.01))},
-  'rmsprop': lambda c: {'optimizer': update(c, directions.rmsprop())},
-  'momentum': lambda c: {'optimizer': update(c, directions.momentum(0.9), schedules.warmup_cosine(0.1, c.num_steps))},
-  'lion': lambda c: {'optimizer': update(c, directions.lion(), schedules.warmup_cosine(3e-4, c.num_steps))},
-  'muon': lambda c: {'optimizer': update(c, directions.muon())},
-  'prodigy': lambda c: {'optimizer': update(c, directions.prodigy(), schedules.constant(1.0))},
-  'schedule_free': lambda c: {'optimizer': chains.schedule_free(directions.adam(b1=0.0), rate(c)), 'judged': ''},
+  'rmsprop': lambda c: {'optimizer': update(c, optimizers.rmsprop())},
+  'momentum': lambda c: {'optimizer': update(c, optimizers.momentum(0.9), schedules.warmup_cosine(0.1, c.num_steps))},
+  'lion': lambda c: {'optimizer': update(c, optimizers.lion(), schedules.warmup_cosine(3e-4, c.num_steps))},
+  'muon': lambda c: {'optimizer': update(c, optimizers.muon())},
+  'prodigy': lambda c: {'optimizer': update(c, optimizers.prodigy(), schedules.constant(1.0))},
+  'schedule_free': lambda c: {'optimizer': chains.schedule_free(optimizers.adam(b1=0.0), rate(c)),
+                            'evaluation_average': ''},
   'constant_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.constant(c.learning_rate))},
   'linear_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.linear(c.learning_rate, c.num_steps))},
   'exponential_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.exponential(c.learning_rate, 100))},
@@ -203,7 +204,7 @@ ARMS: dict[str, Callable[[Config], dict[str, Any]]] = {
   'plateau': lambda c: {'callbacks': stopping(callbacks.reduce_on_plateau(patience=c.validate_every))},
   'micro_batches': lambda c: {'micro_batches': 4},
   # the averages
-  'no_average': lambda c: {'averages': {}, 'judged': ''},
+  'no_average': lambda c: {'averages': {}, 'evaluation_average': ''},
   'half_life': lambda c: {'averages': {'ema': averaging.half_life(5_000, c.batch_size)}},
   'power_average': lambda c: {'averages': {'ema': averaging.power(0.1)}},
   'swa': lambda c: {'averages': {'ema': averaging.swa(c.num_steps // 2)}},

@@ -86,13 +86,13 @@ def build(c: Config) -> launch.Experiment:
       schedules.warmup_constant(c.learning_rate, c.warmup_steps), c.weight_decay, c.clip_norm
     ),
     averages={'ema': averaging.ema(c.ema_decay)},
-    judged='ema',
+    evaluation_average='ema',
     callbacks=[
       callbacks.checkpoint('validation/eps'),
       callbacks.early_stopping('validation/eps', c.patience),
       callbacks.divergence_guard(c.log_every),
     ],
-    bank=gap.bank(draws=1),
+    evaluation_noise=gap.evaluation_noise(draws=1),
     sampling=launch.Sampling(
       samplers.ancestral, c.sampling_steps, grid_rows=c.grid_rows, per_class=c.samples
     ),

@@ -81,13 +81,13 @@ def build(c: Config) -> launch.Experiment:
     times=times.stratified(),
     optimizer=chains.adamw(schedules.constant(c.learning_rate), c.weight_decay, c.clip_norm),
     averages={'ema': averaging.ema(c.ema_decay)},
-    judged='ema',
+    evaluation_average='ema',
     callbacks=[
       callbacks.checkpoint('validation/eps'),
       callbacks.early_stopping('validation/eps', c.patience),
       callbacks.divergence_guard(c.log_every),
     ],
-    bank=gap.bank(levels=9, draws=4),
+    evaluation_noise=gap.evaluation_noise(levels=9, draws=4),
     sampling=launch.Sampling(samplers.ddim, c.sampling_steps, wrappers=(), per_class=c.samples),
     metrics=[
       memorization.nearest_neighbor_ratio(),

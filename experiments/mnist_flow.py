@@ -95,14 +95,14 @@ def build(c: Config) -> launch.Experiment:
     times=times.logit_normal(c.time_mean, c.time_deviation),
     optimizer=chains.adamw(rate, c.weight_decay, c.clip_norm),
     averages={'ema': averaging.ema(c.ema_decay)},
-    judged='ema',
+    evaluation_average='ema',
     callbacks=[
       callbacks.checkpoint('validation/eps'),
       callbacks.early_stopping('validation/eps', c.patience),
       callbacks.divergence_guard(c.log_every),
       callbacks.sample_grid(c.validate_every),
     ],
-    bank=gap.bank(draws=1),
+    evaluation_noise=gap.evaluation_noise(draws=1),
     sampling=launch.Sampling(
       solvers.euler, c.sampling_steps, c.guidance, grid_rows=8, per_class=c.samples_per_class
     ),

@@ -76,13 +76,13 @@ def build(c: Config) -> launch.Experiment:
     times=times.stratified(),
     optimizer=chains.adamw(schedules.constant(c.learning_rate), c.weight_decay, c.clip_norm),
     averages={'ema': averaging.ema(c.ema_decay)},
-    judged='ema',
+    evaluation_average='ema',
     callbacks=[
       callbacks.checkpoint('validation/eps'),
       callbacks.watch_memorization(c.look_every, c.looked_at_per_class),
       callbacks.divergence_guard(c.log_every),
     ],
-    bank=gap.bank(draws=2),
+    evaluation_noise=gap.evaluation_noise(draws=2),
     sampling=launch.Sampling(steps=c.sampling_steps, per_class=c.samples_per_class),
     metrics=[memorization.nearest_neighbor_ratio(), memorization.authenticity()],
   )

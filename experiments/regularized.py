@@ -106,7 +106,7 @@ def build(c: Config) -> launch.Experiment:
       'narrow': averaging.power(0.05),
       'wide': averaging.power(0.10),
     },
-    judged='ema',
+    evaluation_average='ema',
     callbacks=[
       callbacks.checkpoint('validation/eps'),
       callbacks.early_stopping('validation/eps', c.patience, share=c.patience_share),
@@ -114,7 +114,7 @@ def build(c: Config) -> launch.Experiment:
       callbacks.snapshots(c.snapshot_every),
       guards.spike_guard(c.log_every),
     ],
-    bank=gap.bank(draws=2),
+    evaluation_noise=gap.evaluation_noise(draws=2),
     sampling=launch.Sampling(
       solvers.dpm_solver, c.sampling_steps, c.guidance, per_class=c.samples_per_class
     ),

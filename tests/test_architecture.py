@@ -14,7 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # From top to bottom: a room imports only rooms above it (and its own files).
 ROOMS = (
-  'types', 'checks', 'streams', 'processes', 'devices', 'statistics', 'citations', 'reporting',
+  'types', 'checks', 'rng', 'processes', 'devices', 'statistics', 'citations', 'reporting',
   'process', 'data', 'models', 'objectives', 'optimizers', 'sampling', 'evaluation', 'training',
   'provenance', 'runs', 'launch', 'commands',
 )  # fmt: skip
@@ -27,7 +27,7 @@ DEVICE_WORDS = {
 }  # fmt: skip
 PROCESS_WORDS = {'process_count', 'process_index'}
 CORE = (
-  'process', 'data.pipeline', 'data.splits', 'data.feed', 'data.augment', 'models', 'objectives', 'optimizers',
+  'process', 'data.pipeline', 'data.splits', 'data.prefetch', 'data.augment', 'models', 'objectives', 'optimizers',
   'sampling', 'training', 'runs.run', 'runs.loop',
 )  # fmt: skip
 OPTIONAL = (
@@ -157,7 +157,7 @@ def test_only_launch_and_the_commands_read_a_command_line():
 
   assert importers('ml_collections') == {'diffusion.launch'}
   # Grain's readers ask for flags; the feed marks them as parsed where no program has.
-  flags = importers('absl') - {'diffusion.launch', 'diffusion.data.feed'}
+  flags = importers('absl') - {'diffusion.launch', 'diffusion.data.prefetch'}
   assert len(flags) > 4
   assert all(under(name, 'diffusion.commands') for name in flags)
 

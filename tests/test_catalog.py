@@ -9,7 +9,7 @@ import pytest
 from diffusion import citations
 from diffusion.models import dropout, magnitude, precision, unet
 from diffusion.objectives import penalties
-from diffusion.optimizers import chains, directions, schedules
+from diffusion.optimizers import chains, optimizers, schedules
 from diffusion.process import marginals, parameterizations
 from diffusion.sampling.plan import Sampling
 from diffusion.training import callbacks, guards
@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PREFIX = {
   'unet.unet(...': 'unet.unet(8, (1, 2), 1, (), num_classes=10',
   'magnitude.unet(...': 'magnitude.unet(8, (1, 2), 1, (), num_classes=10',
-  'chains.chain(...': 'chains.chain(directions.adam(), rate',
+  'chains.chain(...': 'chains.chain(optimizers.adam(), rate',
   'Sampling(...': 'Sampling(samplers.ddim, 4',
   ', ...)': ', marginals.variance_preserving, parameterizations.v())',
   '[..., ': '[callbacks.checkpoint(), ',
@@ -101,7 +101,7 @@ def test_what_is_off_costs_nothing():
     micro_batches=1, gradient_noise=False, curriculum=None,
     terms=terms | {name: (0, getattr(penalties, name)()) for name in ('l1', 'l2', 'jacobian')},
     optimizer=chains.chain(
-      directions.adam(), schedules.constant(1e-3), clip=None, weight_decay=0.0, coupled_l2=0,
+      optimizers.adam(), schedules.constant(1e-3), clip=None, weight_decay=0.0, coupled_l2=0,
       l1=0.0, fix_norms=False,
     ),
     callbacks=[guards.spike_guard(10), callbacks.early_stopping(), callbacks.reduce_on_plateau()],
@@ -109,7 +109,7 @@ def test_what_is_off_costs_nothing():
     model=unet.unet(8, (1, 2), 1, (), (0.0, 0), num_classes=10, drops=drops),
     augment=tiny.augment.chain(tiny.augment.label_dropout(0)),
   )  # fmt: skip
-  plain = base(optimizer=chains.chain(directions.adam(), schedules.constant(1e-3)))
+  plain = base(optimizer=chains.chain(optimizers.adam(), schedules.constant(1e-3)))
   assert tiny.lowered(off) == tiny.lowered(plain)
   assert tiny.lowered(plain._replace(augment=tiny.augment.flip())) != tiny.lowered(plain)
 

@@ -31,7 +31,7 @@ def test_the_step_lowers_for_other_platforms(platform, narrow):
 
   one = jax.tree.map(lambda x: x[None], state)
   whole = jax.jit(jax.vmap(run, in_axes=(0, None, None), axis_name='devices', axis_size=1))
-  data = pipeline.Resident(split.dataset.x, split.dataset.label)
+  data = pipeline.InMemoryData(split.dataset.x, split.dataset.label)
   given = jnp.zeros((2, experiment.batch_size), jnp.int32)
   exported = jax.export.export(whole, platforms=[platform])(one, data, given)
   text = exported.mlir_module()

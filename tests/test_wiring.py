@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 from diffusion import launch
 from diffusion.data import sources, splits
 from diffusion.evaluation import gap
-from diffusion.evaluation.metric import Finding, Metric, check_nothing
+from diffusion.evaluation.metric import Metric, MetricResult, check_nothing
 from diffusion.models import dropout, mlp, normalization
 from diffusion.objectives import losses, times, weights
 from diffusion.optimizers import averaging, chains, schedules
@@ -133,15 +133,17 @@ def spied(c: Config, made: launch.Experiment) -> launch.Experiment:
       return state, Stop('seen enough')
     return state, Save(event.step)
 
-  def ask(asked, _):
-    z = asked.x + jax.vmap(lambda key: jax.random.normal(key, asked.x.shape[1:]))(asked.keys)
-    return asked.denoise(z, jnp.full(len(z), 0.5)).eps.mean(1)
+  def ask(query, _):
+    z = query.x + jax.vmap(lambda key: jax.random.normal(key, query.x.shape[1:]))(query.keys)
+    return query.denoise(z, jnp.full(len(z), 0.5)).eps.mean(1)
 
   def measure(judged):
     parts = {name: numbers(getattr(judged, name)[0]) for name in ('train', 'held_out')}
     labels = {f'{name} label': getattr(judged, name)[1] for name in parts}
     write(c.spy, 'judged', validation=judged.validation, **parts, **labels)
-    return [Finding('asked', float(judged.network.apply(ask, *judged.held_out).mean()), 'mean eps')]
+    return [
+      MetricResult('asked', float(judged.network.apply(ask, *judged.held_out).mean()), 'mean eps')
+    ]
 
   return made._replace(
     terms={'denoise': (factor, term._replace(apply=apply_term))},
@@ -182,9 +184,9 @@ def build(c: Config) -> launch.Experiment:
     times=times.curriculum_by_loss(uneven, 4, patience=2) if c.spoil else times.stratified(),
     optimizer=chains.adamw(schedules.constant(c.learning_rate), 0.01, 1.0),
     averages={'ema': averaging.ema(0.9), 'frozen': frozen()},
-    judged='frozen',
+    evaluation_average='frozen',
     callbacks=[],
-    bank=gap.bank(levels=3, draws=1),
+    evaluation_noise=gap.evaluation_noise(levels=3, draws=1),
     sampling=launch.Sampling(steps=4, wrappers=(), per_class=4),
     curriculum=Curriculum(None, lambda progress: jnp.ones(()), spoil) if c.spoil else None,
   )  # fmt: skip

@@ -17,7 +17,7 @@ RENAMED: dict[str, str] = {}
 # Top-level fields of a checkpoint -> column of the table; all others are in `rest`.
 FIELDS = {
   'params': 'params', 'averages': 'averages', 'optimizer': 'optimizer', 'statistics': 'statistics',
-  'judged_statistics': 'statistics',
+  'judged_statistics': 'statistics', 'evaluation_statistics': 'statistics',  # the earlier name, the later
 }  # fmt: skip
 COLUMNS = (
   'metrics', 'params', 'averages', 'optimizer', 'statistics', 'rest', 'samples', 'results', 'rows'

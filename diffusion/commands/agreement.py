@@ -10,7 +10,7 @@ from absl import flags
 
 from diffusion import devices
 from diffusion.commands import run_command
-from diffusion.evaluation.metric import Finding
+from diffusion.evaluation.metric import MetricResult
 from diffusion.evaluation.same_noise import agreement
 from diffusion.reporting.tables import markdown
 from diffusion.runs.loading import data_of, load
@@ -25,7 +25,7 @@ def define_flags() -> None:
 
 def compare(
   first: str | pathlib.Path, second: str | pathlib.Path, pairs: int, seed: int
-) -> list[Finding]:
+) -> list[MetricResult]:
   """What `same_noise.agreement` says of samples that two runs draw from the same noise for the same labels.
 
   Args:

@@ -20,14 +20,14 @@ from diffusion.data import pipeline, sources
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
+from diffusion.evaluation.by_name import METRICS, choose_features, choose_metrics
 from diffusion.evaluation.metric import (
   Examples,
-  Finding,
-  Judged,
+  MetricInputs,
+  MetricResult,
   Plan,
-  findings_to_json,
+  results_to_json,
 )
-from diffusion.evaluation.suite import METRICS, choose_features, choose_metrics
 from diffusion.reporting.rows import write_json
 from diffusion.reporting.tables import markdown
 from diffusion.runs.loading import data_of
@@ -49,7 +49,7 @@ def main(_: Sequence[str], given: flags.FlagValues) -> None:
   devices.configure(
     provenance.read_record(pathlib.Path(given.run).expanduser())['config']['batch_size']
   )
-  findings, notes, record = judge(given.images, given.run, given.metrics, given.features)
+  findings, notes, record = measure(given.images, given.run, given.metrics, given.features)
   if given.output:
     write_json(given.output, record)
   for note in notes:
@@ -111,18 +111,18 @@ def read(path: str | pathlib.Path, class_names: Sequence[str]) -> Images:
   return Images(x, label, levels)
 
 
-def judge(
+def measure(
   images: str | pathlib.Path, run: str | pathlib.Path, metrics: Sequence[str], features: str
-) -> tuple[list[Finding], list[str], dict[str, Any]]:
+) -> tuple[list[MetricResult], list[str], dict[str, Any]]:
   """What the metrics say of images beside a run's data, split as the run split it.
 
   Args:
     images: see `read`.
     run: folder of the run whose data, splits and units are taken.
-    metrics, features: see `suite.choose_metrics` and `suite.choose_features`.
+    metrics, features: see `by_name.choose_metrics` and `by_name.choose_features`.
 
   Returns:
-    (findings, what a reader must know, a record of what was judged).
+    (findings, what a reader must know, a record of what was inputs).
 
   Raises:
     ValueError: as those raise; other data than the run's; images of another shape.
@@ -134,7 +134,7 @@ def judge(
   if given.x.shape[1:] != data.x.shape[1:]:
     shapes = list(given.x.shape[1:]), list(data.x.shape[1:])
     raise ValueError(f'{images} holds examples of shape {shapes[0]}, {data.name} has {shapes[1]}')
-  judged, notes = _beside(given, split)
+  inputs, notes = _beside(given, split)
   sizes = split.sizes
   plan = Plan(
     samples=len(given.x),
@@ -153,7 +153,7 @@ def judge(
     left_out['recognition'] = 'the images have no labels'
     del found['recognition']
   notes += [f'left out {name}: {why}' for name, why in left_out.items()]
-  findings = [finding for metric in found.values() for finding in metric.measure(judged)]
+  findings = [finding for metric in found.values() for finding in metric.measure(inputs)]
   record = {
     'time': provenance.now(),
     'images': str(images),
@@ -165,12 +165,12 @@ def judge(
     'versions': provenance.versions(),
     'notes': notes,
     'seconds': time.perf_counter() - begin,
-    'results': findings_to_json(findings),
+    'results': results_to_json(findings),
   }
   return findings, notes, record
 
 
-def _beside(given: Images, split: SplitData) -> tuple[Judged, list[str]]:
+def _beside(given: Images, split: SplitData) -> tuple[MetricInputs, list[str]]:
   """The images in the data's own levels where they fit them, else both in brightness; and what to know of it."""
   units, x, notes = split.units, given.x, []
   train, held_out = split.train_in_memory, split.held_out
@@ -181,7 +181,7 @@ def _beside(given: Images, split: SplitData) -> tuple[Judged, list[str]]:
       x = stored
     else:
       notes.append(
-        f'images with more than the {units.levels} levels of the data: both are judged in brightness, 0 to 255'
+        f'images with more than the {units.levels} levels of the data: both are inputs in brightness, 0 to 255'
       )
       train, held_out = (_brightness(part, units.levels) for part in (train, held_out))
       units = units._replace(levels=256)
@@ -190,7 +190,7 @@ def _beside(given: Images, split: SplitData) -> tuple[Judged, list[str]]:
     notes.append(
       f'WARNING: {copies} of the {len(x)} images ARE training examples, to the last pixel'
     )
-  judged = Judged(
+  inputs = MetricInputs(
     samples=x,
     labels=np.zeros(len(x), np.int32) if given.label is None else given.label.astype(np.int32),
     train=train,
@@ -201,7 +201,7 @@ def _beside(given: Images, split: SplitData) -> tuple[Judged, list[str]]:
     network=None,
     kept={},
   )
-  return judged, notes
+  return inputs, notes
 
 
 def _brightness(part: Examples, levels: int) -> Examples:

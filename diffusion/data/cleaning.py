@@ -3,7 +3,7 @@
 import numpy as np
 
 from diffusion.citations import technique
-from diffusion.data.records import Records
+from diffusion.data.records import DiskRecords
 from diffusion.data.sources import Dataset, Source, validated
 from diffusion.data.splits import content_hashes
 
@@ -36,7 +36,7 @@ def checked(source: Source, missing: str = 'refuse', copies: str = 'report') -> 
 
   def load() -> Dataset:
     data = source.raw()
-    if isinstance(data.x, Records):
+    if isinstance(data.x, DiskRecords):
       raise ValueError(
         f'checks look at all of {data.name} at once: they do not go with streamed data'
       )

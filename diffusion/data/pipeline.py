@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, streams
+from diffusion import checks, rng
 from diffusion.citations import technique
-from diffusion.data.records import Records
+from diffusion.data.records import DiskRecords
 from diffusion.types import Array, Batch, Key
 
 _WORDS = 4  # draws of one Philox counter
 
 
-class Resident(NamedTuple):
+class InMemoryData(NamedTuple):
   """A data set held on the device, as stored: x[n, ...] (uint8 levels or floats) and label int32 [n].
 
   `order` int32 [m] lists the training examples' rows as a curriculum wants them, the first `size` of it where that
@@ -35,7 +35,7 @@ class Resident(NamedTuple):
   size: Array | None = None
 
 
-class Drawn(NamedTuple):
+class StoredBatch(NamedTuple):
   """The rows of one batch as the host read them, as stored: x [B, ...], label int32 [B], index int32 [B]."""
 
   x: Array
@@ -43,7 +43,7 @@ class Drawn(NamedTuple):
   index: Array
 
 
-class Units(NamedTuple):
+class NormalizationStatistics(NamedTuple):
   """How stored values become network units: x' = (x - mean) / deviation, levels first brought to [-1, 1].
 
   Attributes:
@@ -61,10 +61,10 @@ class Units(NamedTuple):
     return (-1 - self.mean) / self.deviation, (1 - self.mean) / self.deviation
 
 
-Normalization = Callable[[np.ndarray | Records, int | None], Units]
+Normalization = Callable[[np.ndarray | DiskRecords, int | None], NormalizationStatistics]
 
 
-def moments(x: np.ndarray | Records) -> tuple[float, float]:
+def moments(x: np.ndarray | DiskRecords) -> tuple[float, float]:
   """The mean and the standard deviation of stored examples, over all examples and dimensions.
 
   Levels are summed as integers, so that data which is read in parts has the same two numbers to the bit.
@@ -79,9 +79,9 @@ def moments(x: np.ndarray | Records) -> tuple[float, float]:
   return total / count, math.sqrt(count * squares - total**2) / count
 
 
-def unit_range(x: np.ndarray | Records, levels: int | None) -> Units:
+def unit_range(x: np.ndarray | DiskRecords, levels: int | None) -> NormalizationStatistics:
   """Levels to [-1, 1]; floats as they are."""
-  return Units(levels)
+  return NormalizationStatistics(levels)
 
 
 @technique('standardized data', 'data', 'lecun1998efficient')
@@ -96,18 +96,18 @@ def standardized() -> Normalization:
   Source: LeCun et al. (1998), section 4.3.
   """
 
-  def normalization(x: np.ndarray | Records, levels: int | None) -> Units:
+  def normalization(x: np.ndarray | DiskRecords, levels: int | None) -> NormalizationStatistics:
     mean, deviation = moments(x)
     if deviation == 0:
       raise ValueError(f'data that does not vary cannot be standardized: all values are {mean:g}')
     if levels is not None:
       mean, deviation = 2 * mean / (levels - 1) - 1, 2 * deviation / (levels - 1)
-    return Units(levels, mean, deviation)
+    return NormalizationStatistics(levels, mean, deviation)
 
   return normalization
 
 
-def normalize(x: Array, units: Units) -> Array:
+def normalize(x: Array, units: NormalizationStatistics) -> Array:
   """Stored values to network units: (2 x / (levels - 1) - 1 - mean) / deviation, or (x - mean) / deviation."""
   if units.levels is not None:
     x = 2 * x.astype(jnp.result_type(float)) / (units.levels - 1) - 1
@@ -115,13 +115,13 @@ def normalize(x: Array, units: Units) -> Array:
   return x if plain else (x - units.mean) / units.deviation
 
 
-def sigma_data(x: np.ndarray | Records, units: Units) -> float:
+def sigma_data(x: np.ndarray | DiskRecords, units: NormalizationStatistics) -> float:
   """The standard deviation of stored examples in network units, over all examples and dimensions."""
   deviation = moments(x)[1] / units.deviation
   return deviation if units.levels is None else 2 * deviation / (units.levels - 1)
 
 
-def denormalize(x: np.ndarray, units: Units) -> np.ndarray:
+def denormalize(x: np.ndarray, units: NormalizationStatistics) -> np.ndarray:
   """The nearest stored value of each number; the exact inverse of `normalize` on levels.
 
   Values outside the levels' range, which a sampler may produce, become the nearest end: a picture has no other levels.
@@ -164,12 +164,12 @@ def restrict(
   return jnp.where(share >= 1, index, order[drawn])
 
 
-def gather(data: Resident, index: Array, units: Units) -> Batch:
+def gather(data: InMemoryData, index: Array, units: NormalizationStatistics) -> Batch:
   """The rows `index` of a resident data set as a Batch in network units."""
-  return in_units(Drawn(data.x[index], data.label[index], index), units)
+  return in_units(StoredBatch(data.x[index], data.label[index], index), units)
 
 
-def in_units(drawn: Drawn, units: Units) -> Batch:
+def in_units(drawn: StoredBatch, units: NormalizationStatistics) -> Batch:
   """Stored rows as a Batch in network units."""
   x = normalize(drawn.x, units)
   return Batch(x, drawn.label, jnp.zeros((len(drawn.label), 0), x.dtype), drawn.index)
@@ -187,7 +187,7 @@ def permutations(seed: int, first: int, count: int, examples: int) -> np.ndarray
     examples: to order, in [1, 2^31).
   """
   counters = -(-examples // _WORDS)
-  key = np.array([seed, streams.tag('order')], np.uint64)
+  key = np.array([seed, rng.tag('order')], np.uint64)
   stream = np.random.Philox(key=key).advance(first * counters)
   draws = stream.random_raw(count * counters * _WORDS).reshape(count, -1)[:, :examples]
   return draws.argsort(axis=1, kind='stable').astype(np.int32)

@@ -16,7 +16,7 @@ Labelled = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Records:
+class DiskRecords:
   """As much of a uint8 array [n, H, W, C] as training needs, without holding it.
 
   x[i], for a slice or an array of integers, reads those rows; `np.asarray(x)` reads them all. Nothing but numbers and
@@ -73,7 +73,7 @@ class Records:
       images, labels = zip(*pool.map(self.labelled, pieces), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
-  def view(self, index: slice | np.ndarray) -> 'Records':
+  def view(self, index: slice | np.ndarray) -> 'DiskRecords':
     """The rows `index`, unread."""
     return dataclasses.replace(self, rows=self.rows[index])
 
@@ -98,7 +98,7 @@ class Records:
     return np.array([example['label'] for piece in pieces for example in piece], np.int32)
 
   def _examples(self, rows: np.ndarray) -> list[Any]:
-    """Records of these rows, their images as they are stored.
+    """The records of these rows, their images as they are stored.
 
     Raises:
       ValueError: one that cannot be read, named.
@@ -135,7 +135,7 @@ def _first_bad(source: Any, rows: np.ndarray) -> int:
   return rows[0]  # it was unreadable only then
 
 
-def of_split(builder: Any, split: str, size: int | None = None, workers: int = 0) -> Records:
+def of_split(builder: Any, split: str, size: int | None = None, workers: int = 0) -> DiskRecords:
   """All rows of a split of a TFDS builder that is prepared as array_record.
 
   Raises:
@@ -149,7 +149,7 @@ def of_split(builder: Any, split: str, size: int | None = None, workers: int = 0
   if size is not None and (size < 1 or image[0] % size or image[1] % size):
     raise ValueError(f"size must divide the images' {image[0]}x{image[1]}, got {size}")
   rows = np.arange(builder.info.splits[split].num_examples)
-  return Records(
+  return DiskRecords(
     directory=str(builder.data_dir),
     split=split,
     rows=rows,
@@ -159,9 +159,9 @@ def of_split(builder: Any, split: str, size: int | None = None, workers: int = 0
   )
 
 
-def select(x: np.ndarray | Records, index: np.ndarray) -> np.ndarray | Records:
+def select(x: np.ndarray | DiskRecords, index: np.ndarray) -> np.ndarray | DiskRecords:
   """x[index] of an array; of records their view, which reads nothing."""
-  return x.view(index) if isinstance(x, Records) else x[index]
+  return x.view(index) if isinstance(x, DiskRecords) else x[index]
 
 
 def _reduced(x: np.ndarray, size: int) -> np.ndarray:

@@ -24,7 +24,8 @@ class Dataset(NamedTuple):
 
   Attributes:
     name: what tables call it.
-    x: uint8 [n, H, W, C] for images, float32 [n, d] for vectors; `records.Records` for images that stay in their files.
+    x: uint8 [n, H, W, C] for images, float32 [n, d] for vectors;
+      `records.DiskRecords` for images that stay in their files.
     label: int32 [n], in [0, num_classes); zeros where num_classes is 0.
     levels: number of levels a stored value has (0 ... levels - 1), or None for floats.
     class_names: one a class; empty when there are none.
@@ -35,7 +36,7 @@ class Dataset(NamedTuple):
   """
 
   name: str
-  x: np.ndarray | records.Records
+  x: np.ndarray | records.DiskRecords
   label: np.ndarray
   levels: int | None
   class_names: tuple[str, ...] = ()

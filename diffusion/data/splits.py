@@ -13,7 +13,7 @@ import numpy as np
 from diffusion import checks
 from diffusion.data import pipeline, sources
 from diffusion.data.pipeline import check_size
-from diffusion.data.records import Records, select
+from diffusion.data.records import DiskRecords, select
 from diffusion.types import Curriculum
 
 _ROWS = 1000  # that are in memory at a time, where the data stays in its files
@@ -51,7 +51,7 @@ class Split(NamedTuple):
   fingerprint: str
 
 
-def content_hashes(x: np.ndarray | Records, salt: str = '', whole: Any = None) -> np.ndarray:
+def content_hashes(x: np.ndarray | DiskRecords, salt: str = '', whole: Any = None) -> np.ndarray:
   """SHA-256 of (salt, dtype, shape, bytes) of each example, as 32-byte strings [n].
 
   The data is read once, some rows at a time; `whole`, a hash in the making, is given all their bytes as well.
@@ -72,7 +72,7 @@ def fingerprint(digests: np.ndarray) -> str:
 
 
 def hashes_and_fingerprint(
-  x: np.ndarray | Records, label: np.ndarray, salt: str = ''
+  x: np.ndarray | DiskRecords, label: np.ndarray, salt: str = ''
 ) -> tuple[np.ndarray, str]:
   """`content_hashes`, and a hash of the data set as it stands, order and labels included: 16 hexadecimal digits."""
   whole = hashlib.sha256(f'{x.dtype.str}|{x.shape}|{label.dtype.str}'.encode())
@@ -98,7 +98,7 @@ def _rank(digests: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def make(
-  x: np.ndarray | Records, labels: np.ndarray, fractions: Fractions, official_test: bool
+  x: np.ndarray | DiskRecords, labels: np.ndarray, fractions: Fractions, official_test: bool
 ) -> Split:
   """Cuts a training set into train, validation and (unless the data has an official one) test.
 
@@ -153,14 +153,14 @@ def make(
   return Split(**parts, hashes=hashes, fingerprint=whole)
 
 
-Examples = tuple[np.ndarray | Records, np.ndarray]  # as stored [n, ...], and label [n]
+Examples = tuple[np.ndarray | DiskRecords, np.ndarray]  # as stored [n, ...], and label [n]
 
 
 class SplitData(NamedTuple):
   """A data set and what each of its rows is for.
 
   Attributes:
-    dataset: as stored; images that stay in their files are `Records`, which read on demand.
+    dataset: as stored; images that stay in their files are `DiskRecords`, which read on demand.
     split: rows of the data set.
     units: of the network, by the training rows.
     order: training rows as the curriculum ranks them, int32; None without one.
@@ -168,7 +168,7 @@ class SplitData(NamedTuple):
 
   dataset: sources.Dataset
   split: Split
-  units: pipeline.Units
+  units: pipeline.NormalizationStatistics
   order: np.ndarray | None
 
   @property
@@ -213,7 +213,7 @@ class SplitData(NamedTuple):
   @property
   def streamed(self) -> bool:
     """The training images stay in their files."""
-    return isinstance(self.dataset.x, Records)
+    return isinstance(self.dataset.x, DiskRecords)
 
   @property
   def comparable(self) -> bool:

@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from diffusion import checks, statistics
-from diffusion.evaluation.metric import Asked, Examples, Finding, Judged, Metric, check_nothing
+from diffusion.evaluation.metric import (
+  Examples,
+  Metric,
+  MetricInputs,
+  MetricResult,
+  Query,
+  check_nothing,
+)
 from diffusion.sampling import likelihood
 
 
@@ -30,46 +37,46 @@ def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = No
   if steps is not None:
     checks.integer('steps', steps)
 
-  def judge(judged: Judged) -> list[Finding]:
-    def rows(asked: Asked, shared: Any):
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
+    def rows(query: Query, shared: Any):
       return likelihood.bound(
-        asked.denoise,
-        asked.path,
-        asked.x,
-        asked.keys,
-        levels=judged.units.levels,
-        support=judged.units.range,
+        query.denoise,
+        query.path,
+        query.x,
+        query.keys,
+        levels=inputs.units.levels,
+        support=inputs.units.range,
         steps=steps,
         draws=draws,
       )
 
     found = []
     time = 'continuous time' if steps is None else f'{steps} steps'
-    for name, (x, label) in _splits(judged).items():
+    for name, (x, label) in _splits(inputs).items():
       chosen = np.linspace(0, len(x) - 1, min(limit, len(x))).round().astype(int)
-      parts = judged.network.apply(rows, x[chosen], label[chosen])
+      parts = inputs.network.apply(rows, x[chosen], label[chosen])
       total, *each = (
         likelihood.bits_per_dim(np.asarray(part, np.float64), x[0].size)
         for part in (parts.total, *parts)
       )
       if (
-        judged.units.levels is None
+        inputs.units.levels is None
       ):  # the density of the stored numbers, not of the standardized ones
-        total = total + math.log2(judged.units.deviation)
+        total = total + math.log2(inputs.units.deviation)
       shares = ', '.join(f'{n} {v.mean():.4f}' for n, v in zip(parts._fields, each, strict=True))
       meaning = f'bound of {len(chosen)} examples, {time}: {shares}'
-      found.append(Finding(f'{name} bits/dim', statistics.mean_t(total), meaning))
+      found.append(MetricResult(f'{name} bits/dim', statistics.mean_t(total), meaning))
     return found
 
-  return Metric(check_nothing, judge)
+  return Metric(check_nothing, measure)
 
 
-def _splits(judged: Judged) -> dict[str, Examples]:
+def _splits(inputs: MetricInputs) -> dict[str, Examples]:
   """The splits by name; one of fewer than two examples is left out."""
-  cut = judged.validation
+  cut = inputs.validation
   held_out = {
-    'validation': tuple(part[:cut] for part in judged.held_out),
-    'test': tuple(part[cut:] for part in judged.held_out),
+    'validation': tuple(part[:cut] for part in inputs.held_out),
+    'test': tuple(part[cut:] for part in inputs.held_out),
   }
-  every = held_out | {'training': judged.train}
+  every = held_out | {'training': inputs.train}
   return {name: split for name, split in every.items() if len(split[0]) > 1}

@@ -22,7 +22,7 @@ from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import manifold
 from diffusion.evaluation.features import Features
-from diffusion.evaluation.metric import Finding, Judged, Metric, Plan, shown
+from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, shown
 from diffusion.types import Array, Params
 
 NAMES = ('digits', 'mnist')
@@ -146,21 +146,23 @@ def class_balance(name: str) -> Metric:
         f'the {name} classifier takes images {list(one.shape)}, the data has {list(plan.shape)}'
       )
 
-  def calls(judged: Judged, which: str) -> np.ndarray:
-    probabilities = judged.once(
-      (one, which), lambda: one.call(shown(judged.x(which), judged.units.levels))[1]
+  def calls(inputs: MetricInputs, which: str) -> np.ndarray:
+    probabilities = inputs.once(
+      (one, which), lambda: one.call(shown(inputs.x(which), inputs.units.levels))[1]
     )
     return np.eye(probabilities.shape[1])[probabilities.argmax(1)]
 
-  def judge(judged: Judged) -> list[Finding]:
-    called = {which: calls(judged, which) for which in ('samples', 'held_out')}
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
+    called = {which: calls(inputs, which) for which in ('samples', 'held_out')}
     label = f'{name} classifier, {one.digest}'
     meaning = f'exp of the entropy of the shares of the classes, of {called["samples"].shape[1]}'
     return [
-      Finding(f'effective classes({label})', manifold.class_entropy(called['samples']), meaning),
-      Finding(
+      MetricResult(
+        f'effective classes({label})', manifold.class_entropy(called['samples']), meaning
+      ),
+      MetricResult(
         f'effective classes({label}), held-out', manifold.class_entropy(called['held_out']), meaning
       ),
     ]
 
-  return Metric(check, judge)
+  return Metric(check, measure)

@@ -8,7 +8,7 @@ from diffusion import checks, statistics
 from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation.features import Features
-from diffusion.evaluation.metric import Finding, Judged, Metric, Plan, subset
+from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, subset
 from diffusion.statistics import Interval
 
 
@@ -106,24 +106,26 @@ def frechet(features: Features | None = None) -> Metric:
   def check(plan: Plan) -> None:
     _check_count(plan.samples, features_.width(features, plan.shape))
 
-  def judge(judged: Judged) -> list[Finding]:
-    reference = judged.once((features, 'moments'), lambda: moments(judged.embed(features, 'train')))
-    samples, real = judged.embed(features, 'samples'), judged.embed(features, 'held_out')
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
+    reference = inputs.once((features, 'moments'), lambda: moments(inputs.embed(features, 'train')))
+    samples, real = inputs.embed(features, 'samples'), inputs.embed(features, 'held_out')
     name = features_.distance_name(features)
     value, infinite = distance(moments(samples), reference), extrapolated(samples, reference)
     sizes = f'{len(samples)} samples against {reference.count} training examples'
     found = [
-      Finding(name, value, f'{sizes}; blind to copying'),
-      Finding(f'{name}, infinite samples', infinite, 'extrapolated in 1 / N'),
+      MetricResult(name, value, f'{sizes}; blind to copying'),
+      MetricResult(f'{name}, infinite samples', infinite, 'extrapolated in 1 / N'),
     ]
     count = min(len(real), len(samples))  # the distance falls with the number: as many of both
     if count > samples.shape[1]:
       for title, x in (('samples', samples), ('held-out examples', real)):
         value = distance(moments(subset(x, count)), reference)
-        found.append(Finding(f'{name}, {count} {title}', value, 'to be compared at equal numbers'))
+        found.append(
+          MetricResult(f'{name}, {count} {title}', value, 'to be compared at equal numbers')
+        )
     return found
 
-  return Metric(check, judge)
+  return Metric(check, measure)
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, blocks: int = 10, seed: int = 0) -> Interval:
@@ -192,17 +194,19 @@ def kernel(features: Features | None = None, blocks: int = 10, limit: int = 10_0
         f'{plan.samples} and {plan.train}'
       )
 
-  def judge(judged: Judged) -> list[Finding]:
-    train, name = judged.embed(features, 'train'), f'kernel distance({features_.label(features)})'
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
+    train, name = inputs.embed(features, 'train'), f'kernel distance({features_.label(features)})'
     found = []
     for which, title in (('samples', name), ('held_out', f'{name}, held-out')):
-      x = judged.embed(features, which)
+      x = inputs.embed(features, which)
       if len(x) < 2 * blocks:
         continue
       value = kernel_distance(subset(x, limit), subset(train, limit), blocks)
       found.append(
-        Finding(title, value, 'squared discrepancy to the training set, 0 for equal distributions')
+        MetricResult(
+          title, value, 'squared discrepancy to the training set, 0 for equal distributions'
+        )
       )
     return found
 
-  return Metric(check, judge)
+  return Metric(check, measure)

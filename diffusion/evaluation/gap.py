@@ -1,7 +1,7 @@
-"""The paired generalization gap: held-out and training loss on one fixed bank of noise.
+"""The paired generalization gap: held-out and training loss on fixed evaluation noise.
 
-The bank fixes log-SNR, not t, so its numbers mean the same under every schedule, and it gives both splits the same
-noise, so their difference is not the noise's.
+The evaluation noise fixes log-SNR, not t, so its numbers mean the same under every schedule, and both splits get the
+same, so their difference is not the noise's.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,45 +12,54 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from diffusion import checks, devices, streams
+from diffusion import checks, devices, rng
 from diffusion.data import pipeline
 from diffusion.objectives.losses import eps_loss
 from diffusion.process import gaussian
 from diffusion.types import Array, Conditioning, Denoiser, Diffusion, Key, Model, Path
 
 
-class Bank(NamedTuple):
+class EvaluationNoise(NamedTuple):
   """Noise levels (log-SNR in nats, from clean to noisy) and the draws of eps at each."""
 
   log_snr: tuple[float, ...]
   draws: int
 
 
-def bank(high: float = 8.0, low: float = -8.0, levels: int = 8, draws: int = 4) -> Bank:
-  """A bank of `levels` >= 2 log-SNR from `high` to `low` in equal steps, `draws` >= 1 of eps at each."""
+def evaluation_noise(
+  high: float = 8.0, low: float = -8.0, levels: int = 8, draws: int = 4
+) -> EvaluationNoise:
+  """Evaluation noise of `levels` >= 2 log-SNR from `high` to `low` in equal steps, `draws` >= 1 of eps at each."""
   checks.integer('levels', levels, 2)
   checks.integer('draws', draws)
   if not low < high:
-    raise ValueError(f'a bank needs low < high, got low={low!r}, high={high!r}')
-  return Bank(tuple(np.linspace(high, low, levels).tolist()), draws)
+    raise ValueError(f'evaluation noise needs low < high, got low={low!r}, high={high!r}')
+  return EvaluationNoise(tuple(np.linspace(high, low, levels).tolist()), draws)
 
 
-def bank_losses(
-  diffusion: Diffusion, model: Model, units: pipeline.Units, bank: Bank, chunk: int = 256
+def evaluation_losses(
+  diffusion: Diffusion,
+  model: Model,
+  units: pipeline.NormalizationStatistics,
+  noise: EvaluationNoise,
+  chunk: int = 256,
 ) -> Callable[..., np.ndarray]:
   """`make_losses` on all devices, `chunk` examples of a device at a time; the first argument is replicated."""
-  return devices.over_rows(make_losses(diffusion, model, units, bank), chunk)
+  return devices.over_rows(make_losses(diffusion, model, units, noise), chunk)
 
 
 def make_losses(
-  diffusion: Diffusion, model: Model, units: pipeline.Units, bank: Bank
+  diffusion: Diffusion,
+  model: Model,
+  units: pipeline.NormalizationStatistics,
+  noise: EvaluationNoise,
 ) -> Callable[..., Array]:
-  """The eps-loss of every example at every level of the bank, without dropout or augmentation.
+  """The eps-loss of every example at every level of the evaluation noise, without dropout or augmentation.
 
   Args:
-    diffusion, model: what is judged.
+    diffusion, model: what is evaluated.
     units: of the stored data.
-    bank: noise levels and draws.
+    noise: noise levels and draws.
 
   Returns:
     ((parameters, statistics, seed), x as stored [n, ...], label [n], position [n]) -> losses [n, L], the mean over
@@ -68,14 +77,16 @@ def make_losses(
       return model.apply(variables, z, noise, conditioning)[0]
 
     denoise = gaussian.denoiser(path, diffusion.parameterization, network)
-    keys = streams.row_keys(streams.stream(seed, 'validation'), position)
-    return denoiser_losses(denoise, path, x, keys, bank)
+    keys = rng.row_keys(rng.stream(seed, 'validation'), position)
+    return denoiser_losses(denoise, path, x, keys, noise)
 
   return losses
 
 
-def denoiser_losses(denoise: Denoiser, path: Path, x: Array, keys: Key, bank: Bank) -> Array:
-  """The eps-loss [B, L] of any denoiser at every level of the bank, the mean over its draws.
+def denoiser_losses(
+  denoise: Denoiser, path: Path, x: Array, keys: Key, noise: EvaluationNoise
+) -> Array:
+  """The eps-loss [B, L] of any denoiser at every level of the evaluation noise, the mean over its draws.
 
   With an exact denoiser it is the floor of the loss: of training examples with `analytic.empirical`, of fresh ones
   with `analytic.gaussian_mixture`.
@@ -85,27 +96,31 @@ def denoiser_losses(denoise: Denoiser, path: Path, x: Array, keys: Key, bank: Ba
     path: the bound schedule and process.
     x: examples in network units [B, ...].
     keys: one key a row [B]; its draws depend on its key, the level and the draw.
-    bank: noise levels and draws.
+    noise: noise levels and draws.
   """
 
   def measure(z: Array, t: Array, eps: Array) -> Array:
     return eps_loss(x, eps, denoise(z, t), path.log_snr(t))
 
-  return on_bank(path, x, keys, bank, measure)
+  return on_evaluation_noise(path, x, keys, noise, measure)
 
 
-def on_bank(path: Path, x: Array, keys: Key, bank: Bank, measure: Callable) -> Any:
-  """What `measure(z, t, eps)` says of each row of x at every level of the bank: its tree of [B] as a tree of [B, L],
-  the mean over the draws. Row i's draws depend on its key, the level and the draw."""
-  times = path.time(jnp.asarray(bank.log_snr))
+def on_evaluation_noise(
+  path: Path, x: Array, keys: Key, noise: EvaluationNoise, measure: Callable
+) -> Any:
+  """What `measure(z, t, eps)` says of each row of x at every level: its tree of [B] as a tree of [B, L].
+
+  It is the mean over the draws. Row i's draws depend on its key, the level and the draw.
+  """
+  times = path.time(jnp.asarray(noise.log_snr))
 
   def one(_, i: Array):
-    eps = streams.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape[1:])
-    t = jnp.broadcast_to(times[i // bank.draws], x.shape[:1])
+    eps = rng.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape[1:])
+    t = jnp.broadcast_to(times[i // noise.draws], x.shape[:1])
     return None, measure(gaussian.diffuse(x, eps, path.marginal(t)), t, eps)
 
-  _, values = jax.lax.scan(one, None, jnp.arange(len(bank.log_snr) * bank.draws))
-  return jax.tree.map(lambda v: v.reshape(len(bank.log_snr), bank.draws, -1).mean(1).T, values)
+  _, values = jax.lax.scan(one, None, jnp.arange(len(noise.log_snr) * noise.draws))
+  return jax.tree.map(lambda v: v.reshape(len(noise.log_snr), noise.draws, -1).mean(1).T, values)
 
 
 def summarize(
@@ -115,7 +130,7 @@ def summarize(
 
   Args:
     train: losses [n, L] of training examples.
-    validation: losses [m, L] of held-out examples, on the same bank.
+    validation: losses [m, L] of held-out examples, on the same noise.
     confidence: of the interval.
 
   Returns:
@@ -132,21 +147,23 @@ def summarize(
   return {name: float(value) for name, value in row.items()}
 
 
-def check_bank(bank: Bank, diffusion: Diffusion, schedule_params: Any) -> None:
-  """Raises ValueError where a level of the bank lies outside the schedule's range."""
+def check_evaluation_noise(
+  noise: EvaluationNoise, diffusion: Diffusion, schedule_params: Any
+) -> None:
+  """Raises ValueError where a level of the evaluation noise lies outside the schedule's range."""
   path = gaussian.bind(diffusion, schedule_params)
   high, low = float(path.log_snr(jnp.zeros(()))), float(path.log_snr(jnp.ones(())))
-  for level in bank.log_snr:
+  for level in noise.log_snr:
     if not low <= level <= high:
       raise ValueError(
-        f'the validation bank has log-SNR {level:g}, the schedule spans [{low:.3g}, {high:.3g}]: use a narrower bank'
+        f'the evaluation noise has log-SNR {level:g}, the schedule spans [{low:.3g}, {high:.3g}]: use a narrower range'
       )
 
 
-def per_level(row: Mapping[str, float], bank: Bank) -> list[list[float]]:
+def per_level(row: Mapping[str, float], noise: EvaluationNoise) -> list[list[float]]:
   """Rows (log-SNR, train, validation, gap) of a validation row, for a table."""
   table = []
-  for i, level in enumerate(bank.log_snr):
+  for i, level in enumerate(noise.log_snr):
     train, held_out = row[f'train/level/{i}'], row[f'validation/level/{i}']
     table.append([level, train, held_out, held_out - train])
   return table

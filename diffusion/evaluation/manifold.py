@@ -9,7 +9,14 @@ from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
 from diffusion.evaluation.features import Features
-from diffusion.evaluation.metric import Finding, Judged, Metric, Plan, check_nothing, subset
+from diffusion.evaluation.metric import (
+  Metric,
+  MetricInputs,
+  MetricResult,
+  Plan,
+  check_nothing,
+  subset,
+)
 from diffusion.statistics import Interval
 
 
@@ -67,20 +74,20 @@ def precision_recall(features: Features | None = None, k: int = 3, limit: int = 
   """
   features, check = _prepared(features, k, limit)
 
-  def judge(judged: Judged) -> list[Finding]:
-    samples, real = _equal(judged, features, limit)
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
+    samples, real = _equal(inputs, features, limit)
     precise, _ = balls(samples, real, radii(real, k))
     recalled, _ = balls(real, samples, radii(samples, k))
     label = features_.label(features)
     return [
-      Finding(f'{name}({label})', _share(counts > 0), f'{meaning}, k = {k}, {len(samples)} of each')
+      MetricResult(f'{name}({label})', _share(counts > 0), f'{meaning}, k = {k}, {len(samples)} of each')
       for name, counts, meaning in (
         ('precision', precise, 'samples within the training examples\' balls'),
         ('recall', recalled, 'training examples within the samples\' balls'),
       )
     ]  # fmt: skip
 
-  return Metric(check, judge)
+  return Metric(check, measure)
 
 
 @technique('density and coverage', 'core', 'naeem2020reliable')
@@ -102,20 +109,20 @@ def density_coverage(features: Features | None = None, k: int = 5, limit: int = 
   """
   features, check = _prepared(features, k, limit)
 
-  def judge(judged: Judged) -> list[Finding]:
-    samples, real = _equal(judged, features, limit)
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
+    samples, real = _equal(inputs, features, limit)
     counts, hit = balls(samples, real, radii(real, k))
     label, n = features_.label(features), len(samples)
     density = statistics.mean_t(counts / k)
     held = f'balls that hold a sample; {expected_coverage(n, k):.3f} for equal distributions'
     return [
-      Finding(
+      MetricResult(
         f'density({label})', density, f'balls of training examples a sample lies in, over k = {k}'
       ),
-      Finding(f'coverage({label})', _share(hit), held),
+      MetricResult(f'coverage({label})', _share(hit), held),
     ]
 
-  return Metric(check, judge)
+  return Metric(check, measure)
 
 
 def expected_coverage(n: int, k: int) -> float:
@@ -141,17 +148,17 @@ def vendi(features: Features | None = None, limit: int = 10_000) -> Metric:
   features = features_.pixels() if features is None else features
   checks.integer('limit', limit)
 
-  def judge(judged: Judged) -> list[Finding]:
-    samples, real = (judged.embed(features, which) for which in ('samples', 'held_out'))
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
+    samples, real = (inputs.embed(features, which) for which in ('samples', 'held_out'))
     count = min(limit, len(samples), len(real))
     name = f'Vendi score({features_.label(features)})'
     meaning = f'effective number of distinct among {count}'
     return [
-      Finding(name, vendi_score(subset(samples, count)), f'{meaning} samples'),
-      Finding(f'{name}, held-out', vendi_score(subset(real, count)), f'{meaning} real ones'),
+      MetricResult(name, vendi_score(subset(samples, count)), f'{meaning} samples'),
+      MetricResult(f'{name}, held-out', vendi_score(subset(real, count)), f'{meaning} real ones'),
     ]
 
-  return Metric(check_nothing, judge)
+  return Metric(check_nothing, measure)
 
 
 def vendi_score(x: np.ndarray) -> float:
@@ -198,19 +205,19 @@ def sliced_wasserstein(projections: int = 256, limit: int = 10_000, seed: int = 
   checks.integer('projections', projections)
   checks.integer('limit', limit)
 
-  def judge(judged: Judged) -> list[Finding]:
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
     parts = [
-      features_.pixels().apply(_flat(judged, which)) for which in ('samples', 'train', 'held_out')
+      features_.pixels().apply(_flat(inputs, which)) for which in ('samples', 'train', 'held_out')
     ]
     count = min(limit, *map(len, parts))
     samples, train, real = (subset(part, count) for part in parts)
     meaning = f'{projections} projections of {count} of each, to the training set'
     return [
-      Finding('sliced Wasserstein distance', sliced_distance(samples, train, projections, seed), meaning),
-      Finding('sliced Wasserstein distance, held-out', sliced_distance(real, train, projections, seed), meaning),
+      MetricResult('sliced Wasserstein distance', sliced_distance(samples, train, projections, seed), meaning),
+      MetricResult('sliced Wasserstein distance, held-out', sliced_distance(real, train, projections, seed), meaning),
     ]  # fmt: skip
 
-  return Metric(check_nothing, judge)
+  return Metric(check_nothing, measure)
 
 
 def sliced_distance(a: np.ndarray, b: np.ndarray, projections: int = 256, seed: int = 0) -> float:
@@ -228,8 +235,8 @@ def sliced_distance(a: np.ndarray, b: np.ndarray, projections: int = 256, seed: 
   return float(np.sqrt(((left - right) ** 2).mean()))
 
 
-def _flat(judged: Judged, which: str) -> np.ndarray:
-  x = judged.x(which)
+def _flat(inputs: MetricInputs, which: str) -> np.ndarray:
+  x = inputs.x(which)
   return x.reshape(len(x), -1).astype(np.float64)
 
 
@@ -247,8 +254,8 @@ def _prepared(features: Features | None, k: int, limit: int):
   return (features_.pixels() if features is None else features), check
 
 
-def _equal(judged: Judged, features: Features, limit: int) -> tuple[np.ndarray, np.ndarray]:
-  samples, real = judged.embed(features, 'samples'), judged.embed(features, 'train')
+def _equal(inputs: MetricInputs, features: Features, limit: int) -> tuple[np.ndarray, np.ndarray]:
+  samples, real = inputs.embed(features, 'samples'), inputs.embed(features, 'train')
   count = min(limit, len(samples), len(real))
   return subset(samples, count), subset(real, count)
 

@@ -10,7 +10,7 @@ import numpy as np
 from diffusion import checks, statistics
 from diffusion.citations import technique
 from diffusion.evaluation import gap
-from diffusion.evaluation.metric import Asked, Finding, Judged, Metric, Plan
+from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, Query
 from diffusion.process import analytic
 from diffusion.types import Array, Denoiser, Path
 
@@ -22,16 +22,16 @@ def _some(x: np.ndarray, label: np.ndarray, limit: int) -> tuple[np.ndarray, np.
   return x[chosen], label[chosen]
 
 
-def _bank(log_snr: Sequence[float], draws: int) -> gap.Bank:
+def _noise(log_snr: Sequence[float], draws: int) -> gap.EvaluationNoise:
   checks.integer('draws', draws)
   if not log_snr or not all(math.isfinite(level) for level in log_snr):
     raise ValueError(f'log_snr must hold at least one finite level, got {log_snr!r}')
-  return gap.Bank(tuple(log_snr), draws)
+  return gap.EvaluationNoise(tuple(log_snr), draws)
 
 
-def _check_levels(bank: gap.Bank, judged: Judged) -> None:
-  low, high = judged.network.log_snr
-  for level in bank.log_snr:
+def _check_levels(noise: gap.EvaluationNoise, inputs: MetricInputs) -> None:
+  low, high = inputs.network.log_snr
+  for level in noise.log_snr:
     if not low <= level <= high:
       raise ValueError(f'log_snr has {level:g}, the schedule spans [{low:.3g}, {high:.3g}]')
 
@@ -54,27 +54,27 @@ def membership(
 
   Source: Matsumoto et al. (2023), section 3; Carlini et al. (2023), section 5.1, for what it says of privacy.
   """
-  bank = _bank(log_snr, draws)
+  noise = _noise(log_snr, draws)
   checks.integer('limit', limit, 2)
 
-  def rows(asked: Asked, shared: Any) -> Array:
-    return gap.denoiser_losses(asked.denoise, asked.path, asked.x, asked.keys, bank)
+  def rows(query: Query, shared: Any) -> Array:
+    return gap.denoiser_losses(query.denoise, query.path, query.x, query.keys, noise)
 
-  def judge(judged: Judged) -> list[Finding]:
-    _check_levels(bank, judged)
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
+    _check_levels(noise, inputs)
     train, held_out = (
-      judged.network.apply(rows, *_some(*split, limit)) for split in (judged.train, judged.held_out)
+      inputs.network.apply(rows, *_some(*split, limit)) for split in (inputs.train, inputs.held_out)
     )
     return [
-      Finding(
+      MetricResult(
         f'membership AUC, log-SNR {level:g}',
         statistics.auc(-train[:, i], -held_out[:, i]),
         f'{len(train)} training against {len(held_out)} held-out examples, {draws} draws; 0.5 is chance',
       )
-      for i, level in enumerate(bank.log_snr)
+      for i, level in enumerate(noise.log_snr)
     ]
 
-  return Metric(_two_of_each, judge)
+  return Metric(_two_of_each, measure)
 
 
 def _two_of_each(plan: Plan) -> None:
@@ -110,7 +110,7 @@ def copying_distance(
     return lambda z, t: jnp.broadcast_to(center, z.shape)
 
   meaning = 'distance to the denoiser that copies, over that of the mean: 0 is the copyist'
-  return _beside_copyist('M', meaning, mean, lambda near, far: near, _bank(log_snr, draws), limit)
+  return _beside_copyist('M', meaning, mean, lambda near, far: near, _noise(log_snr, draws), limit)
 
 
 def score_position(
@@ -140,8 +140,8 @@ def score_position(
     return lambda z, t: best(z, t).x0
 
   meaning = '1 is the denoiser of the population, -1 the one that copies'
-  bank = _bank(log_snr, draws)
-  return _beside_copyist('G', meaning, population, lambda near, far: near - far, bank, limit)
+  noise = _noise(log_snr, draws)
+  return _beside_copyist('G', meaning, population, lambda near, far: near - far, noise, limit)
 
 
 def _beside_copyist(
@@ -149,7 +149,7 @@ def _beside_copyist(
   meaning: str,
   reference: Callable[[Path, Array], Reference],
   numerator: Callable[[np.ndarray, np.ndarray], np.ndarray],
-  bank: gap.Bank,
+  noise: gap.EvaluationNoise,
   limit: int,
 ) -> Metric:
   """E numerator(|D - D_emp|, |D - D_ref|) / E|D_emp - D_ref| at each level, over noised held-out examples.
@@ -158,28 +158,28 @@ def _beside_copyist(
   """
   checks.integer('limit', limit, 2)
 
-  def rows(asked: Asked, train: tuple[Array, Array]) -> tuple[Array, ...]:
-    copyist = analytic.empirical(asked.path, *train, asked.label)
-    other = reference(asked.path, train[0])
+  def rows(query: Query, train: tuple[Array, Array]) -> tuple[Array, ...]:
+    copyist = analytic.empirical(query.path, *train, query.label)
+    other = reference(query.path, train[0])
 
     def measure(z: Array, t: Array, eps: Array) -> tuple[Array, ...]:
-      parts = asked.denoise(z, t).x0, copyist(z, t).x0, other(z, t)
+      parts = query.denoise(z, t).x0, copyist(z, t).x0, other(z, t)
       d, copy, ref = (part.reshape(len(z), -1) for part in parts)
       return tuple(jnp.linalg.norm(a - b, axis=1) for a, b in ((d, copy), (d, ref), (copy, ref)))
 
-    return gap.on_bank(asked.path, asked.x, asked.keys, bank, measure)
+    return gap.on_evaluation_noise(query.path, query.x, query.keys, noise, measure)
 
-  def judge(judged: Judged) -> list[Finding]:
-    _check_levels(bank, judged)
-    x, label = judged.train
-    train = judged.network.normalize(x), jnp.asarray(label)
-    near, far, scale = judged.network.apply(rows, *_some(*judged.held_out, limit), train)
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
+    _check_levels(noise, inputs)
+    x, label = inputs.train
+    train = inputs.network.normalize(x), jnp.asarray(label)
+    near, far, scale = inputs.network.apply(rows, *_some(*inputs.held_out, limit), train)
     top = numerator(near, far)
     return [
-      Finding(
+      MetricResult(
         f'{name}, log-SNR {level:g}', statistics.ratio_of_means(top[:, i], scale[:, i]), meaning
       )
-      for i, level in enumerate(bank.log_snr)
+      for i, level in enumerate(noise.log_snr)
     ]
 
-  return Metric(_two_of_each, judge)
+  return Metric(_two_of_each, measure)

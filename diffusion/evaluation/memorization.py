@@ -10,7 +10,7 @@ from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
 from diffusion.evaluation.features import Features
-from diffusion.evaluation.metric import Finding, Judged, Metric, Plan
+from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan
 from diffusion.statistics import Interval
 
 
@@ -21,8 +21,8 @@ def _two_references(plan: Plan) -> None:
     )
 
 
-def judged_ratios(
-  judged: Judged, which: str, features: Features | None = None, mirrored: bool = False
+def input_ratios(
+  inputs: MetricInputs, which: str, features: Features | None = None, mirrored: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
   """`ratios` of the 'samples' or the 'held_out' examples to the training set, as stored or by features; made once.
 
@@ -31,14 +31,14 @@ def judged_ratios(
 
   def make() -> tuple[np.ndarray, np.ndarray]:
     if features is not None:
-      return ratios(judged.embed(features, which), judged.embed(features, 'train'))
-    train = judged.train[0]
+      return ratios(inputs.embed(features, which), inputs.embed(features, 'train'))
+    train = inputs.train[0]
     if not mirrored:
-      return ratios(judged.x(which), train)
-    index, r = ratios(judged.x(which), np.concatenate([train, train[..., ::-1, :]]))
+      return ratios(inputs.x(which), train)
+    index, r = ratios(inputs.x(which), np.concatenate([train, train[..., ::-1, :]]))
     return index % len(train), r
 
-  return judged.once(('ratios', which, features, mirrored), make)
+  return inputs.once(('ratios', which, features, mirrored), make)
 
 
 def ratios(queries: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,19 +86,22 @@ def nearest_neighbor_ratio(threshold: float = 1 / 3, mirrored: bool = False) -> 
   """
   checks.in_range('threshold', threshold, 0, 1, ends='()')
 
-  def judge(judged: Judged) -> list[Finding]:
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
     counts = []
     for which in ('samples', 'held_out'):
-      _, r = judged_ratios(judged, which, mirrored=mirrored)
+      _, r = input_ratios(inputs, which, mirrored=mirrored)
       counts.append((int((r < threshold).sum()), len(r)))
     share, null = (statistics.wilson(*count) for count in counts)
     near = f'samples with a nearest-neighbor ratio below {threshold:.3g}'
     same = 'the same of real held-out examples: what no copying looks like'
-    found = [Finding('memorized fraction', share, near), Finding('its held-out null', null, same)]
+    found = [
+      MetricResult('memorized fraction', share, near),
+      MetricResult('its held-out null', null, same),
+    ]
     if 2 * counts[1][0] < counts[1][1]:
       adjusted = statistics.excess_fraction(*counts[0], *counts[1])
       meaning = 'the fraction beyond its null, (f - f0) / (1 - f0)'
-      found.append(Finding('adjusted memorized fraction', adjusted, meaning))
+      found.append(MetricResult('adjusted memorized fraction', adjusted, meaning))
     return found
 
   def check(plan: Plan) -> None:
@@ -106,7 +109,7 @@ def nearest_neighbor_ratio(threshold: float = 1 / 3, mirrored: bool = False) -> 
     if mirrored and len(plan.shape) != 3:
       raise ValueError(f'mirrored=True is for images, the data has shape {list(plan.shape)}')
 
-  return Metric(check, judge)
+  return Metric(check, measure)
 
 
 def watch(train: np.ndarray, held_out: np.ndarray, threshold: float = 1 / 3) -> Callable:
@@ -166,18 +169,18 @@ def calibrated_ratio(quantile: float = 0.001, features: Features | None = None) 
         f'a quantile of {10 / plan.held_out:.2g} would do'
       )
 
-  def judge(judged: Judged) -> list[Finding]:
-    _, null = judged_ratios(judged, 'held_out', features)
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
+    _, null = input_ratios(inputs, 'held_out', features)
     threshold = calibrate(null, quantile)
-    _, r = judged_ratios(judged, 'samples', features)
+    _, r = input_ratios(inputs, 'samples', features)
     share = statistics.wilson(int((r < threshold).sum()), len(r))
     meaning = (
       f'ratio below {threshold:.3g}, the {quantile:g} quantile of {len(null)} held-out examples'
     )
     on = f'({features_.label(features)})' if features else ''
-    return [Finding(f'memorized fraction, calibrated{on}', share, meaning)]
+    return [MetricResult(f'memorized fraction, calibrated{on}', share, meaning)]
 
-  return Metric(check, judge)
+  return Metric(check, measure)
 
 
 def calibrate(null: np.ndarray, quantile: float) -> float:
@@ -203,16 +206,16 @@ def authenticity() -> Metric:
   Source: Alaa et al. (2022), section 3.3 and appendix, on the data itself instead of a hypersphere embedding.
   """
 
-  def judge(judged: Judged) -> list[Finding]:
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
     found = []
     for name, which in (('authenticity', 'samples'), ('authenticity, held-out', 'held_out')):
-      authentic = is_authentic(judged.x(which), judged.train[0])
+      authentic = is_authentic(inputs.x(which), inputs.train[0])
       share = statistics.wilson(int(authentic.sum()), len(authentic))
       meaning = 'farther from the nearest training example than that is from its own nearest'
-      found.append(Finding(name, share, meaning))
+      found.append(MetricResult(name, share, meaning))
     return found
 
-  return Metric(_two_references, judge)
+  return Metric(_two_references, measure)
 
 
 def is_authentic(queries: np.ndarray, reference: np.ndarray) -> np.ndarray:

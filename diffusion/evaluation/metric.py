@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import devices, streams
+from diffusion import devices, rng
 from diffusion.data import pipeline
-from diffusion.data.pipeline import Units
+from diffusion.data.pipeline import NormalizationStatistics
 from diffusion.evaluation.features import Features, remembered
 from diffusion.process import gaussian
 from diffusion.sampling.draw import make_denoiser
@@ -19,7 +19,7 @@ Examples = tuple[np.ndarray, np.ndarray]  # (x [n, ...] as stored, label [n])
 
 
 class Plan(NamedTuple):
-  """What will be judged, known before training: numbers of samples, classes and examples, and an example's shape."""
+  """What will be measured, known before training: numbers of samples, classes and examples, and an example's shape."""
 
   samples: int
   classes: int
@@ -28,11 +28,11 @@ class Plan(NamedTuple):
   held_out: int
 
 
-class Asked(NamedTuple):
-  """What the judged network is asked about, on a device.
+class Query(NamedTuple):
+  """What the evaluated network is asked about, on a device.
 
   Attributes:
-    denoise: the judged denoiser, of rows with these labels.
+    denoise: the denoiser, of rows with these labels.
     path: the bound schedule and process.
     keys: one a row [b].
     x: examples in network units [b, ...].
@@ -47,10 +47,10 @@ class Asked(NamedTuple):
 
 
 class Network(NamedTuple):
-  """The judged network.
+  """The evaluated network.
 
   Attributes:
-    apply: (function(Asked, shared) -> tree of [b, ...], x as stored [n, ...], label [n], shared tree) -> tree of NumPy
+    apply: (function(Query, shared) -> tree of [b, ...], x as stored [n, ...], label [n], shared tree) -> tree of NumPy
       arrays [n, ...], row by row on all devices.
     normalize: x as stored -> network units.
     log_snr: the lowest and the highest of its schedule, nats.
@@ -61,7 +61,7 @@ class Network(NamedTuple):
   log_snr: tuple[float, float]
 
 
-class Judged(NamedTuple):
+class MetricInputs(NamedTuple):
   """Samples beside the data, all as stored (uint8 levels, or floats).
 
   Attributes:
@@ -71,7 +71,7 @@ class Judged(NamedTuple):
     validation: how many of held_out are of the validation split.
     class_names: one a class.
     units: of the stored data.
-    network: the judged one; None where there are samples only.
+    network: the evaluated one; None where there are samples only.
     kept: what `once` remembers.
   """
 
@@ -81,7 +81,7 @@ class Judged(NamedTuple):
   held_out: Examples
   validation: int
   class_names: tuple[str, ...]
-  units: Units
+  units: NormalizationStatistics
   network: Network | None
   kept: dict[Hashable, Any]
 
@@ -118,7 +118,7 @@ def subset(x: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
   return x[np.sort(np.random.default_rng(seed).choice(len(x), limit, replace=False))]
 
 
-class Finding(NamedTuple):
+class MetricResult(NamedTuple):
   """One number of a report: its name, its value or interval, and what it says in one line."""
 
   name: str
@@ -126,7 +126,7 @@ class Finding(NamedTuple):
   meaning: str
 
 
-def findings_to_json(findings: Sequence[Finding]) -> dict[str, Any]:
+def results_to_json(findings: Sequence[MetricResult]) -> dict[str, Any]:
   """name -> value, an interval as {estimate, low, high}."""
   return {
     finding.name: finding.value._asdict() if isinstance(finding.value, Interval) else finding.value
@@ -143,7 +143,7 @@ class Metric(NamedTuple):
   """
 
   check: Callable[[Plan], None]
-  measure: Callable[[Judged], list[Finding]]
+  measure: Callable[[MetricInputs], list[MetricResult]]
 
 
 def check_nothing(plan: Plan) -> None:
@@ -151,9 +151,9 @@ def check_nothing(plan: Plan) -> None:
 
 
 def make_network(
-  model: Model, diffusion: Diffusion, units: Units, weights: Any, chunk: int = 64
+  model: Model, diffusion: Diffusion, units: NormalizationStatistics, weights: Any, chunk: int = 64
 ) -> Network:
-  """The judged network, for metrics that ask it, e.g. for likelihoods.
+  """The evaluated network, for metrics that ask it, e.g. for likelihoods.
 
   Args:
     model, diffusion: what was trained.
@@ -166,15 +166,15 @@ def make_network(
     return label if model.num_classes else np.full_like(label, NULL)
 
   def apply(function: Callable, x: np.ndarray, label: np.ndarray, shared: Any = ()) -> Any:
-    def rows(given, x: Array, label: Array, told: Array, position: Array) -> Any:
+    def rows(given, x: Array, label: Array, conditioned: Array, position: Array) -> Any:
       (parameters, statistics, seed), more = given
       path = gaussian.bind(diffusion, parameters.schedule)
       denoise = make_denoiser(
         model, diffusion, path, parameters.network, statistics, label, forward_mode=True
       )
-      keys = streams.row_keys(streams.stream(seed, 'likelihood'), position)
+      keys = rng.row_keys(rng.stream(seed, 'likelihood'), position)
       x = pipeline.normalize(x, units)
-      return function(Asked(denoise=denoise, path=path, keys=keys, x=x, label=told), more)
+      return function(Query(denoise=denoise, path=path, keys=keys, x=x, label=conditioned), more)
 
     given = (weights, devices.replicate(shared))
     return devices.over_rows(rows, chunk)(given, x, label, tell(label), np.arange(len(x)))

@@ -13,7 +13,7 @@ from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
 from diffusion.evaluation.features import Features
-from diffusion.evaluation.metric import Finding, Judged, Metric, Plan, subset
+from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, subset
 from diffusion.statistics import Interval
 from diffusion.types import Array
 
@@ -123,17 +123,17 @@ def data_copying(
         f'{plan.samples} and {plan.held_out}'
       )
 
-  def judge(judged: Judged) -> list[Finding]:
-    parts = [judged.embed(features, which) for which in ('samples', 'held_out', 'train')]
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
+    parts = [inputs.embed(features, which) for which in ('samples', 'held_out', 'train')]
     mean, directions = principal_components(parts[2], components)
     found = copying_test(*((part - mean) @ directions for part in parts), cells, least)
     each = ', '.join(f'{z:.2f}' for z in found.z)
     meaning = (
       f'below 0 copying, above 0 underfitting, N(0, sum w^2) if neither; z of the cells: {each}'
     )
-    return [Finding(f'C_T({features_.label(features)})', found.statistic, meaning)]
+    return [MetricResult(f'C_T({features_.label(features)})', found.statistic, meaning)]
 
-  return Metric(check, judge)
+  return Metric(check, measure)
 
 
 class CenteredGaussians(NamedTuple):
@@ -256,16 +256,18 @@ def feature_likelihood(features: Features | None = None, limit: int = 2_000) -> 
         f'the feature likelihood needs at least 2 samples and 4 training examples, got {plan.samples} and {plan.train}'
       )
 
-  def judge(judged: Judged) -> list[Finding]:
-    parts = [judged.embed(features, which) for which in ('samples', 'train', 'held_out')]
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
+    parts = [inputs.embed(features, which) for which in ('samples', 'train', 'held_out')]
     samples, train, real = standardized(*parts)
     count = min(limit, len(samples), len(train) // 2)  # centers, as many as the baseline has
     value = likelihood_divergence(subset(samples, count), train, subset(real, limit))
     baseline = baseline_divergence(train, subset(real, limit), count)
     name = f'FLD({features_.label(features)})'
-    return [Finding(name, value - baseline, '0 is as good as training examples; higher is worse')]
+    return [
+      MetricResult(name, value - baseline, '0 is as good as training examples; higher is worse')
+    ]
 
-  return Metric(check, judge)
+  return Metric(check, measure)
 
 
 def standardized(

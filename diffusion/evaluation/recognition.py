@@ -4,7 +4,7 @@ import numpy as np
 
 from diffusion import checks, statistics
 from diffusion.citations import technique
-from diffusion.evaluation.metric import Finding, Judged, Metric, Plan
+from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan
 
 
 @technique('support-vector recognition of samples', 'core', 'cortes1995support')
@@ -30,31 +30,33 @@ def support_vectors(c: float = 10.0) -> Metric:
         f'recognition needs at least two classes, the data has {plan.classes}: leave it out of the metrics'
       )
 
-  def judge(judged: Judged) -> list[Finding]:
+  def measure(inputs: MetricInputs) -> list[MetricResult]:
     from sklearn import svm
 
     def flat(x: np.ndarray) -> np.ndarray:
       return x.reshape(len(x), -1).astype(np.float64)
 
-    classifier = svm.SVC(C=c, gamma='scale').fit(flat(judged.train[0]), judged.train[1])
-    right = classifier.predict(flat(judged.samples)) == judged.labels
-    x, label = judged.held_out
+    classifier = svm.SVC(C=c, gamma='scale').fit(flat(inputs.train[0]), inputs.train[1])
+    right = classifier.predict(flat(inputs.samples)) == inputs.labels
+    x, label = inputs.held_out
     correct = classifier.predict(flat(x)) == label
-    shares = {k: right[judged.labels == k] for k in np.unique(judged.labels)}
+    shares = {k: right[inputs.labels == k] for k in np.unique(inputs.labels)}
     worst = min(shares, key=lambda k: shares[k].mean())
     overall = statistics.wilson(int(right.sum()), right.size)
     lowest = statistics.wilson(int(shares[worst].sum()), shares[worst].size)
     real = statistics.wilson(int(correct.sum()), correct.size)
     return [
-      Finding(
+      MetricResult(
         'recognized as their label',
         overall,
         f'of {right.size} samples, by a support-vector classifier',
       ),
-      Finding(
-        'worst class', lowest, f'class {judged.class_names[worst]}, {shares[worst].size} samples'
+      MetricResult(
+        'worst class', lowest, f'class {inputs.class_names[worst]}, {shares[worst].size} samples'
       ),
-      Finding('held-out accuracy', real, f'of that classifier, on {correct.size} real examples'),
+      MetricResult(
+        'held-out accuracy', real, f'of that classifier, on {correct.size} real examples'
+      ),
     ]
 
-  return Metric(check, judge)
+  return Metric(check, measure)

@@ -4,7 +4,7 @@ import numpy as np
 
 from diffusion import statistics
 from diffusion.evaluation import memorization
-from diffusion.evaluation.metric import Finding
+from diffusion.evaluation.metric import MetricResult
 
 
 def agreement(
@@ -14,7 +14,7 @@ def agreement(
   train_a: np.ndarray,
   train_b: np.ndarray,
   seed: int = 0,
-) -> list[Finding]:
+) -> list[MetricResult]:
   """How alike the samples of two models are that started from the same noise, pair by pair.
 
   The distance of a pair is set against that of a sample to another one of the other model with the same label (a
@@ -48,15 +48,17 @@ def agreement(
     what = 'of shuffled pairs: what chance looks like' if name else 'of the same starting noise'
     cosine = statistics.mean_t(_cosine(flat_a - mean, partner - mean))
     found += [
-      Finding(f'distance of pairs{name}', statistics.mean_t(distance), f'samples {what}'),
-      Finding(f'cosine of pairs{name}', cosine, f'samples {what}, their mean removed'),
+      MetricResult(f'distance of pairs{name}', statistics.mean_t(distance), f'samples {what}'),
+      MetricResult(f'cosine of pairs{name}', cosine, f'samples {what}, their mean removed'),
     ]
   meaning = 'pairs over shuffled pairs: 0 is agreement, 1 chance'
-  found.append(Finding('distance ratio', statistics.ratio_of_means(*far), meaning))
+  found.append(MetricResult('distance ratio', statistics.ratio_of_means(*far), meaning))
   for name, samples, train in (('first', a, train_a), ('second', b, train_b)):
     _, r = memorization.ratios(samples, train)
     share = statistics.wilson(int((r < 1 / 3).sum()), len(r))
-    found.append(Finding(f'memorized fraction, {name} model', share, 'of its own training set'))
+    found.append(
+      MetricResult(f'memorized fraction, {name} model', share, 'of its own training set')
+    )
   return found
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion import checks
-from diffusion.evaluation.metric import Finding
+from diffusion.evaluation.metric import MetricResult
 from diffusion.statistics import usual
 
 
@@ -71,20 +71,20 @@ def spikes(
   return found
 
 
-def findings(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
+def findings(rows: Sequence[Mapping[str, Any]]) -> list[MetricResult]:
   """What the rows of a run's metrics.jsonl say of its stability; quantities that no row has are left out."""
   logged = [row for row in rows if 'loss' in row]
   found = []
   if any('clip_rate' in row for row in logged):
     rate = float(np.mean([row['clip_rate'] for row in logged if 'clip_rate' in row]))
-    found.append(Finding('clip rate', rate, 'share of the steps whose gradient was clipped'))
+    found.append(MetricResult('clip rate', rate, 'share of the steps whose gradient was clipped'))
   norms = [row['gradient_norm'] for row in logged if math.isfinite(row.get('gradient_norm', math.nan))]  # fmt: skip
   if norms:
     middle, high = np.quantile(norms, [0.5, 0.99])
     meaning = 'of the logged rows, each a mean over steps'
     found += [
-      Finding('gradient norm, median', float(middle), meaning),
-      Finding('gradient norm, 99 %', float(high), meaning),
+      MetricResult('gradient norm, median', float(middle), meaning),
+      MetricResult('gradient norm, 99 %', float(high), meaning),
     ]
   if any(row['loss'] <= 0 for row in logged):  # learned uncertainty may take a loss below 0
     return found
@@ -92,10 +92,12 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
   times = [row['cursor' if 'cursor' in row else 'step'] for row in logged]
   risen = spikes(times, [row['loss'] for row in logged])
   meaning = 'log-loss above median + 10 deviations of the last 200 rows'
-  found.append(Finding('loss spikes', len(risen), meaning))
+  found.append(MetricResult('loss spikes', len(risen), meaning))
   if risen:
     longest = max(spike.recovery for spike in risen)
     found.append(
-      Finding('longest recovery', longest, 'steps from a spike until the loss was back; inf: never')
+      MetricResult(
+        'longest recovery', longest, 'steps from a spike until the loss was back; inf: never'
+      )
     )
   return found

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion import checks, streams
+from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.types import Array, Key, Params
 
@@ -206,7 +206,7 @@ def drop_kernels(drops: Sequence[Drop], params: Params, key: Key | None) -> Para
     if str(getattr(path[-1], 'key', '')) != 'kernel':
       return leaf
     for i, one in enumerate(acting):
-      own = jax.random.fold_in(key, streams.tag(f'{jax.tree_util.keystr(path)} {i}'))
+      own = jax.random.fold_in(key, rng.tag(f'{jax.tree_util.keystr(path)} {i}'))
       leaf = one.act(own, leaf, 1.0)
     return leaf
 
@@ -231,9 +231,7 @@ class Dropout(nn.Module):
     """Thins x[B, ...] with row keys [B]; None is evaluation."""
     acting = [] if keys is None else _acting(self.drops, self.place)
     for i, one in enumerate(acting):
-      layer = streams.tag(
-        '/'.join(self.path) + f' {i}' * bool(i)
-      )  # every layer draws its own masks
+      layer = rng.tag('/'.join(self.path) + f' {i}' * bool(i))  # every layer draws its own masks
 
       def thin(key: Key, row: Array, one: Drop = one, layer: int = layer) -> Array:
         return one.act(jax.random.fold_in(key, layer), row, self.depth)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from diffusion import checks, streams
+from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.objectives.weights import Weight
 from diffusion.process.marginals import expand
@@ -124,7 +124,7 @@ def sliced() -> Term:
     def scaled_score(z: Array) -> Array:  # sigma times the score
       return -context.predict(z).eps
 
-    v = streams.signs(context.keys, context.z.shape[1:])
+    v = rng.signs(context.keys, context.z.shape[1:])
     value, slope = jax.jvp(scaled_score, (context.z,), (v,))
     loss = v * slope * sigma + value**2 / 2
     return jnp.mean(loss, axis=tuple(range(1, loss.ndim)))

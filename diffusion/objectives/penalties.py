@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.citations import technique
 from diffusion.process.marginals import expand
 from diffusion.types import Array, Context, Params, Term
@@ -68,7 +68,7 @@ def jacobian() -> Term:
   """
 
   def apply(params, context: Context) -> Array:
-    v = streams.signs(context.keys, context.z.shape[1:])
+    v = rng.signs(context.keys, context.z.shape[1:])
     _, slope = jax.jvp(lambda z: context.predict(z).x0, (context.z,), (v,))
     scaled = expand(context.marginal.sigma, slope) * slope
     return jnp.mean(scaled**2, axis=tuple(range(1, slope.ndim)))

@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion import checks, streams
+from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.types import Array, CrossMean, Key, Path, Rows, Times
 
@@ -24,7 +24,7 @@ def uniform() -> Times:
   """t ~ U[0, 1), independent for each row. Source: Ho et al. (2020), algorithm 1, in continuous time."""
 
   def draw(state, key: Key, rows: Rows, progress: Array, path: Path) -> tuple[Array, Array]:
-    t = jax.vmap(jax.random.uniform)(streams.row_keys(key, rows.index))
+    t = jax.vmap(jax.random.uniform)(rng.row_keys(key, rows.index))
     return t, jnp.ones_like(t)
 
   return _stateless(draw)

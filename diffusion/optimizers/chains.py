@@ -13,7 +13,7 @@ import optax
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.optimizers import clipping, directions
+from diffusion.optimizers import clipping, optimizers
 from diffusion.optimizers.schedules import LearningRate
 from diffusion.types import Array, Optimizer, Params
 
@@ -123,7 +123,7 @@ def fixed_norm() -> optax.GradientTransformation:
 
 
 def chain(
-  direction: directions.Direction,
+  direction: optimizers.Direction,
   learning_rate: LearningRate,
   *,
   clip: optax.GradientTransformation | None = None,
@@ -135,7 +135,7 @@ def chain(
   """w <- project(prox(w - lr(n) (direction(clip(g) + coupled_l2 w) + weight_decay w))).
 
   Args:
-    direction: from `optimizers.directions`.
+    direction: from `optimizers.optimizers`.
     learning_rate: updates so far to rate, from `optimizers.schedules`.
     clip: from `optimizers.clipping`; None is off.
     weight_decay: decoupled, >= 0, on kernels only (no biases, norms or embeddings); 0 is off.
@@ -208,12 +208,12 @@ def adamw(
   if checks.traced(clip_norm):  # other knobs do nothing at 0, this one would stop everything
     clip_norm = jnp.where(clip_norm > 0, clip_norm, jnp.inf)
   clip = None if checks.off(clip_norm) else clipping.global_norm(clip_norm)
-  return chain(directions.adam(b1, b2, eps), learning_rate, clip=clip, weight_decay=weight_decay)
+  return chain(optimizers.adam(b1, b2, eps), learning_rate, clip=clip, weight_decay=weight_decay)
 
 
 @technique('schedule-free averaging', 'update', 'defazio2024schedulefree')
 def schedule_free(
-  direction: directions.Direction,
+  direction: optimizers.Direction,
   learning_rate: LearningRate,
   *,
   clip: optax.GradientTransformation | None = None,
@@ -221,10 +221,10 @@ def schedule_free(
 ) -> Optimizer:
   """Steps z, averages x, and takes gradients in between: y = (1 - momentum) z + momentum x. No decaying rate is needed.
 
-  The network's parameters are y; what is judged is x: set `judged=''`, since an average of y is not x.
+  The network's parameters are y; what is evaluated is x: set `evaluation_average=''`, since an average of y is not x.
 
   Args:
-    direction: from `optimizers.directions`, without momentum of its own (Adam with b1 = 0).
+    direction: from `optimizers.optimizers`, without momentum of its own (Adam with b1 = 0).
     learning_rate: constant, or with a warm-up.
     clip: from `optimizers.clipping`; None is off.
     momentum: in (0, 1).

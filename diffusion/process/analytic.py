@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, statistics, streams
+from diffusion import checks, rng, statistics
 from diffusion.process.marginals import expand
 from diffusion.types import NULL, Array, Denoiser, Key, Marginal, Path, Prediction
 
@@ -98,7 +98,7 @@ def draw(given: Mixture, keys: Key) -> Array:
 def entropy(given: Mixture, draws: int = 100_000, seed: int = 0) -> statistics.Interval:
   """The differential entropy -E log p in nats, by `draws` >= 2 draws, with its 95 % t interval."""
   checks.integer('draws', draws, 2)
-  x = draw(given, streams.row_keys(jax.random.key(seed), jnp.arange(draws)))
+  x = draw(given, rng.row_keys(jax.random.key(seed), jnp.arange(draws)))
   data = Marginal(jnp.ones(draws, x.dtype), jnp.zeros(draws, x.dtype))
   return statistics.mean_t(np.asarray(-log_density(given, x, data), np.float64))
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.process.marginals import expand
 from diffusion.types import (
   Array,
@@ -92,7 +92,7 @@ def prior(path: Path, keys: Key, shape: tuple[int, ...]) -> Array:
 
   The data's share alpha_1 x0 is left out, as everywhere in the literature; it is below exp(log_snr_min / 2).
   """
-  noise = streams.normal(keys, shape)
+  noise = rng.normal(keys, shape)
   return expand(path.marginal(jnp.ones(noise.shape[0], noise.dtype)).sigma, noise) * noise
 
 

@@ -19,7 +19,7 @@ _SHARED: dict[str, Callable[[Mapping], Any]] = {
   'other data': lambda record: record['data']['fingerprint'],
   'other validation examples': lambda record: record['data']['split_hashes']['validation'],
   'other test examples': lambda record: record['data']['split_hashes']['test'],
-  'another validation bank': lambda record: record['bank'],
+  'another evaluation noise': lambda record: record['bank'],
 }
 
 
@@ -28,7 +28,7 @@ def load(folders: Sequence[str | pathlib.Path]) -> list[ComparedRun]:
 
   Raises:
     ValueError: no run in a folder or no results yet, one folder twice, two runs of one variant and seed, or runs on
-      other data, other splits or another validation bank.
+      other data, other splits or another evaluation noise.
   """
   paths = [pathlib.Path(folder).expanduser().absolute() for folder in folders]
   if not paths:

@@ -40,7 +40,7 @@ class Trained(NamedTuple):
   step: int
   state: Any
   shape: tuple[int, ...]
-  units: pipeline.Units
+  units: pipeline.NormalizationStatistics
   num_classes: int
   parameters: Any
 
@@ -57,7 +57,7 @@ class Trained(NamedTuple):
     """(z [B, ...], t [B]) -> Prediction, for examples with these labels [B] (-1 is the null label)."""
     path = gaussian.bind(self.experiment.diffusion, self.parameters.schedule)
     labels = jnp.asarray(self._labels(labels))
-    made, statistics = self.experiment, self.state.judged_statistics
+    made, statistics = self.experiment, self.state.evaluation_statistics
     return make_denoiser(
       made.model, made.diffusion, path, self.parameters.network, statistics, labels
     )
@@ -71,7 +71,7 @@ class Trained(NamedTuple):
     """Samples with these labels [n], as the data is stored (uint8 levels, or floats): [n, *shape]."""
     labels = self._labels(labels)
     weights = devices.replicate(
-      (self.parameters, self.state.judged_statistics, jnp.asarray(seed, jnp.uint32))
+      (self.parameters, self.state.evaluation_statistics, jnp.asarray(seed, jnp.uint32))
     )
     return self._draw()(weights, labels, np.arange(len(labels)))
 
@@ -92,7 +92,7 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Tr
   if experiment is None:
     experiment = recorded_experiment(folder, record)
   data = record['data']
-  units = pipeline.Units(data['levels'], data['mean'], data['deviation'])
+  units = pipeline.NormalizationStatistics(data['levels'], data['mean'], data['deviation'])
   experiment = fitted(experiment, units)
   example = np.zeros((1, *data['shape']), np.float32 if data['levels'] is None else np.uint8)
   init = states.make_init(experiment, example, units)
@@ -107,7 +107,7 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Tr
     shape=tuple(data['shape']),
     units=units,
     num_classes=len(data['class_names']),
-    parameters=states.judged_parameters(experiment, best.state),
+    parameters=states.evaluation_parameters(experiment, best.state),
   )
 
 
@@ -133,7 +133,7 @@ class Ensemble(NamedTuple):
     one = self.runs[0]
     labels = one._labels(labels)
     draw = one._draw(members=len(self.runs))
-    members = [(run.parameters, run.state.judged_statistics) for run in self.runs]
+    members = [(run.parameters, run.state.evaluation_statistics) for run in self.runs]
     weights = devices.replicate((*zip(*members, strict=True), jnp.asarray(seed, jnp.uint32)))
     return draw(weights, labels, np.arange(len(labels)))
 

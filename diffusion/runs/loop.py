@@ -48,7 +48,9 @@ def train(
   trained = [InTraining(run, k, program) for k, run in enumerate(runs)]
   living, signal = trained, None
   while len(living) > len(runs) // 2 and signal is None:
-    fetch = program.dispatch([None if one.run.reason else one.run.position.seen for one in trained])
+    fetch = program.dispatch(
+      [None if one.run.reason else one.run.position.batches_seen for one in trained]
+    )
     for one in living:
       one.look(fetch)
     living = [one for one in living if not one.run.reason]
@@ -66,7 +68,7 @@ class InTraining:
     self.run, self.k, self.program = run, k, program
     self.saved, self.waiting = run.position, None
     self._begin = self._lap = time.perf_counter()
-    self._seen = run.position.seen
+    self._seen = run.position.batches_seen
 
   def look(self, fetch: Fetch) -> None:
     """What follows a dispatch: a row, what the callbacks make of it, and what they ask for."""
@@ -79,7 +81,7 @@ class InTraining:
       due = [c for c in experiment.callbacks if (step % c.every == 0 if c.every else validating)]
       if due or validating:
         if validating:
-          self.program.settle(self.k)
+          self.program.recompute_statistics(self.k)
         row = self._write(run.position, fetch, self.program.validate(self.k) if validating else {})
         actions = []
         # All of them before anything acts, so that a save holds their new states.
@@ -87,22 +89,22 @@ class InTraining:
           state, action = callback.update(run.callback_states[callback.name], Event(step, row))
           run.callback_states[callback.name] = state
           actions.append(action)
-        self._act(actions, settled=validating)
+        self._act(actions, recomputed=validating)
       else:
         self.waiting = run.position, fetch
     if not run.reason and run.position.step >= run.num_steps:
       self._write_what_waits()
       run.reason = f'all {run.num_steps} steps done'
       if self.saved != run.position:
-        self._save(settled=False)
+        self._save(recomputed=False)
 
   def leave(self) -> None:
     """Saves where the run stands, for another start to go on."""
     self._write_what_waits()
     if self.saved != self.run.position:
-      self._save(settled=False)
+      self._save(recomputed=False)
 
-  def _act(self, actions: Sequence[Action], settled: bool) -> None:
+  def _act(self, actions: Sequence[Action], recomputed: bool) -> None:
     """Does what the callbacks ask for, the first of each kind."""
     run, program, k = self.run, self.program, self.k
     asked = {type(action): action for action in reversed(actions)}
@@ -114,8 +116,10 @@ class InTraining:
     if Stop in asked:
       run.reason = asked[Stop].reason
     saving = not asked.keys().isdisjoint({Save, Stop, Remember})
-    if not settled and (saving or not asked.keys().isdisjoint({DrawSamples, MeasureMemorization})):
-      program.settle(k)
+    if not recomputed and (
+      saving or not asked.keys().isdisjoint({DrawSamples, MeasureMemorization})
+    ):
+      program.recompute_statistics(k)
     if MeasureMemorization in asked:  # before saving, so that no checkpoint is later than its row
       found = samples.memorization(run, program.get(k), asked[MeasureMemorization].per_class)
       run.write(run.position.as_row() | found, {})
@@ -134,11 +138,13 @@ class InTraining:
       self.run.reason = f'{back.reason}, and there is no checkpoint to go back to'
     else:
       self.program.put(self.k, gone_back(state, self.program.get(self.k)))
-    self._save(settled=state is not None)
+    self._save(recomputed=state is not None)
 
-  def _save(self, metric: float = math.inf, *, settled: bool = True, guarded: bool = False) -> None:
-    if not settled:
-      self.program.settle(self.k)
+  def _save(
+    self, metric: float = math.inf, *, recomputed: bool = True, guarded: bool = False
+  ) -> None:
+    if not recomputed:
+      self.program.recompute_statistics(self.k)
     self.run.save(self.program.get(self.k), metric, guarded=guarded)
     self.saved = self.run.position
 
@@ -153,9 +159,9 @@ class InTraining:
     """Writes a row, which waits for the device, with the time since the one before; returns it."""
     row = position.as_row() | flatten(fetch(self.k)) | dict(more)
     now = time.perf_counter()
-    rate = (position.seen - self._seen) / (now - self._lap)
+    rate = (position.batches_seen - self._seen) / (now - self._lap)
     self.run.write(row, {'wall_seconds': now - self._begin, 'steps_per_second': rate})
-    self._lap, self._seen = now, position.seen
+    self._lap, self._seen = now, position.batches_seen
     return row
 
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion import checks, devices
-from diffusion.data import pipeline, splits
-from diffusion.data.pipeline import Order
+from diffusion.data import splits
+from diffusion.data.pipeline import InMemoryData, NormalizationStatistics, Order
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.models.functional import identity
@@ -30,12 +30,17 @@ from diffusion.training import state as states
 from diffusion.training.experiment import Experiment
 from diffusion.training.program import Fetch
 from diffusion.training.state import TrainState
-from diffusion.training.step import STATISTICS_BATCHES, make_settle, make_step, summarize
+from diffusion.training.step import (
+  STATISTICS_BATCHES,
+  make_recompute_statistics,
+  make_step,
+  summarize,
+)
 from diffusion.types import Array, Rows
 
 Values = Mapping[str, int | float]
 Build = Callable[[Values], Experiment]
-_LOOKED_AT = 256  # rows of a member that validation takes at a time
+_EVALUATION_CHUNK = 256  # rows of a member that validation takes at a time
 
 
 class Member(NamedTuple):
@@ -92,25 +97,28 @@ class Population:
     first = runs[0].data
     self._runs, self._experiment = runs, runs[0].experiment
     self._members = devices.place_members(members_of(runs, values))
-    self._data = devices.replicate(pipeline.Resident(first.dataset.x, first.dataset.label))
+    self._data = devices.replicate(InMemoryData(first.dataset.x, first.dataset.label))
     self._orders = [Order(run.experiment.seed, run.data.split.train) for run in runs]
-    self._looked_at = [(splits.evenly(run.data), run.data.split.validation) for run in runs]
+    self._evaluation_rows = [(splits.evenly(run.data), run.data.split.validation) for run in runs]
     windows = [states.empty_window(run.experiment).keys() for run in runs]
     self._not_own = [begin[0].window.keys() - window for window in windows]
 
     def of_each(function: Callable[..., Any], donate: bool) -> Callable:
-      def one(member: Member, state: TrainState, given: Any, data: pipeline.Resident):
+      def one(member: Member, state: TrainState, given: Any, data: InMemoryData):
         units, own = first.units._replace(**member.units), data._replace(**member.order)
         return function(build(member.values), units, state, given, own)
 
       return devices.over_members(one, donate=donate, side_by_side=side_by_side)
 
-    self._step, self._settle = of_each(_dispatch, True), of_each(_settle, True)
+    self._step, self._recompute_statistics = (
+      of_each(_dispatch, True),
+      of_each(_recompute_statistics, True),
+    )
     self._measure = of_each(_measure, False)
     self._host: list[TrainState] | None = list(begin)  # the states, where the host knows them
     self._placed: Any = None  # the same, where they are on the devices
     self._last = self._losses = None
-    self._is_settled = False
+    self._is_recomputed = False
 
   def dispatch(self, seen: Sequence[int | None]) -> Fetch:
     """See `Program`."""
@@ -119,30 +127,37 @@ class Population:
     given = devices.place_members((live, rows), fill=0)
     self._placed, metrics = self._step(self._members, self._on_devices(), given, self._data)
     self._host = self._losses = None
-    self._is_settled = False
+    self._is_recomputed = False
     before, self._last = self._last, metrics['loss']
     if before is not None:
       devices.wait(before)
     fetched = functools.cache(lambda: devices.collect_members(metrics))
     return lambda k: {n: v[k] for n, v in fetched().items() if n not in self._not_own[k]}
 
-  def settle(self, k: int) -> None:
-    """See `Program`; all members are settled when the first one asks, which changes nothing else of them."""
-    if self._on_devices().statistics and not self._is_settled:
+  def recompute_statistics(self, k: int) -> None:
+    """See `Program`; those of all members, when the first one asks, which changes nothing else of them."""
+    if self._on_devices().statistics and not self._is_recomputed:
       given = devices.place_members(self._rows([0] * len(self._runs), STATISTICS_BATCHES))
-      self._placed = self._settle(self._members, self._on_devices(), given, self._data)
-      self._host, self._is_settled = None, True
+      self._placed = self._recompute_statistics(
+        self._members, self._on_devices(), given, self._data
+      )
+      self._host, self._is_recomputed = None, True
 
   def validate(self, k: int) -> dict[str, float]:
     """See `Program`; the rows of all are computed when the first one asks."""
     if self._losses is None:
-      rows = _table([np.concatenate(pair) for pair in self._looked_at])
-      places = [np.concatenate([np.arange(len(one)) for one in pair]) for pair in self._looked_at]
-      both, cuts = np.stack([rows, _table(places)], 1), range(_LOOKED_AT, rows.shape[1], _LOOKED_AT)
+      rows = _table([np.concatenate(pair) for pair in self._evaluation_rows])
+      places = [
+        np.concatenate([np.arange(len(one)) for one in pair]) for pair in self._evaluation_rows
+      ]
+      both, cuts = (
+        np.stack([rows, _table(places)], 1),
+        range(_EVALUATION_CHUNK, rows.shape[1], _EVALUATION_CHUNK),
+      )
       parts = [devices.place_members(part) for part in np.split(both, cuts, axis=2)]
       found = [self._measure(self._members, self._on_devices(), one, self._data) for one in parts]
       self._losses = np.concatenate([devices.collect_members(one) for one in found], axis=1)
-    seen, held_out = map(len, self._looked_at[k])
+    seen, held_out = map(len, self._evaluation_rows[k])
     return gap.summarize(*np.split(self._losses[k, : seen + held_out], [seen]))
 
   def get(self, k: int) -> TrainState:
@@ -177,7 +192,7 @@ class Population:
 
 
 def _dispatch(
-  experiment: Experiment, units: pipeline.Units, state: TrainState, given: Any, data: pipeline.Resident
+  experiment: Experiment, units: NormalizationStatistics, state: TrainState, given: Any, data: InMemoryData
 ) -> tuple[TrainState, dict[str, Array]]:  # fmt: skip
   """(state, metrics of the last step); given: (whether it is live, else it stays as it is; rows of its batches)."""
   live, batches = given
@@ -198,19 +213,21 @@ def _dispatch(
   return jax.lax.cond(live, move, stay, state)
 
 
-def _settle(
-  experiment: Experiment, units: pipeline.Units, state: TrainState, given: Array, data: pipeline.Resident
+def _recompute_statistics(
+  experiment: Experiment, units: NormalizationStatistics, state: TrainState, given: Array, data: InMemoryData
 ) -> TrainState:  # fmt: skip
-  """The settled state; given: rows of the first batches."""
+  """The state with recomputed statistics; given: rows of the first batches."""
   rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
-  return make_settle(experiment, units)(state, data, given, rows, identity)
+  return make_recompute_statistics(experiment, units)(state, data, given, rows, identity)
 
 
 def _measure(
-  experiment: Experiment, units: pipeline.Units, state: TrainState, given: Array, data: pipeline.Resident
+  experiment: Experiment, units: NormalizationStatistics, state: TrainState, given: Array, data: InMemoryData
 ) -> Array:  # fmt: skip
-  """The bank's losses [n, L]; given: rows of the data and their places in the bank, [2, n]."""
-  losses = gap.make_losses(experiment.diffusion, experiment.model, units, experiment.bank)
+  """The losses on the evaluation noise [n, L]; given: rows of the data and their places, [2, n]."""
+  losses = gap.make_losses(
+    experiment.diffusion, experiment.model, units, experiment.evaluation_noise
+  )
   row, place = given
   return losses(states.weights(experiment, state), data.x[row], data.label[row], place)
 
@@ -225,10 +242,10 @@ def check_numbers(runs: Sequence[Run], values: Sequence[Values], build: Build) -
   """
   data, e = share_data(runs, runs[0].data), runs[0].experiment
   numbers = {name: found[0] for name, found in _arrays(values).items()}
-  resident = pipeline.Resident(data.dataset.x, data.dataset.label, data.order)
+  resident = InMemoryData(data.dataset.x, data.dataset.label, data.order)
   given = True, np.zeros((e.steps_per_dispatch, e.batch_size), np.int32)
 
-  def use(some: Values, stored: Array, given: Any, resident: pipeline.Resident):
+  def use(some: Values, stored: Array, given: Any, resident: InMemoryData):
     experiment = build({**values[0], **some})
     for name, field in experiment._asdict().items():
       if checks.traced(field) and name != 'seed':

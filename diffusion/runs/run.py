@@ -24,18 +24,18 @@ from diffusion.training.state import TrainState, host_target, init_state, make_i
 
 
 class Position(NamedTuple):
-  """Two numbers that stay two: `step` goes back in a rollback, `seen`, the batches seen, never does."""
+  """Two numbers that stay two: `step` goes back in a rollback, `batches_seen` never does."""
 
   step: int
-  seen: int
+  batches_seen: int
 
   def after(self, steps: int) -> 'Position':
     """So many steps on."""
-    return Position(self.step + steps, self.seen + steps)
+    return Position(self.step + steps, self.batches_seen + steps)
 
   def as_row(self) -> dict[str, int]:
     """The two as a row of metrics has them."""
-    return {'step': self.step, 'cursor': self.seen}
+    return {'step': self.step, 'cursor': self.batches_seen}
 
 
 class Run:
@@ -163,7 +163,7 @@ class Run:
     if processes.is_writer():
       # The file first: it alone is flushed row by row, and its error names it.
       self._rows = rows.chain(
-        rows.json_lines(self.folder / 'metrics.jsonl', self.position.seen, key='cursor'),
+        rows.json_lines(self.folder / 'metrics.jsonl', self.position.batches_seen, key='cursor'),
         rows.tensorboard(self.folder / 'events', self.position.step),
         *shown,
       )
@@ -191,7 +191,7 @@ class Run:
     }
     host = devices.to_host(replicated)
     self._checkpoints.save(
-      self.position.seen, host, record, metric, before=self._rows.sync, guarded=guarded
+      self.position.batches_seen, host, record, metric, before=self._rows.sync, guarded=guarded
     )
 
   def go_back(self, steps: int) -> TrainState | None:
@@ -200,7 +200,7 @@ class Run:
     The batches seen since are passed over. What was saved between there and here is never gone back to. What a guard
     has counted stays, or it would forget why it went back.
     """
-    found = self._checkpoints.restore(self.target, 'guarded', self.position.seen - steps)
+    found = self._checkpoints.restore(self.target, 'guarded', self.position.batches_seen - steps)
     if found is None:
       return None
     self._checkpoints.untag(beyond=found.number)
@@ -208,7 +208,7 @@ class Run:
     kept = {name: self.callback_states[name] for name in survivors}
     self.callback_states = found.record['callbacks'] | kept
     print(f'step {self.position.step}: going back to step {found.record["step"]}', flush=True)
-    self.position = Position(found.record['step'], self.position.seen)
+    self.position = Position(found.record['step'], self.position.batches_seen)
     return found.state
 
   def wait(self) -> None:
@@ -317,7 +317,10 @@ def _fresh_record(
     'experiment': source.stem,
     'config': provenance.config_to_json(config),
     'data': data_record(data),
-    'bank': {'log_snr': list(experiment.bank.log_snr), 'draws': experiment.bank.draws},
+    'bank': {
+      'log_snr': list(experiment.evaluation_noise.log_snr),
+      'draws': experiment.evaluation_noise.draws,
+    },
     'seed': experiment.seed,
     'num_steps': experiment.num_steps,
     'techniques': [technique._asdict() for technique in used],

@@ -126,13 +126,13 @@ def finish(runs: Sequence[Run], name: str | None) -> int:
     return 128 + signal.Signals[name]
   processes.end_on_sigterm()
   # When training is over: it needs most of what there is to load.
-  from diffusion.runs.judging import judge_best
+  from diffusion.runs.evaluating import evaluate_best
 
   for run in runs:
     if run.record['results'] is None:
       if len(runs) > 1:
         print(f'\n{run.folder}', flush=True)
-      judge_best(run)
+      evaluate_best(run)
   return 0
 
 
@@ -153,7 +153,7 @@ def train_together(
   first, step = runs[0], max(run.position.step for run in runs)
   size, steps = first.experiment.batch_size, first.experiment.steps_per_dispatch
   progress = rows.progress(max(run.num_steps for run in runs), step, batch_size=size)
-  with caught_signals(first.position.seen, steps) as signals, contextlib.closing(progress):
+  with caught_signals(first.position.batches_seen, steps) as signals, contextlib.closing(progress):
     first.open_rows(progress)  # one speaks for all
     for run in runs[1:]:
       run.open_rows()

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import devices, streams
+from diffusion import devices, rng
 from diffusion.data import pipeline
 from diffusion.process import gaussian
 from diffusion.sampling import ensembles, samplers
@@ -33,7 +33,7 @@ def make_denoiser(
     **mode: with forward_mode=True it has a jvp, which likelihoods need.
   """
 
-  batch_key = streams.stream(0, 'dropout')  # one draw for all samples, whatever the chunk
+  batch_key = rng.stream(0, 'dropout')  # one draw for all samples, whatever the chunk
 
   def network(z: Array, noise: Array, key) -> Array:
     conditioning = Conditioning(label, jnp.zeros((z.shape[0], 0), z.dtype))
@@ -82,7 +82,7 @@ def make_sample(
       else denoiser(path, *networks[0], label)
       for label in (label, jnp.full_like(label, NULL))
     )
-    keys = streams.row_keys(streams.stream(seed, 'sampler'), number)
+    keys = rng.row_keys(rng.stream(seed, 'sampler'), number)
     planned = plan(sampling, path, conditional, null, keys)
     return samplers.sample(planned.denoise, path, planned.sampler, planned.grid, keys, shape)
 
@@ -100,6 +100,8 @@ def picture_labels(sampling: Sampling, levels: int | None, num_classes: int) -> 
   return class_labels(num_classes, count)
 
 
-def stored(sample: Callable[..., np.ndarray], units: pipeline.Units) -> Callable[..., np.ndarray]:
+def stored(
+  sample: Callable[..., np.ndarray], units: pipeline.NormalizationStatistics
+) -> Callable[..., np.ndarray]:
   """What `make_sample` makes, with samples as the data is stored: uint8 levels, or floats."""
   return lambda *given: pipeline.denormalize(sample(*given), units)

@@ -59,7 +59,7 @@ def disagreement(members: Sequence[Denoiser], z: Array, t: Array) -> Array:
   'Monte-Carlo dropout', 'sampling', 'gal2016dropout', active=lambda draws: not checks.off(draws)
 )  # fmt: skip
 def monte_carlo(denoise: Denoiser, keys: Key, draws: int) -> Denoiser:
-  """The mean of `draws` thinned networks; each keeps what it dropped throughout a sample's whole walk.
+  """The mean of `draws` thinned networks; each keeps what it dropped throughout all steps of a sample.
 
   With one draw a sample comes from one thinned network, so samples of one starting noise show what the weights do not
   determine. What DropConnect drops is the same in all draws.

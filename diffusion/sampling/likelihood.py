@@ -11,7 +11,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
-from diffusion import checks, streams
+from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.objectives.losses import eps_loss
 from diffusion.process import gaussian
@@ -81,7 +81,7 @@ def bound(
   def one(total: Array, i: Array):
     drawn = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, i), 2))(keys)
     u = (i + jax.vmap(jax.random.uniform)(drawn[:, 0])) / draws
-    eps = streams.normal(drawn[:, 1], x.shape[1:])
+    eps = rng.normal(drawn[:, 1], x.shape[1:])
     if steps is None:
       t, weight = u, -path.slope(u)
     else:
@@ -104,8 +104,8 @@ def _reconstruction(
   if levels is None:
     entropy = 0.5 * x[0].size * (jnp.log(2 * jnp.pi * s**2) + 1)
     return jnp.full(len(x), entropy, x.dtype)
-  keys = jax.vmap(jax.random.fold_in, (0, None))(keys, streams.tag('reconstruction'))
-  y = x + s * streams.normal(keys, x.shape[1:])
+  keys = jax.vmap(jax.random.fold_in, (0, None))(keys, rng.tag('reconstruction'))
+  y = x + s * rng.normal(keys, x.shape[1:])
   values = jnp.linspace(*support, levels, dtype=x.dtype)
   logits = -0.5 * ((y[..., None] - values) / s) ** 2
   picked = -0.5 * ((y - x) / s) ** 2
@@ -244,7 +244,7 @@ def log_likelihood(
     )
   if probes:
     each = jax.vmap(lambda key: jax.random.split(key, probes))(keys)
-    directions = jax.vmap(lambda keys: streams.signs(keys, shape))(each)
+    directions = jax.vmap(lambda keys: rng.signs(keys, shape))(each)
   else:
     directions = jnp.broadcast_to(
       jnp.eye(size, dtype=z.dtype).reshape(size, *shape), (len(z), size, *shape)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, streams
+from diffusion import checks, rng
 from diffusion.process import gaussian
 from diffusion.sampling import grids, samplers, solvers
 from diffusion.sampling.ensembles import monte_carlo
@@ -74,7 +74,7 @@ def plan(
     ValueError: what the plan's pieces refuse.
   """
   if sampling.monte_carlo:
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, streams.tag('monte carlo'))
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, rng.tag('monte carlo'))
   conditional, null = (monte_carlo(one, keys, sampling.monte_carlo) for one in (conditional, null))
   denoise = classifier_free(conditional, null, sampling.guidance)
   if sampling.interval is not None:
@@ -112,7 +112,7 @@ def check(
   def nothing(z: Array, t: Array, key=None) -> Prediction:
     return Prediction(z, z)
 
-  keys = streams.row_keys(jax.random.key(0), jnp.arange(1))
+  keys = rng.row_keys(jax.random.key(0), jnp.arange(1))
   planned = plan(sampling, path, nothing, nothing, keys)
   samplers.check_grid(planned.grid[:-1] if len(planned.grid) > 2 else planned.grid)
   draws = max(1, sampling.monte_carlo)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, streams
+from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.process import gaussian
 from diffusion.process.marginals import expand
@@ -42,7 +42,7 @@ def ddim(path: Path, eta: float = 0.0, temperature: float = 1.0) -> Sampler:
     drift += expand(then.sigma * jnp.sqrt(1 - eta**2 * fresh), z) * prediction.eps
     if checks.off(eta):
       return drift
-    return drift + expand(tau, z) * streams.normal(keys, z.shape[1:])
+    return drift + expand(tau, z) * rng.normal(keys, z.shape[1:])
 
   return Sampler(init=lambda z: z, step=step)
 
@@ -72,7 +72,7 @@ def ancestral(path: Path, variance: str = 'posterior', temperature: float = 1.0)
       variance == 'forward'
     ):  # sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2 = sigma_t^2 (1 - SNR_t / SNR_s)
       spread = path.marginal(t).sigma ** 2 * -jnp.expm1(path.log_snr(t) - path.log_snr(s))
-    return mean + expand(temperature * jnp.sqrt(spread), z) * streams.normal(keys, z.shape[1:])
+    return mean + expand(temperature * jnp.sqrt(spread), z) * rng.normal(keys, z.shape[1:])
 
   return Sampler(init=lambda z: z, step=step)
 
@@ -86,7 +86,7 @@ def _walker(
   shape: tuple[int, ...],
   z: Array | None,
 ) -> tuple[Array, Callable[[Any, Array], Any]]:
-  """Where a walk starts, and its step number i: (state, i) -> state, with fresh row keys for each."""
+  """Where sampling starts, and its step number i: (state, i) -> state, with fresh row keys for each."""
   split = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
   if z is None:
     z = gaussian.prior(path, split[:, 0], shape)
@@ -158,20 +158,20 @@ def trace(
   *,
   z: Array | None = None,
 ) -> Trace:
-  """The same walk as `sample` with denoise_last=False, and everything on the way; arguments as there.
+  """The same steps as `sample` with denoise_last=False, and everything on the way; arguments as there.
 
   The predictions of x0 cost one more evaluation a step.
   """
   check_grid(grid)
   z, advance = _walker(denoise, path, sampler, grid, keys, shape, z)
 
-  def walk(state: Any, i: Array):
+  def one_step(state: Any, i: Array):
     now = jax.tree.leaves(state)[0]
     seen = denoise(now, jnp.full(len(now), grid[i], now.dtype)).x0
     state = advance(state, i)
     return state, (jax.tree.leaves(state)[0], seen)
 
-  _, (later, x0) = jax.lax.scan(walk, sampler.init(z), jnp.arange(grid.shape[0] - 1))
+  _, (later, x0) = jax.lax.scan(one_step, sampler.init(z), jnp.arange(grid.shape[0] - 1))
   return Trace(jnp.concatenate([z[None], later]), x0)
 
 
@@ -205,6 +205,6 @@ def evaluations(
     return Prediction(z, z)
 
   z, t = jnp.zeros((1, *shape)), jnp.ones(1)
-  keys = streams.row_keys(jax.random.key(0), jnp.arange(1))
+  keys = rng.row_keys(jax.random.key(0), jnp.arange(1))
   jax.eval_shape(lambda z: sampler.step(counted, keys, sampler.init(z), t, t / 2), z)
   return called * (steps - 1) + 1 if denoise_last else called * steps

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion import checks, streams
+from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.process.marginals import expand
 from diffusion.types import Array, Denoiser, Key, Path, Prediction, Sampler
@@ -63,7 +63,7 @@ def euler_maruyama(path: Path, temperature: float = 1.0) -> Sampler:
     sigma, rate = path.marginal(t).sigma, -path.slope(t)
     drift += expand(0.5 * sigma * rate, z) * prediction.eps
     noise = temperature * sigma * jnp.sqrt(rate * (t - s))
-    return z + expand(s - t, z) * drift + expand(noise, z) * streams.normal(keys, z.shape[1:])
+    return z + expand(s - t, z) * drift + expand(noise, z) * rng.normal(keys, z.shape[1:])
 
   return Sampler(init=lambda z: z, step=step)
 
@@ -107,7 +107,7 @@ def heun(
     # t stays where nothing is added: the inverse would return it rounded.
     later = jnp.where(reach > now, path.time(-2 * jnp.log(reach)), t)
     added = noise_scale * jnp.sqrt(jnp.maximum(scale(later) ** 2 - now**2, 0.0))
-    y = z / expand(path.marginal(t).alpha, z) + expand(added, z) * streams.normal(keys, z.shape[1:])
+    y = z / expand(path.marginal(t).alpha, z) + expand(added, z) * rng.normal(keys, z.shape[1:])
     return expand(path.marginal(later).alpha, z) * y, later
 
   def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
@@ -167,7 +167,7 @@ def dpm_solver(path: Path, stochastic: bool = False, temperature: float = 1.0) -
     if stochastic:
       moved = expand(kept * jnp.exp(-h), z) * z - expand(then.alpha * jnp.expm1(-2 * h), z) * d
       noise = temperature * then.sigma * jnp.sqrt(-jnp.expm1(-2 * h))
-      moved += expand(noise, z) * streams.normal(keys, z.shape[1:])
+      moved += expand(noise, z) * rng.normal(keys, z.shape[1:])
     else:
       moved = expand(kept, z) * z - expand(then.alpha * jnp.expm1(-h), z) * d
     return _Memory(moved, x0, level, jnp.zeros((), bool))

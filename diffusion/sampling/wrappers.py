@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from diffusion import checks, streams
+from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.process import gaussian
 from diffusion.process.marginals import expand
@@ -51,7 +51,7 @@ def predictor_corrector(
       sigma = expand(path.marginal(s).sigma, z)
       score = -denoise(z, s).eps / sigma
       size = 2 * (signal_to_noise * sigma) ** 2
-      z = z + size * score + jnp.sqrt(2 * size) * streams.normal(split[:, i + 1], z.shape[1:])
+      z = z + size * score + jnp.sqrt(2 * size) * rng.normal(split[:, i + 1], z.shape[1:])
     return z
 
   return Sampler(predictor.init, step)
@@ -83,11 +83,11 @@ def inpaint(path: Path, sampler: Sampler, known: Array, mask: Array, repeats: in
     for i in range(repeats):
       step_key, eps_key, back_key = (split[:, 3 * i + j] for j in range(3))
       moved = sampler.step(denoise, step_key, z, t, s)
-      noised = gaussian.diffuse(known, streams.normal(eps_key, z.shape[1:]), then)
+      noised = gaussian.diffuse(known, rng.normal(eps_key, z.shape[1:]), then)
       moved = jnp.where(mask, noised, moved)
       if i + 1 < repeats:  # q(z_t | z_s)
         fresh = now.sigma * jnp.sqrt(-jnp.expm1(path.log_snr(t) - path.log_snr(s)))
-        back = streams.normal(back_key, z.shape[1:])
+        back = rng.normal(back_key, z.shape[1:])
         z = expand(now.alpha / then.alpha, z) * moved + expand(fresh, z) * back
     return moved
 

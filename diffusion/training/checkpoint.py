@@ -28,7 +28,7 @@ from orbax.checkpoint import v1 as ocp
 from diffusion import checks, processes
 from diffusion.reporting import encoding
 
-FORMAT_VERSION = 3  # the first had no manifest, the second no tags of a guard
+FORMAT_VERSION = 4  # 1 had no manifest, 2 no tags of a guard, 3 other names of leaves
 _INCOMPLETE = 'it has no manifest: the start before ended while saving it, or the file is lost'
 _DELETED_MEANWHILE = 'it was deleted while it was read'
 # What a folder is renamed to, so that none is ever half deleted under its own name.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from diffusion import checks, devices
 from diffusion.citations import technique
 from diffusion.data import augment, pipeline, records, sources, splits
-from diffusion.data.records import Records
+from diffusion.data.records import DiskRecords
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.evaluation.metric import Metric, Plan
@@ -29,12 +29,13 @@ class Experiment(NamedTuple):
     data, split: where the data comes from and how much of it is held out.
     diffusion, model, times, optimizer: one each.
     terms: name -> (factor, term) of the loss.
-    averages: name -> average; `judged` names the one that is validated and sampled ('' for the weights themselves).
+    averages: name -> average.
+    evaluation_average: which of them is validated and sampled; '' for the weights themselves.
     augment: transformation of training batches.
     callbacks: in order.
-    bank: noise levels and draws of validation.
+    evaluation_noise: noise levels and draws of validation.
     sampling: how samples are drawn.
-    metrics: what judges the samples of the finished run.
+    metrics: what measures the samples of the finished run.
     steps_per_dispatch: training steps in one call of the devices; more costs nothing but a slower reaction to signals.
     normalization: (training split as stored, levels) -> units, from `data.pipeline`.
     curriculum: which examples are drawn, from `data.curriculum`; None draws all.
@@ -54,11 +55,11 @@ class Experiment(NamedTuple):
   times: Times
   optimizer: Optimizer
   averages: Mapping[str, Average]
-  judged: str
+  evaluation_average: str
   callbacks: Sequence[Callback]
   augment: Augment = augment.chain()
   split: splits.Fractions = splits.Fractions()
-  bank: gap.Bank = gap.bank()
+  evaluation_noise: gap.EvaluationNoise = gap.evaluation_noise()
   sampling: Sampling = Sampling()
   metrics: Sequence[Metric] = ()
   steps_per_dispatch: int = 1
@@ -79,9 +80,9 @@ def check(experiment: Experiment) -> None:
   check_cadence(experiment)
   if not live_terms(experiment):
     raise ValueError('no term of the loss is on: an experiment needs one')
-  if experiment.judged and experiment.judged not in experiment.averages:
+  if experiment.evaluation_average and experiment.evaluation_average not in experiment.averages:
     raise ValueError(
-      f'judged names the average {experiment.judged!r}, there are {sorted(experiment.averages)}'
+      f'evaluation_average names the average {experiment.evaluation_average!r}, there are {sorted(experiment.averages)}'
     )
   names = [callback.name for callback in experiment.callbacks]
   if len(set(names)) < len(names):
@@ -193,7 +194,7 @@ def load_data(experiment: Experiment) -> SplitData:
       flush=True,
     )
   curriculum = experiment.curriculum
-  if isinstance(dataset.x, Records) and curriculum is not None and curriculum.rank is not None:
+  if isinstance(dataset.x, DiskRecords) and curriculum is not None and curriculum.rank is not None:
     raise ValueError(
       'a curriculum that ranks the examples needs them in memory: it does not go with streamed data'
     )
@@ -222,7 +223,7 @@ def evaluation_plan(experiment: Experiment, data: SplitData) -> Plan:
   )
 
 
-def fitted(experiment: Experiment, units: pipeline.Units) -> Experiment:
+def fitted(experiment: Experiment, units: pipeline.NormalizationStatistics) -> Experiment:
   """The experiment with the plain `clip_x0` of its sampling set to the range that the data has in these units."""
   if units.levels is None or units.range == (-1.0, 1.0):
     return experiment
@@ -237,7 +238,7 @@ def evaluations_of_a_sample(experiment: Experiment, shape: tuple[int, ...]) -> i
   return plans.check(experiment.sampling, experiment.diffusion, experiment.model.num_classes, shape)
 
 
-class Request(NamedTuple):
+class EvaluationSettings(NamedTuple):
   """What a judgment is asked to do differently from the run's own; the empty value of each leaves it as it is.
 
   Attributes:
@@ -245,8 +246,8 @@ class Request(NamedTuple):
     samples: how many, rounded up to equally many of each class.
     sampler: of `plan.SAMPLERS`.
     steps: of the sampler's grid.
-    metrics: of `suite.METRICS`, or 'all'.
-    features: see `suite.choose_features`.
+    metrics: of `by_name.METRICS`, or 'all'.
+    features: see `by_name.choose_features`.
   """
 
   seed: int = 0
@@ -273,4 +274,4 @@ class Request(NamedTuple):
     return experiment._replace(sampling=plan, metrics=metrics)
 
 
-AS_THE_RUN = Request()
+AS_THE_RUN = EvaluationSettings()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.data import pipeline
 from diffusion.process import gaussian
 from diffusion.training.experiment import Experiment, live_terms
@@ -27,12 +27,12 @@ class Draws(NamedTuple):
 
 def stream_key(state: TrainState, purpose: str) -> Key:
   """The key of one purpose for the batch that the state is about to see."""
-  return streams.batch_key(state.seed, purpose, state.cursor)
+  return rng.batch_key(state.seed, purpose, state.batches_seen)
 
 
 def row_keys(state: TrainState, purpose: str, rows: Rows) -> Key:
   """The keys of one purpose, one a row, each by its place in the global batch."""
-  return streams.row_keys(stream_key(state, purpose), rows.index)
+  return rng.row_keys(stream_key(state, purpose), rows.index)
 
 
 def draw(experiment: Experiment, state: TrainState, batch: Batch, rows: Rows) -> Draws:
@@ -42,7 +42,7 @@ def draw(experiment: Experiment, state: TrainState, batch: Batch, rows: Rows) ->
   t, importance = experiment.times.draw(
     state.times, stream_key(state, 'time'), rows, progress, path
   )
-  eps = streams.normal(row_keys(state, 'noise', rows), batch.x.shape[1:])
+  eps = rng.normal(row_keys(state, 'noise', rows), batch.x.shape[1:])
   dropout, term = (row_keys(state, purpose, rows) for purpose in ('dropout', 'term'))
   return Draws(t=t, importance=importance, eps=eps, dropout=dropout, term=term)
 
@@ -53,7 +53,7 @@ def make_loss(
   """(params, (log_snr, slope) [B]) -> (mean loss, (terms, loss of each row, new statistics))."""
   conditioning = Conditioning(batch.label, batch.augment_label)
   parameterization, live = experiment.diffusion.parameterization, live_terms(experiment)
-  batch_key = jax.random.fold_in(stream_key(state, 'dropout'), streams.tag('batch'))
+  batch_key = jax.random.fold_in(stream_key(state, 'dropout'), rng.tag('batch'))
 
   def loss(params: Parameters, level: tuple[Array, Array]):
     log_snr, slope = level
@@ -160,10 +160,10 @@ def noise_estimates(small: Array, large: Array, rows: int, parts: int) -> dict[s
 
 def take_batch(
   experiment: Experiment,
-  units: pipeline.Units,
+  units: pipeline.NormalizationStatistics,
   state: TrainState,
-  data: pipeline.Resident | None,
-  given: Array | pipeline.Drawn,
+  data: pipeline.InMemoryData | None,
+  given: Array | pipeline.StoredBatch,
   rows: Rows,
 ) -> Batch:
   """The rows of this step's batch, gathered from the data or as the host has read them, and transformed.
@@ -177,7 +177,7 @@ def take_batch(
     rows: places in the global batch.
   """
   progress, curriculum = state.step / experiment.num_steps, experiment.curriculum
-  if isinstance(given, pipeline.Drawn):
+  if isinstance(given, pipeline.StoredBatch):
     batch = pipeline.in_units(given, units)
   else:
     if curriculum is not None:

@@ -79,7 +79,7 @@ def spike_guard(
     center, reach = usual(past, deviations, floor)
     return value > center + reach
 
-  def judge(state: CallbackState, row: Mapping[str, Any]) -> tuple[CallbackState, str | None]:
+  def assess(state: CallbackState, row: Mapping[str, Any]) -> tuple[CallbackState, str | None]:
     """The state after this row, and what spiked, or None."""
     history, recent, spiked = dict(state['history']), dict(state['recent']), None
     for name, value in _logs(row).items():
@@ -99,7 +99,7 @@ def spike_guard(
     return state | {'history': history, 'recent': recent}, spiked
 
   def update(state: CallbackState, event: Event) -> tuple[CallbackState, Action]:
-    state, spiked = judge(state, event.row)
+    state, spiked = assess(state, event.row)
     if spiked is None:
       calm = not any(any(flags) for flags in state['recent'].values())
       return state, Remember() if calm and event.step % back == 0 else Continue()

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 
 from diffusion import devices
-from diffusion.data import feed, pipeline, splits
+from diffusion.data import pipeline, prefetch, splits
 from diffusion.data.pipeline import Order
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.training import state as states
 from diffusion.training.experiment import Experiment
 from diffusion.training.state import TrainState
-from diffusion.training.step import STATISTICS_BATCHES, make_settle, make_step
+from diffusion.training.step import STATISTICS_BATCHES, make_recompute_statistics, make_step
 
 Fetch = Callable[[int], Mapping[str, Any]]  # run -> its metrics on the host, which it waits for
 
@@ -33,12 +33,12 @@ class Program(Protocol):
     """
     ...
 
-  def settle(self, k: int) -> None:
-    """Gives the judged weights of a run batch statistics of their own, where the network has any."""
+  def recompute_statistics(self, k: int) -> None:
+    """Gives the evaluation parameters of a run batch statistics of their own, where the network has any."""
     ...
 
   def validate(self, k: int) -> dict[str, float]:
-    """The validation row of a settled run."""
+    """The validation row of a run whose statistics are recomputed."""
     ...
 
   def get(self, k: int) -> TrainState:
@@ -56,7 +56,7 @@ class Batches(NamedTuple):
   Attributes:
     data: () -> what every device holds.
     take: batches seen -> what the steps of a dispatch are given.
-    first: () -> the batches that `make_settle` takes, as one step's.
+    first: () -> the batches that `make_recompute_statistics` takes, as one step's.
     ahead: () -> None; prepares what the next dispatch takes.
     close: () -> None.
   """
@@ -79,11 +79,11 @@ def make_batches(experiment: Experiment, data: SplitData) -> Batches:
 
   if data.streamed:
     rows = devices.rows_of_this_process(size)
-    fed = feed.Feed(data.dataset.x, order, rows, batch_size=size, steps=count)
+    fed = prefetch.Prefetcher(data.dataset.x, order, rows, batch_size=size, steps=count)
     return Batches(
       data=lambda: None, take=fed.take, first=first_of(fed.read), ahead=fed.ahead, close=fed.close
     )
-  resident = pipeline.Resident(data.dataset.x, data.dataset.label, data.order)
+  resident = pipeline.InMemoryData(data.dataset.x, data.dataset.label, data.order)
 
   def read(seen: int, steps: int = count) -> np.ndarray:
     return devices.split_rows(order.batches(seen, steps, size))
@@ -101,8 +101,10 @@ class SingleRun:
     self._batches = make_batches(experiment, data)
     step = make_step(experiment, data.units)
     self._step = devices.compile_apart(devices.parallelize(step, experiment.batch_size))
-    settle = make_settle(experiment, data.units)
-    self._settle = devices.parallelize(lambda *given: (settle(*given), ()), experiment.batch_size)
+    recompute = make_recompute_statistics(experiment, data.units)
+    self._recompute_statistics = devices.parallelize(
+      lambda *given: (recompute(*given), ()), experiment.batch_size
+    )
     self._validate = validate or make_validate(data, make_losses(experiment, data.units))
     self._state = self._last = None
 
@@ -116,10 +118,12 @@ class SingleRun:
       devices.wait(before)
     return lambda k: devices.to_host(metrics)
 
-  def settle(self, k: int) -> None:
+  def recompute_statistics(self, k: int) -> None:
     """See `Program`."""
     if self._state.statistics:
-      self._state, _ = self._settle(self._state, self._batches.data(), self._batches.first())
+      self._state, _ = self._recompute_statistics(
+        self._state, self._batches.data(), self._batches.first()
+      )
 
   def validate(self, k: int) -> dict[str, float]:
     """See `Program`."""
@@ -138,17 +142,21 @@ class SingleRun:
     self._batches.close()
 
 
-def make_losses(experiment: Experiment, units: pipeline.Units) -> Callable[..., np.ndarray]:
-  """(weights, x as stored [n, ...], label [n], position [n]) -> bank losses [n, L], on all devices."""
-  return gap.bank_losses(experiment.diffusion, experiment.model, units, experiment.bank)
+def make_losses(
+  experiment: Experiment, units: pipeline.NormalizationStatistics
+) -> Callable[..., np.ndarray]:
+  """(weights, x as stored [n, ...], label [n], position [n]) -> losses [n, L] on the evaluation noise."""
+  return gap.evaluation_losses(
+    experiment.diffusion, experiment.model, units, experiment.evaluation_noise
+  )
 
 
 def make_validate(
   data: SplitData, losses: Callable[..., np.ndarray]
 ) -> Callable[[Any], dict[str, float]]:
-  """Weights -> validation row: the bank's losses of the validation split and of as many training examples.
+  """Weights -> validation row: losses of the validation split and of as many training examples on the evaluation noise.
 
-  Training examples are taken evenly over the split and keep the same positions in the bank, hence the same noise.
+  Training examples are taken evenly over the split and keep the same positions, hence the same noise.
   """
   rows = splits.evenly(data)
   seen, held_out = (data.dataset.x[rows], data.dataset.label[rows]), data.validation

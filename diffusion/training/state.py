@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import devices, streams
+from diffusion import devices, rng
 from diffusion.data import pipeline
 from diffusion.evaluation import gap
 from diffusion.training.experiment import Experiment, live_terms
@@ -30,13 +30,13 @@ class TrainState(NamedTuple):
   Attributes:
     seed: uint32, the root of every random stream.
     step: int32, batches on this trajectory; a rollback turns it back.
-    cursor: int32, batches drawn so far; nothing turns it back.
+    batches_seen: int32, batches drawn so far; nothing turns it back.
     skipped: int32, steps left out because something was not finite.
     skipped_in_a_row: int32, of those the ones at the very end.
     params: what is learned.
     learning_rate_scale: a factor of the learning rate, which callbacks set.
     statistics: the network's other variables, e.g. batch-norm averages.
-    judged_statistics: those of the judged weights, made before each validation.
+    evaluation_statistics: those of the evaluation parameters, made before each validation.
     optimizer: the optimizer's state.
     averages: one state an average, by name.
     times: the state of the draw of t.
@@ -45,13 +45,13 @@ class TrainState(NamedTuple):
 
   seed: Array
   step: Array
-  cursor: Array
+  batches_seen: Array
   skipped: Array
   skipped_in_a_row: Array
   params: Parameters
   learning_rate_scale: Array
   statistics: Variables
-  judged_statistics: Variables
+  evaluation_statistics: Variables
   optimizer: Any
   averages: dict[str, Any]
   times: Any
@@ -70,7 +70,7 @@ def empty_window(experiment: Experiment) -> dict[str, Array]:
 
 
 def make_init(
-  experiment: Experiment, stored: np.ndarray, units: pipeline.Units
+  experiment: Experiment, stored: np.ndarray, units: pipeline.NormalizationStatistics
 ) -> Callable[[Array, Array], TrainState]:
   """(seed, one example as stored, with a batch axis) -> the state before the first step.
 
@@ -87,17 +87,17 @@ def make_init(
     parameters, statistics = init_parameters(
       experiment, seed, pipeline.normalize(stored, units), size
     )
-    step, cursor, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(4))
+    step, batches_seen, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(4))
     return TrainState(
       seed=jnp.asarray(seed, jnp.uint32),
       step=step,
-      cursor=cursor,
+      batches_seen=batches_seen,
       skipped=skipped,
       skipped_in_a_row=in_a_row,
       params=parameters,
       learning_rate_scale=jnp.ones(()),
       statistics=statistics,
-      judged_statistics=jax.tree.map(jnp.copy, statistics),
+      evaluation_statistics=jax.tree.map(jnp.copy, statistics),
       optimizer=experiment.optimizer.init(parameters),
       averages={n: average.init(parameters) for n, average in experiment.averages.items()},
       times=experiment.times.init(),
@@ -107,10 +107,12 @@ def make_init(
   return init
 
 
-def _augment_label(experiment: Experiment, stored: Array, units: pipeline.Units) -> Array:
+def _augment_label(
+  experiment: Experiment, stored: Array, units: pipeline.NormalizationStatistics
+) -> Array:
   zero = jnp.zeros(1, jnp.int32)
-  batch = pipeline.gather(pipeline.Resident(stored, zero), zero, units)
-  return experiment.augment(streams.row_keys(jax.random.key(0), zero), batch).augment_label
+  batch = pipeline.gather(pipeline.InMemoryData(stored, zero), zero, units)
+  return experiment.augment(rng.row_keys(jax.random.key(0), zero), batch).augment_label
 
 
 def init_parameters(
@@ -127,26 +129,28 @@ def init_parameters(
   Returns:
     (parameters, statistics).
   """
-  key = streams.stream(seed, 'init')
+  key = rng.stream(seed, 'init')
   conditioning = Conditioning(jnp.zeros(1, jnp.int32), jnp.zeros((1, augment_size), example.dtype))
   variables = experiment.model.init(key, example, jnp.zeros(1, example.dtype), conditioning)
   statistics = {name: value for name, value in variables.items() if name != 'params'}
   terms = {
-    name: term.init(jax.random.fold_in(key, streams.tag(f'term {name}')))
+    name: term.init(jax.random.fold_in(key, rng.tag(f'term {name}')))
     for name, (_, term) in live_terms(experiment).items()
   }
-  schedule = experiment.diffusion.schedule.init(jax.random.fold_in(key, streams.tag('schedule')))
+  schedule = experiment.diffusion.schedule.init(jax.random.fold_in(key, rng.tag('schedule')))
   return Parameters(variables['params'], schedule, terms), statistics
 
 
-def init_state(experiment: Experiment, stored: np.ndarray, units: pipeline.Units) -> TrainState:
+def init_state(
+  experiment: Experiment, stored: np.ndarray, units: pipeline.NormalizationStatistics
+) -> TrainState:
   """The state before the first step, on one device.
 
   Args:
     experiment, stored, units: as `make_init` takes them.
 
   Raises:
-    ValueError: a network that does not take such an example, a validation bank outside the schedule, or batch
+    ValueError: a network that does not take such an example, a evaluation noise outside the schedule, or batch
       normalization of single rows.
   """
   # Leaf by leaf it takes seconds.
@@ -157,14 +161,16 @@ def init_state(experiment: Experiment, stored: np.ndarray, units: pipeline.Units
 
 
 def check_state(experiment: Experiment, state: TrainState) -> None:
-  """Raises ValueError for a validation bank outside the schedule, or batch normalization of single rows."""
+  """Raises ValueError for a evaluation noise outside the schedule, or batch normalization of single rows."""
   rows = devices.rows_of_a_device(experiment.batch_size) // experiment.micro_batches
   if state.statistics and rows < 2:
     raise ValueError(
       f'batch normalization needs at least 2 rows a device and micro-batch, got {rows}: use a batch_size above '
       f'{experiment.batch_size}, fewer micro_batches, or another normalization'
     )
-  gap.check_bank(experiment.bank, experiment.diffusion, state.params.schedule)
+  gap.check_evaluation_noise(
+    experiment.evaluation_noise, experiment.diffusion, state.params.schedule
+  )
 
 
 def host_target(make: Callable[[], TrainState]) -> Any:
@@ -172,16 +178,18 @@ def host_target(make: Callable[[], TrainState]) -> Any:
   return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(make))
 
 
-def judged_parameters(experiment: Experiment, state: TrainState) -> Parameters:
-  """The parameters that are validated and sampled: the judged average, or the last ones."""
-  if not experiment.judged:
+def evaluation_parameters(experiment: Experiment, state: TrainState) -> Parameters:
+  """The parameters that are validated and sampled: the evaluation average, or the last ones."""
+  if not experiment.evaluation_average:
     return experiment.optimizer.read(state.optimizer, state.params)
-  return experiment.averages[experiment.judged].read(state.averages[experiment.judged])
+  return experiment.averages[experiment.evaluation_average].read(
+    state.averages[experiment.evaluation_average]
+  )
 
 
 def weights(experiment: Experiment, state: TrainState) -> tuple:
-  """What validation and sampling need of a replicated state: (judged parameters, their statistics, seed)."""
-  return judged_parameters(experiment, state), state.judged_statistics, state.seed
+  """What validation and sampling need of a replicated state: (evaluation parameters, their statistics, seed)."""
+  return evaluation_parameters(experiment, state), state.evaluation_statistics, state.seed
 
 
 def rescaled(state: TrainState, scale: float) -> TrainState:
@@ -193,9 +201,11 @@ def rescaled(state: TrainState, scale: float) -> TrainState:
 def gone_back(restored: TrainState, now: TrainState) -> TrainState:
   """A restored host state, to go on from at the replicated state `now`: replicated.
 
-  It has the old state's trajectory and the new one's data: the cursor stays, so that the batches since are not seen
-  again, and what was skipped stays counted.
+  It has the old state's trajectory and the new one's data: `batches_seen` stays, so that the batches
+  since are not seen again, and what was skipped stays counted.
   """
-  cursor, skipped = devices.to_host((now.cursor, now.skipped))
-  state = restored._replace(cursor=cursor, skipped=skipped, skipped_in_a_row=np.zeros_like(skipped))
+  batches_seen, skipped = devices.to_host((now.batches_seen, now.skipped))
+  state = restored._replace(
+    batches_seen=batches_seen, skipped=skipped, skipped_in_a_row=np.zeros_like(skipped)
+  )
   return devices.replicate(jax.tree.map(np.asarray, state))

@@ -11,10 +11,10 @@ from diffusion.data.splits import SplitData
 from diffusion.process import gaussian
 from diffusion.training import gradient
 from diffusion.training.experiment import Experiment
-from diffusion.training.state import BUCKETS, TrainState, judged_parameters
+from diffusion.training.state import BUCKETS, TrainState, evaluation_parameters
 from diffusion.types import Array, Conditioning, CrossMean, Rows
 
-STATISTICS_BATCHES = 16  # over which the judged weights' batch statistics are taken
+STATISTICS_BATCHES = 16  # over which the evaluation parameters' batch statistics are taken
 
 
 def summarize(
@@ -36,19 +36,19 @@ def summarize(
   }
 
 
-def make_step(experiment: Experiment, units: pipeline.Units) -> Callable:
+def make_step(experiment: Experiment, units: pipeline.NormalizationStatistics) -> Callable:
   """The step: (state, data, given, rows, cross_mean) -> (state, metrics); `data` and `given` as `take_batch` has them.
 
   A step is all or nothing: where the loss, the gradient or the update is not finite, the whole old state stays, and
-  only `step`, `cursor` and the two counters of skipped steps move. The metrics are means over the window of
+  only `step`, `batches_seen` and the two counters of skipped steps move. The metrics are means over the window of
   `log_every` steps that the step lies in, skipped ones left out; the window is part of the state, so a resumed run
   logs the same numbers.
   """
 
   def step(
     state: TrainState,
-    data: pipeline.Resident | None,
-    given: Array | pipeline.Drawn,
+    data: pipeline.InMemoryData | None,
+    given: Array | pipeline.StoredBatch,
     rows: Rows,
     cross_mean: CrossMean,
   ):
@@ -100,7 +100,7 @@ def make_step(experiment: Experiment, units: pipeline.Units) -> Callable:
     bad = (~good).astype(jnp.int32)
     state = state._replace(
       step=state.step + 1,
-      cursor=state.cursor + 1,
+      batches_seen=state.batches_seen + 1,
       skipped=state.skipped + bad,
       skipped_in_a_row=(state.skipped_in_a_row + bad) * bad,
     )
@@ -109,20 +109,24 @@ def make_step(experiment: Experiment, units: pipeline.Units) -> Callable:
   return step
 
 
-def make_settle(experiment: Experiment, units: pipeline.Units) -> Callable:
-  """(state, data, given, rows, cross_mean) -> the state with batch statistics of its judged parameters.
+def make_recompute_statistics(
+  experiment: Experiment, units: pipeline.NormalizationStatistics
+) -> Callable:
+  """(state, data, given, rows, cross_mean) -> the state with batch statistics of its evaluation parameters.
 
   The plain mean over the first `STATISTICS_BATCHES` batches of the run, which `given` has along a leading axis, with
   the run's noise and augmentations and without dropout: a function of the parameters, the seed and (where they adapt)
   the state of the times.
   """
 
-  def settle(state: TrainState, data, given, rows: Rows, cross_mean: CrossMean) -> TrainState:
-    params = judged_parameters(experiment, state)
+  def recompute_statistics(
+    state: TrainState, data, given, rows: Rows, cross_mean: CrossMean
+  ) -> TrainState:
+    params = evaluation_parameters(experiment, state)
 
     def one(statistics, at):
       i, given = at
-      now = state._replace(params=params, step=jnp.full((), experiment.num_steps), cursor=i)
+      now = state._replace(params=params, step=jnp.full((), experiment.num_steps), batches_seen=i)
       batch = gradient.take_batch(experiment, units, now, data, given, rows)
       draws = gradient.draw(experiment, now, batch, rows)
       path = gaussian.bind(experiment.diffusion, params.schedule)
@@ -137,9 +141,9 @@ def make_settle(experiment: Experiment, units: pipeline.Units) -> Callable:
       return statistics, None
 
     each = jnp.arange(STATISTICS_BATCHES), given
-    return state._replace(judged_statistics=jax.lax.scan(one, state.statistics, each)[0])
+    return state._replace(evaluation_statistics=jax.lax.scan(one, state.statistics, each)[0])
 
-  return settle
+  return recompute_statistics
 
 
 def step_flops(experiment: Experiment, data: SplitData, state: TrainState) -> int:
@@ -150,7 +154,7 @@ def step_flops(experiment: Experiment, data: SplitData, state: TrainState) -> in
 
   def one(state, x, label, index):
     rows = Rows(jnp.arange(size), size)
-    return step(state, None, pipeline.Drawn(x, label, index), rows, lambda tree: tree)
+    return step(state, None, pipeline.StoredBatch(x, label, index), rows, lambda tree: tree)
 
   whole = jax.ShapeDtypeStruct((size,), jnp.int32)
   x = jax.ShapeDtypeStruct((size, *data.dataset.x.shape[1:]), data.dataset.x.dtype)

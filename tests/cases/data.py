@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.data import augment, cleaning, curriculum, pipeline, sources
 from diffusion.types import NULL, Batch
 from tests.cases.base import add, rising, same
@@ -13,7 +13,7 @@ PICTURES = Batch(
   jnp.asarray(np.random.default_rng(0).normal(size=(200, 8, 8, 3)), jnp.float32),
   jnp.zeros(200, int), jnp.zeros((200, 0)), jnp.arange(200),
 )  # fmt: skip
-ROW_KEYS = streams.row_keys(jax.random.key(0), jnp.arange(200))
+ROW_KEYS = rng.row_keys(jax.random.key(0), jnp.arange(200))
 
 
 def moved(transformation):

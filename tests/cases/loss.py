@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.objectives import losses, penalties, weights
 from diffusion.types import Batch, Context, Marginal, Prediction
 from tests.cases.base import TREE, add, differs, rising, same
@@ -57,7 +57,7 @@ def context(error=1.0, slope=-2.0, params=None):
 
   return Context(
     params, batch, eps, z, jnp.full(3, 0.5), jnp.zeros(3), jnp.full(3, slope), Marginal(alpha, alpha), predict(z),
-    predict, streams.row_keys(jax.random.key(0), jnp.arange(3)),
+    predict, rng.row_keys(jax.random.key(0), jnp.arange(3)),
   )  # fmt: skip
 
 

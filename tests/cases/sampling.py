@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
 from diffusion.sampling import ensembles, guidance, likelihood, samplers, solvers, wrappers
@@ -14,7 +14,7 @@ from tests.cases.base import add, differs, rising, same
 PATH = gaussian.bind(
   gaussian.Diffusion(noise.cosine(), marginals.variance_preserving, parameterizations.v()), ()
 )
-ROW_KEYS = streams.row_keys(jax.random.key(0), jnp.arange(200))
+ROW_KEYS = rng.row_keys(jax.random.key(0), jnp.arange(200))
 
 
 def exact(z, t, key=None):
@@ -25,7 +25,7 @@ def exact(z, t, key=None):
 
 
 def walked(make, count=2000, steps=20, denoise=exact, dimensions=1):
-  keys = streams.row_keys(jax.random.key(0), jnp.arange(count))
+  keys = rng.row_keys(jax.random.key(0), jnp.arange(count))
   grid = jnp.linspace(1.0, 0.0, steps + 1)
   run = jax.jit(
     lambda keys: samplers.sample(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion.optimizers import averaging, chains, clipping, directions, schedules
+from diffusion.optimizers import averaging, chains, clipping, optimizers, schedules
 from diffusion.runs import lr_range
 from diffusion.training import callbacks, gradient
 from diffusion.training.callbacks import Event, SetLearningRateScale
@@ -18,7 +18,7 @@ ONCE = schedules.constant(0.1)
 
 def updated(gradient=GRADIENT, params=TREE, count=1, direction=None, **parts):
   """The last of `count` updates of the kernel with the same gradient."""
-  optimizer = chains.chain(direction or directions.momentum(0.0), ONCE, **parts)
+  optimizer = chains.chain(direction or optimizers.momentum(0.0), ONCE, **parts)
   state = optimizer.init(params)
   for _ in range(count):
     update, state = optimizer.update(gradient, state, params)
@@ -36,8 +36,8 @@ def live_direction(make):
 
 
 for name, line in {
-  'adam': 'directions.adam()', 'rmsprop': 'directions.rmsprop()', 'momentum': 'directions.momentum(0.9)',
-  'lion': 'directions.lion()', 'muon': 'directions.muon()', 'prodigy': 'directions.prodigy()',
+  'adam': 'optimizers.adam()', 'rmsprop': 'optimizers.rmsprop()', 'momentum': 'optimizers.momentum(0.9)',
+  'lion': 'optimizers.lion()', 'muon': 'optimizers.muon()', 'prodigy': 'optimizers.prodigy()',
 }.items():  # fmt: skip
   where = 'test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam'
   if name != 'muon':
@@ -47,8 +47,8 @@ for name, line in {
       else 'test_each_minimizes_a_quadratic'
     )
   add(
-    f'optimizers.directions.{name}', f'optimizer=chains.chain({line}, rate)',
-    f'optimizers/test_directions.py::{where}', live_direction(getattr(directions, name)),
+    f'optimizers.optimizers.{name}', f'optimizer=chains.chain({line}, rate)',
+    f'optimizers/test_optimizers.py::{where}', live_direction(getattr(optimizers, name)),
   )  # fmt: skip
 
 
@@ -123,21 +123,21 @@ add(
 
 
 def live_schedule_free():
-  optimizer = chains.schedule_free(directions.momentum(0.0), ONCE)
+  optimizer = chains.schedule_free(optimizers.momentum(0.0), ONCE)
   state, params = optimizer.init(TREE), TREE
   for _ in range(3):
     update, state = optimizer.update(GRADIENT, state, params)
     params = optax.apply_updates(params, update)
   judged = optimizer.read(state, params)['a']['kernel']
   differs(judged, params['a']['kernel'])
-  plain = chains.chain(directions.momentum(0.0), ONCE)
+  plain = chains.chain(optimizers.momentum(0.0), ONCE)
   same(plain.read(plain.init(TREE), TREE)['a']['kernel'], TREE['a']['kernel'])
 
 
 add(
   'optimizers.chains.schedule_free',
-  "optimizer=chains.schedule_free(directions.adam(b1=0.0), rate), judged=''",
-  'optimizers/test_directions.py::test_schedule_free_judges_an_average_between_gradients',
+  "optimizer=chains.schedule_free(optimizers.adam(b1=0.0), rate), evaluation_average=''",
+  'optimizers/test_optimizers.py::test_schedule_free_judges_an_average_between_gradients',
   live_schedule_free,
 )
 
@@ -173,7 +173,7 @@ for name, line, shape, where in (
   ),
 ):
   add(
-    f'optimizers.schedules.{name}', f'optimizer=chains.chain(directions.adam(), {line})',
+    f'optimizers.schedules.{name}', f'optimizer=chains.chain(optimizers.adam(), {line})',
     f'optimizers/test_schedules.py::{where}', live_rate(eval(line), shape),
   )  # fmt: skip
 
@@ -185,7 +185,7 @@ def live_plateau():
     plateau.update(state, Event(20, {'validation/eps': 0.5}))[1], SetLearningRateScale
   )
   assert plateau.update(state, Event(20, {'validation/eps': 1.0}))[1] == SetLearningRateScale(0.5)
-  optimizer = chains.chain(directions.momentum(0.0), ONCE)
+  optimizer = chains.chain(optimizers.momentum(0.0), ONCE)
   full, _ = optimizer.update(GRADIENT, optimizer.init(TREE), TREE)
   half, _ = optimizer.update(GRADIENT, optimizer.init(TREE), TREE, learning_rate=0.05)
   np.testing.assert_allclose(half['a']['kernel'], 0.5 * full['a']['kernel'], rtol=1e-6)

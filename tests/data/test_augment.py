@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.data import augment
 from diffusion.types import NULL, Batch
 
@@ -26,7 +26,7 @@ def batch(rows=ROWS, shape=(6, 5, 2), seed=0):
 
 
 def keys(rows=ROWS, seed=0):
-  return streams.row_keys(streams.stream(seed, 'augmentation'), jnp.arange(rows))
+  return rng.row_keys(rng.stream(seed, 'augmentation'), jnp.arange(rows))
 
 
 def compiled(transform):

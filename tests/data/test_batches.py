@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion import devices, streams
+from diffusion import devices, rng
 from diffusion.data import pipeline
 from diffusion.data.pipeline import Order
 
@@ -43,7 +43,7 @@ def test_an_epoch_is_the_order_of_its_draws(seed, epoch, examples):
   draws = []
   for i in range(counters):
     # NumPy counts before it draws.
-    draws += philox(epoch * counters + i + 1, (seed, streams.tag('order')))
+    draws += philox(epoch * counters + i + 1, (seed, rng.tag('order')))
   expected = sorted(range(examples), key=lambda j: draws[j])
   assert pipeline.permutations(seed, epoch, 1, examples)[0].tolist() == expected
 

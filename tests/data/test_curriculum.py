@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import streams
 from diffusion.data import curriculum, pipeline
 from diffusion.types import Batch
 from tests.training import tiny
@@ -22,7 +21,7 @@ def restricted(share, rows=4000, n=50):
   rng = np.random.default_rng(0)
   order = jnp.asarray(rng.permutation(n).astype(np.int32))
   index = jnp.asarray(rng.integers(n, size=rows).astype(np.int32))
-  keys = streams.row_keys(jax.random.key(0), jnp.arange(rows))
+  keys = rng.row_keys(jax.random.key(0), jnp.arange(rows))
   found = pipeline.restrict(index, keys, jnp.asarray(share), order)
   return np.asarray(found), np.asarray(index), np.asarray(order)
 
@@ -80,7 +79,7 @@ def indices_of(experiment, step):
   from diffusion.types import Rows
 
   split, state, data = tiny.start(experiment)
-  state = state._replace(step=jnp.int32(step), cursor=jnp.int32(step))
+  state = state._replace(step=jnp.int32(step), batches_seen=jnp.int32(step))
   rows = Rows(jnp.arange(experiment.batch_size), experiment.batch_size)
   given = tiny.rows_of(experiment, split, step)
   batch = gradient.take_batch(experiment, split.units, state, data, given, rows)

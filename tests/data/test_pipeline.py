@@ -1,4 +1,4 @@
-"""Units and rows: levels that come back exactly, and batches that hold what they name."""
+"""NormalizationStatistics and rows: levels that come back exactly, and batches that hold what they name."""
 
 import fractions
 import math
@@ -13,7 +13,9 @@ from diffusion.data import pipeline
 def test_normalize_is_exactly_inverted_for_all_numbers_of_levels():
   for levels in range(2, 257):
     stored = (np.arange(256) % levels).astype(np.uint8)
-    x = np.asarray(pipeline.normalize(jnp.asarray(stored), pipeline.Units(levels)))
+    x = np.asarray(
+      pipeline.normalize(jnp.asarray(stored), pipeline.NormalizationStatistics(levels))
+    )
     exact = [float(fractions.Fraction(2 * int(k), levels - 1) - 1) for k in stored]
     np.testing.assert_allclose(x, exact, rtol=0, atol=2.4e-7)
     if levels in (
@@ -22,7 +24,7 @@ def test_normalize_is_exactly_inverted_for_all_numbers_of_levels():
       256,
     ):  # those in use; for some others XLA's reciprocal misses 1 by one unit
       assert (x.min(), x.max()) == (-1, 1)
-    back = pipeline.denormalize(x, pipeline.Units(levels))
+    back = pipeline.denormalize(x, pipeline.NormalizationStatistics(levels))
     assert back.dtype == np.uint8
     np.testing.assert_array_equal(back, stored)
 
@@ -32,7 +34,7 @@ def test_denormalize_gives_the_nearest_level(levels):
   x = np.random.default_rng(0).uniform(-1.5, 1.5, 2000).astype(np.float32)
   grid = np.linspace(-1, 1, levels)
   distance = np.abs(x[:, None].astype(np.float64) - grid)
-  found = pipeline.denormalize(x, pipeline.Units(levels))
+  found = pipeline.denormalize(x, pipeline.NormalizationStatistics(levels))
   assert {0, levels - 1} <= set(found.tolist())
   chosen = np.take_along_axis(distance, found[:, None].astype(int), 1)[:, 0]
   np.testing.assert_allclose(chosen, distance.min(1), rtol=0, atol=1e-6)
@@ -40,8 +42,10 @@ def test_denormalize_gives_the_nearest_level(levels):
 
 def test_floats_pass_unchanged():
   x = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32) * 100
-  np.testing.assert_array_equal(pipeline.normalize(jnp.asarray(x), pipeline.Units(None)), x)
-  np.testing.assert_array_equal(pipeline.denormalize(x, pipeline.Units(None)), x)
+  np.testing.assert_array_equal(
+    pipeline.normalize(jnp.asarray(x), pipeline.NormalizationStatistics(None)), x
+  )
+  np.testing.assert_array_equal(pipeline.denormalize(x, pipeline.NormalizationStatistics(None)), x)
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
@@ -50,7 +54,7 @@ def test_denormalize_refuses_what_is_not_finite(bad, levels):
   x = np.zeros((5, 2))
   x[3, 1] = bad
   with pytest.raises(ValueError, match='1 of 10 values are not finite'):
-    pipeline.denormalize(x, pipeline.Units(levels))
+    pipeline.denormalize(x, pipeline.NormalizationStatistics(levels))
 
 
 def test_to_uint8_spreads_the_levels():
@@ -68,9 +72,11 @@ def test_to_uint8_spreads_the_levels():
 
 def test_gather():
   x = np.arange(6 * 4, dtype=np.uint8).reshape(6, 2, 2, 1) % 17
-  data = pipeline.Resident(jnp.asarray(x), jnp.array([3, 1, 4, 1, 5, 9], jnp.int32))
-  batch = pipeline.gather(data, jnp.array([5, 0, 5]), pipeline.Units(17))
-  np.testing.assert_array_equal(pipeline.denormalize(batch.x, pipeline.Units(17)), x[[5, 0, 5]])
+  data = pipeline.InMemoryData(jnp.asarray(x), jnp.array([3, 1, 4, 1, 5, 9], jnp.int32))
+  batch = pipeline.gather(data, jnp.array([5, 0, 5]), pipeline.NormalizationStatistics(17))
+  np.testing.assert_array_equal(
+    pipeline.denormalize(batch.x, pipeline.NormalizationStatistics(17)), x[[5, 0, 5]]
+  )
   assert batch.label.tolist() == [9, 3, 9]
   assert batch.index.tolist() == [5, 0, 5]
   assert batch.augment_label.shape == (3, 0)

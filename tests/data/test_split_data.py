@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion.data import curriculum, pipeline, records, sources, splits
-from diffusion.data.records import Records
+from diffusion.data.records import DiskRecords
 
 
 def vectors(count=64):
@@ -95,14 +95,14 @@ def test_streamed_training_examples_stay_unread_and_are_refused_where_they_are_t
   monkeypatch,
 ):
   """The files do not exist: whatever reads one fails."""
-  images = Records(directory='nowhere', split='train', rows=np.arange(10), image=(4, 4, 1))
+  images = DiskRecords(directory='nowhere', split='train', rows=np.arange(10), image=(4, 4, 1))
   dataset = sources.Dataset('images', images, np.arange(10, dtype=np.int32) % 2, 256, ('a', 'b'))
   rows = splits.Split(np.arange(2, 8), np.arange(2), np.arange(8, 10), {}, '')
-  data = splits.SplitData(dataset, rows, pipeline.Units(256), None)
+  data = splits.SplitData(dataset, rows, pipeline.NormalizationStatistics(256), None)
   assert data.streamed
   assert data.comparable
   x, label = data.train
-  assert isinstance(x, Records)
+  assert isinstance(x, DiskRecords)
   np.testing.assert_array_equal(x.rows, rows.train)
   np.testing.assert_array_equal(label, rows.train % 2)
   assert data.sizes == {'train': 6, 'validation': 2, 'test': 2}

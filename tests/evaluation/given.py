@@ -3,18 +3,18 @@
 import numpy as np
 
 from diffusion.data import pipeline
-from diffusion.evaluation.metric import Judged
+from diffusion.evaluation.metric import MetricInputs
 
 
-def judged(samples, train, held_out, levels=None, network=None) -> Judged:
+def judged(samples, train, held_out, levels=None, network=None) -> MetricInputs:
   """Unlabelled samples beside two splits: float rows, or uint8 images with 256 levels."""
 
   def pair(x):
     return x, np.zeros(len(x), np.int32)
 
   levels = 256 if samples.dtype == np.uint8 else levels
-  units = pipeline.Units(levels)
-  return Judged(*pair(samples), pair(train), pair(held_out), 0, (), units, network, {})
+  units = pipeline.NormalizationStatistics(levels)
+  return MetricInputs(*pair(samples), pair(train), pair(held_out), 0, (), units, network, {})
 
 
 def values(metric, given) -> dict:

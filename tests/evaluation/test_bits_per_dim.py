@@ -5,7 +5,7 @@ import pytest
 
 from diffusion import devices
 from diffusion.evaluation import bits_per_dim
-from diffusion.evaluation.metric import Judged, make_network
+from diffusion.evaluation.metric import MetricInputs, make_network
 from diffusion.sampling import likelihood as exact
 from diffusion.training import state as states
 from tests.training import tiny
@@ -13,7 +13,7 @@ from tests.training import tiny
 
 def judged(made, data, weights):
   x, label = data.train
-  return Judged(
+  return MetricInputs(
     samples=x,
     labels=label,
     train=data.train,
@@ -38,8 +38,8 @@ def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
   assert value.low < value.estimate < value.high
   assert 'reconstruction' in found['training bits/dim'].meaning
 
-  def rows(asked, shared):
-    return exact.bound(asked.denoise, asked.path, asked.x, asked.keys, levels=None, draws=4).total
+  def rows(query, shared):
+    return exact.bound(query.denoise, query.path, query.x, query.keys, levels=None, draws=4).total
 
   x, label = data.train
   chosen = np.linspace(0, len(x) - 1, 40).round().astype(int)

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.evaluation import gap
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 
 DIMENSION, TRAIN = 8, 128
 WEIGHTS, MEANS, SCALES = np.full(2, 0.5), np.stack([np.ones(8), -np.ones(8)]), np.ones(2)
-BANK = gap.bank(high=6.0, low=-6.0, levels=5, draws=64)
+BANK = gap.evaluation_noise(high=6.0, low=-6.0, levels=5, draws=64)
 
 
 def setting():
@@ -31,7 +31,7 @@ def setting():
   exact = analytic.gaussian_mixture(path, WEIGHTS, MEANS, SCALES)
   given = analytic.mixture(WEIGHTS, MEANS, SCALES)
   train, fresh = (
-    analytic.draw(given, streams.row_keys(jax.random.key(seed), jnp.arange(count)))
+    analytic.draw(given, rng.row_keys(jax.random.key(seed), jnp.arange(count)))
     for seed, count in ((1, TRAIN), (2, 4096))
   )
   return path, arbitrary, analytic.empirical(path, train), exact, train, fresh
@@ -43,7 +43,7 @@ def distances(path, one, other, x, keys):
   times = path.time(jnp.asarray(BANK.log_snr))
 
   def at(i):
-    eps = streams.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape[1:])
+    eps = rng.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape[1:])
     t = jnp.full(len(x), times[i // BANK.draws])
     z = gaussian.diffuse(x, eps, path.marginal(t))
     return ((one(z, t).eps - other(z, t).eps) ** 2).mean(1)
@@ -57,7 +57,7 @@ def test_the_excess_over_the_floor_is_the_distance_to_its_denoiser(split, x64):
   """L_train - L_emp = E|D - D_emp|^2 over the training set; L_test - L* = E|D - D*|^2 over the distribution."""
   path, arbitrary, empirical, exact, train, fresh = setting()
   floor, x = (empirical, train) if split == 'train' else (exact, fresh)
-  keys = streams.row_keys(jax.random.key(7), jnp.arange(len(x)))
+  keys = rng.row_keys(jax.random.key(7), jnp.arange(len(x)))
   loss = jax.jit(gap.denoiser_losses, static_argnums=(0, 1, 4))
   excess = np.asarray(loss(arbitrary, path, x, keys, BANK) - loss(floor, path, x, keys, BANK))
   distance = np.asarray(jax.jit(lambda x, k: distances(path, arbitrary, floor, x, k))(x, keys))
@@ -77,7 +77,7 @@ def test_each_denoiser_is_the_best_on_its_own_ground(x64):
   path, arbitrary, empirical, exact, train, fresh = setting()
 
   def loss(denoise, x):
-    keys = streams.row_keys(jax.random.key(7), jnp.arange(len(x)))
+    keys = rng.row_keys(jax.random.key(7), jnp.arange(len(x)))
     run = jax.jit(lambda x, k: gap.denoiser_losses(denoise, path, x, k, BANK))
     return np.asarray(run(x, keys)).mean(0)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion import devices, streams
+from diffusion import devices, rng
 from diffusion.data import pipeline
 from diffusion.evaluation import gap
 from diffusion.process import gaussian, marginals, parameterizations, schedules
@@ -17,7 +17,7 @@ from diffusion.training.state import Parameters
 from diffusion.types import Model
 
 LEVELS = 17
-BANK = gap.bank(6.0, -6.0, 5, 3)
+BANK = gap.evaluation_noise(6.0, -6.0, 5, 3)
 SNR = np.exp(BANK.log_snr)
 
 
@@ -52,13 +52,13 @@ def losses(
   x, model=ZERO, parameterization=parameterizations.eps, schedule=schedules.cosine, *,
   label=None, position=None, seed=0, chunk=256, bank=BANK,
 ):  # fmt: skip
-  """Bank losses [n, L] of a model without parameters."""
+  """EvaluationNoise losses [n, L] of a model without parameters."""
   diffusion = gaussian.Diffusion(schedule(), marginals.variance_preserving, parameterization())
   label = np.zeros(len(x), np.int32) if label is None else label
   position = np.arange(len(x)) if position is None else position
-  return gap.bank_losses(diffusion, model, pipeline.Units(LEVELS), bank, chunk)(
-    weights(seed), x, label, position
-  )
+  return gap.evaluation_losses(
+    diffusion, model, pipeline.NormalizationStatistics(LEVELS), bank, chunk
+  )(weights(seed), x, label, position)
 
 
 def test_zero_x0_is_the_signal():
@@ -70,7 +70,7 @@ def test_zero_x0_is_the_signal():
 
 def noise_of(position, draw_of_level, seed=0):
   """eps of one example and one draw, straight from the definition of its stream."""
-  key = streams.row_keys(streams.stream(seed, 'validation'), jnp.asarray([position]))[0]
+  key = rng.row_keys(rng.stream(seed, 'validation'), jnp.asarray([position]))[0]
   return np.asarray(jax.random.normal(jax.random.fold_in(key, draw_of_level), (3, 2, 1)))
 
 
@@ -151,7 +151,7 @@ def test_a_number_means_the_same_under_every_schedule():
   cosine = losses(x, SHRINK)
   for schedule in (schedules.linear_beta, lambda: schedules.cosine(-9.0, 7.0)):
     np.testing.assert_allclose(losses(x, SHRINK, schedule=schedule), cosine, rtol=2e-3)
-  assert abs(losses(x, SHRINK, bank=gap.bank(5.0, -5.0, 5, 3)) - cosine).max() > 0.1
+  assert abs(losses(x, SHRINK, bank=gap.evaluation_noise(5.0, -5.0, 5, 3)) - cosine).max() > 0.1
 
 
 def test_summary_is_welchs_interval():
@@ -168,7 +168,7 @@ def test_summary_is_welchs_interval():
   assert row['validation/gap'] == pytest.approx(difference)
   assert row['validation/gap_low'] == pytest.approx(difference - half)
   assert row['validation/gap_high'] == pytest.approx(difference + half)
-  table = np.array(gap.per_level(row, gap.bank(1.0, -1.0, 3)))
+  table = np.array(gap.per_level(row, gap.evaluation_noise(1.0, -1.0, 3)))
   expected = np.stack(
     [[1, 0, -1], train.mean(0), held_out.mean(0), held_out.mean(0) - train.mean(0)], 1
   )
@@ -186,7 +186,7 @@ def test_welchs_interval_covers():
 
 
 def test_bank():
-  bank = gap.bank(4.0, -2.0, 4, 2)
+  bank = gap.evaluation_noise(4.0, -2.0, 4, 2)
   assert bank.log_snr == (4, 2, 0, -2)
   assert bank.draws == 2
   for arguments, message in (
@@ -195,15 +195,17 @@ def test_bank():
     ((8.0, -8.0, 4, 0), 'draws .*0'),
   ):
     with pytest.raises(ValueError, match=message):
-      gap.bank(*arguments)
+      gap.evaluation_noise(*arguments)
 
 
-def test_a_bank_outside_the_schedule_is_refused():
+def test_evaluation_noise_outside_the_schedule_is_refused():
   def diffusion(schedule):
     return gaussian.Diffusion(schedule, marginals.variance_preserving, parameterizations.v())
 
-  gap.check_bank(gap.bank(8.0, -8.0), diffusion(schedules.cosine()), ())
-  gap.check_bank(gap.bank(8.0, -8.0), diffusion(schedules.linear_beta()), ())
+  gap.check_evaluation_noise(gap.evaluation_noise(8.0, -8.0), diffusion(schedules.cosine()), ())
+  gap.check_evaluation_noise(
+    gap.evaluation_noise(8.0, -8.0), diffusion(schedules.linear_beta()), ()
+  )
   for narrow, level in ((schedules.cosine(-15.0, 7.0), '8'), (schedules.cosine(-7.0, 15.0), '-8')):
-    with pytest.raises(ValueError, match=rf'log-SNR {level}, the schedule spans .* narrower bank'):
-      gap.check_bank(gap.bank(8.0, -8.0), diffusion(narrow), ())
+    with pytest.raises(ValueError, match=rf'log-SNR {level}, the schedule spans .* narrower range'):
+      gap.check_evaluation_noise(gap.evaluation_noise(8.0, -8.0), diffusion(narrow), ())

@@ -78,7 +78,7 @@ def test_mirrored_copies_are_copies_where_training_flips():
   )
   assert plain['memorized fraction'].estimate == 0.2
   assert both['memorized fraction'].estimate == 0.5
-  index, _ = memorization.judged_ratios(given, 'samples', mirrored=True)
+  index, _ = memorization.input_ratios(given, 'samples', mirrored=True)
   np.testing.assert_array_equal(index[:50], np.arange(50))
   plan = Plan(samples=100, classes=0, shape=(8,), train=300, held_out=100)
   with pytest.raises(ValueError, match='mirrored=True is for images'):

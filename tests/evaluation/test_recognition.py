@@ -5,7 +5,7 @@ import pytest
 
 from diffusion.data import pipeline, sources
 from diffusion.evaluation import recognition
-from diffusion.evaluation.metric import Judged
+from diffusion.evaluation.metric import MetricInputs
 from diffusion.models import mlp
 from diffusion.training import experiment as experiments
 from tests.training import tiny
@@ -23,14 +23,14 @@ def judge(digits, relabel):
   x, label = digits
   samples = slice(900, 1300)
   names = tuple(f'digit {k}' for k in range(10))
-  given = Judged(
+  given = MetricInputs(
     x[samples],
     relabel(label[samples]),
     (x[:900], label[:900]),
     (x[1300:], label[1300:]),
     0,
     names,
-    pipeline.Units(17),
+    pipeline.NormalizationStatistics(17),
     None,
     {},
   )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.models import dit
 from diffusion.models.dropout import stochastic_depth
 from diffusion.types import Conditioning
@@ -97,7 +97,7 @@ def test_dropout_and_stochastic_depth_act_by_row_and_only_with_keys():
   apply = compiled(lambda keys: model.apply(moved, z, noise, told, keys=keys)[0])
   dry = np.asarray(compiled(lambda: model.apply(moved, z, noise, told)[0])())
   np.testing.assert_allclose(dry[0], dry[1], atol=1e-5)
-  keys = streams.row_keys(jax.random.key(0), jnp.arange(6))
+  keys = rng.row_keys(jax.random.key(0), jnp.arange(6))
   wet = np.asarray(apply(keys))
   assert np.abs(wet[0] - wet[1]).max() > 1e-3
   np.testing.assert_allclose(apply(keys[::-1]), wet[::-1], atol=1e-5)

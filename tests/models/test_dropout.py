@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.models import dropout
 from diffusion.models.dropout import Dropout
 
@@ -14,7 +14,7 @@ SHAPE = (7, 5)
 
 
 def row_keys(count, seed=0):
-  return streams.row_keys(jax.random.key(seed), jnp.arange(count))
+  return rng.row_keys(jax.random.key(seed), jnp.arange(count))
 
 
 def elements(rate):

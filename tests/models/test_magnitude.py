@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.models import magnitude
 from diffusion.models.functional import Mode
-from diffusion.optimizers import chains, directions, schedules
+from diffusion.optimizers import chains, optimizers, schedules
 from diffusion.types import Conditioning
 
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -72,7 +72,7 @@ def test_the_network_starts_at_zero_and_hears_everything_once_its_gains_are_up()
     (z, noise, told._replace(augment=jnp.ones((4, 2)))),
   ):  # fmt: skip
     assert np.abs(np.asarray(apply(awake, *changed)) - base).max() > 1e-3
-  keys = streams.row_keys(jax.random.key(0), jnp.arange(4))
+  keys = rng.row_keys(jax.random.key(0), jnp.arange(4))
   wet = compiled(lambda k: model.apply(awake, z, noise, told, keys=k)[0])(keys)
   assert np.abs(np.asarray(wet) - base).max() > 1e-3
 
@@ -94,7 +94,7 @@ def test_forward_mode_has_a_jvp_of_the_same_network():
 def test_with_fixed_norms_the_lengths_of_weights_stay_through_training():
   _, _, _, _, variables = network()
   params = variables['params']
-  optimizer = chains.chain(directions.adam(), schedules.constant(0.05), fix_norms=True)
+  optimizer = chains.chain(optimizers.adam(), schedules.constant(0.05), fix_norms=True)
   state, first = optimizer.init(params), params
   for i in range(10):
     gradient = jax.tree.map(lambda p, i=i: normal(*p.shape, seed=i), params)

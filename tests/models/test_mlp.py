@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.models import mlp
 from diffusion.types import NULL, Conditioning
 
@@ -83,7 +83,7 @@ def test_a_row_does_not_see_the_others():
 
 def test_dropout_is_live_in_training_and_absent_in_evaluation():
   z, noise = inputs(64)
-  keys = streams.row_keys(jax.random.key(1), jnp.arange(64))
+  keys = rng.row_keys(jax.random.key(1), jnp.arange(64))
   told, variables = conditioning(64), started(mlp.mlp(32, 2))
   expected = np.asarray(evaluation(mlp.mlp(32, 2))(variables, z, noise, told))
   wet = evaluation(mlp.mlp(32, 2, dropout=0.2))
@@ -101,7 +101,7 @@ def test_dropout_is_live_in_training_and_absent_in_evaluation():
 
 def test_a_traced_dropout_rate_varies_over_a_population():
   z, noise = inputs(8)
-  keys = streams.row_keys(jax.random.key(1), jnp.arange(8))
+  keys = rng.row_keys(jax.random.key(1), jnp.arange(8))
   told, variables = conditioning(8), started(mlp.mlp(16, 2))
 
   def output(rate):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.models import activations, initializers, normalization, unet
 from diffusion.models.dropout import Dropout
 from diffusion.models.functional import Mode
@@ -222,7 +222,7 @@ def test_images_need_not_be_square():
 
 
 def row_keys(rows=ROWS, seed=0):
-  return streams.row_keys(jax.random.key(seed), jnp.arange(rows))
+  return rng.row_keys(jax.random.key(seed), jnp.arange(rows))
 
 
 def test_dropout_reaches_every_residual_block_at_its_rate():

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion import citations
 from diffusion.models import mlp, unet
-from diffusion.optimizers import chains, clipping, directions, schedules
+from diffusion.optimizers import chains, clipping, optimizers, schedules
 from diffusion.types import Conditioning
 
 
@@ -271,7 +271,7 @@ def kernels_of(update):
 
 def one_step(**knobs):
   optimizer = chains.chain(
-    knobs.pop('direction', directions.momentum(0.0)), schedules.constant(0.1), **knobs
+    knobs.pop('direction', optimizers.momentum(0.0)), schedules.constant(0.1), **knobs
   )
   return run(optimizer, tree(0), [tree(1)])[0]
 
@@ -288,7 +288,7 @@ def test_coupled_decay_is_the_gradient_of_a_square_and_goes_through_the_moments(
     np.testing.assert_allclose(value, decoupled[name], rtol=1e-12)
     g, w = flat(tree(1))[name], flat(tree(0))[name]
     np.testing.assert_allclose(value, -0.1 * (g + (0.3 * w if decayed(name) else 0)), rtol=1e-12)
-  adam = directions.adam(eps=0.1)
+  adam = optimizers.adam(eps=0.1)
   coupled = one_step(direction=adam, coupled_l2=0.3)
   for name, value in kernels_of(coupled).items():
     g = flat(tree(1))[name] + 0.3 * flat(tree(0))[name]
@@ -311,7 +311,7 @@ def test_proximal_l1_makes_exact_zeros_and_shrinks_the_rest():
 
 
 def test_zeros_of_proximal_l1_are_exact_in_the_parameters():
-  optimizer = chains.chain(directions.momentum(0.0), schedules.constant(0.1), l1=5.0)
+  optimizer = chains.chain(optimizers.momentum(0.0), schedules.constant(0.1), l1=5.0)
   params = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), tree(0))
   update, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
   after = optax.apply_updates(params, update)
@@ -321,7 +321,7 @@ def test_zeros_of_proximal_l1_are_exact_in_the_parameters():
 
 
 def test_fixed_norms_stay_to_1e_5_over_many_steps_and_directions_move():
-  optimizer = chains.chain(directions.adam(), schedules.constant(0.1), fix_norms=True)
+  optimizer = chains.chain(optimizers.adam(), schedules.constant(0.1), fix_norms=True)
   params = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), tree(0))
   params['zero'] = {'kernel': jnp.zeros((3, 2))}
   state, first = optimizer.init(params), params
@@ -350,5 +350,5 @@ def test_two_decays_and_decays_of_fixed_norms_are_refused_by_name():
 
 
 def test_what_is_off_is_not_in_the_chain():
-  state = chains.chain(directions.adam(), schedules.constant(0.1)).init(tree(0))
+  state = chains.chain(optimizers.adam(), schedules.constant(0.1)).init(tree(0))
   assert set(state) == {'direction', 'rate'}

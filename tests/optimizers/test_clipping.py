@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.optimizers import chains, clipping, directions, schedules
+from diffusion.optimizers import chains, clipping, optimizers, schedules
 
 
 def tree(seed, scale=1.0):
@@ -78,7 +78,7 @@ def test_each_is_live_in_a_chain_and_measures_its_rate(make):
   params = jax.tree.map(jnp.asarray, tree(5))
 
   def step(clip):
-    optimizer = chains.chain(directions.momentum(0.0), schedules.constant(1.0), clip=clip)
+    optimizer = chains.chain(optimizers.momentum(0.0), schedules.constant(1.0), clip=clip)
     state = optimizer.init(params)
     update, state = optimizer.update(jax.tree.map(jnp.asarray, tree(6)), state, params)
     length = math.sqrt(sum(float((v**2).sum()) for v in jax.tree.leaves(update)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.process import betas, gaussian, marginals, parameterizations, schedules
 from diffusion.types import Schedule
 
@@ -142,7 +142,7 @@ def test_posterior_of_nearby_times_keeps_its_digits():
 
 def test_prior_is_normal_with_the_deviation_of_the_last_time():
   path = bound(schedules.cosine(-1.0, 15.0))  # sigma_1^2 = e / (1 + e), well below 1
-  keys = streams.row_keys(jax.random.key(0), jnp.arange(4096))
+  keys = rng.row_keys(jax.random.key(0), jnp.arange(4096))
   z = np.asarray(jax.jit(lambda keys: gaussian.prior(path, keys, (4, 4)))(keys), np.float64)
   assert z.shape == (4096, 4, 4)
   variance = np.e / (1 + np.e)
@@ -156,7 +156,7 @@ def test_prior_is_normal_with_the_deviation_of_the_last_time():
 
 def test_a_row_of_the_prior_depends_on_its_key_alone():
   path = bound()
-  keys = streams.row_keys(jax.random.key(1), jnp.arange(6))
+  keys = rng.row_keys(jax.random.key(1), jnp.arange(6))
   prior = jax.jit(lambda keys: gaussian.prior(path, keys, (5,)))
   z, order = prior(keys), jnp.array([4, 0, 5, 2, 1, 3])
   np.testing.assert_array_equal(prior(keys[order]), z[order])
@@ -184,7 +184,7 @@ def test_a_network_that_knows_the_answer_is_an_exact_denoiser(name, x64):
     return jnp.asarray(answers[name])
 
   denoise = gaussian.denoiser(path, parameterization, network)
-  keys = streams.row_keys(jax.random.key(0), jnp.arange(5))
+  keys = rng.row_keys(jax.random.key(0), jnp.arange(5))
   for given in (None, keys):
     prediction = denoise(z, t, given)
     np.testing.assert_allclose(prediction.x0, x0, atol=1e-10)

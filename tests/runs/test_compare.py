@@ -10,14 +10,14 @@ import subprocess
 import numpy as np
 import pytest
 
-from diffusion import statistics
+from diffusion import provenance, statistics
 from diffusion.reporting import comparison, latex
 from diffusion.reporting.rows import json_lines, read_json, write_json
 from diffusion.runs import compare
 from diffusion.statistics import Interval
 
 RECORD = {
-  'format': 3,
+  'format': provenance.RECORD_FORMAT,
   'experiment': 'digits',
   'smoke': False,
   'config': {'seed': 0, 'dropout': 0.0, 'width': 8},
@@ -186,7 +186,7 @@ def test_skipped_steps_and_rollbacks_stand_in_the_row(folders):
       },
       'has other validation examples than',
     ),
-    ({'bank': {'log_snr': [1.0, 0.0], 'draws': 2}}, 'has another validation bank than'),
+    ({'bank': {'log_snr': [1.0, 0.0], 'draws': 2}}, 'has another evaluation noise than'),
   ],
 )
 def test_runs_on_other_data_or_splits_are_refused(folders, tmp_path, changes, says):

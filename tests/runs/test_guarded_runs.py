@@ -47,7 +47,11 @@ class Spoiled:
   def __init__(self, made):
     wild = made._replace(augment=lambda keys, batch: batch._replace(x=1e3 * batch.x))
     self.calm, self.wild = (SingleRun(one, load_data(made)) for one in (made, wild))
-    self.settle, self.validate, self.close = self.calm.settle, self.calm.validate, self.calm.close
+    self.recompute_statistics, self.validate, self.close = (
+      self.calm.recompute_statistics,
+      self.calm.validate,
+      self.calm.close,
+    )
     self.get, self.put = self.calm.get, self.calm.put
     self.bad = ()
 
@@ -81,7 +85,9 @@ class Ended:
       found = run.resume(host_target(lambda: first))
       program.put(0, devices.replicate(first if found is None else found.state))
       run.open_rows()
-      loop.train([run], program, lambda: 'SIGTERM' if run.position.seen == interrupt_at else None)
+      loop.train(
+        [run], program, lambda: 'SIGTERM' if run.position.batches_seen == interrupt_at else None
+      )
     self.state = devices.to_host(program.get(0))
     self.position, self.reason = run.position, run.reason
     self.callback_states = run.callback_states
@@ -101,8 +107,8 @@ def test_a_spike_is_rolled_back_and_the_run_ends_as_a_calm_one(tmp_path, capsys)
   hit = Ended(tmp_path / 'hit', experiment(), BAD)
   assert hit.reason == 'all 200 steps done'
   assert hit.callback_states['spike_guard']['rollbacks'] == 1
-  assert hit.position.step == 200 < hit.position.seen
-  assert int(hit.state.cursor) == hit.position.seen
+  assert hit.position.step == 200 < hit.position.batches_seen
+  assert int(hit.state.batches_seen) == hit.position.batches_seen
   assert 'going back to step' in capsys.readouterr().out
   rows = [row for row in hit.rows if row['cursor'] <= 110]
   assert max(row['loss'] for row in rows) > 1e3  # it was hit
@@ -119,7 +125,7 @@ def test_a_run_that_was_rolled_back_replays_and_resumes_to_the_bit(tmp_path):
   # Interrupted before the spike, between spike and end, each time resumed.
   for at in (93, 125, None):
     part = Ended(tmp_path / 'parts', experiment(), BAD, interrupt_at=at)
-    assert part.position.seen == at or (at is None and part.reason == whole.reason)
+    assert part.position.batches_seen == at or (at is None and part.reason == whole.reason)
   for name, value in tiny.leaves(part.state).items():
     np.testing.assert_array_equal(value, expected[name], err_msg=name)
   assert part.rows == whole.rows
@@ -174,7 +180,8 @@ def test_an_ensemble_samples_from_the_mean_of_its_members(tmp_path):
     _, state, _ = tiny.start(made)
     moved = jax.tree.map(lambda p: p + 0.1, state.params)
     trained = loading.Trained(
-      experiment=made, step=0, state=state, shape=(8,), units=pipeline.Units(), num_classes=2, parameters=moved
+      experiment=made, step=0, state=state, shape=(8,), units=pipeline.NormalizationStatistics(),
+      num_classes=2, parameters=moved
     )  # fmt: skip
     runs.append(trained)
   both = loading.Ensemble(tuple(runs))

@@ -97,7 +97,7 @@ class Saved(NamedTuple):
   """A save."""
 
   step: int
-  cursor: int
+  batches_seen: int
   metric: float
   reason: str
   states: dict[str, Any]
@@ -117,8 +117,10 @@ class Counting:
     for k, at in enumerate(seen):
       state, more = self.states[k], self.runs[k].experiment.steps_per_dispatch
       if at is not None:
-        assert at == state.cursor[0]
-        self.states[k] = state._replace(step=state.step + more, cursor=state.cursor + more)
+        assert at == state.batches_seen[0]
+        self.states[k] = state._replace(
+          step=state.step + more, batches_seen=state.batches_seen + more
+        )
     self.runs[0].order.append(f'dispatch {len(self.dispatched)}')
     metrics = [self.metrics(int(state.step[0])) for state in self.states]
     return lambda k: devices.to_host(metrics[k])
@@ -130,7 +132,7 @@ class Counting:
       'loss_bucket': Counted([1.0, 2.0]),
     }
 
-  def settle(self, k):
+  def recompute_statistics(self, k):
     self.settled.append((k, int(self.states[k].step[0])))
 
   def validate(self, k):
@@ -248,7 +250,7 @@ def test_a_run_goes_on_from_where_it_stands():
   program = Counting([run])
   train(run, program)
   assert program.dispatched[0] == [60]
-  assert (run.position.step, run.position.seen) == (100, 120)
+  assert (run.position.step, run.position.batches_seen) == (100, 120)
   assert [row['cursor'] for row in run.rows] == list(range(70, 121, 10))
 
 
@@ -315,8 +317,8 @@ def test_a_rollback_turns_back_the_step_and_all_callbacks_but_the_guard(tmp_path
   # The state gone back to is saved at once, with the guard's count.
   saved = {'metric': np.inf, 'reason': ''}
   assert run.saves[:2] == [
-    Saved(step=20, cursor=20, states={'guard': {'seen': 2}, 'other': {'n': 2}}, guarded=True, **saved),
-    Saved(step=20, cursor=30, states={'guard': {'seen': 3}, 'other': {'n': 2}}, guarded=False, **saved),
+    Saved(step=20, batches_seen=20, states={'guard': {'seen': 2}, 'other': {'n': 2}}, guarded=True, **saved),
+    Saved(step=20, batches_seen=30, states={'guard': {'seen': 3}, 'other': {'n': 2}}, guarded=False, **saved),
   ]  # fmt: skip
   assert 'step 30: going back to step 20' in capsys.readouterr().out
   run.close()
@@ -336,7 +338,7 @@ def test_a_rollback_keeps_what_was_skipped_but_not_in_a_row(tmp_path):
   program = Skipping([run])
   train(run, program)
   state = devices.to_host(program.get(0))
-  assert (state.step, state.cursor, state.skipped, state.skipped_in_a_row) == (30, 40, 40, 10)
+  assert (state.step, state.batches_seen, state.skipped, state.skipped_in_a_row) == (30, 40, 40, 10)
   run.close()
 
 

@@ -96,7 +96,7 @@ def alone(run, kind):
   program = tiny.single(made, data, as_float(state, kind))
   for _ in range(STEPS // EACH):
     row = tiny.dispatch(program)
-  program.settle(0)
+  program.recompute_statistics(0)
   return devices.to_host(program.get(0)), row, program.validate(0)
 
 
@@ -187,15 +187,15 @@ def test_a_member_with_batch_normalization_is_validated_as_alone(x64):
   program, runs = together(VALUES[:4], 'float64', make)
   advance(program, [0] * 4)
   for k in range(4):
-    program.settle(k)
-  settled = devices.to_host(program.get(0)).judged_statistics
+    program.recompute_statistics(k)
+  settled = devices.to_host(program.get(0)).evaluation_statistics
   for k in (0, 1):
     _, _, row = alone(runs[k], 'float64')
     assert furthest(row, program.validate(k)) < 1e-9
   # Settled again after a step that it does not make, a member stays as it is.
   advance(program, [None, STEPS, STEPS, STEPS], EACH)
-  program.settle(1)
-  assert furthest(devices.to_host(program.get(0)).judged_statistics, settled) == 0
+  program.recompute_statistics(1)
+  assert furthest(devices.to_host(program.get(0)).evaluation_statistics, settled) == 0
 
 
 def test_a_state_that_is_put_is_that_members_alone():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import statistics, streams
+from diffusion import rng, statistics
 from diffusion.evaluation import memorization
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import grids, samplers
@@ -15,7 +15,7 @@ GIVEN = analytic.mixture(np.full(2, 0.5), np.stack([np.ones(8), -np.ones(8)]), n
 
 
 def keys(seed, count=COUNT):
-  return streams.row_keys(jax.random.key(seed), jnp.arange(count))
+  return rng.row_keys(jax.random.key(seed), jnp.arange(count))
 
 
 def copied(samples, train):

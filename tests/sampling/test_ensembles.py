@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.sampling import ensembles
 from diffusion.types import Prediction
 
@@ -64,7 +64,7 @@ def dropped(z, t, key=None):
 
 
 def test_monte_carlo_dropout_varies_by_key_keeps_its_mask_and_averages():
-  keys = streams.row_keys(jax.random.key(0), jnp.arange(400))
+  keys = rng.row_keys(jax.random.key(0), jnp.arange(400))
   z, t = jnp.ones((400, 30)), jnp.full(400, 0.5)
   one = ensembles.monte_carlo(dropped, keys, 1)
   first = np.asarray(one(z, t).x0)

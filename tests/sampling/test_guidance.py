@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import guidance
 from diffusion.types import Prediction
@@ -102,7 +102,7 @@ def test_keys_reach_both_networks():
     return Prediction(z, z)
 
   path = cosine_path()
-  keys = streams.row_keys(jax.random.key(0), jnp.arange(6))
+  keys = rng.row_keys(jax.random.key(0), jnp.arange(6))
   guidance.classifier_free(network, network, 2.0)(*points(), keys)
   guidance.clip_x0(network, path)(*points(), keys)
   assert len(seen) == 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import likelihood
 from diffusion.types import Marginal
@@ -29,7 +29,7 @@ def path_of(schedule=None, process=marginals.variance_preserving):
 
 
 def row_keys(count, seed=0):
-  return streams.row_keys(jax.random.key(seed), jnp.arange(count))
+  return rng.row_keys(jax.random.key(seed), jnp.arange(count))
 
 
 def reference(path):
@@ -45,7 +45,7 @@ def test_ode_log_likelihood_is_the_exact_log_density(name, x64):
   """d = 8, rtol 1e-5, exact divergence: within 1e-3 nats of the density of z at t = 0."""
   path = path_of(*PROCESSES[name])
   start = path.marginal(jnp.zeros(6))
-  z = gaussian.diffuse(drawn(6), streams.normal(row_keys(6, 2), (DIMENSION,)), start)
+  z = gaussian.diffuse(drawn(6), rng.normal(row_keys(6, 2), (DIMENSION,)), start)
   found = jax.jit(
     lambda z: likelihood.log_likelihood(reference(path), path, z, rtol=1e-5, atol=1e-5)
   )(z)
@@ -118,7 +118,7 @@ def test_dequantized_bits_per_dimension_of_a_box_mixture_are_its_entropy(x64):
   x = likelihood.dequantize(jnp.asarray(centers[cells]), row_keys(count, 4), levels=5)
   assert (np.abs(np.asarray(x) - centers[cells]) <= 0.25).all()
   start = path.marginal(jnp.zeros(count))
-  z = gaussian.diffuse(x, streams.normal(row_keys(count, 5), (2,)), start)
+  z = gaussian.diffuse(x, rng.normal(row_keys(count, 5), (2,)), start)
   run = jax.jit(
     lambda z: likelihood.log_likelihood(denoise, path, z, rtol=1e-5, atol=1e-5).log_density
   )

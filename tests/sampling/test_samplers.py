@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import grids, samplers
 from diffusion.types import Prediction, Sampler
@@ -29,7 +29,7 @@ def one_gaussian(path, dimension, mean=MEAN, spread=SPREAD):
 
 
 def row_keys(count, seed=0):
-  return streams.row_keys(jax.random.key(seed), jnp.arange(count))
+  return rng.row_keys(jax.random.key(seed), jnp.arange(count))
 
 
 def levels(path, grid):
@@ -353,7 +353,7 @@ def test_the_last_prediction_is_made_at_the_last_time_but_one():
 
 def test_every_step_draws_new_noise_and_none_is_the_prior():
   def step(denoise, keys, z, t, s):
-    return jnp.concatenate([z[:, 1:], streams.normal(keys, (1,))], axis=1)
+    return jnp.concatenate([z[:, 1:], rng.normal(keys, (1,))], axis=1)
 
   path, log = cosine_path(), Sampler(init=lambda z: z, step=step)
   draws = samplers.sample(

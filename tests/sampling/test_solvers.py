@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import grids, guidance, likelihood, samplers, solvers, wrappers
 from diffusion.types import Prediction
@@ -33,7 +33,7 @@ def mixture(path):
 
 
 def row_keys(count, seed=0):
-  return streams.row_keys(jax.random.key(seed), jnp.arange(count))
+  return rng.row_keys(jax.random.key(seed), jnp.arange(count))
 
 
 ORDERS = {

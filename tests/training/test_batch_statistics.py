@@ -53,26 +53,26 @@ def test_judged_weights_get_statistics_of_their_own():
   program = tiny.single(made, split, first)
   for _ in range(5):
     tiny.dispatch(program)
-  program.settle(0)
+  program.recompute_statistics(0)
   settled = devices.to_host(program.get(0))
-  own, running = (tiny.leaves(t) for t in (settled.judged_statistics, settled.statistics))
+  own, running = (tiny.leaves(t) for t in (settled.evaluation_statistics, settled.statistics))
   for name, value in own.items():
     assert np.abs(value - running[name]).max() > 1e-3, name
   # The same judged weights elsewhere on the trajectory: the same statistics.
   other = settled._replace(
-    cursor=settled.cursor + 7,
+    batches_seen=settled.cursor + 7,
     statistics=first.statistics,
-    judged_statistics=first.judged_statistics,
+    evaluation_statistics=first.evaluation_statistics,
   )
   program.put(0, devices.replicate(other))
-  program.settle(0)
-  again = tiny.leaves(devices.to_host(program.get(0).judged_statistics))
+  program.recompute_statistics(0)
+  again = tiny.leaves(devices.to_host(program.get(0).evaluation_statistics))
   for name, value in own.items():
     np.testing.assert_allclose(again[name], value, rtol=1e-5, atol=1e-6)
   # A validation with them differs from one with the running ones.
   program.put(0, devices.replicate(settled))
   row = program.validate(0)
-  program.put(0, devices.replicate(settled._replace(judged_statistics=settled.statistics)))
+  program.put(0, devices.replicate(settled._replace(evaluation_statistics=settled.statistics)))
   stale = program.validate(0)
   assert abs(row['validation/eps'] - stale['validation/eps']) > 1e-5
 
@@ -81,7 +81,7 @@ def test_a_sample_does_not_depend_on_the_ones_drawn_with_it():
   made = experiment()
   split, state, _ = tiny.start(made)
   program = tiny.single(made, split, state)
-  program.settle(0)
+  program.recompute_statistics(0)
   given = weights(made, program.get(0))
   sample = draw.make_sample(made.model, made.diffusion, made.sampling, (8,))
   labels, number = np.array([0, 1, 0, 1, 1], np.int32), np.arange(5)
@@ -95,7 +95,7 @@ def test_without_statistics_settling_is_nothing_at_all():
   split, state, _ = tiny.start(made)
   program, replicated = SingleRun(made, split), devices.replicate(state)
   program.put(0, replicated)
-  program.settle(0)
+  program.recompute_statistics(0)
   assert program.get(0) is replicated
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import devices, streams
+from diffusion import devices, rng
 
 PROGRAM = """
 import sys
@@ -56,8 +56,8 @@ def test_one_two_and_four_devices_agree_after_twenty_steps(tmp_path, kind, toler
 
 def test_no_two_rows_of_the_global_batch_share_noise():
   def step(state, data, given, rows, cross_mean):
-    keys = streams.row_keys(streams.batch_key(state['seed'], 'noise', 7), rows.index)
-    drawn = streams.normal(keys, (3,))
+    keys = rng.row_keys(rng.batch_key(state['seed'], 'noise', 7), rows.index)
+    drawn = rng.normal(keys, (3,))
     return state | {'noise': drawn, 'rows': rows.index}, cross_mean(drawn.sum())
 
   state = {'seed': jnp.uint32(5), 'noise': jnp.zeros((2, 3)), 'rows': jnp.zeros(2, jnp.int32)}
@@ -66,7 +66,7 @@ def test_no_two_rows_of_the_global_batch_share_noise():
   rows, noise = np.asarray(out['rows']).ravel(), np.asarray(out['noise']).reshape(8, 3)
   assert sorted(rows) == list(range(8))
   assert len(np.unique(noise[:, 0])) == 8
-  whole = streams.normal(streams.row_keys(streams.batch_key(5, 'noise', 7), jnp.arange(8)), (3,))
+  whole = rng.normal(rng.row_keys(rng.batch_key(5, 'noise', 7), jnp.arange(8)), (3,))
   np.testing.assert_array_equal(noise[np.argsort(rows)], whole)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import streams
+from diffusion import rng
 from diffusion.data import pipeline
 from diffusion.models.functional import identity
 from diffusion.objectives import losses, times, weights
@@ -32,7 +32,7 @@ def test_schedule_follows_the_gradient_of_the_mean_squared_loss(x64):
   split, state, data = tiny.start(made)
   rows = Rows(jnp.arange(32), 32)
   index = tiny.rows_of(made, split, 0)
-  batch = pipeline.gather(data, index, pipeline.Units())
+  batch = pipeline.gather(data, index, pipeline.NormalizationStatistics())
   draws = gradients.draw(made, state, batch, rows)
   value, gradient, _, per_row, _ = gradients.whole(made, state, batch, draws, identity)
   loss = gradients.make_loss(made, state, batch, draws, identity)
@@ -67,7 +67,7 @@ def exact_bound(params, count=20_000):
   denoise = analytic.gaussian_mixture(
     path, np.full(2, 0.5), np.stack([np.ones(8), -np.ones(8)]), np.ones(2)
   )
-  keys = streams.row_keys(jax.random.key(1), jnp.arange(count))
+  keys = rng.row_keys(jax.random.key(1), jnp.arange(count))
   given = analytic.mixture(np.full(2, 0.5), np.stack([np.ones(8), -np.ones(8)]), np.ones(2))
   x = analytic.draw(given, keys)
   run = jax.jit(lambda x, k: likelihood.bound(denoise, path, x, k, levels=None, draws=1).diffusion)

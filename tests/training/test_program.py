@@ -90,7 +90,7 @@ def test_settling_a_network_without_statistics_does_nothing():
   program = SingleRun(made, data)
   given = devices.replicate(state)
   program.put(0, given)
-  program.settle(0)
+  program.recompute_statistics(0)
   assert program.get(0) is given
   assert_same(devices.to_host(given), state)  # nor were its buffers given away
 

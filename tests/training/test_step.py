@@ -130,7 +130,7 @@ def test_ema_lags_more_with_a_larger_decay():
       'slow': averaging.ema(0.999),
       'last': averaging.ema(0.0),
     },
-    judged='slow',
+    evaluation_average='slow',
   )
   state, _ = run(experiment, 30)
   lag = {n: difference(a.params, state.params) for n, a in state.averages.items()}
@@ -195,7 +195,7 @@ def test_nothing_is_compiled_after_the_first_dispatch():
   split, state, _ = tiny.start(experiment)
   program = tiny.single(experiment, split, state)
   dataset = split.dataset
-  devices.replicate(pipeline.Resident(dataset.x, dataset.label))  # so that placing is compiled
+  devices.replicate(pipeline.InMemoryData(dataset.x, dataset.label))  # so that placing is compiled
   with Compilations() as first:
     fetch = program.dispatch([0])
   fetch(0)  # what copies to the host is compiled once too
@@ -213,7 +213,7 @@ def test_nothing_is_compiled_after_the_first_dispatch():
 
 def lowered(experiment):
   _, state, data = tiny.start(experiment)
-  step = steps.make_step(experiment, pipeline.Units())
+  step = steps.make_step(experiment, pipeline.NormalizationStatistics())
   program = devices.parallelize(step, experiment.batch_size)
   given = np.zeros((4, 1, experiment.batch_size // 4), np.int32)
   return program.lower(devices.replicate(state), devices.replicate(data), given).as_text()

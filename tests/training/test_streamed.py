@@ -68,7 +68,7 @@ def run(program, dispatches):
   for i in range(dispatches):
     rows.append(tiny.dispatch(program))
     if i == 1:
-      program.settle(0)
+      program.recompute_statistics(0)
   return devices.to_host(program.get(0)), rows
 
 
@@ -100,7 +100,7 @@ def compare(folder, workers, later):
   again.put(0, devices.replicate(state))
   state, last = run(again, 2)
   again.close()
-  assert_same(state._replace(judged_statistics=()), whole._replace(judged_statistics=()))
+  assert_same(state._replace(evaluation_statistics=()), whole._replace(evaluation_statistics=()))
   assert_same((rows, more[2:]), (found, last))
 
 

@@ -49,11 +49,11 @@ def experiment(**changes) -> experiments.Experiment:
       schedules.constant(knob['learning_rate']), knob['weight_decay'], knob['clip_norm']
     ),
     averages={'ema': averaging.ema(knob['ema_decay'])},
-    judged='ema',
+    evaluation_average='ema',
     callbacks=[],
     augment=augment.chain(augment.label_dropout(0.2)),
     split=splits.Fractions(0.25, 0.25),
-    bank=gap.bank(levels=3, draws=1),
+    evaluation_noise=gap.evaluation_noise(levels=3, draws=1),
   )
   return base._replace(**changes)
 
@@ -74,7 +74,7 @@ def start(experiment: experiments.Experiment):
   data = experiments.load_data(experiment)
   state = states.init_state(experiment, data.train[0][:1], data.units)
   x, label = map(jnp.asarray, data.dataset[1:3])
-  return data, state, pipeline.Resident(x, label, data.order)
+  return data, state, pipeline.InMemoryData(x, label, data.order)
 
 
 def rows_of(experiment: experiments.Experiment, data: SplitData, seen: int) -> np.ndarray:
@@ -93,7 +93,7 @@ def one_step(experiment: experiments.Experiment, data: SplitData):
 def one_device(experiment: experiments.Experiment, data: SplitData):
   """(state, resident) -> (state, metrics): the same compiled, with the rows that are the state's."""
   compiled = jax.jit(one_step(experiment, data))
-  return lambda state, given: compiled(state, given, rows_of(experiment, data, state.cursor))
+  return lambda state, given: compiled(state, given, rows_of(experiment, data, state.batches_seen))
 
 
 def lowered(experiment: experiments.Experiment) -> str:

@@ -10,12 +10,12 @@ from PIL import Image
 
 from diffusion.commands import evaluate
 from diffusion.data import pipeline
-from diffusion.evaluation import suite
+from diffusion.evaluation import by_name
 from diffusion.evaluation.metric import Plan
 from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json
 from diffusion.runs import samples
-from diffusion.training.experiment import Request
+from diffusion.training.experiment import EvaluationSettings
 
 NUMBERS = (
   '--config.num_steps=20', '--config.log_every=5', '--config.validate_every=10', '--config.width=8',
@@ -72,16 +72,16 @@ def training_images_are_called_so_and_odd_brightness_is_said(run, tmp_path):
 
   x = pipeline.to_uint8(sources.digits().load().x[:30], 17)
   np.savez(tmp_path / 'copies.npz', images=x)
-  findings, notes, _ = evaluate.judge(tmp_path / 'copies.npz', run, ['authenticity'], 'pixels')
+  findings, notes, _ = evaluate.measure(tmp_path / 'copies.npz', run, ['authenticity'], 'pixels')
   assert any('ARE training examples' in note for note in notes)
   np.savez(tmp_path / 'odd.npz', images=np.where(x == 0, np.uint8(3), x))
-  findings, notes, _ = evaluate.judge(tmp_path / 'odd.npz', run, ['authenticity'], 'pixels')
+  findings, notes, _ = evaluate.measure(tmp_path / 'odd.npz', run, ['authenticity'], 'pixels')
   assert len(notes) == 1
   assert 'more than the 17 levels' in notes[0]
   assert findings
   stored = sources.digits().load().x[:30]  # as a run stores them, with their number of levels
   np.savez(tmp_path / 'stored.npz', samples=stored, levels=17)
-  _, notes, record = evaluate.judge(tmp_path / 'stored.npz', run, ['authenticity'], 'pixels')
+  _, notes, record = evaluate.measure(tmp_path / 'stored.npz', run, ['authenticity'], 'pixels')
   assert any('ARE training examples' in note for note in notes)
   assert record['results']['authenticity']['estimate'] < 0.5
 
@@ -196,26 +196,26 @@ def test_missing_unreadable_and_strange_folders_are_refused(tmp_path):
     evaluate.read(tmp_path / 'bad', ())
 
 
-def test_the_suite_names_what_it_cannot_do():
+def test_the_metrics_by_name_say_what_it_cannot_do():
   plan = Plan(samples=100, classes=0, shape=(8, 8, 1), train=300, held_out=100)
-  pixels = suite.choose_features('pixels')
-  found, left_out = suite.choose_metrics(['all'], pixels, plan, network=False)
+  pixels = by_name.choose_features('pixels')
+  found, left_out = by_name.choose_metrics(['all'], pixels, plan, network=False)
   assert {'recognition', 'calibrated_ratio', 'frechet', 'membership', 'class_balance'} <= set(
     left_out
   )
   assert 'authenticity' in found
   assert not set(found) & set(left_out)
-  assert set(found) | set(left_out) == set(suite.METRICS)
+  assert set(found) | set(left_out) == set(by_name.METRICS)
   with pytest.raises(ValueError, match="unknown metric 'frechat': the nearest is 'frechet'"):
-    suite.choose_metrics(['frechat'], pixels, plan, network=True)
+    by_name.choose_metrics(['frechat'], pixels, plan, network=True)
   with pytest.raises(ValueError, match='metric membership: it asks the network'):
-    suite.choose_metrics(['membership'], pixels, plan, network=False)
+    by_name.choose_metrics(['membership'], pixels, plan, network=False)
   with pytest.raises(
     ValueError, match="features must be pixels, digits, mnist, or the path of .* got 'resnet'"
   ):
-    suite.choose_features('resnet')
+    by_name.choose_features('resnet')
   with pytest.raises(ValueError, match='sampler must be one of ddim'):
-    Request(sampler='ddpm').applied(_Plain())
+    EvaluationSettings(sampler='ddpm').applied(_Plain())
 
 
 class _Plain:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion.data import feed, records, sources
+from diffusion.data import prefetch, records, sources
 from diffusion.data.pipeline import Order
 from tests import prepared
 
@@ -61,7 +61,9 @@ def test_records_are_the_array(folder):
 def test_two_processes_share_each_epoch_between_them(folder):
   """Every example once an epoch, in one process or the other; batches cross epochs, and nothing is left out."""
   x, whole = images(folder), sources.tfds('mnist', str(folder), size=4).load()
-  feeds = [feed.Feed(x, order(7), half, batch_size=BATCH, steps=1) for half in np.split(ROWS, 2)]
+  feeds = [
+    prefetch.Prefetcher(x, order(7), half, batch_size=BATCH, steps=1) for half in np.split(ROWS, 2)
+  ]
   batches = 2 * EXAMPLES  # 16 whole epochs, and 37 is no multiple of 8
   read = [one.read(0, batches) for one in feeds]
   for one in read:
@@ -80,7 +82,7 @@ def test_two_processes_share_each_epoch_between_them(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_what_is_read_ahead_is_what_is_read_there(folder, workers):
-  one = feed.Feed(images(folder, workers), order(), ROWS, batch_size=BATCH, steps=3)
+  one = prefetch.Prefetcher(images(folder, workers), order(), ROWS, batch_size=BATCH, steps=3)
   try:
     for i in range(7):
       place = after(START, i, 3)
@@ -111,10 +113,10 @@ class Counting:
 
 def test_reading_goes_on_while_a_step_runs_and_stops_at_its_depth(folder):
   counting = Counting(images(folder))
-  one = feed.Feed(counting, order(), ROWS, batch_size=BATCH, steps=1)
+  one = prefetch.Prefetcher(counting, order(), ROWS, batch_size=BATCH, steps=1)
   one.take(START)
   one.ahead()
-  deepest = 2 + feed._AHEAD  # taken, on the devices, and read ahead by threads
+  deepest = 2 + prefetch._AHEAD  # taken, on the devices, and read ahead by threads
   deadline = time.monotonic() + 20
   while counting.calls < deepest and time.monotonic() < deadline:
     time.sleep(0.01)  # nobody asks
@@ -124,7 +126,7 @@ def test_reading_goes_on_while_a_step_runs_and_stops_at_its_depth(folder):
 
 
 def test_a_killed_worker_is_one_error_and_no_hang(folder):
-  one = feed.Feed(images(folder, 1), order(), ROWS, batch_size=BATCH, steps=2)
+  one = prefetch.Prefetcher(images(folder, 1), order(), ROWS, batch_size=BATCH, steps=2)
   one.take(START)
   (worker,) = multiprocessing.active_children()
   os.kill(worker.pid, signal.SIGKILL)
@@ -139,11 +141,11 @@ def test_a_killed_worker_is_one_error_and_no_hang(folder):
 PROGRAM = """
 import sys, time, multiprocessing
 import numpy as np
-from diffusion.data import feed, sources
+from diffusion.data import prefetch, sources
 from diffusion.data.pipeline import Order
 if __name__ == '__main__':
   x = sources.streamed(sources.tfds('mnist', sys.argv[1], size=4), 1).load().x
-  one = feed.Feed(x, Order(0, np.arange(37)), np.arange(8).reshape(1, 8), batch_size=8, steps=2)
+  one = prefetch.Prefetcher(x, Order(0, np.arange(37)), np.arange(8).reshape(1, 8), batch_size=8, steps=2)
   one.take(0)
   print(*(child.pid for child in multiprocessing.active_children()), flush=True)
   time.sleep(60)
@@ -194,7 +196,7 @@ def test_a_record_that_became_unreadable_is_named(tmp_path, workers):
   x = images(tmp_path / 'sets', workers)
   damage(tmp_path / 'sets')
   records._open.cache_clear()
-  one = feed.Feed(x, order(), ROWS, batch_size=BATCH, steps=1)
+  one = prefetch.Prefetcher(x, order(), ROWS, batch_size=BATCH, steps=1)
   with pytest.raises(
     ValueError, match=r'record \d+ of train in .* cannot be read .*prepare'
   ) as caught:

@@ -1,8 +1,8 @@
 """Batches of data that stays in its files, read ahead of the steps that take them.
 
 What a batch holds is the same function of (seed, batches seen) as for data on the device, so that no iterator has a
-state to save: a feed is addressed by the batches seen, and where these do not follow the last ones (where a run is
-resumed) it is opened anew there. Grain reads ahead, with threads or with processes.
+state to save: it is addressed by the batches seen, and where these do not follow the last ones (where a run is resumed)
+it is opened anew there. Grain reads ahead, with threads or with processes.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ import numpy as np
 from diffusion import devices
 from diffusion.data import pipeline
 from diffusion.data.pipeline import Order
-from diffusion.data.records import Records
+from diffusion.data.records import DiskRecords
 
 _AHEAD = 4  # dispatches that the threads of this process read ahead
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stretch:
-  """What Grain reads from: element i is dispatch i after `seen` batches, for the rows that this process holds."""
+  """What Grain reads from: element i is dispatch i after `batches_seen`, for the rows that this process holds."""
 
-  records: Records
+  records: DiskRecords
   order: Order
-  seen: int
+  batches_seen: int
   steps: int
   rows: np.ndarray  # of the global batch [local devices, rows of a device]
   batch_size: int
@@ -36,11 +36,13 @@ class _Stretch:
   def __len__(self) -> int:
     return 2**40  # there is no end
 
-  def __getitem__(self, i: int) -> pipeline.Drawn:
-    index = self.order.batches(self.seen + i * self.steps, self.steps, self.batch_size)
+  def __getitem__(self, i: int) -> pipeline.StoredBatch:
+    index = self.order.batches(self.batches_seen + i * self.steps, self.steps, self.batch_size)
     index = np.moveaxis(index[:, self.rows], 1, 0)  # [local devices, steps, rows of a device]
     x, label = self.records.labelled(index.ravel())
-    return pipeline.Drawn(x.reshape(*index.shape, *x.shape[1:]), label.reshape(index.shape), index)
+    return pipeline.StoredBatch(
+      x.reshape(*index.shape, *x.shape[1:]), label.reshape(index.shape), index
+    )
 
 
 def _settle_in(index: int, count: int) -> None:
@@ -73,15 +75,15 @@ def _reading(stretch: _Stretch, workers: int) -> Any:
   return iter(plain.mp_prefetch(options, worker_init_fn=_settle_in))
 
 
-class Feed:
-  """Batches for the devices of this process, as `pipeline.Drawn` with axes [local devices, steps, rows, ...].
+class Prefetcher:
+  """Batches for the devices of this process, as `pipeline.StoredBatch` with axes [local devices, steps, rows, ...].
 
   Beside the batches that the devices have been given it holds those of one dispatch on the devices, and of four in
   host memory, or of three for each worker. Nothing is read or started before it is asked.
   """
 
   def __init__(
-    self, records: Records, order: Order, rows: np.ndarray, *, batch_size: int, steps: int
+    self, records: DiskRecords, order: Order, rows: np.ndarray, *, batch_size: int, steps: int
   ):
     """What the devices of this process see of the training examples.
 
@@ -96,7 +98,7 @@ class Feed:
     self._batch_size, self._steps = batch_size, steps
     self._reading = self._waiting = self._following = None
 
-  def take(self, seen: int) -> pipeline.Drawn:
+  def take(self, seen: int) -> pipeline.StoredBatch:
     """The batches of one dispatch after so many, on the devices.
 
     Raises:
@@ -116,7 +118,7 @@ class Feed:
     if self._waiting is None:
       self._waiting = devices.spread(_next(self._reading))
 
-  def read(self, seen: int, steps: int) -> pipeline.Drawn:
+  def read(self, seen: int, steps: int) -> pipeline.StoredBatch:
     """The `steps` batches after so many in host memory, read now and by this thread."""
     return self._stretch(seen, steps)[0]
 
@@ -128,12 +130,12 @@ class Feed:
 
   def _stretch(self, seen: int, steps: int) -> _Stretch:
     return _Stretch(
-      records=self._records, order=self._order, seen=seen, steps=steps, rows=self._rows,
+      records=self._records, order=self._order, batches_seen=seen, steps=steps, rows=self._rows,
       batch_size=self._batch_size,
     )  # fmt: skip
 
 
-def _next(reading: Any) -> pipeline.Drawn:
+def _next(reading: Any) -> pipeline.StoredBatch:
   try:
     return next(reading)
   except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Judging a run: samples, metrics, pictures and the report."""
+"""Evaluating a run: samples, metrics, pictures and the report."""
 
 import math
 import sys
@@ -12,14 +12,14 @@ import numpy as np
 from diffusion import citations, devices, processes, provenance, statistics
 from diffusion.data import pipeline
 from diffusion.evaluation import gap, memorization, stability
+from diffusion.evaluation.by_name import choose_features, choose_metrics
 from diffusion.evaluation.metric import (
-  Finding,
-  Judged,
   Metric,
-  findings_to_json,
+  MetricInputs,
+  MetricResult,
   make_network,
+  results_to_json,
 )
-from diffusion.evaluation.suite import choose_features, choose_metrics
 from diffusion.provenance import read_record
 from diffusion.reporting import plots, tables
 from diffusion.reporting.rows import read_json_lines
@@ -32,14 +32,14 @@ from diffusion.training import state as states
 from diffusion.training.checkpoint import Restored, open_checkpoints
 from diffusion.training.experiment import (
   AS_THE_RUN,
-  Request,
+  EvaluationSettings,
   evaluation_plan,
   evaluations_of_a_sample,
 )
 from diffusion.training.step import step_flops
 
 
-def judge_best(run: Run, request: Request = AS_THE_RUN, again: bool = False) -> None:
+def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: bool = False) -> None:
   """Restores the best checkpoint, samples from it, applies the metrics, and writes pictures and report.
 
   A run's own judgment is its `results`; another one, as the request asks, stands beside it in `evaluations` and in
@@ -64,46 +64,46 @@ def judge_best(run: Run, request: Request = AS_THE_RUN, again: bool = False) -> 
   row = run.validate(weights)
   step = best.record['step']
   meaning = 'of the lowest held-out loss; all below is of its averaged weights'
-  findings = [Finding('best step', step, meaning), *_loss_findings(run, weights, row)]
-  judged = _judged(run, weights, best, request)
+  findings = [MetricResult('best step', step, meaning), *_loss_findings(run, weights, row)]
+  inputs = _inputs(run, weights, best, request)
   for metric in experiment.metrics:
-    findings += _measured(metric, judged)
-  findings += _findings_of_the_run(run, judged, best)
+    findings += _measured(metric, inputs)
+  findings += _findings_of_the_run(run, inputs, best)
   findings += _callback_findings(run, checkpoints.last_record()['callbacks'])
-  _pictures(run, judged, step, suffix)
+  _pictures(run, inputs, step, suffix)
   config = provenance.config_to_json(run.config)
   evaluation = {
     'time': provenance.now(),
     'code': provenance.code()['commit'],
     'request': request._asdict(),
-    'samples': len(judged.samples),
+    'samples': len(inputs.samples),
     'changed': provenance.differences(run.record['config'], config),
     'seconds': time.perf_counter() - begin,
-    'results': findings_to_json(findings),
+    'results': results_to_json(findings),
   }
   known = {'evaluations': [*run.record['evaluations'], evaluation]}
   if not again:
     known |= {'results': evaluation['results'], 'speed': _speed(run, best.state)}
   if processes.is_writer():
     record = run.record | known | {'config': config}
-    levels = gap.per_level(row, experiment.bank)
+    levels = gap.per_level(row, experiment.evaluation_noise)
     path = write_report(run.folder, record, findings, levels, run.used, suffix)
     print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
     print(f'report: {path}', flush=True)
   run.note(**known)  # at last: a run with results is complete
 
 
-def _measured(metric: Metric, judged: Judged) -> list[Finding]:
+def _measured(metric: Metric, inputs: MetricInputs) -> list[MetricResult]:
   """What a metric finds; where these samples are beyond it, that it failed and why, so that the others are not lost."""
   try:
-    return metric.measure(judged)
+    return metric.measure(inputs)
   except ValueError as error:
     print(f'a metric failed: {error}', file=sys.stderr, flush=True)
     name = metric.measure.__qualname__.split('.')[0]
-    return [Finding(f'{name} failed', math.nan, str(error))]
+    return [MetricResult(f'{name} failed', math.nan, str(error))]
 
 
-def _judged(run: Run, weights: Any, best: Restored, request: Request) -> Judged:
+def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings) -> MetricInputs:
   """Samples of the best checkpoint beside the data."""
   experiment, data, dataset = run.experiment, run.data, run.data.dataset
   labels = class_labels(dataset.num_classes, experiment.sampling.per_class)
@@ -117,7 +117,7 @@ def _judged(run: Run, weights: Any, best: Restored, request: Request) -> Judged:
     'sampler': request.sampler,
     'steps': request.steps,
   }
-  return Judged(
+  return MetricInputs(
     samples=drawn(run, seeded, labels, identity),
     labels=labels,
     train=data.train_in_memory if data.comparable else data.train,
@@ -130,30 +130,32 @@ def _judged(run: Run, weights: Any, best: Restored, request: Request) -> Judged:
   )
 
 
-def _findings_of_the_run(run: Run, judged: Judged, best: Restored) -> list[Finding]:
+def _findings_of_the_run(run: Run, inputs: MetricInputs, best: Restored) -> list[MetricResult]:
   """What sampling cost, and how steadily the run went."""
-  count = evaluations_of_a_sample(run.experiment, judged.samples.shape[1:])
+  count = evaluations_of_a_sample(run.experiment, inputs.samples.shape[1:])
   skipped = int(best.state.skipped)
   rows = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
   return [
-    Finding('evaluations a sample', count, 'of the network, guidance included'),
-    Finding('skipped steps', skipped, 'steps left out because something was not finite'),
+    MetricResult('evaluations a sample', count, 'of the network, guidance included'),
+    MetricResult('skipped steps', skipped, 'steps left out because something was not finite'),
     *stability.findings(rows),
   ]
 
 
-def _callback_findings(run: Run, states: Mapping[str, Any]) -> list[Finding]:
+def _callback_findings(run: Run, states: Mapping[str, Any]) -> list[MetricResult]:
   """What the callbacks have to report of the whole run; `states`: theirs in its last checkpoint."""
   said = [c.finding(states[c.name]) for c in run.experiment.callbacks if c.name in states]
-  return [Finding(*one) for one in said if one is not None]
+  return [MetricResult(*one) for one in said if one is not None]
 
 
-def _loss_findings(run: Run, weights: Any, row: Mapping[str, float]) -> list[Finding]:
+def _loss_findings(run: Run, weights: Any, row: Mapping[str, float]) -> list[MetricResult]:
   """Held-out losses of the best checkpoint; the only place where the test split's loss is looked at."""
   bounds = [row[f'validation/{name}'] for name in ('gap', 'gap_low', 'gap_high')]
   found = [
-    Finding('validation/eps', row['validation/eps'], 'unweighted eps-loss on the fixed noise bank'),
-    Finding(
+    MetricResult(
+      'validation/eps', row['validation/eps'], 'unweighted eps-loss on the fixed evaluation noise'
+    ),
+    MetricResult(
       'validation gap',
       statistics.Interval(*bounds),
       'held-out minus training loss on the same noise',
@@ -162,20 +164,22 @@ def _loss_findings(run: Run, weights: Any, row: Mapping[str, float]) -> list[Fin
   test = run.data.test
   if len(test[0]) > 1:
     values = run.losses(weights, *test, np.arange(len(test[0]))).mean(1)
-    found.insert(1, Finding('test/eps', statistics.mean_t(values), 'the same on the test split'))
+    found.insert(
+      1, MetricResult('test/eps', statistics.mean_t(values), 'the same on the test split')
+    )
   return found
 
 
-def _pictures(run: Run, judged: Judged, step: int, suffix: str) -> None:
+def _pictures(run: Run, inputs: MetricInputs, step: int, suffix: str) -> None:
   data, folder = run.data.dataset, run.folder
   images = data.levels is not None and run.data.comparable
-  ratios = memorization.judged_ratios(judged, 'samples') if images else None
+  ratios = memorization.input_ratios(inputs, 'samples') if images else None
   if not processes.is_writer():
     return
   note = f' ({data.note})' if data.note else ''
   # The picture's labels are the first of the metrics' labels, so its samples are too.
   count = len(picture_labels(run.experiment.sampling, data.levels, data.num_classes))
-  shown = judged.samples[:count]
+  shown = inputs.samples[:count]
   title = f'{data.name}: samples from step {step}{note}'
   picture(data, run.data.validation[0], shown, folder / f'samples{suffix}.png', title)
   rows = read_json_lines(folder / 'metrics.jsonl')
@@ -183,14 +187,14 @@ def _pictures(run: Run, judged: Judged, step: int, suffix: str) -> None:
   if ratios is not None:
     index, ratio = ratios
     closest = np.argsort(ratio)[:24]
-    pairs = (judged.samples[closest], judged.train[0][index[closest]])
+    pairs = (inputs.samples[closest], inputs.train[0][index[closest]])
     plots.memorization_strip(
       *(pipeline.to_uint8(x, data.levels) for x in pairs), ratio[closest], folder / f'nearest{suffix}.png',
       title='samples above their nearest training images',
     )  # fmt: skip
 
 
-def judge(run: Run, mode: str, request: Request) -> int:
+def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:
   """--mode=sample: a new grid with another seed. --mode=evaluate: metrics and report anew.
 
   Args:
@@ -209,7 +213,7 @@ def judge(run: Run, mode: str, request: Request) -> int:
   if mode == 'evaluate':
     _apply(run, request)
     run.target = run.make_target()
-    judge_best(run, request, again=True)
+    evaluate_best(run, request, again=True)
     return 0
   trained, dataset = load(run.folder, run.experiment), run.data.dataset
   labels = picture_labels(run.experiment.sampling, dataset.levels, dataset.num_classes)
@@ -221,7 +225,7 @@ def judge(run: Run, mode: str, request: Request) -> int:
   return 0
 
 
-def _apply(run: Run, request: Request) -> None:
+def _apply(run: Run, request: EvaluationSettings) -> None:
   """Gives a run the number of samples and the metrics of a request; says which metrics it leaves out, and why."""
   experiment = run.experiment
   if request.samples:

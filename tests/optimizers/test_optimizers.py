@@ -7,23 +7,23 @@ import optax
 import pytest
 
 from diffusion.models import unet
-from diffusion.optimizers import chains, clipping, directions, schedules
+from diffusion.optimizers import chains, clipping, optimizers, schedules
 from diffusion.training import checkpoint
 from diffusion.types import Conditioning
 
 MADE = {
-  'adam': lambda: chains.chain(directions.adam(), schedules.constant(0.05)),
+  'adam': lambda: chains.chain(optimizers.adam(), schedules.constant(0.05)),
   'adamw': lambda: chains.adamw(schedules.constant(0.05), 1e-6),
-  'rmsprop': lambda: chains.chain(directions.rmsprop(), schedules.constant(0.01)),
-  'momentum': lambda: chains.chain(directions.momentum(0.9), schedules.constant(0.02)),
+  'rmsprop': lambda: chains.chain(optimizers.rmsprop(), schedules.constant(0.01)),
+  'momentum': lambda: chains.chain(optimizers.momentum(0.9), schedules.constant(0.02)),
   'nesterov': lambda: chains.chain(
-    directions.momentum(0.9, nesterov=True), schedules.constant(0.02)
+    optimizers.momentum(0.9, nesterov=True), schedules.constant(0.02)
   ),
-  'sgd': lambda: chains.chain(directions.momentum(0.0), schedules.constant(0.1)),
-  'lion': lambda: chains.chain(directions.lion(), schedules.exponential(0.05, 60)),
-  'muon': lambda: chains.chain(directions.muon(), schedules.exponential(0.1, 60)),
-  'prodigy': lambda: chains.chain(directions.prodigy(), schedules.constant(1.0)),
-  'schedule free': lambda: chains.schedule_free(directions.adam(b1=0.0), schedules.constant(0.1)),
+  'sgd': lambda: chains.chain(optimizers.momentum(0.0), schedules.constant(0.1)),
+  'lion': lambda: chains.chain(optimizers.lion(), schedules.exponential(0.05, 60)),
+  'muon': lambda: chains.chain(optimizers.muon(), schedules.exponential(0.1, 60)),
+  'prodigy': lambda: chains.chain(optimizers.prodigy(), schedules.constant(1.0)),
+  'schedule free': lambda: chains.schedule_free(optimizers.adam(b1=0.0), schedules.constant(0.1)),
 }
 
 
@@ -147,17 +147,17 @@ def test_first_and_second_steps_in_closed_form(x64):
   def found(direction):
     return one(direction, [g, h], jax.tree.map(jnp.zeros_like, g))['dense']['kernel']
 
-  np.testing.assert_allclose(found(directions.momentum(0.8)), 0.8 * first + second, rtol=1e-9)
+  np.testing.assert_allclose(found(optimizers.momentum(0.8)), 0.8 * first + second, rtol=1e-9)
   np.testing.assert_allclose(
-    found(directions.momentum(0.8, nesterov=True)), 0.8 * (0.8 * first + second) + second, rtol=1e-9
+    found(optimizers.momentum(0.8, nesterov=True)), 0.8 * (0.8 * first + second) + second, rtol=1e-9
   )
   v = 0.9 * 0.1 * first**2 + 0.1 * second**2
   np.testing.assert_allclose(
-    found(directions.rmsprop(0.9, 1e-3)), second / (np.sqrt(v) + 1e-3), rtol=1e-9
+    found(optimizers.rmsprop(0.9, 1e-3)), second / (np.sqrt(v) + 1e-3), rtol=1e-9
   )
   m = (1 - 0.99) * first
   np.testing.assert_allclose(
-    found(directions.lion(0.9, 0.99)), np.sign(0.9 * m + 0.1 * second), rtol=1e-9
+    found(optimizers.lion(0.9, 0.99)), np.sign(0.9 * m + 0.1 * second), rtol=1e-9
   )
 
 
@@ -171,7 +171,7 @@ def test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam():
     }
   }
   params = jax.tree.map(jnp.ones_like, gradient)
-  found = one(directions.muon(), [gradient], params)
+  found = one(optimizers.muon(), [gradient], params)
   values = np.linalg.svd(np.asarray(found['conv']['kernel']).reshape(36, 8), compute_uv=False)
   assert values.max() / values.min() < 2  # Newton-Schulz leaves them within 0.7 to 1.2
   raw = np.linalg.svd(np.asarray(gradient['conv']['kernel']).reshape(36, 8), compute_uv=False)
@@ -182,7 +182,7 @@ def test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam():
 
 def test_schedule_free_judges_an_average_between_gradients():
   """With constant rate x is the plain mean of the z that gradient descent walks from the y in between."""
-  optimizer = chains.schedule_free(directions.momentum(0.0), schedules.constant(0.1), momentum=0.8)
+  optimizer = chains.schedule_free(optimizers.momentum(0.0), schedules.constant(0.1), momentum=0.8)
   params = {'w': {'kernel': jnp.array([[2.0]])}}
   state = optimizer.init(params)
   x = z = 2.0
@@ -200,15 +200,15 @@ def test_schedule_free_judges_an_average_between_gradients():
 @pytest.mark.parametrize(
   'make, names',
   [
-    (lambda: directions.adam(b1=1.0), 'b1 .* got 1.0'),
-    (lambda: directions.adam(eps=0.0), 'eps .* got 0.0'),
-    (lambda: directions.rmsprop(decay=-0.1), 'decay .* got -0.1'),
-    (lambda: directions.momentum(1.0), 'decay .* got 1.0'),
-    (lambda: directions.lion(b2=2.0), 'b2 .* got 2.0'),
-    (lambda: directions.muon(beta=1.0), 'beta .* got 1.0'),
-    (lambda: directions.prodigy(b1=-1.0), 'b1 .* got -1.0'),
+    (lambda: optimizers.adam(b1=1.0), 'b1 .* got 1.0'),
+    (lambda: optimizers.adam(eps=0.0), 'eps .* got 0.0'),
+    (lambda: optimizers.rmsprop(decay=-0.1), 'decay .* got -0.1'),
+    (lambda: optimizers.momentum(1.0), 'decay .* got 1.0'),
+    (lambda: optimizers.lion(b2=2.0), 'b2 .* got 2.0'),
+    (lambda: optimizers.muon(beta=1.0), 'beta .* got 1.0'),
+    (lambda: optimizers.prodigy(b1=-1.0), 'b1 .* got -1.0'),
     (
-      lambda: chains.schedule_free(directions.adam(), schedules.constant(0.1), momentum=0.0),
+      lambda: chains.schedule_free(optimizers.adam(), schedules.constant(0.1), momentum=0.0),
       'momentum .* got 0.0',
     ),
   ],
@@ -220,7 +220,7 @@ def test_bad_arguments_are_named_with_their_value(make, names):
 
 def test_a_clip_in_front_of_schedule_free_is_measured():
   optimizer = chains.schedule_free(
-    directions.momentum(0.0), schedules.constant(0.1), clip=clipping.global_norm(1e-3)
+    optimizers.momentum(0.0), schedules.constant(0.1), clip=clipping.global_norm(1e-3)
   )
   state = optimizer.init(start())
   _, state = optimizer.update(jax.grad(loss)(start()), state, start())

@@ -1,4 +1,4 @@
-"""Named random streams: every draw is a pure function of (seed, purpose, cursor, global row).
+"""Named random streams: every draw is a pure function of (seed, purpose, batches seen, global row).
 
 Each purpose has a stream of its own, so that turning one factor on or off leaves the draws of all the others as
 they were. A row's key depends on the row's place in the global batch and never on the device that holds it, so the
@@ -24,9 +24,9 @@ def stream(seed: Array | int, purpose: str) -> Key:
   return jax.random.fold_in(jax.random.key(jnp.asarray(seed, jnp.uint32)), tag(purpose))
 
 
-def batch_key(seed: Array | int, purpose: str, cursor: Array | int) -> Key:
-  """The key of one purpose for the batch at `cursor`, the batches seen before it."""
-  return jax.random.fold_in(stream(seed, purpose), cursor)
+def batch_key(seed: Array | int, purpose: str, batches_seen: Array | int) -> Key:
+  """The key of one purpose for the batch at so many batches seen."""
+  return jax.random.fold_in(stream(seed, purpose), batches_seen)
 
 
 def row_keys(key: Key, index: Array) -> Key:
