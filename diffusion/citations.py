@@ -1,24 +1,23 @@
-"""Which techniques a run used, and what to cite for each.
+"""Which techniques an experiment is made of, and what to cite for each.
 
-A factory says so once, above its definition; whoever builds a run collects what was called:
+A factory says so once, above its definition, and what it returns carries how it was made:
 
     @technique('dropout', 'network', 'srivastava2014dropout', active=lambda rate: rate != 0)
     def dropout(rate): ...
 
-    with citations.collect() as used:
-      experiment = build(config)
-    citations.all_keys(used)
+    citations.techniques(experiment)   # what is in it, wherever; what was made and not used is not
 
-Nothing is noted outside `collect`, and a decorated factory returns what it returned before.
+The mark, a `Use`, hangs on the function that the factory returns, or on the first function of a NamedTuple. A function
+that is the technique itself, as an activation is, is one by being there.
 """
 
-import contextlib
-import contextvars
+import dataclasses
 import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 PLACES = ('core', 'data', 'noise level', 'network', 'loss', 'update', 'trajectory', 'sampling')
@@ -36,47 +35,33 @@ class Technique(NamedTuple):
   qualified_name: str
 
 
-_collections: contextvars.ContextVar[tuple[list[Technique], ...]] = contextvars.ContextVar(
-  'diffusion_techniques', default=()
-)
+class Use(NamedTuple):
+  """How something was made: the technique, the factory's arguments by name, and what the factory returned."""
 
-
-@contextlib.contextmanager
-def collect() -> Iterator[list[Technique]]:
-  """Notes the techniques whose factories are called inside the `with` block.
-
-  Returns:
-    A list that fills in order of first use, each technique once. A collection around another
-    collection gets what the inner one gets.
-  """
-  used: list[Technique] = []
-  token = _collections.set((*_collections.get(), used))
-  try:
-    yield used
-  finally:
-    _collections.reset(token)
+  technique: Technique
+  arguments: Mapping[str, Any]
+  made: Any
 
 
 def technique(
   name: str, place: str, *keys: str, active: Callable[..., bool] | None = None
 ) -> Callable[[Factory], Factory]:
-  """Decorator of a factory: names the technique it makes, its place, and its sources.
+  """Decorator of a factory, or of a function that is a technique itself: its name, its place, and its sources.
 
   Args:
     name: what the field calls it.
     place: one of `PLACES`.
     *keys: BibTeX keys, each as firstauthorYEARword.
-    active: says from the factory's arguments, taken by name (any subset, defaults filled in),
-      whether the technique is on; a call that turns it off is not noted. Where the answer depends
-      on a JAX tracer the technique counts as on. Always on by default.
+    active: says from the factory's arguments, taken by name (any subset, defaults filled in), whether the technique is
+      on; what a call returns that turns it off carries no mark. Where the answer depends on a JAX tracer the technique
+      counts as on. Always on by default.
 
   Returns:
-    The decorator. A call that raises is not noted. The decorated factory has the record as its
-    attribute `technique`.
+    The decorator. The decorated function has the record as its attribute `technique`.
 
   Raises:
-    ValueError: for an empty name, an unknown place, a malformed key, or an `active` that asks for
-      an argument the factory does not have.
+    ValueError: for an empty name, an unknown place, a malformed key, or an `active` that asks for an argument the
+      factory does not have.
   """
   if not name:
     raise ValueError(f'name must not be empty, got {name!r}')
@@ -88,22 +73,47 @@ def technique(
 
   def decorate(factory: Factory) -> Factory:
     record = Technique(name, place, keys, f'{factory.__module__}.{factory.__qualname__}')
-    is_active = _always if active is None else _from_arguments(factory, active)
+    signature = inspect.signature(factory)
+    is_active = _always if active is None else _by_name(factory, active)
 
     @functools.wraps(factory)
-    def noted(*args, **kwargs):
-      collections = _collections.get()
+    def marking(*args, **kwargs):
       made = factory(*args, **kwargs)
-      if collections and is_active(args, kwargs):
-        for used in collections:
-          if record not in used:
-            used.append(record)
-      return made
+      bound = signature.bind(*args, **kwargs)
+      bound.apply_defaults()
+      return _marked(made, record, bound.arguments) if is_active(bound.arguments) else made
 
-    noted.technique = record
-    return noted
+    marking.technique = record
+    return marking
 
   return decorate
+
+
+def techniques(value: Any) -> list[Technique]:
+  """The techniques that a value is made of, each once, in the order in which they are met.
+
+  Followed are tuples, lists, mappings, dataclasses, partials, what functions hold in their closures and defaults, and
+  the arguments of the factories that made them: so that a term which a user's lambda wraps is found, and what was made
+  but is not in the value is not.
+  """
+  found: dict[Technique, None] = {}
+  seen: dict[int, Any] = {}  # holds what was seen, so that no identity is used again
+
+  def visit(one: Any) -> None:
+    if id(one) in seen or isinstance(one, str | bytes | int | float | None):
+      return
+    seen[id(one)] = one
+    if is_technique(one):
+      found.setdefault(one.technique)
+      return
+    for use in uses(one):
+      found.setdefault(use.technique)
+      visit(use.arguments)
+    for part in parts(one):
+      visit(part)
+
+  visit(value)
+  return list(found)
 
 
 def all_keys(used: Sequence[Technique]) -> tuple[str, ...]:
@@ -111,13 +121,81 @@ def all_keys(used: Sequence[Technique]) -> tuple[str, ...]:
   return tuple(dict.fromkeys(key for one in used for key in one.keys))
 
 
-def _always(args: tuple, kwargs: dict) -> bool:
-  del args, kwargs
+def uses(value: Any) -> tuple[Use, ...]:
+  """The marks of what `technique` made, the innermost factory's first; () where there are none."""
+  return getattr(value, 'uses', ()) if callable(value) and not isinstance(value, type) else ()
+
+
+def is_technique(value: Any) -> bool:
+  """Whether it is a function that `technique` decorates."""
+  return isinstance(getattr(value, 'technique', None), Technique)
+
+
+def parts(value: Any) -> Iterator[Any]:
+  """What a value holds: items, fields, what a function closes over and its defaults; nothing of anything else."""
+  if isinstance(value, Mapping):
+    yield from value.values()
+  elif isinstance(value, tuple | list | set | frozenset):
+    yield from value
+  elif isinstance(value, functools.partial):
+    yield from (value.func, value.args, value.keywords)
+  elif isinstance(value, types.MethodType):
+    yield from (value.__func__, value.__self__)
+  elif isinstance(value, types.FunctionType):
+    yield from holds(value).values()
+    yield from (value.__defaults__ or (), value.__kwdefaults__ or {})
+  elif hasattr(value, '__wrapped__'):  # a compiled function
+    yield value.__wrapped__
+  elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+    yield from (getattr(value, field.name, None) for field in dataclasses.fields(value))
+
+
+def holds(function: types.FunctionType) -> dict[str, Any]:
+  """What a function closes over, by name; what is not yet assigned is left out."""
+  found = {}
+  for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+    try:
+      found[name] = cell.cell_contents
+    except ValueError:  # an empty cell
+      continue
+  return found
+
+
+def _marked(made: Any, record: Technique, arguments: Mapping[str, Any]) -> Any:
+  """What a factory made, marked: a function, a NamedTuple of functions; anything else as it is."""
+  use = Use(record, arguments, made)
+  if isinstance(made, tuple) and hasattr(made, '_fields'):
+    functions = [name for name in made._fields if _is_function(getattr(made, name))]
+    own = [name for name in functions if _is_own(getattr(made, name))]
+    for name in (own or functions)[:1]:
+      made = made._replace(**{name: _with(getattr(made, name), use)})
+    return made
+  return _with(made, use) if _is_function(made) else made
+
+
+def _with(function: Callable, use: Use) -> Callable:
+  """The function with one more mark; where others may have it as well, a partial that stands for it."""
+  marked = function if _is_own(function) else functools.partial(function)
+  marked.uses = (*uses(function), use)
+  return marked
+
+
+def _is_function(value: Any) -> bool:
+  return callable(value) and not isinstance(value, type)
+
+
+def _is_own(function: Any) -> bool:
+  """Whether a function was made by the call of another one, so that nobody else has it."""
+  return isinstance(function, types.FunctionType) and '<locals>' in function.__qualname__
+
+
+def _always(arguments: Mapping[str, Any]) -> bool:
+  del arguments
   return True
 
 
-def _from_arguments(factory: Factory, active: Callable[..., bool]) -> Callable[..., bool]:
-  """`active` as a function of a call's `(args, kwargs)`."""
+def _by_name(factory: Factory, active: Callable[..., bool]) -> Callable[[Mapping[str, Any]], bool]:
+  """`active` as a function of all arguments by name."""
   signature = inspect.signature(factory)
   asked = inspect.signature(active).parameters.values()
   takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in asked)
@@ -129,12 +207,9 @@ def _from_arguments(factory: Factory, active: Callable[..., bool]) -> Callable[.
     if one.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL):
       raise ValueError(f'active must take its arguments by name, got {one}')
 
-  def is_active(args: tuple, kwargs: dict) -> bool:
-    bound = signature.bind(*args, **kwargs)
-    bound.apply_defaults()
-    given = {key: value for key, value in bound.arguments.items() if takes_all or key in names}
+  def is_active(arguments: Mapping[str, Any]) -> bool:
     try:
-      return bool(active(**given))
+      return bool(active(**{k: v for k, v in arguments.items() if takes_all or k in names}))
     except Exception as error:
       if isinstance(error, _tracer_errors()):
         return True

@@ -89,6 +89,11 @@ def update(c: Config, direction: Any = None, learning_rate: Any = None, **parts:
   return chains.chain(direction or optimizers.adam(), learning_rate or rate(c), **parts)
 
 
+def without_schedule(c: Config) -> Optimizer:
+  """The baseline's update with an average of its own in place of a schedule."""
+  return chains.schedule_free(optimizers.adam(b1=0.0), rate(c))
+
+
 def stopping(*more: callbacks.Callback) -> list[callbacks.Callback]:
   """The baseline's callbacks and some more."""
   return [callbacks.checkpoint('validation/eps'), *more]
@@ -110,33 +115,29 @@ def plan(c: Config, sampler: Any = samplers.ddim, **parts: Any) -> launch.Sampli
 
 
 def build(c: Config) -> launch.Experiment:
-  """The baseline but for the arm's line. What the arm replaces is never made, so the report does not cite it."""
-  chosen = ARMS[c.arm](c)
-  baseline = {
-    'data': lambda: data(c),
-    'diffusion': lambda: noising(noise.cosine()),
-    'model': lambda: network(c),
-    'terms': loss,
-    'times': times.stratified,
-    'optimizer': lambda: update(c),
-    'averages': lambda: {'ema': averaging.ema(c.ema_decay)},
-    'evaluation_average': lambda: 'ema',
-    'callbacks': stopping,
-    'sampling': lambda: plan(c),
-  }
-  return launch.Experiment(
+  """The baseline but for the arm's line."""
+  baseline = launch.Experiment(
     seed=c.seed,
     num_steps=c.num_steps,
     batch_size=c.batch_size,
     log_every=c.log_every,
     steps_per_dispatch=c.steps_per_dispatch,
     validate_every=c.validate_every,
+    data=data(c),
     split=splits.Fractions(limit=c.train_limit),
+    diffusion=noising(noise.cosine()),
+    model=network(c),
+    terms=loss(),
+    times=times.stratified(),
+    optimizer=update(c),
+    averages={'ema': averaging.ema(c.ema_decay)},
+    evaluation_average='ema',
+    callbacks=stopping(),
     evaluation_noise=gap.evaluation_noise(draws=2),
+    sampling=plan(c),
     metrics=[recognition.support_vectors(), memorization.nearest_neighbor_ratio()],
-    **chosen,
-    **{name: make() for name, make in baseline.items() if name not in chosen},
   )
+  return baseline._replace(**ARMS[c.arm](c))
 
 
 # fmt: off
@@ -154,11 +155,11 @@ ARMS: dict[str, Callable[[Config], dict[str, Any]]] = {
   'rms_norm': lambda c: {'model': network(c, norm=normalization.rms())},
   'batch_norm': lambda c: {'model': network(c, norm=normalization.batch())},
   'no_norm': lambda c: {'model': network(c, norm=normalization.none())},
-  'relu': lambda c: {'model': network(c, activation=activations.relu())},
-  'leaky_relu': lambda c: {'model': network(c, activation=activations.leaky_relu())},
-  'elu': lambda c: {'model': network(c, activation=activations.elu())},
-  'gelu': lambda c: {'model': network(c, activation=activations.gelu())},
-  'mish': lambda c: {'model': network(c, activation=activations.mish())},
+  'relu': lambda c: {'model': network(c, activation=activations.relu)},
+  'leaky_relu': lambda c: {'model': network(c, activation=activations.leaky_relu)},
+  'elu': lambda c: {'model': network(c, activation=activations.elu)},
+  'gelu': lambda c: {'model': network(c, activation=activations.gelu)},
+  'mish': lambda c: {'model': network(c, activation=activations.mish)},
   'he_init': lambda c: {'model': network(c, kernel_init=initializers.he())},
   'xavier_init': lambda c: {'model': network(c, kernel_init=initializers.xavier())},
   'orthogonal_init': lambda c: {'model': network(c, kernel_init=initializers.orthogonal())},
@@ -192,8 +193,7 @@ ARMS: dict[str, Callable[[Config], dict[str, Any]]] = {
   'lion': lambda c: {'optimizer': update(c, optimizers.lion(), schedules.warmup_cosine(3e-4, c.num_steps))},
   'muon': lambda c: {'optimizer': update(c, optimizers.muon())},
   'prodigy': lambda c: {'optimizer': update(c, optimizers.prodigy(), schedules.constant(1.0))},
-  'schedule_free': lambda c: {'optimizer': chains.schedule_free(optimizers.adam(b1=0.0), rate(c)),
-                            'evaluation_average': ''},
+  'schedule_free': lambda c: {'optimizer': without_schedule(c), 'evaluation_average': ''},
   'constant_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.constant(c.learning_rate))},
   'linear_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.linear(c.learning_rate, c.num_steps))},
   'exponential_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.exponential(c.learning_rate, 100))},

@@ -5,18 +5,17 @@ import inspect
 
 import pytest
 
-from diffusion import citations
 from diffusion.provenance import read_record
+from diffusion.runs.run import techniques
 from diffusion.training import experiment as experiments
 from experiments import ablation
 from tests.test_runs import finish, start
 
 
 def built(arm):
-  with citations.collect() as used:
-    made = ablation.build(dataclasses.replace(ablation.SMOKE, arm=arm))
-    experiments.check(made)
-  return made, {one.name for one in used}
+  made = ablation.build(dataclasses.replace(ablation.SMOKE, arm=arm))
+  experiments.check(made)
+  return made, {one.name for one in techniques(made)}
 
 
 def test_there_are_at_least_forty_arms_of_one_line_each():

@@ -14,7 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # From top to bottom: a room imports only rooms above it (and its own files).
 ROOMS = (
-  'types', 'checks', 'rng', 'processes', 'devices', 'statistics', 'citations', 'reporting',
+  'types', 'checks', 'rng', 'processes', 'devices', 'statistics', 'citations', 'fingerprint', 'reporting',
   'process', 'data', 'models', 'objectives', 'optimizers', 'sampling', 'evaluation', 'training',
   'provenance', 'runs', 'launch', 'commands',
 )  # fmt: skip
@@ -189,7 +189,7 @@ def test_the_library_imports_no_experiment_and_no_test(path):
   assert not [i for i in imports(path) if under(i, 'experiments') or under(i, 'tests')]
 
 
-@pytest.mark.parametrize('name', ['statistics', 'citations', 'reporting'])
+@pytest.mark.parametrize('name', ['statistics', 'citations', 'fingerprint', 'reporting'])
 def test_what_reports_knows_nothing_of_jax(name):
   members = [path for module, path in MODULES.items() if under(module, f'diffusion.{name}')]
   assert members

@@ -1,117 +1,162 @@
+"""What was built is read from what it is: the techniques in it, and its fingerprint."""
+
 import ast
+import dataclasses
+import functools
 import pathlib
 import pickle
 import subprocess
 import sys
+import types
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
 import diffusion
 from diffusion import citations
-from diffusion.citations import technique
+from diffusion.citations import technique, techniques
 from diffusion.reporting import bibliography
 
 
+class Pair(NamedTuple):
+  name: str
+  first: Any
+  second: Any = None
+
+
 @technique('scaling', 'network', 'ho2020denoising', 'song2021score')
-def scale(x, *, by=2.0):
+def scale(by=2.0):
   """Scales."""
-  return x * by
+  return lambda x: x * by
 
 
 @technique('dropout', 'network', 'srivastava2014dropout', active=lambda rate: rate != 0)
 def dropout(rate=0.1, name='d'):
-  return rate, name
+  return Pair(name, lambda x: x * rate, lambda x: x)
 
 
 @technique('penalty', 'loss', 'ho2020denoising', active=lambda weight: weight is not None)
 def penalty(*terms, weight=None):
-  return terms, weight
+  return lambda x: sum(term(x) for term in terms)
 
 
-def names(used):
-  return [one.name for one in used]
+@technique('sign', 'network', 'song2021score')
+def sign(x):
+  return jnp.sign(x)
 
 
-def test_records_each_technique_once_in_order_of_first_use():
-  with citations.collect() as used:
-    dropout()
-    scale(1.0)
-    dropout(0.2)
-    scale(2.0)
-  assert names(used) == ['dropout', 'scaling']
-  record = used[1]
+def shared(x):
+  return x
+
+
+@technique('identity', 'network')
+def identity():
+  return shared
+
+
+def names(value):
+  return [one.name for one in techniques(value)]
+
+
+def test_each_technique_once_in_the_order_of_what_holds_it():
+  assert names([dropout(), scale(), dropout(0.2), scale(3.0)]) == ['dropout', 'scaling']
+  (record,) = techniques(scale())
   assert record.place == 'network'
   assert record.keys == ('ho2020denoising', 'song2021score')
   assert record.qualified_name == f'{__name__}.scale'
 
 
+def test_what_is_made_and_not_held_is_not_there():
+  made = dropout()
+  scale()
+  assert names({'only': made}) == ['dropout']
+
+
 def test_results_and_metadata_are_the_factory_s_own():
-  assert scale(3.0, by=5.0) == 15.0
+  assert scale(by=5.0)(3.0) == 15.0
   assert scale.__name__ == 'scale'
   assert scale.__doc__ == 'Scales.'
   assert pickle.loads(pickle.dumps(scale)) is scale
+  assert isinstance(dropout(), Pair)
+  assert dropout().first(10) == 1.0
 
 
-def test_outside_a_collection_and_after_it_nothing_is_noted():
-  scale(1.0)
-  with citations.collect() as used:
-    pass
-  scale(1.0)
-  assert used == []
+class Block(nn.Module):
+  parts: tuple
+  activation: Any
 
 
-def test_nested_collections_both_get_what_the_inner_one_sees():
-  with citations.collect() as outer:
-    scale(1.0)
-    with citations.collect() as inner:
-      dropout()
-      scale(1.0)
-    penalty(weight=1.0)
-  assert names(inner) == ['dropout', 'scaling']
-  assert names(outer) == ['scaling', 'dropout', 'penalty']
+@dataclasses.dataclass
+class Held:
+  function: Any
 
 
-def test_a_collection_ends_with_an_exception():
-  with pytest.raises(RuntimeError), citations.collect() as used:
-    raise RuntimeError
-  scale(1.0)
-  assert used == []
+@pytest.mark.parametrize(
+  'wrap',
+  [
+    lambda f: lambda x: 2 * f(x),
+    lambda f: functools.partial(lambda g, x: g(x), f),
+    lambda f: {'a': (1.0, [f])},
+    lambda f: Pair('mine', None, lambda x, f=f: f(x)),
+    lambda f: Block((f,), None),
+    lambda f: types.MethodType(lambda self, x: self(x), f),
+    lambda f: jax.jit(lambda x: f(x) + 1),
+    lambda f: penalty(f, weight=1.0),
+    Held,
+  ],
+)
+def test_it_is_found_wherever_it_is_held(wrap):
+  assert 'scaling' in names(wrap(scale()))
+  assert 'scaling' not in names(wrap(shared))
 
 
-def test_a_technique_turned_off_is_not_noted():
-  with citations.collect() as used:
-    dropout(0)
-    dropout(rate=0.0)
-    penalty(1, 2)
-  assert used == []
-  with citations.collect() as used:
-    dropout()  # the default, filled in
-    penalty(weight=0.5)
-  assert names(used) == ['dropout', 'penalty']
+def test_a_function_that_is_a_technique_counts_where_it_is_held():
+  assert names(Block((), sign)) == ['sign']
+  assert names(functools.partial(sign)) == ['sign']
+  assert names(scale) == ['scaling']  # a factory that is to be called later
+  assert sign(jnp.float32(-3.0)) == -1
 
 
-def test_a_call_that_fails_is_not_noted():
-  with citations.collect() as used, pytest.raises(TypeError):
-    scale('text', by=2.0)
-  assert used == []
+def test_a_function_that_others_have_is_not_marked():
+  assert names(identity()) == ['identity']
+  assert identity()(7) == 7
+  assert names(shared) == []
+
+
+def test_one_factory_inside_of_another_leaves_both_marks():
+  @technique('both', 'network')
+  def both():
+    return scale()
+
+  assert names(both()) == ['scaling', 'both']
+
+
+def test_what_turns_a_technique_off_is_not_noted():
+  assert names([dropout(0), dropout(rate=0.0), penalty(scale())]) == ['scaling']
+  assert names([dropout(), penalty(weight=0.5)]) == ['dropout', 'penalty']
 
 
 def test_a_traced_value_counts_as_on_and_traces_as_before():
-  with citations.collect() as used:
-    out = jax.jit(lambda rate: dropout(rate)[0] * 2)(jnp.float32(0.0))
-    jax.vmap(scale)(jnp.arange(3.0))
-  assert names(used) == ['dropout', 'scaling']
-  assert out == 0
+  found = []
+
+  def f(rate):
+    made = dropout(rate)
+    found.extend(names(made))
+    return made.first(2.0)
+
+  assert jax.jit(f)(jnp.float32(0.0)) == 0
+  assert found == ['dropout']
 
 
 def test_other_errors_of_active_are_not_swallowed():
   @technique('broken', 'core', active=lambda rate: rate > 0)
   def broken(rate):
-    return rate
+    return lambda: rate
 
-  with citations.collect(), pytest.raises(TypeError):
+  with pytest.raises(TypeError):
     broken(None)
 
 
@@ -120,19 +165,20 @@ def test_active_may_ask_for_any_subset_or_all():
 
   @technique('all', 'core', active=lambda **given: seen.append(given) or True)
   def takes_all(a, b=2, *rest, c=3):
-    return a
+    return lambda: a
 
-  with citations.collect() as used:
-    takes_all(1, 5, 6, c=7)
+  assert names(takes_all(1, 5, 6, c=7)) == ['all']
   assert seen == [{'a': 1, 'b': 5, 'rest': (6,), 'c': 7}]
-  assert names(used) == ['all']
+
+
+def test_what_holds_itself_has_an_end():
+  items = [scale()]
+  items.append(items)
+  assert names(items) == ['scaling']
 
 
 def test_all_keys_are_unique_and_in_order():
-  with citations.collect() as used:
-    penalty(weight=1.0)
-    scale(1.0)
-    dropout()
+  used = techniques([penalty(weight=1.0), scale(), dropout()])
   assert citations.all_keys(used) == (
     'ho2020denoising',
     'song2021score',
@@ -155,8 +201,8 @@ def test_bad_declarations_are_refused_with_their_value(call, value):
     call()
 
 
-def test_citations_needs_no_jax():
-  code = 'import diffusion.citations, sys; assert "jax" not in sys.modules'
+def test_citations_need_no_jax():
+  code = 'import diffusion.citations, diffusion.fingerprint, sys; assert "jax" not in sys.modules'
   subprocess.run([sys.executable, '-c', code], check=True)
 
 

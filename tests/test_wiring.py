@@ -1,4 +1,4 @@
-"""What every run must keep, whatever it is made of inside: a skipped step, the split, the judged weights, the keys.
+"""What every run must keep, whatever is inside: a skipped step, the split, the evaluation parameters, the keys.
 
 This file is an experiment too, whose pieces are spies: `python -m tests.test_wiring --workdir=... --config.spy=FILE`
 trains it, and FILE gets a line for every call of a piece. Nothing here knows the engine, only what an experiment file

@@ -1,4 +1,4 @@
-"""Activations: each factory returns the function of one number that a network applies entrywise."""
+"""Activations: functions of one number that a network applies entrywise; a partial sets what they take beside it."""
 
 from collections.abc import Callable
 
@@ -13,22 +13,23 @@ Activation = Callable[[Array], Array]
 
 
 @technique('SiLU', 'network', 'elfwing2018silu')
-def silu() -> Activation:
+def silu(x: Array) -> Array:
   """x / (1 + e^-x). Source: Elfwing et al. (2018), equation 6."""
-  return jax.nn.silu
+  return jax.nn.silu(x)
 
 
 @technique('ReLU', 'network', 'nair2010relu')
-def relu() -> Activation:
+def relu(x: Array) -> Array:
   """max(x, 0). Source: Nair & Hinton (2010)."""
-  return jax.nn.relu
+  return jax.nn.relu(x)
 
 
 @technique('leaky ReLU', 'network', 'maas2013rectifier')
-def leaky_relu(slope: float = 0.01) -> Activation:
+def leaky_relu(x: Array, slope: float = 0.01) -> Array:
   """x above zero, slope x below.
 
   Args:
+    x: any shape.
     slope: in [0, 1].
 
   Raises:
@@ -37,14 +38,15 @@ def leaky_relu(slope: float = 0.01) -> Activation:
   Source: Maas et al. (2013), section 2.
   """
   checks.in_range('slope', slope, 0, 1)
-  return lambda x: jnp.where(x > 0, x, slope * x).astype(x.dtype)
+  return jnp.where(x > 0, x, slope * x).astype(x.dtype)
 
 
 @technique('ELU', 'network', 'clevert2016elu')
-def elu(scale: float = 1.0) -> Activation:
+def elu(x: Array, scale: float = 1.0) -> Array:
   """x above zero, scale (e^x - 1) below.
 
   Args:
+    x: any shape.
     scale: > 0.
 
   Raises:
@@ -53,16 +55,16 @@ def elu(scale: float = 1.0) -> Activation:
   Source: Clevert et al. (2016), equation 15.
   """
   checks.positive('scale', scale)
-  return lambda x: jax.nn.elu(x, scale).astype(x.dtype)
+  return jax.nn.elu(x, scale).astype(x.dtype)
 
 
 @technique('GELU', 'network', 'hendrycks2016gelu')
-def gelu() -> Activation:
+def gelu(x: Array) -> Array:
   """x Phi(x), Phi the normal distribution function, exactly. Source: Hendrycks & Gimpel (2016), section 2."""
-  return lambda x: jax.nn.gelu(x, approximate=False)
+  return jax.nn.gelu(x, approximate=False)
 
 
 @technique('Mish', 'network', 'misra2020mish')
-def mish() -> Activation:
+def mish(x: Array) -> Array:
   """x tanh(log(1 + e^x)). Source: Misra (2020), equation 1."""
-  return jax.nn.mish
+  return jax.nn.mish(x)

@@ -164,6 +164,6 @@ def dit(
     patch=patch,
     drops=(dropouts.elements(dropout), *drops),
     num_classes=num_classes,
-    activation=activation or activations.gelu(),
+    activation=activation or activations.gelu,
   )
   return from_linen(module, num_classes, drops)

@@ -4,11 +4,14 @@ The fan-in n of a kernel [..., in, out] is all it has but its outputs, the fan-o
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from diffusion import checks
 from diffusion.citations import technique
+from diffusion.types import Array, Key
 
 Initializer = Callable[..., object]
 
@@ -47,17 +50,16 @@ def orthogonal(gain: float = 1.0) -> Initializer:
   return nn.initializers.orthogonal(gain)
 
 
-@technique(
-  'zero-initialized outputs', 'network', 'goyal2017accurate', 'ho2020denoising',
-  active=lambda zero, otherwise: zero,
-)  # fmt: skip
-def outputs(zero: bool, otherwise: Initializer) -> Initializer:
+@technique('zero-initialized outputs', 'network', 'goyal2017accurate', 'ho2020denoising')
+def zeros(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
   """Zeros for the last layer of a residual block and of the network, so that a block starts as the identity.
 
   Args:
-    zero: on or off.
-    otherwise: the initializer when off.
+    key: not used.
+    shape: of the kernel.
+    dtype: of its entries.
 
   Source: Goyal et al. (2017), section 5.1; Ho et al. (2020) do so for whole layers.
   """
-  return nn.initializers.zeros if zero else otherwise
+  del key
+  return jnp.zeros(shape, dtype)

@@ -96,8 +96,8 @@ def mlp(
     drops=(dropouts.elements(dropout), *drops),
     num_classes=num_classes,
     norm=norm or normalization.layer(),
-    activation=activation or activations.silu(),
+    activation=activation or activations.silu,
     kernel_init=init,
-    output_init=initializers.outputs(zero_outputs, init),
+    output_init=initializers.zeros if zero_outputs else init,
   )
   return from_linen(module, num_classes, drops)

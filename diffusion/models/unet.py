@@ -1,6 +1,6 @@
 """The U-Net of DDPM, class-conditional, with its parts to choose."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,6 +20,35 @@ from diffusion.models.normalization import Norm
 from diffusion.types import Array, Conditioning, Key, Model, Variables
 
 
+def plain_sum(x: Array, h: Array) -> Array:
+  """x + h."""
+  return x + h
+
+
+@technique('scaled residual sums', 'network', 'song2021score')
+def rescaled_sum(x: Array, h: Array) -> Array:
+  """(x + h) / sqrt(2), which keeps the variance of independent summands: the `rescale` argument of `unet`.
+
+  Source: Song et al. (2021), appendix H.
+  """
+  return (x + h) / jnp.sqrt(2.0).astype(x.dtype)
+
+
+@technique('long skips', 'network', 'ronneberger2015unet')
+def concatenated(h: Array, skip: Array) -> Array:
+  """Each level's maps on the way down beside those on the way up: the `skips` argument of `unet`.
+
+  Source: Ronneberger et al. (2015), figure 1.
+  """
+  return jnp.concatenate([h, skip], axis=-1)
+
+
+def alone(h: Array, skip: Array) -> Array:
+  """h, without what the way down had."""
+  del skip
+  return h
+
+
 class Style(NamedTuple):
   """What all blocks of a network share; see `unet` for each."""
 
@@ -27,11 +56,7 @@ class Style(NamedTuple):
   activation: Activation
   kernel_init: Initializer
   output_init: Initializer  # of the last layer of a block, and of the network
-  rescale: bool
-
-  def add(self, x: Array, h: Array) -> Array:
-    """A residual sum."""
-    return (x + h) / jnp.sqrt(2.0).astype(x.dtype) if self.rescale else x + h
+  add: Callable[[Array, Array], Array] = plain_sum  # (x, h) -> their residual sum
 
 
 class ResidualBlock(nn.Module):
@@ -98,7 +123,7 @@ class UNet(nn.Module):
   dropout: tuple[Drop, ...]
   drops: tuple[Drop, ...]
   num_classes: int
-  skips: bool
+  join: Callable[[Array, Array], Array]  # (maps on the way up, those on the way down)
   style: Style
 
   @nn.compact
@@ -135,12 +160,7 @@ class UNet(nn.Module):
     h = block(h, levels - 1, attention=False)
     for level in reversed(range(levels)):
       for _ in range(self.blocks + 1):
-        skip = kept.pop()
-        h = block(
-          jnp.concatenate([h, skip], axis=-1) if self.skips else h,
-          level,
-          h.shape[1] in self.attention,
-        )
+        h = block(self.join(h, kept.pop()), level, h.shape[1] in self.attention)
       if level:
         h = h.repeat(2, axis=1).repeat(2, axis=2)
         h = plain(h.shape[-1], name=f'up_{level}')(h)
@@ -199,30 +219,6 @@ def for_images(model: Model, levels: int) -> Model:
   return Model(init, apply, model.num_classes)
 
 
-@technique('long skips', 'network', 'ronneberger2015unet', active=lambda on: on)
-def long_skips(on: bool) -> bool:
-  """Each level's maps on the way down are concatenated to those on the way up.
-
-  Args:
-    on: the `skips` argument of `unet`, True by default.
-
-  Source: Ronneberger et al. (2015), figure 1.
-  """
-  return on
-
-
-@technique('scaled residual sums', 'network', 'song2021score', active=lambda on: on)
-def rescaled_sums(on: bool) -> bool:
-  """(x + h) / sqrt(2) for every residual sum, which keeps the variance of independent summands.
-
-  Args:
-    on: the `rescale` argument of `unet`, False by default.
-
-  Source: Song et al. (2021), appendix H.
-  """
-  return on
-
-
 @technique('U-Net', 'core', 'ho2020denoising', 'vaswani2017attention')
 def unet(
   width: int = 128,
@@ -271,10 +267,10 @@ def unet(
   init = kernel_init or initializers.lecun()
   style = Style(
     norm=norm or normalization.group(),
-    activation=activation or activations.silu(),
+    activation=activation or activations.silu,
     kernel_init=init,
-    output_init=initializers.outputs(zero_outputs, init),
-    rescale=rescaled_sums(rescale),
+    output_init=initializers.zeros if zero_outputs else init,
+    add=rescaled_sum if rescale else plain_sum,
   )
   module = UNet(
     width=width,
@@ -284,7 +280,7 @@ def unet(
     dropout=level_drops(dropout, len(multipliers)),
     drops=tuple(drops),
     num_classes=num_classes,
-    skips=long_skips(skips),
+    join=concatenated if skips else alone,
     style=style,
   )
   return for_images(from_linen(module, num_classes, drops), len(multipliers))

@@ -1,8 +1,11 @@
 """Tables of betas: the discrete view of noise schedules, float64 on the host.
 
-abar_i = prod_{j <= i} (1 - beta_j), and abar = sigmoid(log_snr) of the variance-preserving process. A table becomes a
-schedule by `schedules.discrete`; a schedule becomes a table by `of`.
+A factory returns a `Table`, a function that makes the array: `linear()()` are DDPM's 1,000 betas. abar_i = prod_{j <=
+i} (1 - beta_j), and abar = sigmoid(log_snr) of the variance-preserving process. A table becomes a schedule by
+`schedules.discrete`; a schedule becomes an array of betas by `of`.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +16,15 @@ from diffusion import checks
 from diffusion.citations import technique
 from diffusion.types import Params, Schedule
 
+Table = Callable[[], np.ndarray]  # () -> betas, float64 [T]
 
-def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
+
+def values(table: Table | np.ndarray) -> np.ndarray:
+  """The betas of a table, or an array of them as it is."""
+  return table() if callable(table) else table
+
+
+def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Table:
   """DDPM's table: `steps` betas in equal increments from `first` to `last`, float64 [steps].
 
   Raises:
@@ -25,11 +35,11 @@ def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.nda
   checks.integer('steps', steps, 2)
   checks.in_range('first', first, 0, 1, ends='()')
   checks.in_range('last', last, first, 1, ends='[)')
-  return np.linspace(first, last, steps)
+  return lambda: np.linspace(first, last, steps)
 
 
 @technique('scaled-linear noise schedule', 'noise level', 'rombach2022latent')
-def scaled_linear(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> np.ndarray:
+def scaled_linear(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> Table:
   """Betas whose square roots grow in equal increments, float64 [steps].
 
   Raises:
@@ -37,11 +47,12 @@ def scaled_linear(steps: int = 1000, first: float = 0.00085, last: float = 0.012
 
   Source: Rombach et al. (2022), in their released configurations.
   """
-  return linear(steps, first**0.5, last**0.5) ** 2
+  roots = linear(steps, first**0.5, last**0.5)
+  return lambda: roots() ** 2
 
 
 @technique('cosine table of betas', 'noise level', 'nichol2021improved')
-def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> np.ndarray:
+def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Table:
   """beta_i = min(1 - f(i + 1) / f(i), largest), f(i) = cos^2((i / T + s) / (1 + s) pi / 2), float64 [steps].
 
   Args:
@@ -57,12 +68,16 @@ def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> 
   checks.integer('steps', steps, 2)
   checks.at_least('offset', offset, 0)
   checks.in_range('largest', largest, 0, 1, ends='()')
-  edges = (np.arange(steps + 1) / steps + offset) / (1 + offset) * np.pi / 2
-  return np.minimum(1 - np.cos(edges[1:]) ** 2 / np.cos(edges[:-1]) ** 2, largest)
+
+  def table() -> np.ndarray:
+    edges = (np.arange(steps + 1) / steps + offset) / (1 + offset) * np.pi / 2
+    return np.minimum(1 - np.cos(edges[1:]) ** 2 / np.cos(edges[:-1]) ** 2, largest)
+
+  return table
 
 
 @technique('zero-terminal-SNR rescaling', 'noise level', 'lin2024common')
-def zero_terminal_snr(betas: np.ndarray, log_snr_min: float = -30.0) -> np.ndarray:
+def zero_terminal_snr(betas: Table | np.ndarray, log_snr_min: float = -30.0) -> Table:
   """Rescales a table so that its last step is (almost) pure noise, float64 [T].
 
   sqrt(abar_i) becomes a + b sqrt(abar_i), with a and b such that the first stays as it was and the last has
@@ -70,7 +85,7 @@ def zero_terminal_snr(betas: np.ndarray, log_snr_min: float = -30.0) -> np.ndarr
   finite x0; at -30 nats the data's share is 3e-7.
 
   Args:
-    betas: [T], each in (0, 1).
+    betas: a table, or an array [T], each in (0, 1).
     log_snr_min: nats at the last step, below the table's own; at least -36, where float64 rounds beta to 1.
 
   Raises:
@@ -78,14 +93,18 @@ def zero_terminal_snr(betas: np.ndarray, log_snr_min: float = -30.0) -> np.ndarr
 
   Source: Lin et al. (2024), algorithm 1.
   """
-  root = np.sqrt(alpha_bars(betas))
-  own = float(scipy.special.logit(root[-1] ** 2))
+  before = np.sqrt(alpha_bars(values(betas)))
+  own = float(scipy.special.logit(before[-1] ** 2))
   checks.in_range('log_snr_min', log_snr_min, -36, own, ends='[)')
-  last = np.sqrt(scipy.special.expit(log_snr_min))
-  root = root[0] + (root - root[0]) * (root[0] - last) / (root[0] - root[-1])
-  root[-1] = last  # to its last digit, which the difference above has lost
-  abar = root**2
-  return 1 - abar / np.concatenate([[1.0], abar[:-1]])
+
+  def table() -> np.ndarray:
+    last = np.sqrt(scipy.special.expit(log_snr_min))
+    root = before[0] + (before - before[0]) * (before[0] - last) / (before[0] - before[-1])
+    root[-1] = last  # to its last digit, which the difference above has lost
+    abar = root**2
+    return 1 - abar / np.concatenate([[1.0], abar[:-1]])
+
+  return table
 
 
 def alpha_bars(betas: np.ndarray) -> np.ndarray:

@@ -98,21 +98,21 @@ def linear_beta(
 
 
 @technique('discrete noise schedule', 'noise level', 'ho2020denoising')
-def discrete(betas: np.ndarray) -> Schedule:
+def discrete(betas: tables.Table | np.ndarray) -> Schedule:
   """A table of betas as a schedule: log_snr_i = log(abar_i / (1 - abar_i)), abar_i = prod_{j <= i} (1 - beta_j).
 
   Step i of T is at t = i / (T - 1), i = 0 ... T - 1, and log-SNR is linear between the steps, so a sampler whose
   grid is on the steps uses the table's numbers.
 
   Args:
-    betas: [T], T >= 2, each in (0, 1).
+    betas: from `betas`, or an array [T], T >= 2, each in (0, 1).
 
   Raises:
     ValueError: the wrong shape, or a beta out of range, named with its position.
 
   Source: Ho et al. (2020), equations 2 and 4.
   """
-  log_abar = tables.log_alpha_bars(betas)
+  log_abar = tables.log_alpha_bars(tables.values(betas))
   table = log_abar - np.log(-np.expm1(log_abar))
   _check_ends(float(table[-1]), float(table[0]))
   steps = np.linspace(0, 1, len(table))

@@ -232,17 +232,15 @@ def _apply(run: Run, request: EvaluationSettings) -> None:
     per_class = -(-request.samples // max(1, run.data.dataset.num_classes))
     experiment = experiment._replace(sampling=experiment.sampling._replace(per_class=per_class))
   plan = evaluation_plan(experiment, run.data)
-  with citations.collect() as used:
-    if request.metrics:
-      features = choose_features(request.features)
-      found, left_out = choose_metrics(request.metrics, features, plan, network=True)
-      experiment = experiment._replace(metrics=list(found.values()))
-      for name, why in left_out.items():
-        print(f'left out {name}: {why}', flush=True)
+  if request.metrics:
+    features = choose_features(request.features)
+    found, left_out = choose_metrics(request.metrics, features, plan, network=True)
+    experiment = experiment._replace(metrics=list(found.values()))
+    for name, why in left_out.items():
+      print(f'left out {name}: {why}', flush=True)
   for metric in experiment.metrics:
     metric.check(plan)
-  known = {one.qualified_name for one in run.used}
-  run.used += [one for one in used if one.qualified_name not in known]
+  run.used += [one for one in citations.techniques(experiment.metrics) if one not in run.used]
   run.experiment = experiment
 
 

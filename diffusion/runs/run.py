@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion import citations, devices, processes, provenance
+from diffusion import citations, devices, fingerprint, processes, provenance
 from diffusion.citations import Technique
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import memorization
 from diffusion.reporting import rows
-from diffusion.sampling import draw
+from diffusion.sampling import draw, plan
 from diffusion.training import experiment as experiments
-from diffusion.training import program
+from diffusion.training import gradient, program
 from diffusion.training.callbacks import CallbackState
 from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoints
 from diffusion.training.experiment import Experiment
@@ -262,19 +262,32 @@ def prepare(
     ValueError: one readable error for what does not fit together.
   """
   with processes.together('the start'):
-    with citations.collect() as used:
-      experiment = build(config)
-      devices.choose_convolutions(experiment.data.side())  # before JAX starts, with the check
-      experiments.check(experiment)  # plans the sampling too, whose techniques are used later
-    unused = experiments.off_factories(experiment)
-    used = [one for one in used if one.qualified_name not in unused]
+    experiment = build(config)
+    devices.choose_convolutions(experiment.data.side())  # before JAX starts, with the check
+    experiments.check(experiment)
+    used, built = techniques(experiment), fingerprint.describe(experiment)
     data = experiments.load_data(experiment)
     experiment = experiments.fitted(experiment, data.units)
   processes.check_same('the data', data.split.fingerprint)
-  record = _fresh_record(experiment, data, config, source, used) | {'smoke': smoke}
+  record = _fresh_record(experiment, data, config, source, used) | {
+    'smoke': smoke,
+    'fingerprint': {'digest': fingerprint.digest(built), 'built': built},
+  }
   return Run(
     experiment=experiment, data=data, config=config, source=source, folder=folder, used=used, record=record
   )  # fmt: skip
+
+
+def techniques(experiment: Experiment) -> list[Technique]:
+  """What a checked experiment uses: what it holds, but for terms whose factor is 0, and what its sampling holds."""
+  _, planned = plan.rehearsed(experiment.sampling, experiment.diffusion)
+  live = experiment._replace(terms=experiments.live_terms(experiment))
+  used = citations.techniques((live, planned))
+  numbers = {
+    gradient.accumulated: experiment.micro_batches > 1,
+    gradient.noise_estimates: experiment.gradient_noise,
+  }
+  return used + [function.technique for function, is_on in numbers.items() if is_on]
 
 
 def restore(checkpoints: Checkpoints, target: Any, which: str) -> Restored | None:

@@ -84,10 +84,21 @@ def plan(
   return Planned(denoise, sampling.sampler(path), sampling.grid(path, sampling.steps))
 
 
+def rehearsed(sampling: Sampling, diffusion: Diffusion) -> tuple[Path, Planned]:
+  """The path as its schedule begins, and the plan around a denoiser that knows nothing; raises as `plan` does."""
+  path = gaussian.bind(diffusion, diffusion.schedule.init(jax.random.key(0)))
+
+  def nothing(z: Array, t: Array, key=None) -> Prediction:
+    return Prediction(z, z)
+
+  keys = rng.row_keys(jax.random.key(0), jnp.arange(1))
+  return path, plan(sampling, path, nothing, nothing, keys)
+
+
 def check(
   sampling: Sampling, diffusion: Diffusion, num_classes: int, shape: tuple[int, ...]
 ) -> int:
-  """Plans with nothing behind it: errors surface before training, and the techniques it uses are noted.
+  """Plans with nothing behind it, so that errors surface before training.
 
   Args:
     sampling: the plan.
@@ -107,13 +118,7 @@ def check(
   checks.at_least('guidance', sampling.guidance, 0)
   if sampling.guidance != 1 and not num_classes:
     raise ValueError(f'guidance of an unconditional network must be 1, got {sampling.guidance}')
-  path = gaussian.bind(diffusion, diffusion.schedule.init(jax.random.key(0)))
-
-  def nothing(z: Array, t: Array, key=None) -> Prediction:
-    return Prediction(z, z)
-
-  keys = rng.row_keys(jax.random.key(0), jnp.arange(1))
-  planned = plan(sampling, path, nothing, nothing, keys)
+  path, planned = rehearsed(sampling, diffusion)
   samplers.check_grid(planned.grid[:-1] if len(planned.grid) > 2 else planned.grid)
   draws = max(1, sampling.monte_carlo)
   calls = draws * samplers.evaluations(planned.sampler, sampling.steps, shape)

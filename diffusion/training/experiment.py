@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from diffusion import checks, devices
-from diffusion.citations import technique
 from diffusion.data import augment, pipeline, records, sources, splits
 from diffusion.data.records import DiskRecords
 from diffusion.data.splits import SplitData
@@ -75,8 +74,14 @@ def check(experiment: Experiment) -> None:
     checks.integer(name, getattr(experiment, name))
   checks.integer('seed', experiment.seed, 0)
   devices.check_batch(experiment.batch_size)
-  parts = accumulation(experiment.micro_batches, devices.rows_of_a_device(experiment.batch_size))
-  noise_scale(experiment.gradient_noise, parts)
+  parts, rows = experiment.micro_batches, devices.rows_of_a_device(experiment.batch_size)
+  checks.integer('micro_batches', parts)
+  if rows % parts:
+    raise ValueError(f'micro_batches must divide the {rows} rows of a device, got {parts}')
+  if experiment.gradient_noise and parts < 2:
+    raise ValueError(
+      f'gradient_noise compares parts of a batch: set micro_batches >= 2, got {parts}'
+    )
   check_cadence(experiment)
   if not live_terms(experiment):
     raise ValueError('no term of the loss is on: an experiment needs one')
@@ -95,63 +100,9 @@ def check(experiment: Experiment) -> None:
   evaluations_of_a_sample(experiment, (1,))
 
 
-@technique('gradient accumulation', 'update', 'goyal2017accurate', active=lambda parts: parts != 1)
-def accumulation(parts: int, rows: int) -> int:
-  """`parts` micro-batches of a device's `rows`, whose gradients are summed: one batch to rounding in less memory.
-
-  Args:
-    parts: >= 1; 1 is off.
-    rows: of a device.
-
-  Raises:
-    ValueError: parts that do not divide the rows.
-
-  Source: Goyal et al. (2017), section 2; batch statistics are of a micro-batch.
-  """
-  checks.integer('micro_batches', parts)
-  if rows % parts:
-    raise ValueError(f'micro_batches must divide the {rows} rows of a device, got {parts}')
-  return parts
-
-
-@technique('gradient noise scale', 'update', 'mccandlish2018empirical', active=lambda on: on)
-def noise_scale(on: bool, parts: int) -> bool:
-  """tr(Sigma) / |G|^2 in examples, logged: the batch size above which a larger batch hardly helps.
-
-  From the square norms of the gradients of micro-batches and of whole batches, both means over the logged window.
-
-  Args:
-    on: measure it.
-    parts: micro-batches, >= 2 if on.
-
-  Raises:
-    ValueError: one micro-batch, which has nothing to be compared with.
-
-  Source: McCandlish et al. (2018), equation 2.9 and appendix A.1.
-  """
-  if on and parts < 2:
-    raise ValueError(
-      f'gradient_noise compares parts of a batch: set micro_batches >= 2, got {parts}'
-    )
-  return on
-
-
 def live_terms(experiment: Experiment) -> dict[str, tuple[float, Term]]:
   """The terms whose factor is on: a Python 0 leaves no code behind."""
   return {name: term for name, term in experiment.terms.items() if not checks.off(term[0])}
-
-
-def off_factories(experiment: Experiment) -> set[str]:
-  """Qualified names of the factories whose terms are all off, which a run did not use.
-
-  A factory is known by the function it defines: `apply` inside of it.
-  """
-
-  def factory(term: Term) -> str:
-    return f'{term.apply.__module__}.{term.apply.__qualname__.split(".<locals>")[0]}'
-
-  used = {factory(term) for _, term in live_terms(experiment).values()}
-  return {factory(term) for _, term in experiment.terms.values()} - used
 
 
 def check_cadence(experiment: Experiment) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusion import rng
+from diffusion.citations import technique
 from diffusion.data import pipeline
 from diffusion.process import gaussian
 from diffusion.training.experiment import Experiment, live_terms
@@ -117,12 +118,24 @@ def whole(
   )
 
 
+@technique('gradient accumulation', 'update', 'goyal2017accurate')
 def accumulated(
   experiment: Experiment, state: TrainState, batch: Batch, draws: Draws, cross_mean: CrossMean
 ) -> tuple[Gradient, Array]:
-  """The gradient of all rows in `micro_batches` parts, one after another, and the mean square norm of the parts'.
+  """The gradient of all rows in `micro_batches` parts, one after another: one batch to rounding in less memory.
 
-  The draws are made before, so the sum is that of one batch to rounding; only batch statistics are of a part.
+  The draws are made before, so the sum is that of one batch; only batch statistics are of a part.
+
+  Args:
+    experiment: with `micro_batches` >= 2, which divide the rows of a device.
+    state: before the step.
+    batch, draws: of all rows.
+    cross_mean: over devices.
+
+  Returns:
+    (the gradient, the mean square norm of the parts').
+
+  Source: Goyal et al. (2017), section 2.
   """
   count = experiment.micro_batches
   parts = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), (batch, draws))
@@ -146,10 +159,20 @@ def accumulated(
   return found, square
 
 
+@technique('gradient noise scale', 'update', 'mccandlish2018empirical')
 def noise_estimates(small: Array, large: Array, rows: int, parts: int) -> dict[str, Array]:
-  """Unbiased |G|^2 and tr(Sigma) from the square norms of gradients of rows / parts and of all rows.
+  """tr(Sigma) / |G|^2 in examples, logged: the batch size above which a larger batch hardly helps.
 
-  Source: McCandlish et al. (2018), appendix A.1.
+  From the square norms of the gradients of micro-batches and of whole batches, both means over the logged window, whose
+  estimates of |G|^2 and tr(Sigma) are unbiased.
+
+  Args:
+    small: mean square norm of the gradients of rows / parts.
+    large: square norm of the gradient of all rows.
+    rows: of the batch.
+    parts: micro-batches, >= 2.
+
+  Source: McCandlish et al. (2018), equation 2.9 and appendix A.1.
   """
   few = rows / parts
   return {

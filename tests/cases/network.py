@@ -99,7 +99,7 @@ def live_activation(make, low, high):
   """Its values at -1 and 1, which tell all six apart."""
 
   def live():
-    np.testing.assert_allclose(make()(jnp.array([-1.0, 1.0])), [low, high], atol=1e-4)
+    np.testing.assert_allclose(make(jnp.array([-1.0, 1.0])), [low, high], atol=1e-4)
 
   return live
 
@@ -109,7 +109,7 @@ for name, low, high in (
   ('gelu', -0.15866, 0.84134), ('mish', -0.30340, 0.86510),
 ):  # fmt: skip
   add(
-    f'models.activations.{name}', f'model=unet.unet(..., activation=activations.{name}())',
+    f'models.activations.{name}', f'model=unet.unet(..., activation=activations.{name})',
     'models/test_activations.py::test_closed_form_and_slope',
     live_activation(getattr(activations, name), low, high),
   )  # fmt: skip
@@ -133,14 +133,20 @@ for name, gain in {'lecun': 1.0, 'he': 2.0, 'xavier': 4 / 3, 'orthogonal': 1.0}.
 
 
 def live_outputs():
-  start = [initializers.outputs(zero, initializers.he()) for zero in (True, False)]
-  on, off = (one(jax.random.key(0), (8, 8), jnp.float32) for one in start)
-  same(on, 0)
-  same(off, initializers.he()(jax.random.key(0), (8, 8), jnp.float32))
+  def last(zero):
+    """The size of the kernel behind which the network's output lies."""
+    model, told = (
+      mlp.mlp(8, 1, zero_outputs=zero),
+      Conditioning(jnp.zeros(1, int), jnp.zeros((1, 0))),
+    )
+    made = model.init(jax.random.key(0), jnp.zeros((1, 4)), jnp.zeros(1), told)
+    return float(jnp.abs(model.apply(made, jnp.ones((1, 4)), jnp.zeros(1), told)[0]).max())
+
+  assert last(True) == 0 < last(False)
 
 
 add(
-  'models.initializers.outputs',
+  'models.initializers.zeros',
   'model=unet.unet(..., zero_outputs=True)',
   'models/test_unet.py::test_output_is_zero_at_initialization',
   live_outputs,
@@ -148,14 +154,13 @@ add(
 
 
 def live_rescaled():
-  style = unet.Style(None, None, None, None, True)
   x, h = jnp.full(3, 2.0), jnp.full(3, 4.0)
-  np.testing.assert_allclose(style.add(x, h), 6 / 2**0.5)
-  same(style._replace(rescale=False).add(x, h), 6)
+  np.testing.assert_allclose(unet.rescaled_sum(x, h), 6 / 2**0.5)
+  same(unet.plain_sum(x, h), 6)
 
 
 add(
-  'models.unet.rescaled_sums',
+  'models.unet.rescaled_sum',
   'model=unet.unet(..., rescale=True)',
   'models/test_unet.py::test_residual_block_starts_as_the_identity_over_root_two_if_rescaled',
   live_rescaled,
@@ -176,7 +181,7 @@ def live_skips():
 
 
 add(
-  'models.unet.long_skips',
+  'models.unet.concatenated',
   'model=unet.unet(..., skips=True)',
   'models/test_unet.py::test_defaults_are_the_cifar10_network_of_ddpm',
   live_skips,

@@ -225,13 +225,13 @@ def live_noise_scale():
 
 
 add(
-  'training.experiment.accumulation',
+  'training.gradient.accumulated',
   'micro_batches=4',
   'training/test_accumulation.py::test_micro_batches_are_one_batch_to_rounding',
   live_accumulation,
 )
 add(
-  'training.experiment.noise_scale',
+  'training.gradient.noise_estimates',
   'micro_batches=2, gradient_noise=True',
   'training/test_accumulation.py::test_the_noise_scale_is_unbiased_for_known_gradients',
   live_noise_scale,

@@ -6,7 +6,7 @@ from diffusion.data import pipeline
 from diffusion.evaluation.metric import MetricInputs
 
 
-def judged(samples, train, held_out, levels=None, network=None) -> MetricInputs:
+def inputs_of(samples, train, held_out, levels=None, network=None) -> MetricInputs:
   """Unlabelled samples beside two splits: float rows, or uint8 images with 256 levels."""
 
   def pair(x):

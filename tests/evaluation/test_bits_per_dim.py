@@ -1,4 +1,4 @@
-"""The bound as a metric: asked of the judged network, row by row on all devices, with its parts named."""
+"""The bound as a metric: asked of the network, row by row on all devices, with its parts named."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from diffusion.training import state as states
 from tests.training import tiny
 
 
-def judged(made, data, weights):
+def inputs_of(made, data, weights):
   x, label = data.train
   return MetricInputs(
     samples=x,
@@ -31,7 +31,7 @@ def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
   made = tiny.experiment()
   data, state, _ = tiny.start(made)
   weights = states.weights(made, devices.replicate(state))
-  given = judged(made, data, weights)
+  given = inputs_of(made, data, weights)
   found = {f.name: f for f in bits_per_dim.variational_bound(limit=40, draws=4).measure(given)}
   assert set(found) == {'validation bits/dim', 'test bits/dim', 'training bits/dim'}
   value = found['training bits/dim'].value
@@ -49,11 +49,11 @@ def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
   np.testing.assert_allclose(alone[0], nats[0], rtol=1e-4)
 
 
-def test_images_are_judged_by_their_levels():
+def test_images_are_evaluated_by_their_levels():
   """An untrained network on 17 levels: the bound is finite and above the entropy of a constant guess of nothing."""
   made = tiny.images()
   data, state, _ = tiny.start(made)
-  given = judged(made, data, states.weights(made, devices.replicate(state)))
+  given = inputs_of(made, data, states.weights(made, devices.replicate(state)))
   found = bits_per_dim.variational_bound(limit=8, draws=8).measure(given)
   for finding in found:
     assert np.isfinite(finding.value.estimate)

@@ -7,7 +7,7 @@ from diffusion import statistics
 from diffusion.data import pipeline, sources, splits
 from diffusion.evaluation import classifier
 from diffusion.evaluation.metric import Plan
-from tests.evaluation.given import judged, values
+from tests.evaluation.given import inputs_of, values
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +54,7 @@ def test_weights_are_read_as_they_were_written(tmp_path):
 def test_collapse_shows_in_the_effective_number_of_classes(digits):
   x, label = digits
   ones = x[label == 1]
-  found = values(classifier.class_balance('digits'), judged(ones, x, x))
+  found = values(classifier.class_balance('digits'), inputs_of(ones, x, x))
   assert found['effective classes'] < 1.5
   assert found['effective classes, held-out'] > 9
 

@@ -38,7 +38,7 @@ def setting():
 
 
 def distances(path, one, other, x, keys):
-  """E |eps of one - eps of other|^2 / d on the bank's own draws [n, L]."""
+  """E |eps of one - eps of other|^2 / d on its own draws [n, L]."""
 
   times = path.time(jnp.asarray(BANK.log_snr))
 

@@ -7,7 +7,7 @@ import scipy.linalg
 from diffusion.evaluation import features, frechet
 from diffusion.evaluation.frechet import Moments
 from diffusion.evaluation.metric import Plan
-from tests.evaluation.given import judged, values
+from tests.evaluation.given import inputs_of, values
 
 
 def spread(seed, width):
@@ -99,12 +99,12 @@ def test_the_kernel_distances_interval_covers():
 def test_metrics_of_samples_beside_held_out_data():
   random = np.random.default_rng(7)
   train, held_out, samples = (random.normal(size=(n, 5)) for n in (900, 500, 600))
-  found = values(frechet.frechet(), judged(samples + 1, train, held_out))
+  found = values(frechet.frechet(), inputs_of(samples + 1, train, held_out))
   assert found['FD'] == pytest.approx(5, rel=0.15)
   assert found['FD, infinite samples'] == pytest.approx(5, rel=0.15)
   assert found['FD, 500 held-out examples'] < 0.1
   assert found['FD, 500 samples'] == pytest.approx(5, rel=0.15)
-  found = values(frechet.kernel(), judged(samples + 1, train, held_out))
+  found = values(frechet.kernel(), inputs_of(samples + 1, train, held_out))
   assert found['kernel distance'].low > 0
   assert found['kernel distance, held-out'].low < 0 < found['kernel distance, held-out'].high
 
@@ -112,7 +112,7 @@ def test_metrics_of_samples_beside_held_out_data():
 def test_copies_of_the_training_set_score_best():
   random = np.random.default_rng(8)
   train, held_out = random.normal(size=(300, 5)), random.normal(size=(200, 5))
-  found = values(frechet.frechet(), judged(train.copy(), train, held_out))
+  found = values(frechet.frechet(), inputs_of(train.copy(), train, held_out))
   assert found['FD'] == pytest.approx(0, abs=1e-9)
   assert found['FD, 200 samples'] < found['FD, 200 held-out examples']
 
@@ -120,7 +120,7 @@ def test_copies_of_the_training_set_score_best():
 def test_perfect_samples_score_what_held_out_data_does_whatever_their_number():
   random = np.random.default_rng(9)
   train, held_out, samples = (random.normal(size=(n, 8)) for n in (500, 200, 4000))
-  found = values(frechet.frechet(), judged(samples, train, held_out))
+  found = values(frechet.frechet(), inputs_of(samples, train, held_out))
   assert found['FD'] < 0.5 * found['FD, 200 held-out examples']  # fewer examples, a larger distance
   assert found['FD, 200 samples'] == pytest.approx(found['FD, 200 held-out examples'], rel=0.5)
 

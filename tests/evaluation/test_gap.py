@@ -17,8 +17,8 @@ from diffusion.training.state import Parameters
 from diffusion.types import Model
 
 LEVELS = 17
-BANK = gap.evaluation_noise(6.0, -6.0, 5, 3)
-SNR = np.exp(BANK.log_snr)
+NOISE = gap.evaluation_noise(6.0, -6.0, 5, 3)
+SNR = np.exp(NOISE.log_snr)
 
 
 def images(n, seed=0):
@@ -50,14 +50,14 @@ def weights(seed):
 
 def losses(
   x, model=ZERO, parameterization=parameterizations.eps, schedule=schedules.cosine, *,
-  label=None, position=None, seed=0, chunk=256, bank=BANK,
+  label=None, position=None, seed=0, chunk=256, noise=NOISE,
 ):  # fmt: skip
   """EvaluationNoise losses [n, L] of a model without parameters."""
   diffusion = gaussian.Diffusion(schedule(), marginals.variance_preserving, parameterization())
   label = np.zeros(len(x), np.int32) if label is None else label
   position = np.arange(len(x)) if position is None else position
   return gap.evaluation_losses(
-    diffusion, model, pipeline.NormalizationStatistics(LEVELS), bank, chunk
+    diffusion, model, pipeline.NormalizationStatistics(LEVELS), noise, chunk
   )(weights(seed), x, label, position)
 
 
@@ -146,12 +146,12 @@ def test_the_number_of_devices_does_not_matter(monkeypatch):
 
 
 def test_a_number_means_the_same_under_every_schedule():
-  """The bank fixes log-SNR: a denoiser of (z, log-SNR) has one loss, whatever t its schedule calls it."""
+  """The evaluation noise fixes log-SNR: a denoiser of (z, log-SNR) has one loss, whatever t its schedule calls it."""
   x = images(30)
   cosine = losses(x, SHRINK)
   for schedule in (schedules.linear_beta, lambda: schedules.cosine(-9.0, 7.0)):
     np.testing.assert_allclose(losses(x, SHRINK, schedule=schedule), cosine, rtol=2e-3)
-  assert abs(losses(x, SHRINK, bank=gap.evaluation_noise(5.0, -5.0, 5, 3)) - cosine).max() > 0.1
+  assert abs(losses(x, SHRINK, noise=gap.evaluation_noise(5.0, -5.0, 5, 3)) - cosine).max() > 0.1
 
 
 def test_summary_is_welchs_interval():
@@ -185,10 +185,10 @@ def test_welchs_interval_covers():
   assert 3 <= outside <= 29
 
 
-def test_bank():
-  bank = gap.evaluation_noise(4.0, -2.0, 4, 2)
-  assert bank.log_snr == (4, 2, 0, -2)
-  assert bank.draws == 2
+def test_evaluation_noise():
+  noise = gap.evaluation_noise(4.0, -2.0, 4, 2)
+  assert noise.log_snr == (4, 2, 0, -2)
+  assert noise.draws == 2
   for arguments, message in (
     ((-1.0, 1.0), 'low=1.0, high=-1.0'),
     ((8.0, -8.0, 1), 'levels .*1'),

@@ -5,7 +5,7 @@ import pytest
 
 from diffusion.evaluation import manifold
 from diffusion.evaluation.metric import Plan
-from tests.evaluation.given import judged, values
+from tests.evaluation.given import inputs_of, values
 
 
 def column(*numbers):
@@ -18,13 +18,13 @@ SAMPLES = column(0.5, 2.5, 12, 13)  # theirs: [-1.5, 2.5], [0.5, 4.5], [11, 13],
 
 def test_precision_and_recall_counted_by_hand():
   """0.5 and 2.5 lie in real balls, 12 and 13 do not; 0, 1 and 3 lie in sampled ones, 7 does not."""
-  found = values(manifold.precision_recall(k=1), judged(SAMPLES, REAL, REAL))
+  found = values(manifold.precision_recall(k=1), inputs_of(SAMPLES, REAL, REAL))
   assert (found['precision'].estimate, found['recall'].estimate) == (2 / 4, 3 / 4)
 
 
 def test_density_and_coverage_counted_by_hand():
   """0.5 lies in two balls, 2.5 in one: 3 over k m = 4; the ball of 7 holds no sample."""
-  found = values(manifold.density_coverage(k=1), judged(SAMPLES, REAL, REAL))
+  found = values(manifold.density_coverage(k=1), inputs_of(SAMPLES, REAL, REAL))
   assert (found['density'].estimate, found['coverage'].estimate) == (3 / 4, 3 / 4)
 
 
@@ -43,13 +43,13 @@ def test_mode_collapse_and_noise_are_told_apart():
   collapsed = random.normal(0, 0.1, (400, 2))
   noisy = np.concatenate([random.normal(c, 3, (200, 2)) for c in (0, 5)])
   one, other = (
-    values(manifold.precision_recall(), judged(x, train, held_out)) for x in (collapsed, noisy)
+    values(manifold.precision_recall(), inputs_of(x, train, held_out)) for x in (collapsed, noisy)
   )
   assert one['precision'].low > 0.8
   assert one['recall'].high < 0.6
   assert other['precision'].high < 0.3
   cover = [
-    values(manifold.density_coverage(), judged(x, train, held_out))['coverage']
+    values(manifold.density_coverage(), inputs_of(x, train, held_out))['coverage']
     for x in (collapsed, held_out)
   ]
   assert cover[0].high < 0.55
@@ -109,7 +109,7 @@ def test_sliced_distance_of_a_shift_in_the_plane():
 
 def test_metrics_name_their_held_out_value():
   random = np.random.default_rng(5)
-  given = judged(
+  given = inputs_of(
     random.normal(1, 1, (100, 3)), random.normal(size=(200, 3)), random.normal(size=(80, 3))
   )
   assert set(values(manifold.vendi(), given)) == {'Vendi score', 'Vendi score, held-out'}

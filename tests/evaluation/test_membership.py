@@ -12,7 +12,7 @@ from diffusion.evaluation.metric import Network, Plan, Query, make_network
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.training import state as states
 from diffusion.types import NULL
-from tests.evaluation.given import judged
+from tests.evaluation.given import inputs_of
 from tests.training import tiny
 
 PATH = gaussian.bind(
@@ -42,7 +42,7 @@ def network(denoise):
 
 
 def given(denoise, train):
-  return judged(train[:5], train, draw(1, 200), network=network(denoise))
+  return inputs_of(train[:5], train, draw(1, 200), network=network(denoise))
 
 
 def test_the_copyist_knows_its_training_set_and_the_truth_does_not():

@@ -9,7 +9,7 @@ from scipy import stats
 from diffusion.evaluation import memorization
 from diffusion.evaluation.features import Features
 from diffusion.evaluation.metric import Plan
-from tests.evaluation.given import judged, values
+from tests.evaluation.given import inputs_of, values
 
 
 def pictures(seed, n, shape=(4, 4, 1)):
@@ -35,7 +35,7 @@ def test_planted_copies_are_counted(copies):
   samples = np.concatenate([np.clip(noisy, 0, 255).astype(np.uint8), pictures(8, 100 - copies)])
   train = np.concatenate([train, train[:50]])
   found, null, adjusted = memorization.nearest_neighbor_ratio().measure(
-    judged(samples, train, pictures(9, 200))
+    inputs_of(samples, train, pictures(9, 200))
   )
   assert adjusted.value.estimate == pytest.approx(copies / 100)
   assert found.value.estimate == copies / 100
@@ -48,7 +48,7 @@ def test_the_null_is_that_of_the_held_out_data():
   """Where the null is that high, there is nothing to adjust."""
   train = pictures(10, 100)
   found, null = memorization.nearest_neighbor_ratio().measure(
-    judged(pictures(11, 40), train, train[:40])
+    inputs_of(pictures(11, 40), train, train[:40])
   )
   assert (found.value.estimate, null.value.estimate) == (0, 1)
 
@@ -72,7 +72,7 @@ def test_uniform_data_follow_the_law_of_the_ratio(dimension, threshold):
 def test_mirrored_copies_are_copies_where_training_flips():
   train = pictures(18, 200)
   samples = np.concatenate([train[:30, :, ::-1], train[30:50], pictures(19, 50)])
-  given = judged(samples, train, pictures(20, 100))
+  given = inputs_of(samples, train, pictures(20, 100))
   plain, both = (
     values(memorization.nearest_neighbor_ratio(mirrored=m), given) for m in (False, True)
   )
@@ -101,7 +101,7 @@ def test_calibration_takes_the_datas_own_threshold():
   samples = np.concatenate(
     [train[:30] + 0.01 * random.normal(size=(30, 12)), random.normal(size=(270, 12))]
   )
-  found = values(memorization.calibrated_ratio(0.01), judged(samples, train, held_out))
+  found = values(memorization.calibrated_ratio(0.01), inputs_of(samples, train, held_out))
   assert (
     found['memorized fraction, calibrated'].low
     < 0.1 + 0.9 * 0.01
@@ -118,7 +118,7 @@ def test_features_that_do_not_see_a_shift_find_shifted_copies():
   features = Features('sorted', '', 16, sort)
   train = pictures(15, 300)
   samples = np.concatenate([np.roll(train[:40], 1, axis=2), pictures(16, 160)])
-  given = judged(samples, train, pictures(17, 1000))
+  given = inputs_of(samples, train, pictures(17, 1000))
   by_pixels = values(memorization.calibrated_ratio(0.01), given)
   by_features = values(memorization.calibrated_ratio(0.01, features), given)
   assert by_pixels['memorized fraction, calibrated'].high < 0.1
@@ -153,7 +153,7 @@ def test_authenticity_counted_by_hand():
 def test_copies_are_not_authentic_and_fresh_data_is_half():
   random = np.random.default_rng(14)
   train, held_out = random.normal(size=(500, 6)), random.normal(size=(400, 6))
-  found = values(memorization.authenticity(), judged(train[:200] + 1e-6, train, held_out))
+  found = values(memorization.authenticity(), inputs_of(train[:200] + 1e-6, train, held_out))
   assert found['authenticity'].high < 0.03
   assert 0.4 < found['authenticity, held-out'].estimate < 0.75
 

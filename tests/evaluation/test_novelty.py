@@ -6,7 +6,7 @@ import scipy.stats
 
 from diffusion.evaluation import novelty
 from diffusion.evaluation.metric import Plan
-from tests.evaluation.given import judged, values
+from tests.evaluation.given import inputs_of, values
 
 
 def clusters(random, n, width=4):
@@ -49,7 +49,7 @@ def test_copies_are_strongly_negative_and_noise_strongly_positive():
   noisy = clusters(random, 300) + random.normal(0, 1.5, size=(300, 4))
   fresh = clusters(random, 300)
   found = [
-    values(novelty.data_copying(), judged(x, train, held_out))['C_T']
+    values(novelty.data_copying(), inputs_of(x, train, held_out))['C_T']
     for x in (copies, fresh, noisy)
   ]
   assert found[0].high < -8
@@ -109,7 +109,7 @@ def test_real_data_scores_its_baseline_and_copies_and_collapse_are_worse():
   fresh, copies = clusters(random, 300), train[:300]
   collapsed = random.normal(0, 0.1, (300, 4)) + 6 * np.eye(3, 4)[0]
   found = [
-    values(novelty.feature_likelihood(), judged(x, train, held_out))['FLD']
+    values(novelty.feature_likelihood(), inputs_of(x, train, held_out))['FLD']
     for x in (fresh, copies, collapsed)
   ]
   assert abs(found[0]) < 3
@@ -123,7 +123,7 @@ def test_a_limit_on_centers_hides_no_copies():
   train, held_out = clusters(random, 1000, 32), clusters(random, 400, 32)
   metric = novelty.feature_likelihood(limit=400)
   copies, fresh, few = (
-    values(metric, judged(x, train, held_out))['FLD']
+    values(metric, inputs_of(x, train, held_out))['FLD']
     for x in (train[::2], clusters(random, 500, 32), clusters(random, 60, 32))
   )
   print(copies, fresh, few)

@@ -1,5 +1,6 @@
 """Activations in closed form, and their slopes."""
 
+import functools
 import math
 
 import jax
@@ -11,12 +12,18 @@ from diffusion.models import activations
 
 X = np.concatenate([np.linspace(-6, 6, 97), [-1e-3, 1e-3, 40.0, -40.0]])
 FORMULAS = {
-  'silu': (activations.silu(), lambda x: x / (1 + math.exp(-x))),
-  'relu': (activations.relu(), lambda x: max(x, 0.0)),
-  'leaky_relu': (activations.leaky_relu(0.1), lambda x: x if x > 0 else 0.1 * x),
-  'elu': (activations.elu(1.5), lambda x: x if x > 0 else 1.5 * math.expm1(x)),
-  'gelu': (activations.gelu(), lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2)))),
-  'mish': (activations.mish(), lambda x: x * math.tanh(math.log1p(math.exp(min(x, 30))))),
+  'silu': (activations.silu, lambda x: x / (1 + math.exp(-x))),
+  'relu': (activations.relu, lambda x: max(x, 0.0)),
+  'leaky_relu': (
+    functools.partial(activations.leaky_relu, slope=0.1),
+    lambda x: x if x > 0 else 0.1 * x,
+  ),
+  'elu': (
+    functools.partial(activations.elu, scale=1.5),
+    lambda x: x if x > 0 else 1.5 * math.expm1(x),
+  ),
+  'gelu': (activations.gelu, lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2)))),
+  'mish': (activations.mish, lambda x: x * math.tanh(math.log1p(math.exp(min(x, 30))))),
 }
 
 
@@ -39,6 +46,6 @@ def test_all_differ_from_each_other():
 
 def test_bad_arguments_are_refused():
   with pytest.raises(ValueError, match='slope .* got 2'):
-    activations.leaky_relu(2)
+    activations.leaky_relu(jnp.zeros(1), 2)
   with pytest.raises(ValueError, match='scale .* got 0'):
-    activations.elu(0)
+    activations.elu(jnp.zeros(1), 0)

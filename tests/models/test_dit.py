@@ -17,8 +17,8 @@ SMALL = {'width': 16, 'depth': 2, 'heads': 2, 'num_classes': 3}
 
 
 def inputs(rows=3):
-  rng = np.random.default_rng(0)
-  z, noise = rng.normal(size=(rows, 8, 4, 2)), rng.uniform(-1, 1, size=rows)
+  generator = np.random.default_rng(0)
+  z, noise = generator.normal(size=(rows, 8, 4, 2)), generator.uniform(-1, 1, size=rows)
   told = Conditioning(jnp.zeros(rows, int), jnp.zeros((rows, 1)))
   return jnp.asarray(z, jnp.float32), jnp.asarray(noise, jnp.float32), told
 
@@ -27,9 +27,9 @@ def inputs(rows=3):
 def network(**changes):
   model = dit.dit(**SMALL | changes)
   variables = compiled(model.init)(jax.random.key(0), *inputs())
-  rng = np.random.default_rng(1)
+  generator = np.random.default_rng(1)
   moved = jax.tree.map(
-    lambda p: p + 0.2 * jnp.asarray(rng.normal(size=p.shape), p.dtype), variables
+    lambda p: p + 0.2 * jnp.asarray(generator.normal(size=p.shape), p.dtype), variables
   )
   return model, variables, moved
 

@@ -20,16 +20,18 @@ def conditioning(rows, label=0):
 
 
 def inputs(rows=5, dimension=3, seed=0):
-  rng = np.random.default_rng(seed)
-  z, noise = rng.normal(size=(rows, dimension)), rng.uniform(-1, 1, size=rows)
+  generator = np.random.default_rng(seed)
+  z, noise = generator.normal(size=(rows, dimension)), generator.uniform(-1, 1, size=rows)
   return jnp.asarray(z, jnp.float32), jnp.asarray(noise, jnp.float32)
 
 
 def started(model, d=3, scale=0.3):
   """Variables as if trained: random numbers in every shape, none of them left at zero."""
   shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs(2, d), conditioning(2))
-  rng = np.random.default_rng(0)
-  return jax.tree.map(lambda p: jnp.asarray(scale * rng.normal(size=p.shape), p.dtype), shapes)
+  generator = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda p: jnp.asarray(scale * generator.normal(size=p.shape), p.dtype), shapes
+  )
 
 
 def evaluation(model):

@@ -25,16 +25,16 @@ def conditioning(rows=ROWS, label=0):
 
 
 def inputs(rows=ROWS, dtype=jnp.float32):
-  rng = np.random.default_rng(0)
-  z, noise = rng.normal(size=(rows, 8, 8, 2)), rng.uniform(-1, 1, size=rows)
+  generator = np.random.default_rng(0)
+  z, noise = generator.normal(size=(rows, 8, 8, 2)), generator.uniform(-1, 1, size=rows)
   return jnp.asarray(z, dtype), jnp.asarray(noise, dtype)
 
 
 def perturbed(variables, scale=0.1, seed=0):
   """Moves every parameter, the zero ones too, as training would."""
-  rng = np.random.default_rng(seed)
+  generator = np.random.default_rng(seed)
   return jax.tree.map(
-    lambda p: p + scale * jnp.asarray(rng.normal(size=p.shape), p.dtype), variables
+    lambda p: p + scale * jnp.asarray(generator.normal(size=p.shape), p.dtype), variables
   )
 
 
@@ -42,12 +42,14 @@ def filled(model, dtype=jnp.float32, scale=0.3):
   """Variables of a model as if trained: random numbers in every shape, without running its initialization."""
   z, noise = inputs()
   shapes = jax.eval_shape(model.init, jax.random.key(0), z, noise, conditioning())
-  rng = np.random.default_rng(0)
+  generator = np.random.default_rng(0)
 
   def fill(path, p):
     fan_in = max(1, p.size // p.shape[-1])
     offset = 'scale' in jax.tree_util.keystr(path)  # of a normalization
-    values = offset + scale * rng.normal(size=p.shape) * (1 if p.ndim < 2 else 3 / fan_in**0.5)
+    values = offset + scale * generator.normal(size=p.shape) * (
+      1 if p.ndim < 2 else 3 / fan_in**0.5
+    )
     return jnp.asarray(values, dtype)
 
   return jax.tree_util.tree_map_with_path(fill, shapes)
@@ -133,8 +135,8 @@ def derivatives():
   variables = filled(model, jnp.float64)
   z, noise = inputs(ROWS, jnp.float64)
   told = Conditioning(jnp.array([0, 1, NULL]), jnp.zeros((ROWS, 0)))
-  rng = np.random.default_rng(1)
-  direction, g = (jnp.asarray(a) for a in rng.normal(size=(2, *z.shape)))
+  generator = np.random.default_rng(1)
+  direction, g = (jnp.asarray(a) for a in generator.normal(size=(2, *z.shape)))
 
   def both(z, direction, g):
     y, pull = jax.vjp(lambda v, z: model.apply(v, z, noise, told)[0], variables, z)
@@ -276,9 +278,13 @@ def test_without_dropout_the_program_has_no_random_operation():
 
 
 def style(rescale):
-  init = initializers.lecun()
-  zero = initializers.outputs(True, init)
-  return unet.Style(normalization.group(), activations.silu(), init, zero, rescale)
+  return unet.Style(
+    norm=normalization.group(),
+    activation=activations.silu,
+    kernel_init=initializers.lecun(),
+    output_init=initializers.zeros,
+    add=unet.rescaled_sum if rescale else unet.plain_sum,
+  )
 
 
 @pytest.mark.parametrize('rescale', [False, True])
@@ -298,8 +304,8 @@ def test_residual_block_starts_as_the_identity_over_root_two_if_rescaled(rescale
 @pytest.mark.parametrize('rescale', [False, True])
 def test_attention_is_softmax_attention_over_pixels(rescale, x64):
   """Against NumPy: normalize by groups, project, softmax(q k^T / sqrt c) v, project, add."""
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(2, 3, 4, 12))
+  generator = np.random.default_rng(0)
+  x = generator.normal(size=(2, 3, 4, 12))
   attention = unet.Attention(style(rescale))
   start = compiled(lambda: attention.init(jax.random.key(0), x, Mode()))()
   apply = compiled(lambda variables, x: attention.apply(variables, x, Mode()))

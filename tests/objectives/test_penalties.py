@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import citations
 from diffusion.objectives import losses, penalties, weights
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
+from diffusion.runs.run import techniques
 from diffusion.training import experiment as experiments
-from diffusion.types import Context
+from diffusion.types import Context, Term
 from tests.training import tiny
 
 PARAMS = {
@@ -93,17 +93,23 @@ def test_each_is_live_in_a_step_and_off_is_exactly_off(make):
 
 
 def test_a_term_that_is_off_is_not_counted_as_used():
-  with citations.collect() as used:
-    made = tiny.experiment(
-      terms={
-        'denoise': (1.0, losses.denoising(weights.uniform('v'))),
-        'l1': (0.0, penalties.l1()),
-        'l2': (0.1, penalties.l2()),
-      }
-    )
-  assert {'L1 penalty', 'L2 penalty'} <= {one.name for one in used}
-  off = experiments.off_factories(made)
-  assert [one.name for one in used if one.qualified_name in off] == ['L1 penalty']
+  uncertain = losses.uncertain(weights.uniform('v'))
+  made = tiny.experiment(
+    terms={
+      'denoise': (1.0, losses.denoising(weights.uniform('v'))),
+      'l1': (0.0, penalties.l1()),
+      'l2': (0.1, penalties.l2()),
+      # A user's function around a term changes nothing of this.
+      'wrapped': (0.0, Term(uncertain.init, lambda p, context: 2 * uncertain.apply(p, context))),
+    }
+  )
+  names = {one.name for one in techniques(made)}
+  assert 'L2 penalty' in names
+  assert not {'L1 penalty', 'learned uncertainty'} & names
+  on = made._replace(terms=made.terms | {'wrapped': (0.5, made.terms['wrapped'][1])})
+  assert {one.name for one in techniques(on)} - names == {
+    'learned uncertainty',
+  } - names  # fmt: skip
 
 
 def test_an_experiment_whose_terms_are_all_off_is_refused():

@@ -8,7 +8,7 @@ from diffusion.process import betas, schedules
 
 
 def test_scaled_linear_is_linear_in_the_root():
-  table = betas.scaled_linear()
+  table = betas.scaled_linear()()
   assert (table.shape, table.dtype) == ((1000,), np.float64)
   np.testing.assert_allclose(table[[0, -1]], [0.00085, 0.012], rtol=1e-12)
   root = np.sqrt(table)
@@ -19,7 +19,7 @@ def test_scaled_linear_is_linear_in_the_root():
 
 
 def test_cosine_follows_its_alpha_bar_until_the_cap():
-  table = betas.cosine(4000)
+  table = betas.cosine(4000)()
   i = np.arange(1, 4001) / 4000
   f = np.cos((i + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
   capped = table == 0.999
@@ -29,12 +29,12 @@ def test_cosine_follows_its_alpha_bar_until_the_cap():
   np.testing.assert_allclose(betas.alpha_bars(table)[free], f[free], rtol=1e-9)
   assert (np.diff(table) >= 0).all()
   # The first beta of the 1,000-step table, printed in many codebases.
-  np.testing.assert_allclose(betas.cosine(1000)[0], 4.128422e-5, rtol=1e-5)
+  np.testing.assert_allclose(betas.cosine(1000)()[0], 4.128422e-5, rtol=1e-5)
 
 
 def test_zero_terminal_snr_keeps_the_first_step_and_ends_in_noise():
-  table = betas.linear()
-  before, after = (np.sqrt(betas.alpha_bars(t)) for t in (table, betas.zero_terminal_snr(table)))
+  table = betas.linear()()
+  before, after = (np.sqrt(betas.alpha_bars(t)) for t in (table, betas.zero_terminal_snr(table)()))
   np.testing.assert_allclose(after[0], before[0], rtol=1e-12)
   np.testing.assert_allclose(2 * np.log(after[-1]), -30, atol=1e-5)
   # The paper's limit: (root - root_T) root_1 / (root_1 - root_T), up to the e^-15 that is left.
@@ -49,7 +49,7 @@ def test_zero_terminal_snr_keeps_the_first_step_and_ends_in_noise():
 def test_a_table_made_a_schedule_is_the_same_table(make):
   table = make()
   again = betas.of(schedules.discrete(table), (), 1000)
-  np.testing.assert_allclose(again, table, rtol=1e-9)
+  np.testing.assert_allclose(again, table(), rtol=1e-9)
 
 
 def test_the_discrete_view_of_a_continuous_schedule_has_its_alpha_bars():
@@ -59,7 +59,7 @@ def test_the_discrete_view_of_a_continuous_schedule_has_its_alpha_bars():
   with jax.enable_x64(True):
     log_snr = np.asarray(schedules.linear_beta().log_snr((), np.linspace(0, 1, 1000)))
   np.testing.assert_allclose(np.log(abar / (1 - abar)), log_snr, atol=1e-9)
-  ddpm = betas.alpha_bars(betas.linear())
+  ddpm = betas.alpha_bars(betas.linear()())
   assert np.abs(abar - ddpm).max() < 2e-3
   for schedule in (schedules.cosine(), schedules.edm(), schedules.rectified_flow()):
     table = betas.of(schedule, (), 50)

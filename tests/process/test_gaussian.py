@@ -72,8 +72,8 @@ def test_binding_hands_the_parameters_to_the_schedule(x64):
 
 
 def test_diffuse_noises_each_row_at_its_own_level(x64):
-  rng = np.random.default_rng(0)
-  x0, eps = rng.normal(size=(2, 3, 2, 2, 1))
+  generator = np.random.default_rng(0)
+  x0, eps = generator.normal(size=(2, 3, 2, 2, 1))
   marginal = marginals.variance_preserving(jnp.array([-2.0, 0.0, 5.0]))
   z = gaussian.diffuse(jnp.asarray(x0), jnp.asarray(eps), marginal)
   for row, log_snr in enumerate([-2.0, 0.0, 5.0]):
@@ -100,10 +100,10 @@ def conditioned(log_snr_t, log_snr_s, x0, z):
 @pytest.mark.parametrize('name', SCHEDULES)
 def test_posterior_is_gaussian_conditioning(name, x64):
   path = bound(SCHEDULES[name]())
-  rng = np.random.default_rng(1)
-  pairs = np.sort(rng.uniform(size=(40, 2)), axis=1)
+  generator = np.random.default_rng(1)
+  pairs = np.sort(generator.uniform(size=(40, 2)), axis=1)
   s, t = jnp.asarray(pairs[:, 0]), jnp.asarray(pairs[:, 1])
-  z, x0 = rng.normal(size=(2, 40, 2, 3))
+  z, x0 = generator.normal(size=(2, 40, 2, 3))
   posterior = jax.jit(lambda *arguments: gaussian.posterior(path, *arguments))
   mean, variance = posterior(z, x0, t, s)
   levels_t, levels_s = np.asarray(path.log_snr(t)), np.asarray(path.log_snr(s))
@@ -169,8 +169,8 @@ def test_a_network_that_knows_the_answer_is_an_exact_denoiser(name, x64):
   """The network gets z and c_noise alone; from c_noise it recovers the level and answers with the target."""
   path = bound()
   parameterization = getattr(parameterizations, name)()
-  rng = np.random.default_rng(2)
-  x0, eps = rng.normal(size=(2, 5, 3))
+  generator = np.random.default_rng(2)
+  x0, eps = generator.normal(size=(2, 5, 3))
   t = jnp.linspace(0.1, 0.9, 5)
   z = gaussian.diffuse(jnp.asarray(x0), jnp.asarray(eps), path.marginal(t))
   seen = []

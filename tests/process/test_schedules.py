@@ -101,7 +101,7 @@ def test_linear_beta_solves_the_stochastic_differential_equation(numbers, x64):
 
 
 def test_linear_betas_are_those_of_ddpm():
-  table = betas.linear()
+  table = betas.linear()()
   assert table.dtype == np.float64
   assert (table.shape, table[0], table[-1]) == ((1000,), 1e-4, 0.02)
   np.testing.assert_allclose(np.diff(table), 0.0199 / 999, rtol=1e-10)

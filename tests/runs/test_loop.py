@@ -30,16 +30,16 @@ class State(NamedTuple):
   """What of a state the loop changes, replicated."""
 
   step: np.ndarray
-  cursor: np.ndarray
+  batches_seen: np.ndarray
   skipped: np.ndarray
   skipped_in_a_row: np.ndarray
   learning_rate_scale: np.ndarray
 
 
-def state_at(step, cursor) -> State:
+def state_at(step, batches_seen) -> State:
   """Such a state on two devices."""
   scale = np.ones(2, np.float32)
-  return State(*(np.full(2, n, np.int32) for n in (step, cursor, 0, 0)), scale)
+  return State(*(np.full(2, n, np.int32) for n in (step, batches_seen, 0, 0)), scale)
 
 
 class Counted:
@@ -85,7 +85,7 @@ class Noted(Run):
 
   def save(self, replicated, metric=math.inf, guarded=False):
     position = self.position
-    assert position == Position(int(replicated.step[0]), int(replicated.cursor[0]))
+    assert position == Position(int(replicated.step[0]), int(replicated.batches_seen[0]))
     states = {name: dict(state) for name, state in self.callback_states.items()}
     self.saves.append(Saved(*position, metric, self.reason, states, guarded))
     self.order.append(f'save {position.step}')

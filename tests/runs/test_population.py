@@ -68,7 +68,17 @@ def from_values(**same):
 def is_as_alone(alone, member):
   """Asserts that a member's folder is that of the run made alone."""
   one, other = read_record(alone), read_record(member)
-  for name in ('config', 'data', 'seed', 'num_steps', 'techniques', 'reason', 'step', 'bank'):
+  for name in (
+    'config',
+    'data',
+    'seed',
+    'num_steps',
+    'techniques',
+    'fingerprint',
+    'reason',
+    'step',
+    'bank',
+  ):
     assert one[name] == other[name], name
   checkpoints = [
     sorted(path.name for path in (folder / 'checkpoints').iterdir()) for folder in (alone, member)

@@ -23,7 +23,7 @@ def test_uniform_time_walks_down_in_equal_steps(steps):
 
 def test_uniform_time_with_the_table_of_ddpm_visits_its_steps(x64):
   """999 steps of t are the 1,000 rows of the table, last to first."""
-  table = betas.linear()
+  table = betas.linear()()
   path = bound(schedules.discrete(table))
   alpha = path.marginal(grids.uniform_time(999)).alpha
   np.testing.assert_allclose(alpha**2, np.cumprod(1 - table)[::-1], rtol=1e-9)

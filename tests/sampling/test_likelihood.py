@@ -101,8 +101,8 @@ def test_the_bound_lies_below_the_log_likelihood_and_approaches_it(name, x64):
 
 def boxes():
   """A discrete distribution on 5 x 5 levels of two dimensions, its cells and its entropy in bits."""
-  rng = np.random.default_rng(0)
-  share = rng.dirichlet(np.full(25, 0.7))
+  generator = np.random.default_rng(0)
+  share = generator.dirichlet(np.full(25, 0.7))
   values = np.linspace(-1, 1, 5)
   centers = np.stack(np.meshgrid(values, values, indexing='ij'), -1).reshape(25, 2)
   return share, centers, stats.entropy(share, base=2)
@@ -196,8 +196,8 @@ def test_a_row_is_solved_on_its_own(x64):
 
 
 def test_slerp_keeps_the_norm_of_unit_vectors_and_its_ends(x64):
-  rng = np.random.default_rng(3)
-  a, b = rng.normal(size=(2, 7, 4, 3))
+  generator = np.random.default_rng(3)
+  a, b = generator.normal(size=(2, 7, 4, 3))
   a, b = (v / np.sqrt((v**2).sum((1, 2), keepdims=True)) for v in (a, b))
   share = jnp.linspace(0, 1, 7)
   found = np.asarray(likelihood.slerp(jnp.asarray(a), jnp.asarray(b), share))

@@ -77,11 +77,9 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is(changes, says):
 
 
 def test_it_notes_what_it_plans_and_nothing_that_is_off():
-  with citations.collect() as used:
-    check(Sampling())
-  plain = {one.name for one in used}
-  with citations.collect() as used:
-    check(Sampling(guidance=1.5, interval=(-3.0, 3.0), monte_carlo=2))
-  more = {one.name for one in used} - plain
+  def planned(sampling):
+    return {one.name for one in citations.techniques(plan.rehearsed(sampling, DIFFUSION)[1])}
+
+  more = planned(Sampling(guidance=1.5, interval=(-3.0, 3.0), monte_carlo=2)) - planned(Sampling())
   assert {'classifier-free guidance', 'guidance interval'} <= more
   assert len(more) == 3  # and the Monte-Carlo dropout

@@ -46,7 +46,7 @@ def test_four_devices_have_the_statistics_of_one_with_the_global_batch(x64):
   assert all(np.abs(v - moved[n]).max() > 1e-2 for n, v in tiny.leaves(one.statistics).items())
 
 
-def test_judged_weights_get_statistics_of_their_own():
+def test_evaluation_parameters_get_statistics_of_their_own():
   """After settling, normalizing by them is normalizing by the mean over the first batches, whatever came before."""
   made = experiment()
   split, first, _ = tiny.start(made)
@@ -58,9 +58,9 @@ def test_judged_weights_get_statistics_of_their_own():
   own, running = (tiny.leaves(t) for t in (settled.evaluation_statistics, settled.statistics))
   for name, value in own.items():
     assert np.abs(value - running[name]).max() > 1e-3, name
-  # The same judged weights elsewhere on the trajectory: the same statistics.
+  # The same weights elsewhere on the trajectory: the same statistics.
   other = settled._replace(
-    batches_seen=settled.cursor + 7,
+    batches_seen=settled.batches_seen + 7,
     statistics=first.statistics,
     evaluation_statistics=first.evaluation_statistics,
   )

@@ -55,7 +55,7 @@ def test_it_goes_on_from_what_is_put_and_gives_back_what_it_holds():
   assert program.get(0) is given
   first = [tiny.dispatch(program) for _ in range(3)]
   end = devices.to_host(program.get(0))
-  assert int(end.cursor) == 3
+  assert int(end.batches_seen) == 3
   tiny.dispatch(program)
   program.put(0, devices.replicate(state))  # back to the first step
   again = [tiny.dispatch(program) for _ in range(3)]
@@ -95,7 +95,7 @@ def test_settling_a_network_without_statistics_does_nothing():
   assert_same(devices.to_host(given), state)  # nor were its buffers given away
 
 
-def test_validating_moves_nothing_and_is_of_the_judged_weights():
+def test_validating_moves_nothing_and_is_of_the_evaluation_parameters():
   made = tiny.experiment()
   data, state, _ = tiny.start(made)
   program = tiny.single(made, data, state)

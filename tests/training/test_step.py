@@ -12,7 +12,7 @@ from diffusion.training import experiment as experiments
 from diffusion.training import step as steps
 from tests.training import tiny
 
-COUNTERS = {'.step', '.cursor', '.skipped', '.skipped_in_a_row'}
+COUNTERS = {'.step', '.batches_seen', '.skipped', '.skipped_in_a_row'}
 
 
 def one_device(experiment):
@@ -43,7 +43,7 @@ def test_non_finite_batch_leaves_everything_but_the_counters(value):
   changed = {name for name in before if not np.array_equal(before[name], after[name])}
   assert changed == COUNTERS
   assert after['.step'] == 5
-  assert after['.cursor'] == 5
+  assert after['.batches_seen'] == 5
   assert metrics['skipped'] == 2
   assert metrics['skipped_in_a_row'] == 2
   state, metrics = step(state, data)  # and it recovers

@@ -112,7 +112,7 @@ def single(experiment: experiments.Experiment, data: SplitData, state) -> Single
 
 def dispatch(program: SingleRun):
   """Makes the next dispatch and waits for it; the metrics on the host."""
-  return program.dispatch([int(devices.to_host(program.get(0).cursor))])(0)
+  return program.dispatch([int(devices.to_host(program.get(0).batches_seen))])(0)
 
 
 def leaves(tree) -> dict[str, np.ndarray]:
