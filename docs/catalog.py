@@ -8,11 +8,14 @@ import inspect
 import pathlib
 import pkgutil
 import re
+from collections.abc import Callable
+from typing import Any
 
 import diffusion
 from diffusion import citations
 from diffusion.reporting import bibliography
-from tests import cases
+from tests.cases import CASES
+from tests.cases.base import Case
 
 ROOT = pathlib.Path(__file__).parents[1]
 HEAD = """# Catalogue
@@ -33,23 +36,18 @@ This page is generated: change the docstrings or `tests/cases/`, then run `pytho
 """
 
 
-def factories() -> dict[citations.Technique, object]:
-  """Every decorated factory of the package but those of the core, by its record."""
-  found = {}
+def rows() -> list[citations.Technique]:
+  """Every technique of the package but those of the core, by place, then by function."""
+  found = set()
   for info in pkgutil.walk_packages(diffusion.__path__, 'diffusion.'):
     module = importlib.import_module(info.name)
     for value in vars(module).values():
       record = getattr(value, 'technique', None)
       own = isinstance(record, citations.Technique) and value.__module__ == info.name
       if own and record.place != 'core':
-        found[record] = value
-  return found
-
-
-def rows() -> list[citations.Technique]:
-  """The techniques by place, then by function."""
+        found.add(record)
   order = citations.PLACES.index
-  return sorted(factories(), key=lambda one: (order(one.place), one.qualified_name))
+  return sorted(found, key=lambda one: (order(one.place), one.qualified_name))
 
 
 def _sections(docstring: str) -> dict[str, str]:
@@ -89,31 +87,47 @@ def _arguments(text: str, function: object) -> list[str]:
   return items
 
 
-def entry(record: citations.Technique, function: object) -> str:
+def shown(turn_on: Callable[[], dict[str, Any]] | str) -> str:
+  """The line that turns a technique on: the source of what the tests run, with dots for names in capitals.
+
+  Raises:
+    ValueError: a function that is not written as the rows write it, so that its source cannot be told apart.
+  """
+  if isinstance(turn_on, str):
+    return turn_on
+  source = inspect.getsource(turn_on)
+  line = re.fullmatch(r'\s*turn_on=lambda: fields\((.*)\),\s*', source, re.DOTALL)
+  if not line:
+    raise ValueError(
+      f'a row needs lines of their own for turn_on=lambda: fields(...), got {source!r}'
+    )
+  return re.sub(r'\*{0,2}\b[A-Z][A-Z_]*\b', '...', ' '.join(line[1].split()))
+
+
+def entry(case: Case) -> str:
   """One technique's section."""
-  short = record.qualified_name.removeprefix('diffusion.')
-  case, parts = cases.CASES[short], _sections(function.__doc__)
-  lines = [f'### {record.name}', '', f'`{case.line}`', '']
+  record, parts = case.factory.technique, _sections(case.factory.__doc__)
+  lines = [f'### {record.name}', '', f'`{shown(case.turn_on)}`', '']
   lines += [_paragraph(text) + '\n' for text in parts[''].split('\n\n')]
   lines.append(f'- Function: `{record.qualified_name}`')
   if 'Args' in parts:
-    lines += ['- Arguments:', *_arguments(parts['Args'], function)]
+    lines += ['- Arguments:', *_arguments(parts['Args'], case.factory)]
   keys = ', '.join(f'`{key}`' for key in record.keys)
   lines.append(f'- Source: {_paragraph(parts["Source"])} [{keys}]')
-  lines.append(f'- Live: `tests/test_catalog.py::test_the_technique_is_live[{short}]`')
+  lines.append(f'- Live: `tests/test_catalog.py::test_the_technique_is_live[{case.name}]`')
   lines.append(f'- Form: `{case.proof}`')
   return '\n'.join(lines)
 
 
 def files() -> dict[str, str]:
   """Path in the repository -> text of the generated files."""
-  made = factories()
-  parts, keys = [HEAD.format(count=len(made))], []
+  cases = {case.factory.technique: case for case in CASES}
+  parts, keys = [HEAD.format(count=len(cases))], []
   for place in citations.PLACES[1:]:
     here = [one for one in rows() if one.place == place]
     keys += [key for one in here for key in one.keys]
     parts.append(f'## {place.capitalize()} ({len(here)})\n')
-    parts += [entry(one, made[one]) + '\n' for one in here]
+    parts += [entry(cases[one]) + '\n' for one in here]
   return {
     'docs/CATALOG.md': '\n'.join(parts),
     'docs/references.bib': bibliography.entries(sorted(set(keys))).rstrip() + '\n',

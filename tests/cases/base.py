@@ -1,35 +1,60 @@
-"""What the catalogue's rows are made of."""
+"""What a row of the catalogue is, and what the rows share."""
 
+import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion import rng
+from diffusion.process import gaussian, marginals, parameterizations, schedules
+from diffusion.training import callbacks
+
 
 class Case(NamedTuple):
-  """One row: the line to write, a check that raises unless the technique is live, the test of its form."""
+  """One technique, as a row of the tables.
 
-  line: str
+  Attributes:
+    factory: the function behind it, which `@technique` marks.
+    live: raises unless the technique on differs from the technique off, in the direction it claims.
+    turn_on: makes the `fields` of an experiment that has it. A test calls it, and docs/CATALOG.md shows its source,
+      which therefore has lines of its own, with dots for each name in capitals: what an experiment has anyway.
+      Where no field does it (a flag, a function of finished runs): the text to show.
+    proof: path::name of the test of its closed form or statistic.
+  """
+
+  factory: Callable[..., Any]
   live: Callable[[], None]
+  turn_on: Callable[[], dict[str, Any]] | str
   proof: str
 
+  @property
+  def name(self) -> str:
+    """What tests and pages call it, e.g. models.dropout.spatial."""
+    return f'{self.factory.__module__}.{self.factory.__qualname__}'.removeprefix('diffusion.')
 
-CASES: dict[str, Case] = {}
+
+def fields(**values: Any) -> dict[str, Any]:
+  """Fields of an experiment, as its constructor takes them."""
+  return values
+
+
+CALLBACKS = [callbacks.checkpoint()]
 TREE = {
   'a': {'kernel': jnp.array([[1.0, -2.0], [0.5, 4.0]]), 'bias': jnp.array([1.0, 1.0])}
 }  # parameters
-
-
-def add(function: str, line: str, proof: str, live: Callable[[], None]) -> None:
-  assert function not in CASES, function
-  CASES[function] = Case(line, live, f'tests/{proof}')
+COSINE = schedules.cosine()
+REST = (marginals.variance_preserving, parameterizations.v())  # of a diffusion beside its schedule
+PATH = gaussian.bind(gaussian.Diffusion(COSINE, *REST), ())
+ROW_KEYS = rng.row_keys(jax.random.key(0), jnp.arange(200))
 
 
 def rising(*values):
   """Raises unless the numbers increase strictly."""
   found = [float(v) for v in values]
-  assert all(a < b for a, b in zip(found, found[1:], strict=False)), found
+  assert all(a < b for a, b in itertools.pairwise(found)), found
 
 
 def same(a, b):

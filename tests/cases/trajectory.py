@@ -2,7 +2,7 @@
 
 from diffusion.training import callbacks, guards
 from diffusion.training.callbacks import Event, Rollback, Stop
-from tests.cases.base import add
+from tests.cases.base import CALLBACKS, Case, fields
 
 
 def last_action(callback, rows):
@@ -38,12 +38,14 @@ def live_spike():
   assert not isinstance(last_action(guards.spike_guard(10), calm(30, 1.3))[1], Rollback)
 
 
-for name, line, where, live in (
-  ('callbacks.early_stopping', 'callbacks.early_stopping(patience=1000, share=0.3)',
-   'callbacks.py::test_early_stopping_counts_patience_in_steps_from_the_best', live_early_stopping),
-  ('callbacks.divergence_guard', 'callbacks.divergence_guard(10)',
-   'callbacks.py::test_divergence_guard_stops_on_skips_in_a_row_and_on_a_risen_loss', live_divergence),
-  ('guards.spike_guard', 'guards.spike_guard(10)',
-   'guards.py::test_two_high_visits_of_one_noise_level_are_a_spike_and_one_is_not', live_spike),
-):  # fmt: skip
-  add(f'training.{name}', f'callbacks=[..., {line}]', f'training/test_{where}', live)
+TABLE = (
+  Case(callbacks.early_stopping, live=live_early_stopping,
+    turn_on=lambda: fields(callbacks=[*CALLBACKS, callbacks.early_stopping(patience=1000, share=0.3)]),
+    proof='tests/training/test_callbacks.py::test_early_stopping_counts_patience_in_steps_from_the_best'),
+  Case(callbacks.divergence_guard, live=live_divergence,
+    turn_on=lambda: fields(callbacks=[*CALLBACKS, callbacks.divergence_guard(10)]),
+    proof='tests/training/test_callbacks.py::test_divergence_guard_stops_on_skips_in_a_row_and_on_a_risen_loss'),
+  Case(guards.spike_guard, live=live_spike,
+    turn_on=lambda: fields(callbacks=[*CALLBACKS, guards.spike_guard(10)]),
+    proof='tests/training/test_guards.py::test_two_high_visits_of_one_noise_level_are_a_spike_and_one_is_not'),
+)  # fmt: skip

@@ -77,6 +77,15 @@ def start(experiment: experiments.Experiment):
   return data, state, pipeline.InMemoryData(x, label, data.order)
 
 
+def shapes(experiment: experiments.Experiment):
+  """What `start` returns, with shapes for the state: nothing is compiled."""
+  data = experiments.load_data(experiment)
+  init = states.make_init(experiment, data.train[0][:1], data.units)
+  state = jax.eval_shape(init, jnp.uint32(experiment.seed), data.train[0][:1])
+  x, label = map(jnp.asarray, data.dataset[1:3])
+  return data, state, pipeline.InMemoryData(x, label, data.order)
+
+
 def rows_of(experiment: experiments.Experiment, data: SplitData, seen: int) -> np.ndarray:
   """The rows of the data in the batch after so many: int32 [B]."""
   order = Order(experiment.seed, data.split.train)
@@ -98,7 +107,7 @@ def one_device(experiment: experiments.Experiment, data: SplitData):
 
 def lowered(experiment: experiments.Experiment) -> str:
   """The text of its program."""
-  data, state, resident = start(experiment)
+  data, state, resident = shapes(experiment)
   given = np.zeros(experiment.batch_size, np.int32)
   return jax.jit(one_step(experiment, data)).lower(state, resident, given).as_text()
 
