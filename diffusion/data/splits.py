@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion import checks
-from diffusion.data import pipeline, sources
+from diffusion.data import pipeline, records, sources
 from diffusion.data.pipeline import check_size
 from diffusion.data.records import DiskRecords, select
 from diffusion.types import Curriculum
@@ -219,6 +219,14 @@ class SplitData(NamedTuple):
   def comparable(self) -> bool:
     """All training examples may be read into memory, to compare with them."""
     return not self.streamed or self.train[0].fits
+
+  def check_comparable(self, what: str) -> None:
+    """Raises ValueError where the training examples are streamed and too many for `what` compares with all of them."""
+    if not self.comparable:
+      raise ValueError(
+        f'{len(self.split.train)} streamed training images are too many to be compared with (the limit is '
+        f'{records.WHOLE} bytes): leave out {what}'
+      )
 
   @property
   def train_in_memory(self) -> tuple[np.ndarray, np.ndarray]:

@@ -50,6 +50,13 @@ LINES = {
   'gradient_norm': ('', BLUE),
 }
 NOISY = ('loss', 'gradient_norm')
+GROUPS = (
+  'loss',
+  'loss_bucket',
+  'train',
+  'validation',
+  'memorized',
+)  # of names that a run logs by itself
 BUCKET = re.compile(r'loss_bucket/(\d+)')
 FEW = 30  # values of a line up to which each is marked
 MANY = 200  # values of a noisy line beyond which its running mean is drawn over it
@@ -70,7 +77,8 @@ def curves(
   Args:
     rows: rows of metrics, each with `step`; read are `loss`, `train/eps`, `validation/eps`,
       `validation/gap`, `learning_rate`, `gradient_norm`, and `loss_bucket/0` to `loss_bucket/B-1`
-      (0 the least noise). A row may lack any of them or hold None.
+      (0 the least noise), and every other `group/name`, each group in a panel of its own. A row may lack any of them
+      or hold None.
     path: the picture's file; its folder is created.
     title: title of the whole.
     best_step: the step of the best validation loss, marked by a vertical line.
@@ -85,7 +93,7 @@ def curves(
   buckets = {key for row in rows for key in row if BUCKET.fullmatch(key)}
   by_noise = tuple(sorted(buckets, key=lambda key: int(BUCKET.fullmatch(key)[1])))
   panels = []
-  for panel in (*PANELS, BY_NOISE._replace(keys=by_noise)):
+  for panel in (*PANELS, *_logged(rows), BY_NOISE._replace(keys=by_noise)):
     series = {key: _series(rows, key) for key in panel.keys}
     series = {key: line for key, line in series.items() if len(line[0])}
     if series:
@@ -121,6 +129,16 @@ def curves(
   return save_figure(figure, path, title)
 
 
+def _logged(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
+  """A panel for each group of what callbacks have logged of their own, in the order in which they began."""
+  groups: dict[str, dict[str, None]] = {}
+  for name in dict.fromkeys(key for row in rows for key in row):
+    group, slash, _ = name.partition('/')
+    if slash and group not in GROUPS:
+      groups.setdefault(group, {})[name] = None
+  return [Panel(group, group, tuple(names)) for group, names in groups.items()]
+
+
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
   pairs = [(row['step'], row[key]) for row in rows if key in row and row[key] is not None]
   steps, values = np.asarray(pairs, np.float64).reshape(-1, 2).T
@@ -149,8 +167,9 @@ def _draw(
 
 
 def _draw_lines(axes: Any, series: Series) -> None:
+  own = itertools.cycle((BLUE, ORANGE, INK, FAINT))
   for key, (steps, values) in series.items():
-    name, color = LINES[key]
+    name, color = LINES[key] if key in LINES else (key.partition('/')[2], next(own))
     faint = 0.3 if key in NOISY else None
     _draw(axes, steps, values, faint, color=color, linewidth=1.5, markersize=3.5, label=name)
   lost = np.unique(np.concatenate([at[~np.isfinite(values)] for at, values in series.values()]))

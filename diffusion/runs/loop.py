@@ -7,18 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.runs import samples
+from diffusion.runs.look import LookAtRun
 from diffusion.runs.run import Position, Run
 from diffusion.training.callbacks import (
   Action,
-  DrawSamples,
-  Event,
-  MeasureMemorization,
+  Callback,
   Remember,
   Rollback,
   Save,
   SetLearningRateScale,
-  Snapshot,
   Stop,
 )
 from diffusion.training.program import Fetch, Program
@@ -52,7 +49,7 @@ def train(
       [None if one.run.reason else one.run.position.batches_seen for one in trained]
     )
     for one in living:
-      one.look(fetch)
+      one.follow(fetch)
     living = [one for one in living if not one.run.reason]
     signal = signaled()
   for one in living:
@@ -70,7 +67,7 @@ class InTraining:
     self._begin = self._lap = time.perf_counter()
     self._seen = run.position.batches_seen
 
-  def look(self, fetch: Fetch) -> None:
+  def follow(self, fetch: Fetch) -> None:
     """What follows a dispatch: a row, what the callbacks make of it, and what they ask for."""
     run, experiment = self.run, self.run.experiment
     run.position = run.position.after(experiment.steps_per_dispatch)
@@ -80,16 +77,7 @@ class InTraining:
       validating = step % experiment.validate_every == 0
       due = [c for c in experiment.callbacks if (step % c.every == 0 if c.every else validating)]
       if due or validating:
-        if validating:
-          self.program.recompute_statistics(self.k)
-        row = self._write(run.position, fetch, self.program.validate(self.k) if validating else {})
-        actions = []
-        # All of them before anything acts, so that a save holds their new states.
-        for callback in due:
-          state, action = callback.update(run.callback_states[callback.name], Event(step, row))
-          run.callback_states[callback.name] = state
-          actions.append(action)
-        self._act(actions, recomputed=validating)
+        self._ask(due, fetch, validating)
       else:
         self.waiting = run.position, fetch
     if not run.reason and run.position.step >= run.num_steps:
@@ -104,7 +92,25 @@ class InTraining:
     if self.saved != self.run.position:
       self._save(recomputed=False)
 
-  def _act(self, actions: Sequence[Action], recomputed: bool) -> None:
+  def _ask(self, due: Sequence[Callback], fetch: Fetch, validating: bool) -> None:
+    """Lets the callbacks look, writes the row with what they log, and does what they ask for."""
+    run, program, k = self.run, self.program, self.k
+    if validating:
+      program.recompute_statistics(k)
+    validated = program.validate(k) if validating else {}
+    row, timing = self._row(run.position, fetch)
+    look = LookAtRun(run, k, program, row | validated, validating)
+    actions = []
+    try:  # all of them before anything acts, so that a save holds their new states
+      for callback in due:
+        state, action = callback.update(run.callback_states[callback.name], look)
+        run.callback_states[callback.name] = state
+        actions.append(action)
+    finally:
+      run.write(look.row, timing)
+    self._act(actions, look)
+
+  def _act(self, actions: Sequence[Action], look: LookAtRun) -> None:
     """Does what the callbacks ask for, the first of each kind."""
     run, program, k = self.run, self.program, self.k
     asked = {type(action): action for action in reversed(actions)}
@@ -115,21 +121,10 @@ class InTraining:
       program.put(k, rescaled(program.get(k), asked[SetLearningRateScale].scale))
     if Stop in asked:
       run.reason = asked[Stop].reason
-    saving = not asked.keys().isdisjoint({Save, Stop, Remember})
-    if not recomputed and (
-      saving or not asked.keys().isdisjoint({DrawSamples, MeasureMemorization})
-    ):
-      program.recompute_statistics(k)
-    if MeasureMemorization in asked:  # before saving, so that no checkpoint is later than its row
-      found = samples.memorization(run, program.get(k), asked[MeasureMemorization].per_class)
-      run.write(run.position.as_row() | found, {})
-    if Snapshot in asked:  # likewise
-      samples.snapshot(run, program.get(k))
-    if saving:
+    if not asked.keys().isdisjoint({Save, Stop, Remember}):
+      look.recompute_statistics()
       metric = asked[Save].metric if Save in asked else math.inf
       self._save(metric, guarded=Remember in asked)
-    if DrawSamples in asked:
-      samples.draw_picture(run, program.get(k))
 
   def _go_back(self, back: Rollback) -> None:
     """Goes on from before a spike; where nothing was saved for it, the run ends."""
@@ -150,19 +145,16 @@ class InTraining:
 
   def _write_what_waits(self) -> None:
     if self.waiting is not None:
-      self._write(*self.waiting, {})
+      self.run.write(*self._row(*self.waiting))
       self.waiting = None
 
-  def _write(
-    self, position: Position, fetch: Fetch, more: Mapping[str, float]
-  ) -> dict[str, float | int]:
-    """Writes a row, which waits for the device, with the time since the one before; returns it."""
-    row = position.as_row() | flatten(fetch(self.k)) | dict(more)
+  def _row(self, position: Position, fetch: Fetch) -> tuple[dict[str, Any], dict[str, float]]:
+    """A row, which waits for the device, and what timing says of it: the time since the one before."""
+    row = position.as_row() | flatten(fetch(self.k))
     now = time.perf_counter()
     rate = (position.batches_seen - self._seen) / (now - self._lap)
-    self.run.write(row, {'wall_seconds': now - self._begin, 'steps_per_second': rate})
     self._lap, self._seen = now, position.batches_seen
-    return row
+    return row, {'wall_seconds': now - self._begin, 'steps_per_second': rate}
 
 
 def flatten(metrics: Mapping[str, Any]) -> dict[str, float | int]:

@@ -12,7 +12,6 @@ import numpy as np
 from diffusion import citations, devices, fingerprint, processes, provenance
 from diffusion.citations import Technique
 from diffusion.data.splits import SplitData
-from diffusion.evaluation import memorization
 from diffusion.reporting import rows
 from diffusion.sampling import draw, plan
 from diffusion.training import experiment as experiments
@@ -51,6 +50,7 @@ class Run:
     record: run.json.
     target: the shapes and types of its state, NumPy arrays to restore into; None before `resume`.
     position, callback_states: where it stands; the loop moves them.
+    kept: what callbacks compute once.
     reason: why training ended; '' while it goes on.
   """
 
@@ -66,6 +66,7 @@ class Run:
       one.name: one.init() for one in experiment.callbacks
     }
     self.target: Any = None
+    self.kept: dict[str, Any] = {}
     self._checkpoints: Checkpoints | None = None
     self._rows = rows.chain()
 
@@ -92,11 +93,6 @@ class Run:
     e = self.experiment
     shape = self.data.dataset.x.shape[1:]
     return draw.stored(draw.make_sample(e.model, e.diffusion, e.sampling, shape), self.data.units)
-
-  @functools.cached_property
-  def nearness(self) -> Callable[[np.ndarray], dict[str, float]]:
-    """Samples as stored -> a row of how near they are to the training set; see `memorization.watch`."""
-    return memorization.watch(self.data.train_in_memory[0], self.data.held_out[0])
 
   # Its folder.
 

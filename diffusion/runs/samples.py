@@ -1,17 +1,14 @@
-"""Samples of a run: drawn once when it is judged, to be read and added to later; and looked at while it trains."""
+"""Samples of a run: drawn once when it is evaluated, to be read and added to later; and as a picture."""
 
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
-from diffusion import devices, processes
+from diffusion import processes
 from diffusion.data import pipeline, sources
 from diffusion.runs.run import Run
-from diffusion.sampling import draw
-from diffusion.training.state import TrainState, weights
 
 
 def drawn(run: Run, weights: Any, labels: np.ndarray, identity: dict[str, Any]) -> np.ndarray:
@@ -79,35 +76,6 @@ def stored(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
   """(samples, labels) that `save` wrote."""
   with np.load(path) as arrays:
     return arrays['samples'], arrays['labels']
-
-
-def _now(run: Run, state: TrainState, labels: np.ndarray) -> np.ndarray:
-  """Samples with these labels from the judged weights of a replicated state, as the data is stored."""
-  return run.sample(weights(run.experiment, state), labels, np.arange(len(labels)))
-
-
-def draw_picture(run: Run, state: TrainState) -> None:
-  """Writes a picture of samples."""
-  step, dataset = run.position.step, run.data.dataset
-  labels = draw.picture_labels(run.experiment.sampling, dataset.levels, dataset.num_classes)
-  path = run.folder / 'samples' / f'step_{step:08d}.png'
-  picture(dataset, run.data.validation[0], _now(run, state, labels), path, f'step {step}')
-
-
-def memorization(run: Run, state: TrainState, per_class: int) -> dict[str, float]:
-  """A row of how near so many samples of each class are to the training set."""
-  labels = draw.class_labels(run.data.dataset.num_classes, per_class)
-  return run.nearness(_now(run, state, labels))
-
-
-def snapshot(run: Run, state: TrainState) -> None:
-  """Keeps the averages as they are, for later reconstruction."""
-  averages = devices.to_host(
-    {name: one.read(state.averages[name]) for name, one in run.experiment.averages.items()}
-  )
-  folder = run.folder / 'snapshots'
-  folder.mkdir(exist_ok=True)
-  ocp.save(folder.absolute() / f'step_{run.position.step:08d}', averages, overwrite=True)
 
 
 def picture(

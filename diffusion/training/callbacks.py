@@ -1,25 +1,76 @@
-"""Callbacks: pure functions of their own state and what just happened, answering with an action.
+"""Callbacks: functions of their own state and a look at the run, answering with an action.
 
-A callback sees an event every so many steps and returns its new state and what the loop should do. Its state is a
-dict of numbers and strings that is saved in every checkpoint, so patience survives a restart. The spike guard, which
-goes back, is in `guards`.
+A callback has a look every so many steps and returns its new state and what the loop should do. Its state is a dict of
+numbers and strings that is saved in every checkpoint, so patience survives a restart; what else it finds it logs. The
+spike guard, which goes back, is in `guards`.
 """
 
 import math
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from diffusion import checks
 from diffusion.citations import technique
+from diffusion.data.splits import SplitData
+from diffusion.evaluation import memorization
+from diffusion.sampling import draw
+from diffusion.types import Denoiser
 
 CallbackState = dict[str, Any]
 
 
-class Event(NamedTuple):
-  """What a callback is told: the step, and the logged row of metrics (means since the last one, and validation)."""
+class Look(Protocol):
+  """What a callback sees of a run; what it asks for is computed then, once for all callbacks.
+
+  Of several processes all see the same and must ask for the same, in the same order.
+
+  Attributes:
+    step: of the run.
+    row: this step's metrics: means since the last row, what was validated, and what callbacks before have logged.
+    experiment: `training.experiment.Experiment`.
+    data: loaded and split.
+    folder: of the run.
+  """
 
   step: int
   row: Mapping[str, Any]
+  experiment: Any
+  data: SplitData
+  folder: pathlib.Path
+
+  def log(self, numbers: Mapping[str, float]) -> None:
+    """Adds numbers to this step's row: 'group/name' -> number; a group is a panel of `curves.png`.
+
+    Raises:
+      ValueError: a name without a group or one that the row has, or what is no number.
+    """
+    ...
+
+  def parameters(self, average: str | None = None) -> Any:
+    """The evaluation parameters, or those of an average, as NumPy arrays: `network`, `schedule` and `terms`."""
+    ...
+
+  def denoiser(self, label: np.ndarray) -> Denoiser:
+    """(z [B, ...], t [B]) -> Prediction of the evaluation parameters for these labels [B]; -1 is the null label."""
+    ...
+
+  def samples(self, count: int) -> np.ndarray:
+    """The first samples of the evaluation parameters, of the classes in turn, as the data is stored: [count, ...].
+
+    Every look draws from the same starting noise, so that what changes is the network.
+    """
+    ...
+
+  def picture(self, samples: np.ndarray, name: str) -> None:
+    """Writes samples, in the order in which `samples` has them, as samples/NAME.png of the run's folder."""
+    ...
+
+  def once(self, key: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns, computed at the first look of this start and kept for the later ones."""
+    ...
 
 
 class Continue(NamedTuple):
@@ -38,24 +89,10 @@ class Save(NamedTuple):
   metric: float
 
 
-class DrawSamples(NamedTuple):
-  """Write a picture of samples from the averaged weights."""
-
-
-class MeasureMemorization(NamedTuple):
-  """Draw so many samples of each class from the averaged weights and log how near they are to the training set."""
-
-  per_class: int
-
-
 class SetLearningRateScale(NamedTuple):
   """Multiply the schedule's learning rate by this from now on."""
 
   scale: float
-
-
-class Snapshot(NamedTuple):
-  """Keep the averages as they are now, for later reconstruction."""
 
 
 class Remember(NamedTuple):
@@ -69,27 +106,33 @@ class Rollback(NamedTuple):
   reason: str
 
 
-Action = (
-  Continue | Stop | Save | DrawSamples | MeasureMemorization | SetLearningRateScale | Snapshot | Remember | Rollback
-)  # fmt: skip
+Action = Continue | Stop | Save | SetLearningRateScale | Remember | Rollback
 
 
 class Callback(NamedTuple):
-  """`update(state, event) -> (state, action)`, called at every step divisible by `every`.
+  """`update(state, look) -> (state, action)`, called at every step divisible by `every`.
 
-  `every` = 0 means whenever the run validates. `extend(state, step)` is the state when a run that was finished at that
-  step is taken further. `survives_rollback`: its state is kept where the others' are turned back. `saves`: it asks for
-  checkpoints, whatever happens. `finding(state)` is what a report says of it, as (quantity, number, meaning), or None.
+  Attributes:
+    name: one in an experiment.
+    every: steps, a multiple of `log_every`; 0 means whenever the run validates.
+    init: () -> its first state, a dict that JSON can hold.
+    update: see above.
+    extend: (state, step) -> the state when a run that was finished at that step is taken further.
+    survives_rollback: its state is kept where the others' are turned back.
+    saves: it asks for checkpoints, whatever happens.
+    finding: state -> what a report says of it, as (quantity, number, meaning), or None.
+    check: raises ValueError before training for data it cannot look at.
   """
 
   name: str
   every: int
   init: Callable[[], CallbackState]
-  update: Callable[[CallbackState, Event], tuple[CallbackState, Action]]
+  update: Callable[[CallbackState, Look], tuple[CallbackState, Action]]
   extend: Callable[[CallbackState, int], CallbackState] = lambda state, step: state
   survives_rollback: bool = False
   saves: bool = False
   finding: Callable[[CallbackState], tuple[str, float, str] | None] = lambda state: None
+  check: Callable[[SplitData], None] = lambda data: None
 
 
 def _metric(row: Mapping[str, Any], name: str) -> float:
@@ -128,15 +171,15 @@ def early_stopping(
   checks.at_least('min_delta', min_delta, 0)
   checks.in_range('share', share, 0, 1, ends='[)')
 
-  def update(state: CallbackState, event: Event) -> tuple[CallbackState, Action]:
+  def update(state: CallbackState, look: Look) -> tuple[CallbackState, Action]:
     state = {'since': state['since'], 'best': dict(state['best'])}
     for name in metrics:
-      value, best = _metric(event.row, name), state['best'].get(name, [math.inf, 0])
+      value, best = _metric(look.row, name), state['best'].get(name, [math.inf, 0])
       if math.isfinite(value) and value < best[0] - min_delta:
-        state['best'][name] = [value, event.step]
-        state['since'] = event.step
-    waited = event.step - state['since']
-    if waited >= max(patience, share * event.step):
+        state['best'][name] = [value, look.step]
+        state['since'] = look.step
+    waited = look.step - state['since']
+    if waited >= max(patience, share * look.step):
       bests = [(name, *state['best'].get(name, [math.inf, 0])) for name in metrics]
       below = ', '.join(f'{name} has not fallen below {b:.6g} at step {s}' for name, b, s in bests)
       return state, Stop(f'early stopping: {below} for {waited} steps')
@@ -175,14 +218,14 @@ def reduce_on_plateau(
   checks.at_least('min_delta', min_delta, 0)
   checks.in_range('min_scale', min_scale, 0, 1, ends='()')
 
-  def update(state: CallbackState, event: Event) -> tuple[CallbackState, Action]:
-    value = _metric(event.row, metric)
+  def update(state: CallbackState, look: Look) -> tuple[CallbackState, Action]:
+    value = _metric(look.row, metric)
     if math.isfinite(value) and value < state['best'] - min_delta:
-      return state | {'best': value, 'since': event.step}, Continue()
-    if event.step - state['since'] < patience or state['scale'] <= min_scale:
+      return state | {'best': value, 'since': look.step}, Continue()
+    if look.step - state['since'] < patience or state['scale'] <= min_scale:
       return state, Continue()
     scale = max(state['scale'] * factor, min_scale)
-    return state | {'scale': scale, 'since': event.step}, SetLearningRateScale(scale)
+    return state | {'scale': scale, 'since': look.step}, SetLearningRateScale(scale)
 
   return Callback(
     'reduce_on_plateau', 0, lambda: {'best': math.inf, 'since': 0, 'scale': 1.0}, update
@@ -192,7 +235,17 @@ def reduce_on_plateau(
 def snapshots(every: int) -> Callback:
   """Keeps the averages every `every` steps, >= 1, in the run's `snapshots`, for `averaging.reconstruct`."""
   checks.integer('every', every)
-  return Callback('snapshots', every, dict, lambda state, event: (state, Snapshot()))
+
+  def update(state: CallbackState, look: Look) -> tuple[CallbackState, Action]:
+    from orbax.checkpoint import v1 as ocp
+
+    averages = {name: look.parameters(name) for name in look.experiment.averages}
+    folder = look.folder.absolute() / 'snapshots'
+    folder.mkdir(exist_ok=True)
+    ocp.save(folder / f'step_{look.step:08d}', averages, overwrite=True)
+    return state, Continue()
+
+  return Callback('snapshots', every, dict, update)
 
 
 def checkpoint(metric: str = 'validation/eps', every: int = 0) -> Callback:
@@ -204,13 +257,13 @@ def checkpoint(metric: str = 'validation/eps', every: int = 0) -> Callback:
   """
   checks.integer('every', every, 0)
 
-  def update(state: CallbackState, event: Event) -> tuple[CallbackState, Action]:
-    value = _metric(event.row, metric)
+  def update(state: CallbackState, look: Look) -> tuple[CallbackState, Action]:
+    value = _metric(look.row, metric)
     value = value if math.isfinite(value) else math.inf  # NaN would sort anywhere
     improved = value < state['best']
-    if improved or event.step - state['last_save'] >= every:
-      best = {'best': value, 'best_step': event.step} if improved else {}
-      return state | best | {'last_save': event.step}, Save(value)
+    if improved or look.step - state['last_save'] >= every:
+      best = {'best': value, 'best_step': look.step} if improved else {}
+      return state | best | {'last_save': look.step}, Save(value)
     return state, Continue()
 
   return Callback(
@@ -219,16 +272,21 @@ def checkpoint(metric: str = 'validation/eps', every: int = 0) -> Callback:
 
 
 def sample_grid(every: int) -> Callback:
-  """Writes a picture of samples every `every` steps, >= 1."""
+  """Writes a picture of samples every `every` steps, >= 1, into the run's `samples`."""
   checks.integer('every', every)
-  return Callback('sample_grid', every, dict, lambda state, event: (state, DrawSamples()))
+
+  def update(state: CallbackState, look: Look) -> tuple[CallbackState, Action]:
+    dataset = look.data.dataset
+    labels = draw.picture_labels(look.experiment.sampling, dataset.levels, dataset.num_classes)
+    look.picture(look.samples(len(labels)), f'step_{look.step:08d}')
+    return state, Continue()
+
+  return Callback('sample_grid', every, dict, update)
 
 
 @technique('memorization while training', 'core', 'yoon2023memorize')
 def watch_memorization(every: int, per_class: int = 50, growth: float = 1.0) -> Callback:
   """Logs the memorized fraction of samples as training goes on: `memorized/fraction`, and `memorized/null` beside it.
-
-  Every look draws from the same starting noise, so that what changes is the network.
 
   Args:
     every: steps between looks, >= 1; with `growth` the least distance.
@@ -244,12 +302,18 @@ def watch_memorization(every: int, per_class: int = 50, growth: float = 1.0) -> 
   checks.integer('per_class', per_class)
   checks.at_least('growth', growth, 1)
 
-  def update(state: CallbackState, event: Event) -> tuple[CallbackState, Action]:
-    if event.step < state['next']:
+  def update(state: CallbackState, look: Look) -> tuple[CallbackState, Action]:
+    if look.step < state['next']:
       return state, Continue()
-    return {'next': growth * event.step}, MeasureMemorization(per_class)
+    train, held_out = look.data.train_in_memory[0], look.data.held_out[0]
+    measure = look.once('watch_memorization', lambda: memorization.watch(train, held_out))
+    look.log(measure(look.samples(per_class * max(1, look.data.dataset.num_classes))))
+    return {'next': growth * look.step}, Continue()
 
-  return Callback('watch_memorization', every, lambda: {'next': 0.0}, update)
+  return Callback(
+    'watch_memorization', every, lambda: {'next': 0.0}, update,
+    check=lambda data: data.check_comparable('watch_memorization'),
+  )  # fmt: skip
 
 
 @technique('divergence guard', 'trajectory', 'chowdhery2022palm')
@@ -270,8 +334,8 @@ def divergence_guard(every: int, max_skipped: int = 10, factor: float = 10.0) ->
   checks.integer('max_skipped', max_skipped)
   checks.in_range('factor', factor, 1, math.inf, ends='()')
 
-  def update(state: CallbackState, event: Event) -> tuple[CallbackState, Action]:
-    in_a_row, loss = event.row['skipped_in_a_row'], event.row['loss']
+  def update(state: CallbackState, look: Look) -> tuple[CallbackState, Action]:
+    in_a_row, loss = look.row['skipped_in_a_row'], look.row['loss']
     first = state['first'] if state['first'] is not None else loss
     state = {'first': first if math.isfinite(first) else None}
     if in_a_row >= max_skipped:

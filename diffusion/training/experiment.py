@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from diffusion import checks, devices
-from diffusion.data import augment, pipeline, records, sources, splits
+from diffusion.data import augment, pipeline, sources, splits
 from diffusion.data.records import DiskRecords
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
@@ -150,12 +150,10 @@ def load_data(experiment: Experiment) -> SplitData:
       'a curriculum that ranks the examples needs them in memory: it does not go with streamed data'
     )
   data = splits.split_data(dataset, experiment.split, experiment.normalization, curriculum)
-  looks = [c.name for c in experiment.callbacks if c.name == 'watch_memorization']
-  if not data.comparable and (experiment.metrics or looks):
-    raise ValueError(
-      f'{len(data.split.train)} streamed training images are too many to be compared with (the limit is '
-      f'{records.WHOLE} bytes): leave out metrics and watch_memorization'
-    )
+  if experiment.metrics:
+    data.check_comparable('metrics')
+  for callback in experiment.callbacks:
+    callback.check(data)
   plan = evaluation_plan(experiment, data)
   for metric in experiment.metrics:
     metric.check(plan)

@@ -13,7 +13,7 @@ from diffusion.training.callbacks import (
   Callback,
   CallbackState,
   Continue,
-  Event,
+  Look,
   Remember,
   Rollback,
   Stop,
@@ -98,12 +98,12 @@ def spike_guard(
         history['norm'] = [*past, norm][-window:]
     return state | {'history': history, 'recent': recent}, spiked
 
-  def update(state: CallbackState, event: Event) -> tuple[CallbackState, Action]:
-    state, spiked = assess(state, event.row)
+  def update(state: CallbackState, look: Look) -> tuple[CallbackState, Action]:
+    state, spiked = assess(state, look.row)
     if spiked is None:
       calm = not any(any(flags) for flags in state['recent'].values())
-      return state, Remember() if calm and event.step % back == 0 else Continue()
-    reason = f'diverged: {spiked} at step {event.step} after {state["rollbacks"]} rollbacks'
+      return state, Remember() if calm and look.step % back == 0 else Continue()
+    reason = f'diverged: {spiked} at step {look.step} after {state["rollbacks"]} rollbacks'
     if state['rollbacks'] >= limit:
       return state, Stop(reason)
     state |= {'rollbacks': state['rollbacks'] + 1, 'recent': {}}

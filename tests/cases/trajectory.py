@@ -1,14 +1,15 @@
 """Rows of the catalogue: trajectory."""
 
 from diffusion.training import callbacks, guards
-from diffusion.training.callbacks import Event, Rollback, Stop
+from diffusion.training.callbacks import Rollback, Stop
 from tests.cases.base import CALLBACKS, Case, fields
+from tests.training.looks import Seen
 
 
 def last_action(callback, rows):
   state, action = callback.init(), None
   for i, row in enumerate(rows, 1):
-    state, action = callback.update(state, Event(10 * i, row))
+    state, action = callback.update(state, Seen(10 * i, row))
     if isinstance(action, Stop | Rollback):
       return i, action
   return len(rows), action

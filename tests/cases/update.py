@@ -10,9 +10,10 @@ import optax
 from diffusion.optimizers import averaging, chains, clipping, optimizers, schedules
 from diffusion.runs import lr_range
 from diffusion.training import callbacks, gradient
-from diffusion.training.callbacks import Event, SetLearningRateScale
+from diffusion.training.callbacks import SetLearningRateScale
 from tests.cases.base import CALLBACKS, TREE, Case, differs, fields, rising, same
 from tests.training import tiny
+from tests.training.looks import Seen
 
 rate = schedules.constant(0.1)  # in lower case: the catalogue shows it by name
 ADAM = (optimizers.adam(), rate)
@@ -80,9 +81,9 @@ def live_rate(schedule, shape):
 
 def live_plateau():
   plateau = callbacks.reduce_on_plateau(factor=0.5, patience=10)
-  state, _ = plateau.update(plateau.init(), Event(10, {'validation/eps': 1.0}))
-  _, better = plateau.update(state, Event(20, {'validation/eps': 0.5}))
-  _, level = plateau.update(state, Event(20, {'validation/eps': 1.0}))
+  state, _ = plateau.update(plateau.init(), Seen(10, {'validation/eps': 1.0}))
+  _, better = plateau.update(state, Seen(20, {'validation/eps': 0.5}))
+  _, level = plateau.update(state, Seen(20, {'validation/eps': 1.0}))
   assert not isinstance(better, SetLearningRateScale)
   assert level == SetLearningRateScale(0.5)
   optimizer = chains.chain(optimizers.momentum(0.0), rate)

@@ -204,7 +204,7 @@ def test_an_ensemble_samples_from_the_mean_of_its_members(tmp_path):
 
 
 def test_memorization_is_logged_while_training_and_after_a_restart(tmp_path):
-  """Rows of their own, the same in a run cut in two as in one that was not."""
+  """In the rows of their steps, the same in a run cut in two as in one that was not."""
   made = experiment(callbacks.watch_memorization(50, per_class=20))
   whole = Ended(tmp_path / 'a', made)
   Ended(tmp_path / 'b', made, interrupt_at=120)
@@ -219,4 +219,4 @@ def test_memorization_is_logged_while_training_and_after_a_restart(tmp_path):
     assert row['memorized/low'] <= row['memorized/fraction'] <= row['memorized/high']
     assert 0 <= row['memorized/null'] < 0.2  # held-out examples in eight dimensions
     assert 0 < row['memorized/ratio'] <= 1
-    assert 'loss' not in row
+    assert 'loss' in row

@@ -11,15 +11,14 @@ from diffusion import devices
 from diffusion.runs import loop
 from diffusion.runs.run import Position, Run
 from diffusion.training import callbacks
+from diffusion.training import state as states
 from diffusion.training.callbacks import (
   Callback,
   Continue,
-  DrawSamples,
   Remember,
   Rollback,
   Save,
   SetLearningRateScale,
-  Snapshot,
   Stop,
 )
 from diffusion.training.experiment import check_cadence
@@ -74,14 +73,27 @@ class Noted(Run):
       experiment=made, data=None, config=None, source=None, folder=folder, used=[],
       record={'num_steps': num_steps},
     )  # fmt: skip
-    self.rows, self.saves, self.drawn, self.snapshots, self.order = [], [], [], [], []
+    self.rows, self.saves, self.drawn, self.order = [], [], [], []
+    self.data = types.SimpleNamespace(
+      dataset=types.SimpleNamespace(num_classes=3),
+      train_in_memory=(np.eye(4),),
+      held_out=(np.eye(4),),
+    )
     self.checked = folder is not None
     if self.checked:
       self.resume(devices.to_host(state_at(0, 0)))
 
   def write(self, row, timing):
     self.rows.append(row)
-    self.order.append(f'{"memorized" if "memorized/fraction" in row else "row"} {row["step"]}')
+    self.order.append(f'row {row["step"]}')
+
+  @property
+  def sample(self):
+    def draw(weights, labels, numbers):
+      self.drawn.append((int(weights.step[0]), labels.tolist(), numbers.tolist()))
+      return 100.0 * weights.step[0] + numbers
+
+    return draw
 
   def save(self, replicated, metric=math.inf, guarded=False):
     position = self.position
@@ -160,14 +172,9 @@ def train(run, program=None, interrupt_at=None):
 
 
 @pytest.fixture(autouse=True)
-def _samples(monkeypatch):
-  """There is no network to look at; `test_guarded_runs` and `test_runs` have the real ones."""
-  stand_ins = types.SimpleNamespace(
-    draw_picture=lambda run, state: run.drawn.append((run.position.step, int(state.step[0]))),
-    snapshot=lambda run, state: run.snapshots.append((run.position.step, int(state.step[0]))),
-    memorization=lambda run, state, per_class: {'memorized/fraction': state.step[0] / per_class},
-  )
-  monkeypatch.setattr(loop, 'samples', stand_ins)
+def _weights(monkeypatch):
+  """The state is all there is to draw from; `test_look` has networks."""
+  monkeypatch.setattr(states, 'weights', lambda experiment, state: state)
   Counted.conversions = 0
 
 
@@ -352,42 +359,98 @@ def test_a_rollback_without_a_state_to_go_back_to_ends_the_run(tmp_path):
   run.close()
 
 
-def test_scales_snapshots_and_samples_reach_what_makes_them():
-  def act(state, event):
-    return state, SetLearningRateScale(0.5) if event.step == 20 else Snapshot()
+def test_a_scale_reaches_the_state():
+  def act(state, look):
+    return state, SetLearningRateScale(0.5) if look.step == 20 else Continue()
 
-  def draw(state, event):
-    return state, DrawSamples()
-
-  run = Noted([Callback('c', 10, dict, act), Callback('d', 30, dict, draw)], 30, 10, 30)
+  run = Noted([Callback('c', 10, dict, act)], 30, 10, 30)
   program = Counting([run])
   train(run, program)
   assert devices.to_host(program.get(0)).learning_rate_scale == 0.5
-  assert run.snapshots == [(10, 10), (30, 30)]
-  assert run.drawn == [(30, 30)]
 
 
-def test_what_is_saved_or_drawn_from_is_settled_before_and_once():
-  draw = Callback('draw', 10, dict, lambda s, e: (s, DrawSamples() if e.step == 20 else Save(1.0)))
-  run = Noted([draw], 40, 10, 40)
+def drawing(count, name='draw'):
+  """Draws and logs; saves at steps other than 20."""
+
+  def update(state, look):
+    look.log({f'{name}/sum': look.samples(count).sum()})
+    return state, Continue() if look.step == 20 else Save(1.0)
+
+  return Callback(name, 10, dict, update)
+
+
+def test_what_is_saved_or_drawn_from_has_statistics_of_its_own_made_once():
+  run = Noted([drawing(2), drawing(5, 'more')], 40, 10, 40)
   program = Counting([run])
   train(run, program)
   assert program.settled == [(0, 10), (0, 20), (0, 30), (0, 40)]
 
 
-def test_a_measurement_is_a_row_of_its_own_written_before_the_save():
+def test_samples_are_drawn_once_a_step_for_all_callbacks():
+  run = Noted([drawing(2), drawing(5, 'more'), drawing(3, 'less')], 20, 10, 20)
+  train(run)
+  assert run.drawn == [(step, labels, numbers) for step in (10, 20)
+                       for labels, numbers in (([0, 1], [0, 1]), ([2, 0, 1], [2, 3, 4]))]  # fmt: skip
+  assert [row['draw/sum'] for row in run.rows] == [2001, 4001]
+  assert [row['more/sum'] for row in run.rows] == [5010, 10010]
+  assert [row['less/sum'] for row in run.rows] == [3003, 6003]
+
+
+def test_what_is_logged_is_in_the_row_of_the_step_which_is_written_before_the_save():
   """With growth 2 looks come at 10, 20, 40, 80: each at least twice the one before."""
   watch = callbacks.watch_memorization(10, per_class=5, growth=2.0)
-  run = Noted([watch, callbacks.checkpoint('loss')], 100, 10, 10)
+  run = Noted(
+    [watch._replace(update=logging(watch.update)), callbacks.checkpoint('mine/step')], 100, 10, 10
+  )
   train(run)
-  found = {
-    row['step']: row['memorized/fraction'] for row in run.rows if 'memorized/fraction' in row
-  }
-  assert found == {10: 2, 20: 4, 40: 8, 80: 16}
+  found = {row['step']: row['loss'] for row in run.rows if 'memorized/fraction' in row}
+  assert found == dict.fromkeys((10, 20, 40, 80), 1.0)
+  assert len(run.rows) == 10
   assert [one for one in run.order if not one.startswith('dispatch')][:3] == [
-    'row 10', 'memorized 10', 'save 10',
-  ]  # fmt: skip
+    'row 10',
+    'save 10',
+    'row 20',
+  ]
   assert run.callback_states['watch_memorization'] == {'next': 160.0}
+  assert (
+    run.callback_states['checkpoint']['best'] == 10.0
+  )  # a later callback sees what an earlier one has logged
+
+
+def logging(update):
+  """With samples that can be compared, and the step logged."""
+
+  def changed(state, look):
+    look.log({'mine/step': look.step})
+    drawn = types.SimpleNamespace(
+      **vars(look),
+      once=look.once,
+      log=look.log,
+      samples=lambda count: np.eye(4)[np.arange(count) % 4],
+    )
+    return update(state, drawn)
+
+  return changed
+
+
+@pytest.mark.parametrize(
+  ('numbers', 'says'),
+  [
+    ({'mean': 1.0}, r"has a group before its name, e.g. mine/mean, got 'mean'"),
+    ({'loss_bucket/0': 1.0}, 'loss_bucket/0 is in the row of step 10 already'),
+    ({'mine/x': [1.0, 2.0]}, r'mine/x must be one number, got \[1.0, 2.0\]'),
+    ({'mine/x': 'high'}, "mine/x must be one number, got 'high'"),
+  ],
+)
+def test_what_cannot_be_logged_is_named_and_the_row_is_not_lost(numbers, says):
+  def update(state, look):
+    look.log(numbers)
+    return state, Continue()
+
+  run = Noted([Callback('c', 10, dict, update)])
+  with pytest.raises(ValueError, match=says):
+    train(run)
+  assert [row['step'] for row in run.rows] == [10]
 
 
 # Several runs.

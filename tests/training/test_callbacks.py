@@ -8,12 +8,11 @@ import pytest
 from diffusion.training import callbacks
 from diffusion.training.callbacks import (
   Continue,
-  DrawSamples,
-  Event,
   Save,
   SetLearningRateScale,
   Stop,
 )
+from tests.training.looks import Seen
 
 
 def play(callback, values, metric='validation/eps', period=10, state=None):
@@ -22,7 +21,7 @@ def play(callback, values, metric='validation/eps', period=10, state=None):
   actions = []
   for i, value in enumerate(values, 1):
     state, action = callback.update(
-      json.loads(json.dumps(state)), Event(i * period, {metric: value})
+      json.loads(json.dumps(state)), Seen(i * period, {metric: value})
     )
     actions.append(action)
     if isinstance(action, Stop):
@@ -74,7 +73,7 @@ def test_early_stopping_of_several_metrics_waits_for_the_last_to_stop_falling():
   stop = callbacks.early_stopping(['a', 'b'], patience=20)
   state = stop.init()
   for step, (a, b) in enumerate([(5, 5), (4, 6), (4, 4), (4, 4), (4, 4)], 1):
-    state, action = stop.update(state, Event(10 * step, {'a': a, 'b': b}))
+    state, action = stop.update(state, Seen(10 * step, {'a': a, 'b': b}))
     assert isinstance(action, Stop) == (step == 5)
   assert 'a has not fallen below 4 at step 20, b has not fallen below 4 at step 30' in action.reason
 
@@ -95,7 +94,7 @@ def test_a_restart_in_the_middle_changes_nothing():
   first, state = play(stop, values[:4])
   rest = []
   for i, value in enumerate(values[4:], 5):
-    state, action = stop.update(state, Event(i * 10, {'validation/eps': value}))
+    state, action = stop.update(state, Seen(i * 10, {'validation/eps': value}))
     rest.append(action)
   assert (first + rest)[: len(whole)] == whole
 
@@ -104,10 +103,10 @@ def test_extending_gives_a_stopped_run_its_patience_again():
   stop = callbacks.early_stopping(patience=20)
   _, state = play(stop, [3, 4, 4])
   state = stop.extend(state, 30)
-  state, action = stop.update(state, Event(40, {'validation/eps': 4}))
+  state, action = stop.update(state, Seen(40, {'validation/eps': 4}))
   assert isinstance(action, Continue)
   assert state['best'] == {'validation/eps': [3, 10]}
-  _, action = stop.update(state, Event(50, {'validation/eps': 4}))
+  _, action = stop.update(state, Seen(50, {'validation/eps': 4}))
   assert isinstance(action, Stop)
 
 
@@ -129,7 +128,7 @@ def test_divergence_guard_stops_on_skips_in_a_row_and_on_a_risen_loss():
   guard = callbacks.divergence_guard(every=10, max_skipped=3, factor=2.0)
 
   def answer(state, loss, in_a_row):
-    return guard.update(state, Event(10, {'loss': loss, 'skipped_in_a_row': in_a_row}))
+    return guard.update(state, Seen(10, {'loss': loss, 'skipped_in_a_row': in_a_row}))
 
   state, action = answer(guard.init(), math.nan, 2)  # an all-skipped first window sets no mark
   assert isinstance(action, Continue)
@@ -138,11 +137,6 @@ def test_divergence_guard_stops_on_skips_in_a_row_and_on_a_risen_loss():
   assert isinstance(answer(state, 1.9, 2)[1], Continue)
   assert 'more than 2 times' in answer(state, 2.1, 0)[1].reason
   assert '3 non-finite steps in a row' in answer(state, math.nan, 3)[1].reason
-
-
-def test_sample_grid_draws():
-  assert callbacks.sample_grid(20).every == 20
-  assert callbacks.sample_grid(20).update({}, Event(20, {})) == ({}, DrawSamples())
 
 
 @pytest.mark.parametrize(
@@ -165,4 +159,4 @@ def test_an_unknown_metric_is_named_with_the_known_ones():
   with pytest.raises(
     ValueError, match=r"no metric 'validation/loss' to follow: there are validation/eps"
   ):
-    stop.update(stop.init(), Event(1, {'validation/eps': 1.0}))
+    stop.update(stop.init(), Seen(1, {'validation/eps': 1.0}))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from diffusion.training import guards
-from diffusion.training.callbacks import Continue, Event, Remember, Rollback, Stop
+from diffusion.training.callbacks import Continue, Remember, Rollback, Stop
+from tests.training.looks import Seen
 
 
 def rows(count, seed=0, buckets=4, noise=0.1):
@@ -27,8 +28,8 @@ def rows(count, seed=0, buckets=4, noise=0.1):
 def play(guard, given, start=0):
   state, actions = guard.init(), []
   for i, row in enumerate(given, 1):
-    event = Event(start + 10 * i, row)
-    state, action = guard.update(json.loads(json.dumps(state)), event)
+    look = Seen(start + 10 * i, row)
+    state, action = guard.update(json.loads(json.dumps(state)), look)
     actions.append(action)
   return state, actions
 
