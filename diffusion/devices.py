@@ -85,6 +85,31 @@ def configure(
     use_cache()
 
 
+def configure_or_keep(batch_size: int) -> list[str]:
+  """`configure` where JAX has not been used yet and nobody has said how many CPU devices, else what there is.
+
+  Returns:
+    What a user should know of the latter.
+
+  Raises:
+    ValueError: a batch that the devices cannot share.
+  """
+  wanted = _fitting_devices(batch_size, os.cpu_count() or 1)
+  chosen = max(0, jax.config.jax_num_cpu_devices) if not _accelerator() else 0
+  said = []
+  try:
+    configure(batch_size, chosen)
+  except RuntimeError:  # JAX says so of a setting that comes too late
+    use_cache()
+    if jax.local_device_count() != wanted and batch_size % wanted == 0:
+      said = [
+        f'JAX is in use already, so the run takes the {jax.local_device_count()} CPU devices that there are, and '
+        f'{wanted} would suit it: train before JAX is used, or set jax_num_cpu_devices first'
+      ]
+  check_batch(batch_size)
+  return said
+
+
 def _fitting_devices(rows: int, cores: int) -> int:
   """How many virtual CPU devices a process divides its rows over."""
   fit = [n for n in range(1, min(cores, 8) + 1) if rows % n == 0]

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
@@ -368,6 +369,9 @@ def caught_signals(seen: int, steps: int) -> Iterator[Signals]:
     steps: of a dispatch.
   """
   by_itself = alone()
+  if by_itself and threading.current_thread() is not threading.main_thread():
+    yield Signals()  # Python hands signals to the main thread alone
+    return
   signals = Signals(None if by_itself else preemption(seen, steps))
   numbers = (signal.SIGINT, signal.SIGTERM) if by_itself else (signal.SIGINT,)
   before = {number: signal.getsignal(number) for number in numbers}

@@ -46,9 +46,10 @@ def code() -> dict[str, Any]:
   return {'commit': commit and commit.strip(), 'diff': _git('diff', 'HEAD')}
 
 
-def code_digest(experiment: pathlib.Path) -> str:
-  """A short hash of an experiment file and of the whole package, by which results of other code are told apart."""
-  whole = hashlib.sha256(experiment.read_bytes())
+def code_digest(experiment: pathlib.Path | str) -> str:
+  """A short hash of the whole package and of an experiment file, or a text in its place: other code has another."""
+  own = experiment.encode() if isinstance(experiment, str) else experiment.read_bytes()
+  whole = hashlib.sha256(own)
   for path in sorted(pathlib.Path(__file__).parent.rglob('*.py')):
     whole.update(path.read_bytes())
   return whole.hexdigest()[:16]
@@ -74,11 +75,9 @@ def command() -> list[str]:
 
 
 def config_to_json(config: Any) -> dict[str, Any]:
-  """A dataclass of numbers, strings and tuples as JSON data."""
-  return {
-    key: list(value) if isinstance(value, tuple) else value
-    for key, value in dataclasses.asdict(config).items()
-  }
+  """A dataclass of numbers, strings and tuples as JSON data, or a mapping of such."""
+  items = config if isinstance(config, Mapping) else dataclasses.asdict(config)
+  return {key: list(value) if isinstance(value, tuple) else value for key, value in items.items()}
 
 
 def config_from_json(base: Any, data: Mapping[str, Any]) -> Any:
@@ -128,13 +127,14 @@ def write_record(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
   write_json(workdir / 'run.json', record)
 
 
-def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path) -> None:
+def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path | str) -> None:
   """Takes a folder for a run, or finds that it is this run's already; run.json then has this start in its `starts`.
 
   Args:
     workdir: the folder; created if need be.
     fresh: the record of a run that starts now.
-    source: the experiment file, copied into a new folder.
+    source: the experiment file, copied into a new folder; or the name of an experiment that has none, whose fingerprint
+      must then be the recorded one.
 
   Raises:
     ValueError: the folder holds a run of another configuration, of other data, or something that is no run.
@@ -145,6 +145,12 @@ def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path) ->
     record = read_record(workdir)
     for part in ('config', 'data'):
       changed = differences(record[part], fresh[part])
+      if (
+        part == 'config'
+        and isinstance(source, str)
+        and record['fingerprint'] != fresh['fingerprint']
+      ):
+        changed += differences(record['fingerprint']['built'], fresh['fingerprint']['built'])
       if changed:
         raise ValueError(
           f'{workdir} holds a run of another {part} ({"; ".join(changed)}): choose another --workdir, or undo this'
@@ -159,5 +165,6 @@ def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path) ->
         f'{workdir} is not empty and holds no run ({others[0]}): choose another --workdir'
       )
     record = fresh
-    encoding.replace(workdir / 'experiment.py', pathlib.Path(source).read_bytes())
+    if not isinstance(source, str):
+      encoding.replace(workdir / 'experiment.py', source.read_bytes())
   write_record(workdir, record)

@@ -112,7 +112,9 @@ def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings)
   identity = {
     'checkpoint': best.number,
     'config': provenance.config_to_json(run.config),
-    'code': provenance.code_digest(run.source),
+    'code': provenance.code_digest(
+      run.record['fingerprint']['digest'] if isinstance(run.source, str) else run.source
+    ),
     'seed': request.seed,
     'sampler': request.sampler,
     'steps': request.steps,

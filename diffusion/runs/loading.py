@@ -172,7 +172,16 @@ def load_snapshots(folder: str | pathlib.Path) -> dict[int, dict[str, Any]]:
 
 
 def recorded_experiment(folder: pathlib.Path, record: dict[str, Any]) -> Experiment:
-  """Builds from the copy of the experiment file, so that a later edit of the original changes nothing."""
+  """Builds from the copy of the experiment file, so that a later edit of the original changes nothing.
+
+  Raises:
+    ValueError: a run that was trained from Python and has no such file.
+  """
+  if not (folder / 'experiment.py').exists():
+    raise ValueError(
+      f'{folder} has no experiment.py, as {record["experiment"]!r} was trained from Python: build the experiment again '
+      'and pass it, e.g. load(folder, experiment)'
+    )
   spec = importlib.util.spec_from_file_location(
     f'experiment_of_{folder.name}', folder / 'experiment.py'
   )

@@ -44,7 +44,7 @@ class Run:
     experiment: what it does, fitted to the data.
     data: loaded and split.
     config: the numbers that the experiment was built from.
-    source: the experiment file.
+    source: the experiment file; or the name of one that has none, as an experiment from Python.
     folder: of the run; None where nothing is written.
     used: the techniques to cite.
     record: run.json.
@@ -55,7 +55,7 @@ class Run:
   """
 
   def __init__(
-    self, *, experiment: Experiment, data: SplitData, config: Any, source: pathlib.Path,
+    self, *, experiment: Experiment, data: SplitData, config: Any, source: pathlib.Path | str,
     folder: pathlib.Path | None, used: list[Technique], record: dict[str, Any],
   ):  # fmt: skip
     """Keeps what it is given; see the attributes."""
@@ -69,6 +69,11 @@ class Run:
     self.kept: dict[str, Any] = {}
     self._checkpoints: Checkpoints | None = None
     self._rows = rows.chain()
+
+  @property
+  def status(self) -> str:
+    """How its last start ended: 'finished' or 'interrupted'; 'running' until then."""
+    return self.record['status']
 
   @property
   def num_steps(self) -> int:
@@ -238,7 +243,7 @@ class Run:
 def prepare(
   build: Callable[[Any], Experiment],
   config: Any,
-  source: pathlib.Path,
+  source: pathlib.Path | str,
   folder: pathlib.Path | None,
   *,
   smoke: bool = False,
@@ -249,8 +254,8 @@ def prepare(
 
   Args:
     build: numbers -> Experiment.
-    config: the numbers.
-    source: the experiment file.
+    config: the numbers, a dataclass or a mapping.
+    source: the experiment file, or the name of an experiment without one.
     folder: of the run.
     smoke: the numbers are those of a smoke run.
 
@@ -313,7 +318,11 @@ def data_record(data: SplitData) -> dict[str, Any]:
 
 
 def _fresh_record(
-  experiment: Experiment, data: SplitData, config: Any, source: pathlib.Path, used: list[Technique]
+  experiment: Experiment,
+  data: SplitData,
+  config: Any,
+  source: pathlib.Path | str,
+  used: list[Technique],
 ) -> dict[str, Any]:
   start = {
     'time': provenance.now(),
@@ -323,7 +332,7 @@ def _fresh_record(
   }
   return {
     'format': provenance.RECORD_FORMAT,
-    'experiment': source.stem,
+    'experiment': source if isinstance(source, str) else source.stem,
     'config': provenance.config_to_json(config),
     'data': data_record(data),
     'bank': {

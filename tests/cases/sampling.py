@@ -188,7 +188,7 @@ TABLE = (
     proof='tests/sampling/test_ensembles.py'
           '::test_monte_carlo_dropout_varies_by_key_keeps_its_mask_and_averages'),
   Case(ensembles.mean, live=live_ensemble,
-    turn_on="launch.load_ensemble(['runs/a', 'runs/b']).sample(labels)",
+    turn_on="diffusion.load_ensemble(['runs/a', 'runs/b']).sample(labels)",
     proof='tests/sampling/test_ensembles.py::test_the_mean_is_that_of_the_members_exactly'),
   Case(likelihood.solve, live=live_flow,
     turn_on='likelihood.solve(denoise, path, z)',

@@ -1,0 +1,125 @@
+"""From Python: names that load when asked for, a stranger's notebook, and the same run as the command line's."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+import diffusion
+from diffusion.provenance import read_record
+from diffusion.reporting.rows import read_json_lines
+from experiments import mixture
+from tests.training import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+HEAVY = (
+  'ml_collections',
+  'matplotlib',
+  'sklearn',
+  'tensorflow_datasets',
+  'grain',
+  'diffusion.launch',
+)
+
+
+def python(code, cwd):
+  environment = os.environ | {'PYTHONPATH': str(ROOT)}
+  environment.pop('JAX_NUM_CPU_DEVICES', None)
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+  )  # fmt: skip
+  assert done.returncode == 0, done.stdout + done.stderr
+  return done.stdout
+
+
+def test_the_public_names_load_when_asked_for_and_nothing_heavy_with_them(tmp_path):
+  code = f"""
+import sys
+class NotRead(list):
+  def __getattribute__(self, name): raise AssertionError('sys.argv is read')
+  def __getitem__(self, index): raise AssertionError('sys.argv is read')
+  def __iter__(self): raise AssertionError('sys.argv is read')
+  def __len__(self): raise AssertionError('sys.argv is read')
+sys.argv = NotRead()
+import diffusion
+assert 'jax' not in sys.modules
+for name in diffusion.__all__:
+  assert name in dir(diffusion)
+  getattr(diffusion, name)
+print([name for name in {HEAVY} if name in sys.modules])
+from absl import flags
+print(['workdir' in flags.FLAGS, 'smoke' in flags.FLAGS])
+"""
+  assert python(code, tmp_path).splitlines() == ['[]', '[False, False]']
+
+
+@pytest.mark.slow
+def test_a_stranger_s_notebook_runs_from_top_to_bottom(tmp_path):
+  cells = json.loads((ROOT / 'tests' / 'stranger.ipynb').read_text())['cells']
+  code = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code']
+  python(
+    f'cells = {code!r}\nnames = {{}}\n'
+    'for i, cell in enumerate(cells): exec(compile(cell, f"<cell {i}>", "exec"), names)',
+    tmp_path,
+  )
+
+
+def test_it_is_the_run_that_the_command_line_makes(tmp_path):
+  made = diffusion.train(
+    mixture.build(mixture.SMOKE), tmp_path / 'python', 'mixture', vars(mixture.SMOKE)
+  )
+  command = [
+    sys.executable,
+    '-m',
+    'experiments.mixture',
+    f'--workdir={tmp_path / "command"}',
+    '--smoke',
+  ]
+  subprocess.run(
+    [*command, '--cpu_devices=4'], cwd=ROOT, check=True, capture_output=True, timeout=300
+  )
+  ours, theirs = (read_record(tmp_path / name) for name in ('python', 'command'))
+  assert json.loads(json.dumps(made.record)) == ours
+  assert ours.keys() == theirs.keys()
+  for name in (
+    'experiment',
+    'config',
+    'data',
+    'techniques',
+    'fingerprint',
+    'status',
+    'reason',
+    'step',
+    'results',
+  ):
+    assert ours[name] == theirs[name], name
+  rows = [read_json_lines(tmp_path / name / 'metrics.jsonl') for name in ('python', 'command')]
+  for one, other in zip(*rows, strict=True):
+    assert one | {'timing': 0} == other | {'timing': 0}
+  states = [
+    tiny.leaves(ocp.load(tmp_path / name / 'checkpoints' / '40')) for name in ('python', 'command')
+  ]
+  for path, leaf in states[0].items():
+    np.testing.assert_array_equal(leaf, states[1][path])
+  files = [{path.name for path in (tmp_path / name).iterdir()} for name in ('python', 'command')]
+  assert files[1] - files[0] == {'experiment.py'}
+  assert not files[0] - files[1]
+
+
+def test_it_says_that_cpu_devices_cannot_be_changed_any_more(tmp_path):
+  code = """
+import jax
+jax.devices()
+from diffusion import devices
+print(len(jax.devices()), devices.configure_or_keep(32))
+"""
+  environment = os.environ | {'PYTHONPATH': str(ROOT)}
+  said = subprocess.run(
+    [sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True, timeout=60
+  ).stdout  # fmt: skip
+  assert 'JAX is in use already' in said or os.cpu_count() == 1
