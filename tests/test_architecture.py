@@ -31,6 +31,7 @@ CORE = (
   'sampling', 'training', 'runs.run', 'runs.loop',
 )  # fmt: skip
 OPTIONAL = (
+  'beartype',
   'grain',
   'tensorflow',
   'tensorflow_datasets',

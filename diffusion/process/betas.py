@@ -8,14 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
+from jaxtyping import Float
 
 from diffusion import checks
 from diffusion.citations import technique
 from diffusion.types import Params, Schedule
 
+Table = Float[np.ndarray, ' l']  # float64, one number a step
 
-def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
-  """DDPM's table: `steps` betas in equal increments from `first` to `last`, float64 [steps].
+
+def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Table:
+  """DDPM's table: beta_i = first + i (last - first) / (T - 1), i = 0 ... T - 1.
+
+  Args:
+    steps: T, >= 2.
+    first: beta_0, in (0, 1).
+    last: beta of the last step, in [first, 1).
 
   Raises:
     ValueError: fewer than 2 steps, or betas out of range or order.
@@ -29,8 +37,13 @@ def linear(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.nda
 
 
 @technique('scaled-linear noise schedule', 'noise level', 'rombach2022latent')
-def scaled_linear(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> np.ndarray:
-  """Betas whose square roots grow in equal increments, float64 [steps].
+def scaled_linear(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> Table:
+  """Betas whose square roots grow in equal increments.
+
+  Args:
+    steps: T, >= 2.
+    first: beta of the first step, in (0, 1).
+    last: beta of the last step, in [first, 1).
 
   Raises:
     ValueError: fewer than 2 steps, or betas out of range or order.
@@ -41,8 +54,8 @@ def scaled_linear(steps: int = 1000, first: float = 0.00085, last: float = 0.012
 
 
 @technique('cosine table of betas', 'noise level', 'nichol2021improved')
-def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> np.ndarray:
-  """beta_i = min(1 - f(i + 1) / f(i), largest), f(i) = cos^2((i / T + s) / (1 + s) pi / 2), float64 [steps].
+def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Table:
+  """beta_i = min(1 - f(i + 1) / f(i), largest), f(i) = cos^2((i / T + s) / (1 + s) pi / 2).
 
   Args:
     steps: T, >= 2.
@@ -62,15 +75,15 @@ def cosine(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> 
 
 
 @technique('zero-terminal-SNR rescaling', 'noise level', 'lin2024common')
-def zero_terminal_snr(betas: np.ndarray, log_snr_min: float = -30.0) -> np.ndarray:
-  """Rescales a table so that its last step is (almost) pure noise, float64 [T].
+def zero_terminal_snr(betas: Table, log_snr_min: float = -30.0) -> Table:
+  """Rescales a table so that its last step is (almost) pure noise.
 
   sqrt(abar_i) becomes a + b sqrt(abar_i), with a and b such that the first stays as it was and the last has
   SNR exp(log_snr_min). The paper's limit is SNR 0, an infinite log-SNR, for which no network output but v has a
   finite x0; at -30 nats the data's share is 3e-7.
 
   Args:
-    betas: [T], each in (0, 1).
+    betas: each in (0, 1).
     log_snr_min: nats at the last step, below the table's own; at least -36, where float64 rounds beta to 1.
 
   Raises:
@@ -88,8 +101,8 @@ def zero_terminal_snr(betas: np.ndarray, log_snr_min: float = -30.0) -> np.ndarr
   return 1 - abar / np.concatenate([[1.0], abar[:-1]])
 
 
-def alpha_bars(betas: np.ndarray) -> np.ndarray:
-  """abar_i = prod_{j <= i} (1 - beta_j), float64 [T].
+def alpha_bars(betas: Table) -> Table:
+  """abar_i = prod_{j <= i} (1 - beta_j).
 
   Raises:
     ValueError: the wrong shape, or a beta outside (0, 1), named with its position.
@@ -97,8 +110,12 @@ def alpha_bars(betas: np.ndarray) -> np.ndarray:
   return np.exp(log_alpha_bars(betas))
 
 
-def log_alpha_bars(betas: np.ndarray) -> np.ndarray:
-  """log abar_i, float64 [T]; raises as `alpha_bars` does."""
+def log_alpha_bars(betas: Table) -> Table:
+  """log abar_i = sum_{j <= i} log(1 - beta_j).
+
+  Raises:
+    ValueError: as `alpha_bars` does.
+  """
   betas = np.asarray(betas, np.float64)
   if betas.ndim != 1 or betas.size < 2:
     raise ValueError(f'betas must be a vector of at least 2, got shape {betas.shape}')
@@ -108,8 +125,8 @@ def log_alpha_bars(betas: np.ndarray) -> np.ndarray:
   return np.cumsum(np.log1p(-betas))
 
 
-def of(schedule: Schedule, params: Params, steps: int) -> np.ndarray:
-  """Any schedule as a table: abar_i = sigmoid(log_snr(i / (T - 1))), float64 [steps].
+def of(schedule: Schedule, params: Params, steps: int) -> Table:
+  """Any schedule as a table: abar_i = sigmoid(log_snr(i / (T - 1))).
 
   Args:
     schedule, params: the schedule; its marginals are taken as variance preserving.
