@@ -19,6 +19,7 @@ AnyArray = jax.Array | np.ndarray  # on the devices or the host
 Key = KeyArray[Array, '']
 Keys = KeyArray[Array, ' b']  # one a row
 Scalar = Float[Array, '']
+Number = Scalar | float
 PerRow = Float[Array, ' b']  # a number a row, such as t, a log-SNR or a loss
 Examples = Float[Array, ' b *shape']  # an example a row in network units, such as x0, eps or z
 AnyShape = Float[Array, '*any']  # the same shape wherever a signature says it again
@@ -159,7 +160,7 @@ class Times(NamedTuple):
   """How t is drawn. `draw(state, key, rows, progress, path) -> (t, importance weight)`."""
 
   init: Callable[[], Any]
-  draw: Callable[[Any, Key, Rows, Scalar, Path], tuple[PerRow, PerRow]]
+  draw: Callable[[Any, Key, Rows, Number, Path], tuple[PerRow, PerRow]]
   update: Callable[[Any, PerRow, PerRow, CrossMean], Any]  # (state, t, loss, cross_mean) -> state
 
 
@@ -206,8 +207,8 @@ class Curriculum(NamedTuple):
   rank: (
     Callable[[Shaped[AnyArray, ' n *shape'], Integer[AnyArray, ' n']], Float[AnyArray, ' n']] | None
   )
-  share: Callable[[Scalar], Scalar]
-  transform: Callable[[Batch, Scalar], Batch]
+  share: Callable[[Number], Number]
+  transform: Callable[[Batch, Number], Batch]
 
 
 class Average(NamedTuple):

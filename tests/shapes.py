@@ -34,7 +34,7 @@ def check(function: typing.Callable) -> typing.Callable:
 
 @functools.cache
 def arrays(hint: typing.Any) -> typing.Any:
-  """The hint if it speaks of arrays, else None; a NamedTuple's is what its fields say."""
+  """The hint if it speaks of arrays, else None; a NamedTuple's is what its fields say, but for those that are None."""
   if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
     return hint
   if typing.get_origin(hint) is collections.abc.Callable:  # what it takes is seen when it is called
@@ -43,7 +43,8 @@ def arrays(hint: typing.Any) -> typing.Any:
   checked = {name: arrays(one) for name, one in fields.items() if arrays(one) is not None}
   if checked:
     fits = lambda value: all(  # noqa: E731
-      is_bearable(getattr(value, name), one, conf=CONF) for name, one in checked.items()
+      getattr(value, name) is None or is_bearable(getattr(value, name), one, conf=CONF)
+      for name, one in checked.items()
     )
     return typing.Annotated[hint, Is[fits]]
   return hint if any(arrays(one) is not None for one in typing.get_args(hint)) else None

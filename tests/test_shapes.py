@@ -7,14 +7,18 @@ import numpy as np
 import pytest
 
 from diffusion import rng
+from diffusion.objectives import losses
+from diffusion.optimizers import schedules as rates
 from diffusion.process import betas, gaussian, marginals, parameterizations, schedules
-from diffusion.types import Marginal
+from diffusion.types import Marginal, Prediction
 
 ROWS = jnp.zeros((3, 2))
 ZERO = jnp.zeros(3)
 WRONG = {
   'rng': lambda: rng.normal(jax.random.key(0), (2,)),  # one key for the keys of the rows
   'process': lambda: gaussian.diffuse(ROWS, jnp.zeros((3, 4)), Marginal(ZERO, ZERO)),
+  'objectives': lambda: losses.eps_loss(ROWS, ROWS, Prediction(ROWS, ROWS), jnp.zeros(4)),
+  'optimizers': lambda: rates.inverse_sqrt(1.0, 100)(jnp.zeros(())),  # a count is an integer
 }
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.types import Array, Denoiser, Key, Prediction
+from diffusion.types import Array, Denoiser, Keys, Prediction
 
 
-def _stacked(members: Sequence[Denoiser], z: Array, t: Array, key: Key | None) -> Prediction:
+def _stacked(members: Sequence[Denoiser], z: Array, t: Array, key: Keys | None) -> Prediction:
   return jax.tree.map(lambda *p: jnp.stack(p), *(member(z, t, key) for member in members))
 
 
@@ -29,7 +29,7 @@ def mean(members: Sequence[Denoiser]) -> Denoiser:
   if not members:
     raise ValueError('an ensemble needs at least one member')
 
-  def denoise(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def denoise(z: Array, t: Array, key: Keys | None = None) -> Prediction:
     return jax.tree.map(lambda p: p.mean(0), _stacked(members, z, t, key))
 
   return denoise
@@ -58,7 +58,7 @@ def disagreement(members: Sequence[Denoiser], z: Array, t: Array) -> Array:
 @technique(
   'Monte-Carlo dropout', 'sampling', 'gal2016dropout', active=lambda draws: not checks.off(draws)
 )  # fmt: skip
-def monte_carlo(denoise: Denoiser, keys: Key, draws: int) -> Denoiser:
+def monte_carlo(denoise: Denoiser, keys: Keys, draws: int) -> Denoiser:
   """The mean of `draws` thinned networks; each keeps what it dropped throughout all steps of a sample.
 
   With one draw a sample comes from one thinned network, so samples of one starting noise show what the weights do not
@@ -78,7 +78,7 @@ def monte_carlo(denoise: Denoiser, keys: Key, draws: int) -> Denoiser:
   if not draws:
     return denoise
 
-  def thinned(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def thinned(z: Array, t: Array, key: Keys | None = None) -> Prediction:
     def one(i: int) -> Prediction:
       return denoise(z, t, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
 

@@ -17,7 +17,7 @@ from diffusion.objectives.losses import eps_loss
 from diffusion.process import gaussian
 from diffusion.process.marginals import expand
 from diffusion.sampling.solvers import velocity
-from diffusion.types import Array, Denoiser, Key, Path
+from diffusion.types import Array, Denoiser, Keys, Path
 
 
 class Bound(NamedTuple):
@@ -38,7 +38,7 @@ def bound(
   denoise: Denoiser,
   path: Path,
   x: Array,
-  keys: Key,
+  keys: Keys,
   *,
   levels: int | None,
   support: tuple[float, float] = (-1.0, 1.0),
@@ -97,7 +97,7 @@ def bound(
 
 
 def _reconstruction(
-  log_snr: Array, x: Array, keys: Key, levels: int | None, support: tuple[float, float]
+  log_snr: Array, x: Array, keys: Keys, levels: int | None, support: tuple[float, float]
 ) -> Array:
   """-log p(x | z_0) for one z_0 ~ q(z_0 | x) a row; for continuous data its mean over z_0, which is closed."""
   s = jnp.exp(-0.5 * log_snr)  # noise over signal
@@ -209,7 +209,7 @@ def log_likelihood(
   denoise: Denoiser,
   path: Path,
   z: Array,
-  keys: Key | None = None,
+  keys: Keys | None = None,
   *,
   probes: int = 0,
   rtol: float = 1e-5,
@@ -269,7 +269,7 @@ def log_likelihood(
   return LogLikelihood(log_prior + change, noise, _PER_STEP * steps)
 
 
-def dequantize(x: Array, keys: Key, levels: int) -> Array:
+def dequantize(x: Array, keys: Keys, levels: int) -> Array:
   """Adds uniform noise of one level's width, 2 / (levels - 1) in network units: x [B, ...] stays in its own cell.
 
   E[log2 p(dequantized x)] plus log2 of the width a dimension is at most the mean log2-probability of the levels

@@ -12,7 +12,7 @@ from diffusion.process import gaussian
 from diffusion.sampling import grids, samplers, solvers
 from diffusion.sampling.ensembles import monte_carlo
 from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval
-from diffusion.types import Array, Denoiser, Diffusion, Key, Path, Prediction, Sampler
+from diffusion.types import Array, Denoiser, Diffusion, Keys, Path, Prediction, Sampler
 
 SAMPLERS: dict[str, Callable[[Path], Sampler]] = {
   'ddim': samplers.ddim,
@@ -60,7 +60,7 @@ class Planned(NamedTuple):
 
 
 def plan(
-  sampling: Sampling, path: Path, conditional: Denoiser, null: Denoiser, keys: Key
+  sampling: Sampling, path: Path, conditional: Denoiser, null: Denoiser, keys: Keys
 ) -> Planned:
   """The plan around two denoisers.
 

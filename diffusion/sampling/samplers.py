@@ -11,7 +11,7 @@ from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.process import gaussian
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Denoiser, Key, Path, Prediction, Sampler
+from diffusion.types import Array, Denoiser, Keys, Path, Prediction, Sampler
 
 
 @technique('DDIM sampler', 'sampling', 'song2021ddim')
@@ -31,7 +31,7 @@ def ddim(path: Path, eta: float = 0.0, temperature: float = 1.0) -> Sampler:
   checks.in_range('eta', eta, 0, 1)
   checks.at_least('temperature', temperature, 0)
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Array, t: Array, s: Array) -> Array:
     prediction = denoise(z, t)
     then = path.marginal(s)
     # Var q(z_s | z_t, x0) = fresh sigma_s^2. Not sqrt(sigma_s^2 - tau^2): after a giant step the two round past each
@@ -66,7 +66,7 @@ def ancestral(path: Path, variance: str = 'posterior', temperature: float = 1.0)
     raise ValueError(f"variance must be 'posterior' or 'forward', got {variance!r}")
   checks.at_least('temperature', temperature, 0)
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Array, t: Array, s: Array) -> Array:
     mean, spread = gaussian.posterior(path, z, denoise(z, t).x0, t, s)
     if (
       variance == 'forward'
@@ -82,7 +82,7 @@ def _walker(
   path: Path,
   sampler: Sampler,
   grid: Array,
-  keys: Key,
+  keys: Keys,
   shape: tuple[int, ...],
   z: Array | None,
 ) -> tuple[Array, Callable[[Any, Array], Any]]:
@@ -112,7 +112,7 @@ def sample(
   path: Path,
   sampler: Sampler,
   grid: Array,
-  keys: Key,
+  keys: Keys,
   shape: tuple[int, ...],
   *,
   z: Array | None = None,
@@ -153,7 +153,7 @@ def trace(
   path: Path,
   sampler: Sampler,
   grid: Array,
-  keys: Key,
+  keys: Keys,
   shape: tuple[int, ...],
   *,
   z: Array | None = None,
@@ -199,7 +199,7 @@ def evaluations(
   """
   called = 0
 
-  def counted(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def counted(z: Array, t: Array, key: Keys | None = None) -> Prediction:
     nonlocal called
     called += 1
     return Prediction(z, z)

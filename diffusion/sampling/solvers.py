@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Denoiser, Key, Path, Prediction, Sampler
+from diffusion.types import Array, Denoiser, Keys, Path, Prediction, Sampler
 
 
 def velocity(denoise: Denoiser, path: Path, z: Array, t: Array) -> tuple[Array, Prediction]:
@@ -34,7 +34,7 @@ def euler(path: Path) -> Sampler:
   Source: Song et al. (2021), equation 13.
   """
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Array, t: Array, s: Array) -> Array:
     return z + expand(s - t, z) * velocity(denoise, path, z, t)[0]
 
   return Sampler(init=lambda z: z, step=step)
@@ -58,7 +58,7 @@ def euler_maruyama(path: Path, temperature: float = 1.0) -> Sampler:
   """
   checks.at_least('temperature', temperature, 0)
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Array, t: Array, s: Array) -> Array:
     drift, prediction = velocity(denoise, path, z, t)
     sigma, rate = path.marginal(t).sigma, -path.slope(t)
     drift += expand(0.5 * sigma * rate, z) * prediction.eps
@@ -100,7 +100,7 @@ def heun(
   def scale(t: Array) -> Array:
     return jnp.exp(-0.5 * path.log_snr(t))
 
-  def noised(keys: Key, z: Array, t: Array) -> tuple[Array, Array]:
+  def noised(keys: Keys, z: Array, t: Array) -> tuple[Array, Array]:
     now = scale(t)
     gamma = jnp.where((now >= churn_low) & (now <= churn_high), churn, 0.0)
     reach = jnp.minimum(now * (1 + gamma), scale(jnp.ones_like(t)))
@@ -110,7 +110,7 @@ def heun(
     y = z / expand(path.marginal(t).alpha, z) + expand(added, z) * rng.normal(keys, z.shape[1:])
     return expand(path.marginal(later).alpha, z) * y, later
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Array, t: Array, s: Array) -> Array:
     if not checks.off(churn):
       z, t = noised(keys, z, t)
     now, then = path.marginal(t), path.marginal(s)
@@ -156,7 +156,7 @@ def dpm_solver(path: Path, stochastic: bool = False, temperature: float = 1.0) -
   def init(z: Array) -> _Memory:
     return _Memory(z, jnp.zeros_like(z), jnp.zeros(z.shape[0], z.dtype), jnp.ones((), bool))
 
-  def step(denoise: Denoiser, keys: Key, state: _Memory, t: Array, s: Array) -> _Memory:
+  def step(denoise: Denoiser, keys: Keys, state: _Memory, t: Array, s: Array) -> _Memory:
     z, x0 = state.z, denoise(state.z, t).x0
     level = path.log_snr(t) / 2
     h = path.log_snr(s) / 2 - level

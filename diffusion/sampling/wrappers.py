@@ -7,7 +7,7 @@ from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.process import gaussian
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Denoiser, Key, Path, Sampler
+from diffusion.types import Array, Denoiser, Keys, Path, Sampler
 
 
 def _check_plain(sampler: Sampler) -> None:
@@ -44,7 +44,7 @@ def predictor_corrector(
   _check_plain(predictor)
   checks.positive('signal_to_noise', signal_to_noise)
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Array, t: Array, s: Array) -> Array:
     split = jax.vmap(lambda key: jax.random.split(key, corrections + 1))(keys)
     z = predictor.step(denoise, split[:, 0], z, t, s)
     for i in range(corrections):
@@ -77,7 +77,7 @@ def inpaint(path: Path, sampler: Sampler, known: Array, mask: Array, repeats: in
   checks.integer('repeats', repeats)
   _check_plain(sampler)
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Array, t: Array, s: Array) -> Array:
     now, then = path.marginal(t), path.marginal(s)
     split = jax.vmap(lambda key: jax.random.split(key, 3 * repeats))(keys)
     for i in range(repeats):
