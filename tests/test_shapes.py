@@ -10,6 +10,7 @@ from diffusion import rng
 from diffusion.objectives import losses
 from diffusion.optimizers import schedules as rates
 from diffusion.process import betas, gaussian, marginals, parameterizations, schedules
+from diffusion.sampling import samplers
 from diffusion.types import Marginal, Prediction
 
 ROWS = jnp.zeros((3, 2))
@@ -19,6 +20,7 @@ WRONG = {
   'process': lambda: gaussian.diffuse(ROWS, jnp.zeros((3, 4)), Marginal(ZERO, ZERO)),
   'objectives': lambda: losses.eps_loss(ROWS, ROWS, Prediction(ROWS, ROWS), jnp.zeros(4)),
   'optimizers': lambda: rates.inverse_sqrt(1.0, 100)(jnp.zeros(())),  # a count is an integer
+  'sampling': lambda: samplers.check_grid(jnp.zeros((2, 3))),
 }
 
 

@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
-from diffusion.types import AnyShape, Array, Marginal, PerRow
+from diffusion.types import AnyShape, Array, Marginal
 
 
-def expand(coefficient: PerRow, like: Float[Array, ' b *axes']) -> Float[Array, ' b *units']:
+def expand(
+  coefficient: Shaped[Array, ' b'], like: Float[Array, ' b *axes']
+) -> Shaped[Array, ' b *units']:
   """Appends unit axes to a coefficient of each row so that it broadcasts against `like`."""
   return coefficient.reshape(coefficient.shape + (1,) * (like.ndim - coefficient.ndim))
 

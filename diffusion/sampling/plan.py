@@ -12,7 +12,7 @@ from diffusion.process import gaussian
 from diffusion.sampling import grids, samplers, solvers
 from diffusion.sampling.ensembles import monte_carlo
 from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval
-from diffusion.types import Array, Denoiser, Diffusion, Keys, Path, Prediction, Sampler
+from diffusion.types import Denoiser, Diffusion, Examples, Keys, Path, PerRow, Prediction, Sampler
 
 SAMPLERS: dict[str, Callable[[Path], Sampler]] = {
   'ddim': samplers.ddim,
@@ -36,7 +36,7 @@ class Sampling(NamedTuple):
       is for images.
     grid_rows: samples of each class in `samples.png`.
     per_class: samples of each class that the metrics judge; unlabelled data counts as one class.
-    grid: (path, steps) -> times [steps + 1], from `sampling.grids`; uniform in t by default.
+    grid: (path, steps) -> times, from `sampling.grids`; uniform in t by default.
     monte_carlo: thinned networks averaged in every evaluation, which keeps dropout on; 0 turns it off.
   """
 
@@ -47,7 +47,7 @@ class Sampling(NamedTuple):
   wrappers: Sequence[Callable[[Denoiser, Path], Denoiser]] = (clip_x0,)
   grid_rows: int = 8
   per_class: int = 100
-  grid: Callable[[Path, int], Array] = lambda path, steps: grids.uniform_time(steps)
+  grid: Callable[[Path, int], grids.Grid] = lambda path, steps: grids.uniform_time(steps)
   monte_carlo: int = 0
 
 
@@ -56,7 +56,7 @@ class Planned(NamedTuple):
 
   denoise: Denoiser
   sampler: Sampler
-  grid: Array
+  grid: grids.Grid
 
 
 def plan(
@@ -109,7 +109,7 @@ def check(
     raise ValueError(f'guidance of an unconditional network must be 1, got {sampling.guidance}')
   path = gaussian.bind(diffusion, diffusion.schedule.init(jax.random.key(0)))
 
-  def nothing(z: Array, t: Array, key=None) -> Prediction:
+  def nothing(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     return Prediction(z, z)
 
   keys = rng.row_keys(jax.random.key(0), jnp.arange(1))
