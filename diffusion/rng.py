@@ -9,8 +9,9 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Integer
 
-from diffusion.types import Array, Key
+from diffusion.types import Array, Examples, Key, Keys
 
 
 def tag(name: str) -> int:
@@ -18,27 +19,35 @@ def tag(name: str) -> int:
   return zlib.crc32(name.encode())
 
 
-def stream(seed: Array | int, purpose: str) -> Key:
+def stream(seed: Integer[Array, ''] | int, purpose: str) -> Key:
   """The key of one purpose: 'init', 'order', 'time', 'noise', 'dropout', 'augmentation', 'curriculum',
   'term', 'sampler', 'validation', 'likelihood'."""
   return jax.random.fold_in(jax.random.key(jnp.asarray(seed, jnp.uint32)), tag(purpose))
 
 
-def batch_key(seed: Array | int, purpose: str, batches_seen: Array | int) -> Key:
-  """The key of one purpose for the batch at so many batches seen."""
+def batch_key(
+  seed: Integer[Array, ''] | int, purpose: str, batches_seen: Integer[Array, ''] | int
+) -> Key:
+  """The key of one purpose for one batch: fold_in(stream(seed, purpose), batches seen).
+
+  Args:
+    seed: of the run.
+    purpose: as `stream` takes it.
+    batches_seen: before this batch, >= 0.
+  """
   return jax.random.fold_in(stream(seed, purpose), batches_seen)
 
 
-def row_keys(key: Key, index: Array) -> Key:
-  """One key a row: fold_in(key, global row). `index` is an integer array [B]."""
+def row_keys(key: Key, index: Integer[Array, ' b']) -> Keys:
+  """One key a row: fold_in(key, global row), the row's number in the whole batch being its `index`."""
   return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def signs(keys: Key, shape: tuple[int, ...]) -> Array:
-  """Independent signs [B, *shape], each -1 or 1 with probability one half, row i from keys[i] alone."""
+def signs(keys: Keys, shape: tuple[int, ...]) -> Examples:
+  """Independent signs of this shape a row, each -1 or 1 with probability one half, row i from keys[i] alone."""
   return jax.vmap(lambda key: jax.random.rademacher(key, shape, jnp.result_type(float)))(keys)
 
 
-def normal(keys: Key, shape: tuple[int, ...]) -> Array:
-  """Standard normal draws [B, *shape], row i from keys[i] alone."""
+def normal(keys: Keys, shape: tuple[int, ...]) -> Examples:
+  """Standard normal draws of this shape a row, row i from keys[i] alone."""
   return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

@@ -8,9 +8,21 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
+from jaxtyping import Float, Integer, Shaped
+from jaxtyping import Key as KeyArray
 
+# Axes are named alike everywhere: b rows of a batch, n examples, d dimensions, l noise levels, h w c of an image,
+# *shape the axes of one example, whatever they are.
 Array = jax.Array
-Key = jax.Array  # a typed key, or an array of them: one a row
+AnyArray = jax.Array | np.ndarray  # on the devices or the host
+Key = KeyArray[Array, '']
+Keys = KeyArray[Array, ' b']  # one a row
+Scalar = Float[Array, '']
+Number = Scalar | float
+PerRow = Float[Array, ' b']  # a number a row, such as t, a log-SNR or a loss
+Examples = Float[Array, ' b *shape']  # an example a row in network units, such as x0, eps or z
+AnyShape = Float[Array, '*any']  # the same shape wherever a signature says it again
 Params = Any
 Variables = Any
 NULL = -1  # the label that says nothing, whatever the number of classes
@@ -31,7 +43,7 @@ class Batch(NamedTuple):
 class Rows(NamedTuple):
   """Which rows of the global batch this device holds. All randomness is keyed by `index`."""
 
-  index: Array  # int32 [B]
+  index: Integer[Array, ' b']
   total: int  # rows of the global batch
 
 
@@ -45,33 +57,39 @@ class Conditioning(NamedTuple):
 class Marginal(NamedTuple):
   """z = alpha x0 + sigma eps, with eps ~ N(0, I)."""
 
-  alpha: Array
-  sigma: Array
+  alpha: AnyShape
+  sigma: AnyShape
 
 
 class Prediction(NamedTuple):
   """What a network believes of a noised z: both halves of z = alpha x0 + sigma eps."""
 
-  x0: Array
-  eps: Array
+  x0: Examples
+  eps: Examples
 
 
 class Schedule(NamedTuple):
   """`log_snr(params, t)`: t in [0, 1] to log(alpha^2 / sigma^2) in nats, finite and decreasing."""
 
   init: Callable[[Key], Params]  # () when nothing is learned
-  log_snr: Callable[[Params, Array], Array]
+  log_snr: Callable[[Params, AnyShape], AnyShape]
 
 
-Process = Callable[[Array], Marginal]  # log-SNR -> (alpha, sigma), of the same shape
+Process = Callable[[AnyShape], Marginal]  # log-SNR -> (alpha, sigma), of the same shape
 
 
 class Parameterization(NamedTuple):
-  """What the network's output means. z is [B, ...]; the marginal's arrays are [B]."""
+  """What the network's output means. The marginal m is that of each row.
 
-  encode: Callable[[Array, Marginal], tuple[Array, Array]]  # (z, m) -> (network input, c_noise [B])
-  decode: Callable[[Array, Array, Marginal], Prediction]  # (output, z, m)
-  target: Callable[[Array, Array, Marginal], Array]  # (x0, eps, m) -> what the output should be
+  Attributes:
+    encode: (z, m) -> (network input, c_noise).
+    decode: (output, z, m) -> both halves of z.
+    target: (x0, eps, m) -> what the output should be.
+  """
+
+  encode: Callable[[Examples, Marginal], tuple[Examples, PerRow]]
+  decode: Callable[[Examples, Examples, Marginal], Prediction]
+  target: Callable[[Examples, Examples, Marginal], Examples]
 
 
 class Diffusion(NamedTuple):
@@ -85,16 +103,16 @@ class Diffusion(NamedTuple):
 class Path(NamedTuple):
   """A schedule and a process with their parameters bound."""
 
-  log_snr: Callable[[Array], Array]
-  slope: Callable[[Array], Array]  # d log_snr / dt, negative
-  time: Callable[[Array], Array]  # the inverse of log_snr
-  marginal: Callable[[Array], Marginal]  # of t
+  log_snr: Callable[[AnyShape], AnyShape]
+  slope: Callable[[AnyShape], AnyShape]  # d log_snr / dt, negative
+  time: Callable[[AnyShape], AnyShape]  # the inverse of log_snr
+  marginal: Callable[[AnyShape], Marginal]  # of t
 
 
 class Denoiser(Protocol):
-  """(z [B, ...], t [B], key=None) -> Prediction. Row keys [B] turn dropout on."""
+  """(z, t, key=None) -> Prediction. Row keys turn dropout on."""
 
-  def __call__(self, z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def __call__(self, z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     """Predicts x0 and eps."""
     ...
 
@@ -120,40 +138,40 @@ class Context(NamedTuple):
 
   params: Params  # the network's
   batch: Batch
-  eps: Array
-  z: Array
-  t: Array
-  log_snr: Array  # [B]
-  slope: Array  # d log_snr / dt [B], negative
-  marginal: Marginal
+  eps: Examples
+  z: Examples
+  t: PerRow
+  log_snr: PerRow  # nats
+  slope: PerRow  # d log_snr / dt, negative
+  marginal: Marginal  # of each row
   prediction: Prediction
-  predict: Callable[[Array], Prediction]  # of another z at the same t; it has a jvp
-  keys: Key  # one a row, for the terms' own draws
+  predict: Callable[[Examples], Prediction]  # of another z at the same t; it has a jvp
+  keys: Keys  # for the terms' own draws
 
 
 class Term(NamedTuple):
-  """A term of the loss. `apply(term_params, context) -> [B]`, unreduced."""
+  """A term of the loss. `apply(term_params, context)` is unreduced."""
 
   init: Callable[[Key], Params]
-  apply: Callable[[Params, Context], Array]
+  apply: Callable[[Params, Context], PerRow]
 
 
 class Times(NamedTuple):
-  """How t is drawn. `draw(state, key, rows, progress, path) -> (t [B], importance weight [B])`."""
+  """How t is drawn. `draw(state, key, rows, progress, path) -> (t, importance weight)`."""
 
   init: Callable[[], Any]
-  draw: Callable[[Any, Key, Rows, Array, Path], tuple[Array, Array]]
-  update: Callable[[Any, Array, Array, CrossMean], Any]  # (state, t, loss [B], cross_mean) -> state
+  draw: Callable[[Any, Key, Rows, Number, Path], tuple[PerRow, PerRow]]
+  update: Callable[[Any, PerRow, PerRow, CrossMean], Any]  # (state, t, loss, cross_mean) -> state
 
 
-Augment = Callable[[Key, Batch], Batch]  # row keys [B]
+Augment = Callable[[Keys, Batch], Batch]
 
 
 class Sampler(NamedTuple):
   """A reverse-time solver. `step(denoise, keys, state, t, s) -> state` with s < t; the state's first leaf is z."""
 
-  init: Callable[[Array], Any]
-  step: Callable[[Denoiser, Key, Any, Array, Array], Any]
+  init: Callable[[Examples], Any]
+  step: Callable[[Denoiser, Keys, Any, PerRow, PerRow], Any]
 
 
 class Optimizer(NamedTuple):
@@ -170,9 +188,9 @@ class Optimizer(NamedTuple):
 
   init: Callable[[Params], Any]
   update: Callable[..., tuple[Any, Any]]
-  learning_rate: Callable[[Any], Array]
-  count: Callable[[Any], Array]
-  measure: Callable[[Any], dict[str, Array]] = lambda state: {}
+  learning_rate: Callable[[Any], Scalar]
+  count: Callable[[Any], Integer[Array, '']]
+  measure: Callable[[Any], dict[str, Scalar]] = lambda state: {}
   measured: tuple[str, ...] = ()
   read: Callable[[Any, Params], Params] = lambda state, params: params
 
@@ -181,14 +199,16 @@ class Curriculum(NamedTuple):
   """Which training examples are drawn, and how they look, as training goes on.
 
   Attributes:
-    rank: (x as stored [n, ...], label [n]) -> a score of each example, easy ones low; None where order plays no part.
+    rank: (x as stored, label) -> a score of each example, easy ones low; None where order plays no part.
     share: progress in [0, 1] -> share of the examples, the easiest first, that may be drawn.
     transform: (batch, progress) -> batch.
   """
 
-  rank: Callable[[Any, Any], Any] | None
-  share: Callable[[Array], Array]
-  transform: Callable[[Batch, Array], Batch]
+  rank: (
+    Callable[[Shaped[AnyArray, ' n *shape'], Integer[AnyArray, ' n']], Float[AnyArray, ' n']] | None
+  )
+  share: Callable[[Number], Number]
+  transform: Callable[[Batch, Number], Batch]
 
 
 class Average(NamedTuple):

@@ -10,7 +10,13 @@ os.environ.setdefault(
 )
 
 import jax
+import jaxtyping
 import pytest
+
+from tests import shapes
+
+# Before the first import of the package: in each process that runs tests, not in the programs that tests start.
+jaxtyping.install_import_hook([f'diffusion.{room}' for room in shapes.ROOMS], 'tests.shapes.check')
 
 jax.config.update('jax_num_cpu_devices', 4)
 CACHE = pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'compiled'
@@ -23,6 +29,14 @@ def x64():
   """float64 for one test."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture
+def unchecked():
+  """Signatures are not checked in one test: what it passes is wrong, and the code's own error is what it asks for."""
+  jaxtyping.config.update('jaxtyping_disable', True)
+  yield
+  jaxtyping.config.update('jaxtyping_disable', False)
 
 
 def pytest_collection_modifyitems(items):

@@ -31,6 +31,7 @@ CORE = (
   'sampling', 'training', 'runs.run', 'runs.loop',
 )  # fmt: skip
 OPTIONAL = (
+  'beartype',
   'grain',
   'tensorflow',
   'tensorflow_datasets',
@@ -116,7 +117,9 @@ def test_a_room_imports_only_rooms_above_it(path):
   for imported in imports(path):
     if under(imported, 'diffusion'):
       assert imported in MODULES, f'{path} imports {imported}: name the modules that are needed'
-      if name != 'diffusion' and room(imported) != room(name):  # the package itself is below all of them
+      if name != 'diffusion' and room(imported) != room(
+        name
+      ):  # the package itself is below all of them
         above = ROOMS.index(room(imported)) < ROOMS.index(room(name))
         assert above, f'{path}: {room(name)} imports {room(imported)}, which is below it'
 

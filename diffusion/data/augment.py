@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.types import NULL, Array, Augment, Batch, Key
+from diffusion.types import NULL, Array, Augment, Batch, Key, Keys
 
 
 class Transformation(NamedTuple):
@@ -31,12 +31,12 @@ class Transformation(NamedTuple):
   transform: Callable[[Key, Array], tuple[Array, Array]]
   turns: bool = False
 
-  def __call__(self, keys: Key, batch: Batch) -> Batch:
+  def __call__(self, keys: Keys, batch: Batch) -> Batch:
     """Transforms every row, and tells nobody."""
     return batch._replace(x=_rows(self, keys, batch)[0])
 
 
-def _rows(transformation: Transformation, keys: Key, batch: Batch) -> tuple[Array, Array]:
+def _rows(transformation: Transformation, keys: Keys, batch: Batch) -> tuple[Array, Array]:
   if batch.x.ndim != 4:
     raise ValueError(
       f'augmentation {transformation.name} needs images [B, H, W, C], got shape {batch.x.shape}'
@@ -49,7 +49,7 @@ class Chain(NamedTuple):
 
   augments: tuple[Augment, ...]
 
-  def __call__(self, keys: Key, batch: Batch) -> Batch:
+  def __call__(self, keys: Keys, batch: Batch) -> Batch:
     """Applies them in turn."""
     for i, augment in enumerate(self.augments):
       batch = augment(jax.vmap(jax.random.fold_in, (0, None))(keys, i), batch)
@@ -90,7 +90,7 @@ def conditioned(probability: float, *transformations: Transformation) -> Augment
   if not transformations:
     raise ValueError('conditioned needs at least one transformation')
 
-  def apply(keys: Key, batch: Batch) -> Batch:
+  def apply(keys: Keys, batch: Batch) -> Batch:
     labels = [batch.augment_label]
     for i, one in enumerate(transformations):
       both = jax.vmap(jax.random.split)(jax.vmap(jax.random.fold_in, (0, None))(keys, i))
@@ -321,7 +321,7 @@ def label_dropout(rate: float) -> Augment:
   """
   checks.in_range('label_dropout', rate, 0, 1)
 
-  def apply(keys: Key, batch: Batch) -> Batch:
+  def apply(keys: Keys, batch: Batch) -> Batch:
     if checks.off(rate):
       return batch
     null = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)

@@ -17,7 +17,7 @@ import numpy as np
 from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.data.records import DiskRecords
-from diffusion.types import Array, Batch, Key
+from diffusion.types import Array, Batch, Keys
 
 _WORDS = 4  # draws of one Philox counter
 
@@ -145,7 +145,7 @@ def to_uint8(x: np.ndarray, levels: int) -> np.ndarray:
 
 
 def restrict(
-  index: Array, keys: Key, share: Array, order: Array, examples: Array | int | None = None
+  index: Array, keys: Keys, share: Array, order: Array, examples: Array | int | None = None
 ) -> Array:
   """The examples of a batch when only the first `share` of the training split in `order` may be drawn.
 

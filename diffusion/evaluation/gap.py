@@ -16,7 +16,7 @@ from diffusion import checks, devices, rng
 from diffusion.data import pipeline
 from diffusion.objectives.losses import eps_loss
 from diffusion.process import gaussian
-from diffusion.types import Array, Conditioning, Denoiser, Diffusion, Key, Model, Path
+from diffusion.types import Array, Conditioning, Denoiser, Diffusion, Keys, Model, Path
 
 
 class EvaluationNoise(NamedTuple):
@@ -84,7 +84,7 @@ def make_losses(
 
 
 def denoiser_losses(
-  denoise: Denoiser, path: Path, x: Array, keys: Key, noise: EvaluationNoise
+  denoise: Denoiser, path: Path, x: Array, keys: Keys, noise: EvaluationNoise
 ) -> Array:
   """The eps-loss [B, L] of any denoiser at every level of the evaluation noise, the mean over its draws.
 
@@ -106,7 +106,7 @@ def denoiser_losses(
 
 
 def on_evaluation_noise(
-  path: Path, x: Array, keys: Key, noise: EvaluationNoise, measure: Callable
+  path: Path, x: Array, keys: Keys, noise: EvaluationNoise, measure: Callable
 ) -> Any:
   """What `measure(z, t, eps)` says of each row of x at every level: its tree of [B] as a tree of [B, L].
 

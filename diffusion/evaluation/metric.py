@@ -13,7 +13,7 @@ from diffusion.evaluation.features import Features, remembered
 from diffusion.process import gaussian
 from diffusion.sampling.draw import make_denoiser
 from diffusion.statistics import Interval
-from diffusion.types import NULL, Array, Denoiser, Diffusion, Key, Model, Path
+from diffusion.types import NULL, Array, Denoiser, Diffusion, Keys, Model, Path
 
 Examples = tuple[np.ndarray, np.ndarray]  # (x [n, ...] as stored, label [n])
 
@@ -41,7 +41,7 @@ class Query(NamedTuple):
 
   denoise: Denoiser
   path: Path
-  keys: Key
+  keys: Keys
   x: Array
   label: Array
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from diffusion import checks, rng
 from diffusion.citations import technique
-from diffusion.types import Array, Key, Params
+from diffusion.types import Array, Key, Keys, Params
 
 PLACES = ('units', 'branch', 'input', 'kernels')
 
@@ -227,7 +227,7 @@ class Dropout(nn.Module):
   depth: float = 1.0
 
   @nn.compact
-  def __call__(self, x: Array, keys: Key | None) -> Array:
+  def __call__(self, x: Array, keys: Keys | None) -> Array:
     """Thins x[B, ...] with row keys [B]; None is evaluation."""
     acting = [] if keys is None else _acting(self.drops, self.place)
     for i, one in enumerate(acting):

@@ -8,7 +8,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from diffusion.models.dropout import Drop, drop_kernels
-from diffusion.types import Array, Conditioning, CrossMean, Key, Model, Variables
+from diffusion.types import Array, Conditioning, CrossMean, Key, Keys, Model, Variables
 
 BLOCK = 'block'
 
@@ -35,7 +35,7 @@ class Mode(NamedTuple):
     forward_mode: use operations that have a jvp.
   """
 
-  keys: Key | None = None
+  keys: Keys | None = None
   cross_mean: CrossMean = identity
   update_statistics: bool = False
   statistics_decay: Array | None = None
@@ -62,7 +62,7 @@ def from_linen(module: nn.Module, num_classes: int = 0, drops: Sequence[Drop] = 
     noise: Array,
     conditioning: Conditioning,
     *,
-    keys: Key | None = None,
+    keys: Keys | None = None,
     batch_key: Key | None = None,
     cross_mean: CrossMean = identity,
     update_statistics: bool = False,

@@ -7,23 +7,20 @@ from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.objectives.weights import Weight
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Context, Prediction, Term
+from diffusion.types import Context, Examples, Key, Params, PerRow, Prediction, Term
 
 
-def eps_loss(x0: Array, eps: Array, prediction: Prediction, log_snr: Array) -> Array:
+def eps_loss(x0: Examples, eps: Examples, prediction: Prediction, log_snr: PerRow) -> PerRow:
   """mean_j (eps_hat_j - eps_j)^2 for each example, from the better conditioned half of the prediction.
 
   The two errors are one: alpha (x0_hat - x0) = -sigma (eps_hat - eps). Below SNR 1 the eps error is a small
   difference of large numbers and SNR |x0 error|^2 is the same without the cancellation; above it the reverse.
 
   Args:
-    x0: the clean data [B, ...].
-    eps: the noise [B, ...].
-    prediction: both halves [B, ...].
-    log_snr: [B].
-
-  Returns:
-    [B].
+    x0: the clean data, in network units.
+    eps: the noise.
+    prediction: both halves.
+    log_snr: nats.
   """
   noisy = expand(log_snr, eps) < 0
   error = jnp.where(
@@ -46,7 +43,7 @@ def denoising(weight: Weight) -> Term:
   Source: Vincent (2011); Ho et al. (2020), equation 14.
   """
 
-  def apply(params, context: Context) -> Array:
+  def apply(params: Params, context: Context) -> PerRow:
     loss = eps_loss(context.batch.x, context.eps, context.prediction, context.log_snr)
     return weight(context.log_snr) * loss
 
@@ -66,7 +63,7 @@ def weighted_bound(weight: Weight) -> Term:
   Source: Kingma et al. (2021), equation 17; Kingma & Gao (2023), equation 6.
   """
 
-  def apply(params, context: Context) -> Array:
+  def apply(params: Params, context: Context) -> PerRow:
     loss = eps_loss(context.batch.x, context.eps, context.prediction, context.log_snr)
     return -0.5 * context.slope * weight(context.log_snr) * loss
 
@@ -96,10 +93,10 @@ def uncertain(weight: Weight, features: int = 64) -> Term:
   # Periods from 120 nats, past the range of a schedule, down to 4, where a loss changes little.
   frequency = 2 * jnp.pi / jnp.geomspace(120.0, 4.0, features // 2)
 
-  def init(key):
+  def init(key: Key) -> Params:
     return {'slope': jnp.zeros(features), 'offset': jnp.zeros(())}
 
-  def apply(params, context: Context) -> Array:
+  def apply(params: Params, context: Context) -> PerRow:
     angle = context.log_snr[:, None] * frequency
     basis = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
     u = basis @ params['slope'] + params['offset']
@@ -118,10 +115,10 @@ def sliced() -> Term:
   Source: Song et al. (2020), equation 8 (variance reduced).
   """
 
-  def apply(params, context: Context) -> Array:
+  def apply(params: Params, context: Context) -> PerRow:
     sigma = expand(context.marginal.sigma, context.z)
 
-    def scaled_score(z: Array) -> Array:  # sigma times the score
+    def scaled_score(z: Examples) -> Examples:  # sigma times the score
       return -context.predict(z).eps
 
     v = rng.signs(context.keys, context.z.shape[1:])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from diffusion import rng
 from diffusion.citations import technique
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Context, Params, Term
+from diffusion.types import Array, Context, Params, PerRow, Term
 
 
 def _kernels(params: Params) -> list[Array]:
@@ -20,9 +20,9 @@ def _kernels(params: Params) -> list[Array]:
   ]
 
 
-def _over_kernels(measure: Callable[[Array], Array], context: Context) -> Array:
-  """The sum of a measure over all kernels, once a row: [B]."""
-  total = sum(measure(kernel).sum() for kernel in _kernels(context.params))
+def _over_kernels(measure: Callable[[Array], Array], context: Context) -> PerRow:
+  """The sum of a measure over all kernels, the same for each row."""
+  total = sum((measure(kernel).sum() for kernel in _kernels(context.params)), jnp.zeros(()))
   return jnp.broadcast_to(total, context.t.shape)
 
 
@@ -36,7 +36,7 @@ def l1() -> Term:
   Source: Tibshirani (1996), equation 1, in its Lagrangian form.
   """
 
-  def apply(params, context: Context) -> Array:
+  def apply(params: Params, context: Context) -> PerRow:
     return _over_kernels(jnp.abs, context)
 
   return Term(init=lambda key: (), apply=apply)
@@ -49,7 +49,7 @@ def l2() -> Term:
   Source: Hanson & Pratt (1988).
   """
 
-  def apply(params, context: Context) -> Array:
+  def apply(params: Params, context: Context) -> PerRow:
     return _over_kernels(lambda w: 0.5 * w**2, context)
 
   return Term(init=lambda key: (), apply=apply)
@@ -67,7 +67,7 @@ def jacobian() -> Term:
   (2019), equation 10.
   """
 
-  def apply(params, context: Context) -> Array:
+  def apply(params: Params, context: Context) -> PerRow:
     v = rng.signs(context.keys, context.z.shape[1:])
     _, slope = jax.jvp(lambda z: context.predict(z).x0, (context.z,), (v,))
     scaled = expand(context.marginal.sigma, slope) * slope

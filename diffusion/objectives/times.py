@@ -7,14 +7,14 @@ import jax.numpy as jnp
 
 from diffusion import checks, rng
 from diffusion.citations import technique
-from diffusion.types import Array, CrossMean, Key, Path, Rows, Times
+from diffusion.types import CrossMean, Key, Number, Path, PerRow, Rows, Scalar, Times
 
 
 def _stateless(draw) -> Times:
   return Times(init=lambda: (), draw=draw, update=lambda state, t, loss, cross_mean: state)
 
 
-def _spread(key: Key, rows: Rows) -> Array:
+def _spread(key: Key, rows: Rows) -> PerRow:
   """Stratified uniform draws in [0, 1): see `stratified`."""
   return (jax.random.uniform(key) + rows.index / rows.total) % 1.0
 
@@ -23,7 +23,7 @@ def _spread(key: Key, rows: Rows) -> Array:
 def uniform() -> Times:
   """t ~ U[0, 1), independent for each row. Source: Ho et al. (2020), algorithm 1, in continuous time."""
 
-  def draw(state, key: Key, rows: Rows, progress: Array, path: Path) -> tuple[Array, Array]:
+  def draw(state, key: Key, rows: Rows, progress: Number, path: Path) -> tuple[PerRow, PerRow]:
     t = jax.vmap(jax.random.uniform)(rng.row_keys(key, rows.index))
     return t, jnp.ones_like(t)
 
@@ -37,7 +37,7 @@ def stratified() -> Times:
   Source: Kingma et al. (2021), appendix I.1.
   """
 
-  def draw(state, key: Key, rows: Rows, progress: Array, path: Path) -> tuple[Array, Array]:
+  def draw(state, key: Key, rows: Rows, progress: Number, path: Path) -> tuple[PerRow, PerRow]:
     t = _spread(key, rows)
     return t, jnp.ones_like(t)
 
@@ -49,7 +49,7 @@ def _check_normal(mean: float, deviation: float) -> None:
   checks.positive('deviation', deviation)
 
 
-def _standard_normal(key: Key, rows: Rows) -> Array:
+def _standard_normal(key: Key, rows: Rows) -> PerRow:
   """Stratified N(0, 1): the quantiles of stratified uniform draws, held off the ends by half a float32 step."""
   u = _spread(key, rows)
   return jax.scipy.special.ndtri(jnp.clip(u, 2.0**-25, 1 - 2.0**-24))
@@ -72,7 +72,7 @@ def log_normal(mean: float = -1.2, deviation: float = 1.2) -> Times:
   """
   _check_normal(mean, deviation)
 
-  def draw(state, key: Key, rows: Rows, progress: Array, path: Path) -> tuple[Array, Array]:
+  def draw(state, key: Key, rows: Rows, progress: Number, path: Path) -> tuple[PerRow, PerRow]:
     t = path.time(-2 * (mean + deviation * _standard_normal(key, rows)))
     return t, jnp.ones_like(t)
 
@@ -94,7 +94,7 @@ def logit_normal(mean: float = 0.0, deviation: float = 1.0) -> Times:
   """
   _check_normal(mean, deviation)
 
-  def draw(state, key: Key, rows: Rows, progress: Array, path: Path) -> tuple[Array, Array]:
+  def draw(state, key: Key, rows: Rows, progress: Number, path: Path) -> tuple[PerRow, PerRow]:
     t = jax.nn.sigmoid(mean + deviation * _standard_normal(key, rows))
     return t, jnp.ones_like(t)
 
@@ -125,7 +125,7 @@ def importance(buckets: int = 32, decay: float = 0.99, uniform_share: float = 0.
   def init():
     return {'square': jnp.zeros(buckets), 'weight': jnp.zeros(buckets)}
 
-  def draw(state, key: Key, rows: Rows, progress: Array, path: Path) -> tuple[Array, Array]:
+  def draw(state, key: Key, rows: Rows, progress: Number, path: Path) -> tuple[PerRow, PerRow]:
     root = jnp.sqrt(state['square'] / jnp.maximum(state['weight'], 1e-12))
     share = root / jnp.maximum(root.sum(), 1e-30)
     ready = (state['weight'] > 0).all() & (root.sum() > 0)
@@ -138,7 +138,7 @@ def importance(buckets: int = 32, decay: float = 0.99, uniform_share: float = 0.
     t = (bucket + jnp.clip(inside, 0, 1 - 2.0**-20)) / buckets
     return t, even / share[bucket]
 
-  def update(state, t: Array, loss: Array, cross_mean: CrossMean):
+  def update(state, t: PerRow, loss: PerRow, cross_mean: CrossMean):
     hit = jax.nn.one_hot((t * buckets).astype(jnp.int32), buckets)
     square, count = cross_mean((loss**2 @ hit, hit.sum(0)))
     seen = count > 0
@@ -154,7 +154,7 @@ def importance(buckets: int = 32, decay: float = 0.99, uniform_share: float = 0.
   return Times(init, draw, update)
 
 
-def _held_back(t: Array, open_share: Array) -> Array:
+def _held_back(t: PerRow, open_share: Scalar) -> PerRow:
   """t in [0, 1) moved into [1 - open_share, 1): the noisiest share of times."""
   return jnp.minimum(1 - open_share * (1 - t), 1 - 2.0**-24)
 
@@ -179,7 +179,7 @@ def curriculum(base: Times, clusters: int = 20, until: float = 0.5) -> Times:
   checks.integer('clusters', clusters, 2)
   checks.in_range('until', until, 0, 1, ends='(]')
 
-  def draw(state, key: Key, rows: Rows, progress: Array, path: Path) -> tuple[Array, Array]:
+  def draw(state, key: Key, rows: Rows, progress: Number, path: Path) -> tuple[PerRow, PerRow]:
     t, weight = base.draw(state, key, rows, progress, path)
     opened = jnp.minimum(1 + jnp.floor((clusters - 1) * progress / until), clusters)
     return jnp.where(opened == clusters, t, _held_back(t, opened / clusters)), weight
@@ -226,12 +226,12 @@ def curriculum_by_loss(
       'waited': jnp.zeros((), jnp.int32),
     }
 
-  def draw(state, key: Key, rows: Rows, progress: Array, path: Path) -> tuple[Array, Array]:
+  def draw(state, key: Key, rows: Rows, progress: Number, path: Path) -> tuple[PerRow, PerRow]:
     t, weight = base.draw(state['base'], key, rows, progress, path)
     opened = state['opened']
     return jnp.where(opened == clusters, t, _held_back(t, opened / clusters)), weight
 
-  def update(state, t: Array, loss: Array, cross_mean: CrossMean):
+  def update(state, t: PerRow, loss: PerRow, cross_mean: CrossMean):
     total = decay * state['average'] + (1 - decay) * cross_mean(loss.mean())
     weight = decay * state['weight'] + (1 - decay)
     value = total / weight

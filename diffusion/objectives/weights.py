@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.types import Array
+from diffusion.types import AnyShape
 
-Weight = Callable[[Array], Array]  # log-SNR [B] -> factor of the eps-loss [B]
+Weight = Callable[[AnyShape], AnyShape]  # log-SNR in nats -> factor of the eps-loss
 
 _FACTORS = {
   'eps': jnp.ones_like,
@@ -35,13 +35,28 @@ def _factor(on: str) -> Weight:
 
 @technique('uniform loss weight', 'loss', 'ho2020denoising')
 def uniform(on: str = 'eps') -> Weight:
-  """Weight 1 on the loss named by `on`: 'eps' is DDPM's simple loss. Source: Ho et al. (2020), equation 14."""
+  """Weight 1 on the loss named by `on`: 'eps' is DDPM's simple loss.
+
+  Args:
+    on: 'eps', 'x0', 'v' or 'velocity'.
+
+  Raises:
+    ValueError: another name.
+
+  Source: Ho et al. (2020), equation 14.
+  """
   return _factor(on)
 
 
 @technique('SNR loss weight', 'loss', 'salimans2022progressive')
 def snr(on: str = 'x0') -> Weight:
   """Weight SNR on the loss named by `on`; on 'x0' it is the uniform eps-loss.
+
+  Args:
+    on: 'eps', 'x0', 'v' or 'velocity'.
+
+  Raises:
+    ValueError: another name.
 
   Source: Salimans & Ho (2022), section 4.
   """

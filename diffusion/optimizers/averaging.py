@@ -6,20 +6,23 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Integer
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.types import Array, Average, Params
+from diffusion.types import Array, Average, Params, Scalar
+
+Profiles = Float[np.ndarray, '...'] | float  # times or exponents, to be broadcast
 
 
 class AverageState(NamedTuple):
   """The average and the number of updates it has seen."""
 
-  count: Array
+  count: Integer[Array, '']
   params: Params
 
 
-def _decaying(decay: Callable[[Array], Array]) -> Average:
+def _decaying(decay: Callable[[Integer[Array, '']], Scalar]) -> Average:
   """a <- d a + (1 - d) w with d = decay(updates so far), from a copy of the parameters."""
 
   def init(params: Params) -> AverageState:
@@ -76,7 +79,7 @@ def half_life(images: float, batch_size: int, ramp: float = 0.05) -> Average:
   checks.integer('batch_size', batch_size)
   checks.positive('ramp', ramp)
 
-  def decay(count: Array) -> Array:
+  def decay(count: Integer[Array, '']) -> Scalar:
     return 2.0 ** (-batch_size / jnp.minimum(images, ramp * batch_size * (count + 1)))
 
   return _decaying(decay)
@@ -118,7 +121,7 @@ def power(width: float) -> Average:
   """
   exponent = power_exponent(width) + 1
 
-  def decay(count: Array) -> Array:
+  def decay(count: Integer[Array, '']) -> Scalar:
     return (1 - 1 / (count + 1.0)) ** exponent
 
   return _decaying(decay)
@@ -137,17 +140,17 @@ def reconstruct(
   (a, s), (b, t), a, b exponents: (a + 1) (b + 1) min(s, t)^(a + b + 1) / ((a + b + 1) s^(a + 1) t^(b + 1)).
 
   Args:
-    snapshots: averages [N], from `power`.
-    times: updates at which each was taken [N], > 0.
-    widths: of each [N].
-    time: updates, at most the last snapshot's.
-    width: wanted.
+    snapshots: averages, from `power`.
+    times: updates at which each was taken, > 0.
+    widths: of each, in (0, 0.288).
+    time: updates, > 0, at most the last snapshot's.
+    width: wanted, in (0, 0.288).
 
   Returns:
     The parameters, in the snapshots' types.
 
   Raises:
-    ValueError: lengths that differ, or a time after the last snapshot.
+    ValueError: lengths that differ, a time after the last snapshot, or a width out of its range.
 
   Source: Karras et al. (2024), appendix C.2 and algorithm 3.
   """
@@ -170,7 +173,9 @@ def reconstruct(
   return jax.tree.map(combine, *snapshots)
 
 
-def _profile_products(s: np.ndarray, a: np.ndarray, t: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _profile_products(
+  s: Profiles, a: Profiles, t: Profiles, b: Profiles
+) -> Float[np.ndarray, '...']:
   """int_0^min(s, t) p_(s, a) p_(t, b), by logarithms: exponents reach the hundreds."""
   log = (a + b + 1) * np.log(np.minimum(s, t)) - (a + 1) * np.log(s) - (b + 1) * np.log(t)
   return (a + 1) * (b + 1) / (a + b + 1) * np.exp(log)
@@ -192,7 +197,7 @@ def swa(start: int, every: int = 1) -> Average:
   checks.integer('start', start)
   checks.integer('every', every)
 
-  def decay(count: Array) -> Array:
+  def decay(count: Integer[Array, '']) -> Scalar:
     n = count + 1  # this update's number
     taken = jnp.maximum(n - start, 0) // every  # samples before this one
     due = (n >= start) & ((n - start) % every == 0)

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Integer
 
 from diffusion import checks
 from diffusion.citations import technique
 from diffusion.optimizers import clipping, optimizers
 from diffusion.optimizers.schedules import LearningRate
-from diffusion.types import Array, Optimizer, Params
+from diffusion.types import AnyShape, Array, Number, Optimizer, Params
 
 
 def is_kernel(params: Params) -> Params:
@@ -41,11 +42,11 @@ def coupled_decay(rate: float) -> optax.GradientTransformation:
 
 
 class _Count(NamedTuple):
-  count: Array
+  count: Integer[Array, '']
 
 
 def _counted(
-  schedule: LearningRate, change: Callable[[Array, Any, Params], Any]
+  schedule: LearningRate, change: Callable[[Number, Any, Params], Any]
 ) -> optax.GradientTransformationExtraArgs:
   """u -> change(rate, u, w), the rate by the schedule or, if the caller gives `learning_rate`, that."""
 
@@ -67,11 +68,11 @@ def _times_rate(schedule: LearningRate) -> optax.GradientTransformationExtraArgs
 
 
 def _on_new_weights(
-  schedule: LearningRate, change: Callable[[Array, Params, Params], Params]
+  schedule: LearningRate, change: Callable[[Number, Params, Params], Params]
 ) -> optax.GradientTransformationExtraArgs:
   """u -> change(rate, w + u, w) - w: a transformation of the weights that an update leads to."""
 
-  def moved(rate: Array, updates, params: Params):
+  def moved(rate: Number, updates, params: Params):
     new = change(rate, optax.apply_updates(params, updates), params)
     return jax.tree.map(lambda a, b: a - b, new, params)
 
@@ -85,7 +86,7 @@ def proximal_l1(rate: float, learning_rate: LearningRate) -> optax.GradientTrans
   Source: Parikh & Boyd (2014), section 6.5.2.
   """
 
-  def shrink(now: Array, new: Params, old: Params) -> Params:
+  def shrink(now: Number, new: Params, old: Params) -> Params:
     threshold = now * rate
     return jax.tree.map(
       lambda w, kernel: jnp.sign(w) * jnp.maximum(jnp.abs(w) - threshold, 0) if kernel else w,
@@ -105,11 +106,11 @@ def fixed_norm() -> optax.GradientTransformation:
   unit norm; Salimans & Kingma (2016).
   """
 
-  def norm(w: Array) -> Array:
+  def norm(w: Float[Array, '*inputs output']) -> Float[Array, '*ones output']:
     return jnp.sqrt((w**2).sum(tuple(range(w.ndim - 1)), keepdims=True))
 
-  def project(rate: Array, new: Params, old: Params) -> Params:
-    def one(w: Array, before: Array, kernel: bool) -> Array:
+  def project(rate: Number, new: Params, old: Params) -> Params:
+    def one(w: AnyShape, before: AnyShape, kernel: bool) -> AnyShape:
       if not kernel:
         return w
       wanted, length = norm(before), norm(w)
@@ -119,7 +120,7 @@ def fixed_norm() -> optax.GradientTransformation:
 
     return jax.tree.map(one, new, old, is_kernel(new))
 
-  return _on_new_weights(lambda count: count, project)
+  return _on_new_weights(lambda count: 0.0, project)
 
 
 def chain(

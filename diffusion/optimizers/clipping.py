@@ -6,20 +6,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Bool
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.types import Array, Params
+from diffusion.types import Array, Params, Scalar
 
 
 class Clipped(NamedTuple):
   """Whether the last update was changed, 1 or 0."""
 
-  acted: Array
+  acted: Scalar
 
 
 def _noted(
-  transformation: optax.GradientTransformation, acts: Callable[[Params], Array] | None = None
+  transformation: optax.GradientTransformation,
+  acts: Callable[[Params], Bool[Array, '']] | None = None,
 ) -> optax.GradientTransformation:
   """A stateless clipping, with a state that says whether it acted: by `acts` of the gradient, or by comparison."""
 

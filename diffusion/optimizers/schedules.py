@@ -5,22 +5,42 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float, Integer
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.types import Array
+from diffusion.types import AnyArray, Array
 
-LearningRate = Callable[[Array], Array]
+Count = Integer[AnyArray, '*any'] | int  # updates so far
+Rate = Float[Array, '*any']
+LearningRate = Callable[[Count], Rate]
 
 
 def constant(value: float) -> LearningRate:
-  """The same rate at every update. `value` >= 0."""
+  """The same rate at every update.
+
+  Args:
+    value: >= 0.
+
+  Raises:
+    ValueError: a negative rate.
+  """
   checks.at_least('learning_rate', value, 0)
   return lambda count: jnp.asarray(value, jnp.result_type(float))
 
 
 def warmup_constant(peak: float, warmup_steps: int) -> LearningRate:
-  """Linear from 0 to `peak` over `warmup_steps`, then constant. Source: Ho et al. (2020), appendix B."""
+  """Linear from 0 to `peak` over `warmup_steps`, then constant.
+
+  Args:
+    peak: the highest rate, >= 0.
+    warmup_steps: updates until the rate is `peak`, >= 1.
+
+  Raises:
+    ValueError: an argument out of its range.
+
+  Source: Ho et al. (2020), appendix B.
+  """
   checks.at_least('learning_rate', peak, 0)
   checks.integer('warmup_steps', warmup_steps, 1)
   return optax.schedules.linear_schedule(0.0, peak, warmup_steps)
@@ -52,7 +72,7 @@ def warmup_cosine(
     [optax.schedules.linear_schedule(0.0, 1.0, max(warmup_steps, 1)), cosine], [warmup_steps]
   )
 
-  def rate(count: Array) -> Array:
+  def rate(count: Count) -> Rate:
     # The warm-up ramps from 0 to the peak; the cosine part runs between the peak and the final rate.
     return jnp.where(
       count < warmup_steps, peak * shape(count), final + (peak - final) * shape(count)
@@ -67,7 +87,7 @@ def _warmed(shape: LearningRate, warmup_steps: int) -> LearningRate:
   if not warmup_steps:
     return shape
 
-  def rate(count: Array) -> Array:
+  def rate(count: Count) -> Rate:
     later = shape(jnp.maximum(count - warmup_steps, 0))
     return jnp.where(count < warmup_steps, shape(0) * count / warmup_steps, later)
 
@@ -171,7 +191,7 @@ def cyclical(
   checks.in_range('decay', decay, 0, 1, ends='(]')
   checks.in_range('final', final, 0, peak)
 
-  def rate(count: Array) -> Array:
+  def rate(count: Count) -> Rate:
     periods = jnp.asarray(count) / period
     if growth == 1:
       cycle = jnp.floor(periods)
@@ -230,7 +250,7 @@ def inverse_sqrt(peak: float, reference_steps: int, warmup_steps: int = 0) -> Le
   checks.integer('reference_steps', reference_steps)
   checks.integer('warmup_steps', warmup_steps, 0)
 
-  def rate(count: Array) -> Array:
+  def rate(count: Count) -> Rate:
     warm = jnp.minimum(count / max(warmup_steps, 1), 1.0) if warmup_steps else 1.0
     return peak * warm / jnp.sqrt(jnp.maximum(count / reference_steps, 1.0))
 

@@ -6,35 +6,52 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Integer
 
 from diffusion import checks, rng, statistics
 from diffusion.process.marginals import expand
-from diffusion.types import NULL, Array, Denoiser, Key, Marginal, Path, Prediction
+from diffusion.types import (
+  NULL,
+  AnyArray,
+  Array,
+  Denoiser,
+  Examples,
+  Key,
+  Keys,
+  Marginal,
+  Path,
+  PerRow,
+  Prediction,
+)
+
+Scales = Float[AnyArray, ' k'] | Float[AnyArray, 'k d d']
 
 
 class Mixture(NamedTuple):
   """sum_k pi_k N(mu_k, Q_k diag(v_k) Q_k^T).
 
   Attributes:
-    weights: pi [K].
-    means: mu [K, d].
-    variances: v [K, d], >= 0; zeros are a point mass.
-    axes: Q [K, d, d], orthogonal, eigenvectors in columns; None for the coordinate axes.
+    weights: pi.
+    means: mu.
+    variances: v, >= 0; zeros are a point mass.
+    axes: Q, orthogonal, eigenvectors in columns; None for the coordinate axes.
   """
 
-  weights: Array
-  means: Array
-  variances: Array
-  axes: Array | None
+  weights: Float[Array, ' k']
+  means: Float[Array, 'k d']
+  variances: Float[Array, 'k d']
+  axes: Float[Array, 'k d d'] | None
 
 
-def mixture(weights: Array, means: Array, scales: Array) -> Mixture:
+def mixture(
+  weights: Float[AnyArray, ' k'], means: Float[AnyArray, 'k d'], scales: Scales
+) -> Mixture:
   """A Gaussian mixture.
 
   Args:
-    weights: pi [K], positive, summing to one.
-    means: mu [K, d].
-    scales: standard deviations [K] of round components, >= 0, or covariances [K, d, d].
+    weights: pi, positive, summing to one.
+    means: mu.
+    scales: standard deviations of round components, >= 0, or covariances.
 
   Raises:
     ValueError: shapes that do not agree, or covariances that are not symmetric and positive semidefinite.
@@ -62,15 +79,19 @@ def mixture(weights: Array, means: Array, scales: Array) -> Mixture:
   return Mixture(weights, means, variances, axes)
 
 
-def _rotate(given: Mixture, offset: Array, back: bool = False) -> Array:
-  """Offsets [B, K, d] in each component's own axes, or back from them."""
+def _rotate(
+  given: Mixture, offset: Float[Array, 'b k d'], back: bool = False
+) -> Float[Array, 'b k d']:
+  """Offsets in each component's own axes, or back from them."""
   if given.axes is None:
     return offset
   return jnp.einsum('kij,bkj->bki' if back else 'kji,bkj->bki', given.axes, offset)
 
 
-def _components(given: Mixture, z: Array, marginal: Marginal) -> tuple[Array, Array, Array]:
-  """(log pi_k N(z; alpha mu_k, C_k) [B, K], rotated offset [B, K, d], C_k's variances [B, K, d])."""
+def _components(
+  given: Mixture, z: Float[Array, 'b d'], marginal: Marginal
+) -> tuple[Float[Array, 'b k'], Float[Array, 'b k d'], Float[Array, 'b k d']]:
+  """(log pi_k N(z; alpha mu_k, C_k), rotated offset, C_k's variances)."""
   alpha, sigma = (c[:, None, None] for c in marginal)
   variance = alpha**2 * given.variances + sigma**2
   offset = _rotate(given, z[:, None] - alpha * given.means)
@@ -78,15 +99,26 @@ def _components(given: Mixture, z: Array, marginal: Marginal) -> tuple[Array, Ar
   return jnp.log(given.weights) + log_density, offset, variance
 
 
-def log_density(given: Mixture, z: Array, marginal: Marginal) -> Array:
-  """log p(z) [B] of z = alpha x0 + sigma eps [B, d], x0 from the mixture; sigma = 0 asks for the data's own density."""
+def log_density(given: Mixture, z: Float[Array, 'b d'], marginal: Marginal) -> PerRow:
+  """log p(z) of z = alpha x0 + sigma eps, x0 from the mixture.
+
+  log p(z) = log sum_k pi_k N(z; alpha mu_k, alpha^2 Sigma_k + sigma^2 I).
+
+  Args:
+    given: the mixture.
+    z: where.
+    marginal: alpha and sigma of each row; sigma = 0 asks for the data's own density.
+
+  Returns:
+    Nats.
+  """
   return jax.nn.logsumexp(_components(given, z, marginal)[0], axis=1)
 
 
-def draw(given: Mixture, keys: Key) -> Array:
-  """Draws of the mixture [B, d], row i from keys[i] alone."""
+def draw(given: Mixture, keys: Keys) -> Float[Array, 'b d']:
+  """Draws of the mixture, row i from keys[i] alone."""
 
-  def one(key: Key) -> Array:
+  def one(key: Key) -> Float[Array, ' d']:
     which, noise = jax.random.split(key)
     k = jax.random.categorical(which, jnp.log(given.weights))
     offset = jnp.sqrt(given.variances[k]) * jax.random.normal(noise, given.means.shape[1:])
@@ -96,14 +128,28 @@ def draw(given: Mixture, keys: Key) -> Array:
 
 
 def entropy(given: Mixture, draws: int = 100_000, seed: int = 0) -> statistics.Interval:
-  """The differential entropy -E log p in nats, by `draws` >= 2 draws, with its 95 % t interval."""
+  """The differential entropy -E log p of the data, estimated from draws.
+
+  Args:
+    given: the mixture.
+    draws: >= 2.
+    seed: of the draws.
+
+  Returns:
+    Nats, with the 95 % t interval.
+
+  Raises:
+    ValueError: fewer than two draws.
+  """
   checks.integer('draws', draws, 2)
   x = draw(given, rng.row_keys(jax.random.key(seed), jnp.arange(draws)))
   data = Marginal(jnp.ones(draws, x.dtype), jnp.zeros(draws, x.dtype))
   return statistics.mean_t(np.asarray(-log_density(given, x, data), np.float64))
 
 
-def gaussian_mixture(path: Path, weights: Array, means: Array, scales: Array) -> Denoiser:
+def gaussian_mixture(
+  path: Path, weights: Float[AnyArray, ' k'], means: Float[AnyArray, 'k d'], scales: Scales
+) -> Denoiser:
   """The exact denoiser of a Gaussian mixture.
 
   With C_k = alpha^2 Sigma_k + sigma^2 I and responsibilities r_k(z) proportional to pi_k N(z; alpha mu_k, C_k):
@@ -111,12 +157,12 @@ def gaussian_mixture(path: Path, weights: Array, means: Array, scales: Array) ->
 
   Args:
     path: the bound schedule and process.
-    weights: pi [K], positive, summing to one.
-    means: mu [K, d].
-    scales: standard deviations [K] of round components, >= 0, or covariances [K, d, d].
+    weights: pi, positive, summing to one.
+    means: mu.
+    scales: standard deviations of round components, >= 0, or covariances.
 
   Returns:
-    A Denoiser of z [B, d].
+    A Denoiser of z [b, d].
 
   Raises:
     ValueError: as `mixture` does.
@@ -125,7 +171,7 @@ def gaussian_mixture(path: Path, weights: Array, means: Array, scales: Array) ->
   """
   given = mixture(weights, means, scales)
 
-  def denoise(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def denoise(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     del key
     marginal = path.marginal(t)
     log_share, offset, variance = _components(given, z, marginal)
@@ -144,9 +190,9 @@ def gaussian_mixture(path: Path, weights: Array, means: Array, scales: Array) ->
 
 def empirical(
   path: Path,
-  x: Array,
-  labels: Array | None = None,
-  wanted: Array | None = None,
+  x: Float[AnyArray, ' n *shape'],
+  labels: Integer[AnyArray, ' n'] | None = None,
+  wanted: Integer[AnyArray, ' b'] | None = None,
   *,
   flip: bool = False,
   chunk: int = 1024,
@@ -158,17 +204,17 @@ def empirical(
 
   Args:
     path: the bound schedule and process.
-    x: training examples in network units [n, ...].
-    labels: their labels [n], for a class-conditional denoiser.
-    wanted: the label of each row of z [B]; the null label sees all examples. Needed with `labels`.
-    flip: the training set also has every image [H, W, C] flipped left to right.
-    chunk: examples at a time; memory is B x chunk, never B x n x d.
+    x: training examples in network units.
+    labels: theirs, for a class-conditional denoiser.
+    wanted: the label of each row of z; the null label sees all examples. Needed with `labels`.
+    flip: the training set also has every image [h, w, c] flipped left to right.
+    chunk: examples at a time, >= 1; memory is b x chunk, never b x n x d.
 
   Returns:
-    A Denoiser of z [B, ...].
+    A Denoiser of z [b, *shape].
 
   Raises:
-    ValueError: no examples, or only one of labels and wanted.
+    ValueError: no examples, only one of labels and wanted, or a bad chunk.
 
   Source: Bayes' rule for the empirical distribution. The squares are expanded to a matrix product, so float32 keeps
   about 1e-6 / sigma^2 nats of the exponent: use float64 below sigma = 0.01.
@@ -194,7 +240,7 @@ def empirical(
     (jnp.arange(len(x) + missing) < len(x)).reshape(-1, size),
   )
 
-  def denoise(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def denoise(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     del key
     marginal = path.marginal(t)
     alpha, sigma = (c[:, None] for c in marginal)
@@ -221,7 +267,9 @@ def empirical(
   return denoise
 
 
-def box_mixture(path: Path, weights: Array, centers: Array, width: float) -> Denoiser:
+def box_mixture(
+  path: Path, weights: Float[AnyArray, ' k'], centers: Float[AnyArray, 'k d'], width: float
+) -> Denoiser:
   """The exact denoiser of sum_k pi_k U(box k), boxes of one width: a discrete distribution, uniformly dequantized.
 
   In each dimension the posterior of a box is a truncated normal; with y = z / alpha, s = sigma / alpha and edges a < b
@@ -229,12 +277,12 @@ def box_mixture(path: Path, weights: Array, centers: Array, width: float) -> Den
 
   Args:
     path: the bound schedule and process.
-    weights: pi [K], positive, summing to one.
-    centers: [K, d].
+    weights: pi, positive, summing to one.
+    centers: of the boxes.
     width: of a box in every dimension, > 0.
 
   Returns:
-    A Denoiser of z [B, d].
+    A Denoiser of z [b, d].
 
   Raises:
     ValueError: shapes that do not agree, or a bad width.
@@ -249,7 +297,7 @@ def box_mixture(path: Path, weights: Array, centers: Array, width: float) -> Den
     )
   normal: Callable = jax.scipy.stats.norm
 
-  def denoise(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def denoise(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     del key
     alpha, sigma = (expand(c, z) for c in path.marginal(t))
     y, s = (z / alpha)[:, None], (sigma / alpha)[:, None]

@@ -8,14 +8,17 @@ import jax.numpy as jnp
 from diffusion import rng
 from diffusion.process.marginals import expand
 from diffusion.types import (
-  Array,
+  AnyShape,
   Denoiser,
   Diffusion,
-  Key,
+  Examples,
+  Keys,
   Marginal,
   Parameterization,
   Params,
   Path,
+  PerRow,
+  Prediction,
 )
 
 __all__ = ['Diffusion', 'bind', 'denoiser', 'diffuse', 'posterior', 'prior']
@@ -35,13 +38,13 @@ def bind(diffusion: Diffusion, params: Params) -> Path:
     beyond an end point has that end as its time.
   """
 
-  def log_snr(t: Array) -> Array:
+  def log_snr(t: AnyShape) -> AnyShape:
     return diffusion.schedule.log_snr(params, t)
 
-  def slope(t: Array) -> Array:
+  def slope(t: AnyShape) -> AnyShape:
     return jax.jvp(log_snr, (t,), (jnp.ones_like(t),))[1]
 
-  def time(value: Array) -> Array:
+  def time(value: AnyShape | float) -> AnyShape:
     value = jnp.asarray(value, jnp.result_type(float))
 
     def halve(_, ends):
@@ -58,24 +61,32 @@ def bind(diffusion: Diffusion, params: Params) -> Path:
   return Path(log_snr, slope, time, lambda t: diffusion.process(log_snr(t)))
 
 
-def diffuse(x0: Array, eps: Array, marginal: Marginal) -> Array:
-  """z = alpha x0 + sigma eps, with x0 and eps [B, ...] and the marginal's arrays [B]."""
+def diffuse(x0: Examples, eps: Examples, marginal: Marginal) -> Examples:
+  """z = alpha x0 + sigma eps.
+
+  Args:
+    x0: the clean data, in network units.
+    eps: the noise, N(0, I).
+    marginal: alpha and sigma of each row.
+  """
   return expand(marginal.alpha, x0) * x0 + expand(marginal.sigma, x0) * eps
 
 
-def posterior(path: Path, z: Array, x0: Array, t: Array, s: Array) -> tuple[Array, Array]:
+def posterior(
+  path: Path, z: Examples, x0: Examples, t: PerRow, s: PerRow
+) -> tuple[Examples, PerRow]:
   """Mean and variance of q(z_s | z_t, x0), s < t.
 
   With r = SNR(t) / SNR(s): mean = r (alpha_s / alpha_t) z_t + alpha_s (1 - r) x0, variance = (1 - r) sigma_s^2.
 
   Args:
     path: the bound schedule and process.
-    z: z_t [B, ...].
-    x0: the clean data, or a prediction of it [B, ...].
-    t, s: times [B] in [0, 1], s < t.
+    z: z_t.
+    x0: the clean data, or a prediction of it.
+    t, s: times in [0, 1], s < t.
 
   Returns:
-    (mean [B, ...], variance [B]).
+    (mean, variance).
 
   Source: Ho et al. (2020), equations 6 and 7; in continuous time Kingma et al. (2021), equation 25. 1 - r is taken
   as -expm1(log r), so it keeps its digits for nearby t and s.
@@ -87,27 +98,32 @@ def posterior(path: Path, z: Array, x0: Array, t: Array, s: Array) -> tuple[Arra
   return mean, rest * then.sigma**2
 
 
-def prior(path: Path, keys: Key, shape: tuple[int, ...]) -> Array:
-  """Draws z at t = 1: N(0, sigma_1^2 I), row i from keys[i] alone; [B, *shape].
+def prior(path: Path, keys: Keys, shape: tuple[int, ...]) -> Examples:
+  """Draws z at t = 1: N(0, sigma_1^2 I), row i from keys[i] alone.
 
   The data's share alpha_1 x0 is left out, as everywhere in the literature; it is below exp(log_snr_min / 2).
+
+  Args:
+    path: the bound schedule and process.
+    keys: of the rows.
+    shape: of one example.
   """
   noise = rng.normal(keys, shape)
   return expand(path.marginal(jnp.ones(noise.shape[0], noise.dtype)).sigma, noise) * noise
 
 
 def denoiser(
-  path: Path, parameterization: Parameterization, network: Callable[..., Array]
+  path: Path, parameterization: Parameterization, network: Callable[..., Examples]
 ) -> Denoiser:
   """A network as a Denoiser: (z, t, key=None) -> Prediction(x0, eps).
 
   Args:
     path: the bound schedule and process.
     parameterization: what the network's output means.
-    network: (z [B, ...], c_noise [B], row keys [B] or None) -> output [B, ...].
+    network: (z [b, *shape], c_noise [b], row keys [b] or None) -> output [b, *shape].
   """
 
-  def denoise(z: Array, t: Array, key: Key | None = None):
+  def denoise(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     marginal = path.marginal(t)
     inputs, noise = parameterization.encode(z, marginal)
     return parameterization.decode(network(inputs, noise, key), z, marginal)

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from diffusion import checks
 from diffusion.citations import technique
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Marginal, Parameterization, Prediction
+from diffusion.types import Array, Examples, Marginal, Parameterization, PerRow, Prediction
 
 
-def _encode(z: Array, marginal: Marginal) -> tuple[Array, Array]:
+def _encode(z: Examples, marginal: Marginal) -> tuple[Examples, PerRow]:
   return z, jnp.log(marginal.sigma / marginal.alpha) / 4
 
 
-def _coefficients(marginal: Marginal, like: Array) -> tuple[Array, Array]:
+def _coefficients(marginal: Marginal, like: Examples) -> tuple[Array, Array]:
   return expand(marginal.alpha, like), expand(marginal.sigma, like)
 
 
@@ -25,7 +25,7 @@ def _coefficients(marginal: Marginal, like: Array) -> tuple[Array, Array]:
 def eps() -> Parameterization:
   """The network predicts the noise: x0 = (z - sigma eps) / alpha. Source: Ho et al. (2020), equation 11."""
 
-  def decode(output: Array, z: Array, marginal: Marginal) -> Prediction:
+  def decode(output: Examples, z: Examples, marginal: Marginal) -> Prediction:
     alpha, sigma = _coefficients(marginal, z)
     return Prediction(x0=(z - sigma * output) / alpha, eps=output)
 
@@ -36,7 +36,7 @@ def eps() -> Parameterization:
 def x0() -> Parameterization:
   """The network predicts the data: eps = (z - alpha x0) / sigma. Source: Salimans & Ho (2022), section 4."""
 
-  def decode(output: Array, z: Array, marginal: Marginal) -> Prediction:
+  def decode(output: Examples, z: Examples, marginal: Marginal) -> Prediction:
     alpha, sigma = _coefficients(marginal, z)
     return Prediction(x0=output, eps=(z - alpha * output) / sigma)
 
@@ -53,12 +53,12 @@ def v() -> Parameterization:
   Source: Salimans & Ho (2022), appendix D; the denominator, 1 when variance preserving, makes it general.
   """
 
-  def decode(output: Array, z: Array, marginal: Marginal) -> Prediction:
+  def decode(output: Examples, z: Examples, marginal: Marginal) -> Prediction:
     alpha, sigma = _coefficients(marginal, z)
     norm = alpha**2 + sigma**2
     return Prediction((alpha * z - sigma * output) / norm, (sigma * z + alpha * output) / norm)
 
-  def target(x0: Array, eps: Array, marginal: Marginal) -> Array:
+  def target(x0: Examples, eps: Examples, marginal: Marginal) -> Examples:
     alpha, sigma = _coefficients(marginal, x0)
     return alpha * eps - sigma * x0
 
@@ -69,11 +69,11 @@ def v() -> Parameterization:
 def score() -> Parameterization:
   """The network predicts the score of z: s = -eps / sigma. Source: Song & Ermon (2019), equation 5."""
 
-  def decode(output: Array, z: Array, marginal: Marginal) -> Prediction:
+  def decode(output: Examples, z: Examples, marginal: Marginal) -> Prediction:
     alpha, sigma = _coefficients(marginal, z)
     return Prediction(x0=(z + sigma**2 * output) / alpha, eps=-sigma * output)
 
-  def target(x0: Array, eps: Array, marginal: Marginal) -> Array:
+  def target(x0: Examples, eps: Examples, marginal: Marginal) -> Examples:
     return -eps / expand(marginal.sigma, eps)
 
   return Parameterization(_encode, decode, target)
@@ -88,7 +88,7 @@ def velocity() -> Parameterization:
   Source: Liu et al. (2023), equation 1; the denominator, 1 for the rectified flow, makes it general.
   """
 
-  def decode(output: Array, z: Array, marginal: Marginal) -> Prediction:
+  def decode(output: Examples, z: Examples, marginal: Marginal) -> Prediction:
     alpha, sigma = _coefficients(marginal, z)
     norm = alpha + sigma
     return Prediction((z - sigma * output) / norm, (z + alpha * output) / norm)
@@ -114,22 +114,22 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
   """
   checks.positive('sigma_data', sigma_data)
 
-  def scales(marginal: Marginal, like: Array) -> tuple[Array, Array, Array]:
+  def scales(marginal: Marginal, like: Examples) -> tuple[Array, Array, Array]:
     alpha, sigma = _coefficients(marginal, like)
     s = sigma / alpha
     return alpha, s, jnp.hypot(s, sigma_data)
 
-  def encode(z: Array, marginal: Marginal) -> tuple[Array, Array]:
+  def encode(z: Examples, marginal: Marginal) -> tuple[Examples, PerRow]:
     alpha, _, norm = scales(marginal, z)
     return z / (alpha * norm), jnp.log(marginal.sigma / marginal.alpha) / 4
 
-  def decode(output: Array, z: Array, marginal: Marginal) -> Prediction:
+  def decode(output: Examples, z: Examples, marginal: Marginal) -> Prediction:
     alpha, s, norm = scales(marginal, z)
     y = z / alpha
     x0 = (sigma_data / norm) ** 2 * y + s * sigma_data / norm * output
     return Prediction(x0, s / norm**2 * y - sigma_data / norm * output)
 
-  def target(x0: Array, eps: Array, marginal: Marginal) -> Array:
+  def target(x0: Examples, eps: Examples, marginal: Marginal) -> Examples:
     _, s, norm = scales(marginal, x0)
     return (s / sigma_data * x0 - sigma_data * eps) / norm
 

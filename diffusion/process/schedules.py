@@ -14,7 +14,7 @@ import scipy.optimize
 from diffusion import checks
 from diffusion.citations import technique
 from diffusion.process import betas as tables
-from diffusion.types import Array, Schedule
+from diffusion.types import AnyShape, Schedule
 
 
 def _fixed(log_snr) -> Schedule:
@@ -54,9 +54,7 @@ def cosine(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> Schedule:
   _check_ends(log_snr_min, log_snr_max)
   turn = math.pi / 2
 
-  def log_snr(
-    u: Array, rest: Array
-  ) -> Array:  # the tangent of the smaller of two complementary angles
+  def log_snr(u: AnyShape, rest: AnyShape) -> AnyShape:  # the tangent of the smaller of two angles
     return jnp.where(u < 0.5, -2 * jnp.log(jnp.tan(turn * u)), 2 * jnp.log(jnp.tan(turn * rest)))
 
   first, rest = (math.atan(math.exp(-x / 2)) / turn for x in (log_snr_max, -log_snr_min))
@@ -90,7 +88,7 @@ def linear_beta(
   start = math.log1p(math.exp(-log_snr_max))  # B(u0)
   first = 2 * start / (beta_min + math.sqrt(beta_min**2 + 2 * slope * start))
 
-  def log_snr(t: Array) -> Array:
+  def log_snr(t: AnyShape) -> AnyShape:
     u = first + t * (1 - first)
     return -jnp.log(jnp.expm1(u * (beta_min + slope * u / 2)))
 
@@ -98,14 +96,14 @@ def linear_beta(
 
 
 @technique('discrete noise schedule', 'noise level', 'ho2020denoising')
-def discrete(betas: tables.Table | np.ndarray) -> Schedule:
+def discrete(betas: tables.Table | tables.Betas) -> Schedule:
   """A table of betas as a schedule: log_snr_i = log(abar_i / (1 - abar_i)), abar_i = prod_{j <= i} (1 - beta_j).
 
   Step i of T is at t = i / (T - 1), i = 0 ... T - 1, and log-SNR is linear between the steps, so a sampler whose
   grid is on the steps uses the table's numbers.
 
   Args:
-    betas: from `betas`, or an array [T], T >= 2, each in (0, 1).
+    betas: from `betas`, or an array; T >= 2, each in (0, 1).
 
   Raises:
     ValueError: the wrong shape, or a beta out of range, named with its position.
@@ -153,7 +151,7 @@ def sigmoid(
   def time(log_snr: float) -> float:  # coth(a u) = (exp(log_snr - shift) + cosh a) / sinh a
     return math.atanh(math.sinh(a) / (math.exp(log_snr) + math.cosh(a))) / a
 
-  def log_snr(u: Array, rest: Array) -> Array:
+  def log_snr(u: AnyShape, rest: AnyShape) -> AnyShape:
     return jnp.log(jnp.sinh(a * rest) / jnp.sinh(a * u)) + shift
 
   return _stretched(time(log_snr_max - shift), time(shift - log_snr_min), log_snr)
@@ -322,12 +320,12 @@ def learned(log_snr_min: float = -5.0, log_snr_max: float = 13.3, width: int = 6
       'center': jnp.linspace(0.0, 1.0, width),
     }
 
-  def rise(params, t: Array) -> Array:
+  def rise(params, t: AnyShape) -> AnyShape:
     height, steepness = (jax.nn.softplus(params[name]) for name in ('height', 'steepness'))
     hidden = jax.nn.sigmoid(8 * steepness * (t[..., None] - params['center']))
     return t + (height * hidden).sum(-1)
 
-  def log_snr(params, t: Array) -> Array:
+  def log_snr(params, t: AnyShape) -> AnyShape:
     t = jnp.asarray(t)
     first, last = rise(params, jnp.zeros((), t.dtype)), rise(params, jnp.ones((), t.dtype))
     share = (rise(params, t) - first) / (last - first)

@@ -5,13 +5,25 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Integer, Num
 
 from diffusion import devices, rng
 from diffusion.data import pipeline
 from diffusion.process import gaussian
 from diffusion.sampling import ensembles, samplers
 from diffusion.sampling.plan import Sampling, plan
-from diffusion.types import NULL, Array, Conditioning, Denoiser, Diffusion, Model, Path
+from diffusion.types import (
+  NULL,
+  Array,
+  Conditioning,
+  Denoiser,
+  Diffusion,
+  Examples,
+  Keys,
+  Model,
+  Path,
+  PerRow,
+)
 
 
 def make_denoiser(
@@ -29,13 +41,12 @@ def make_denoiser(
     model, diffusion: what was trained.
     path: bound to the schedule's parameters.
     parameters, statistics: of the network.
-    label: of each example [B].
+    label: of each example.
     **mode: with forward_mode=True it has a jvp, which likelihoods need.
   """
-
   batch_key = rng.stream(0, 'dropout')  # one draw for all samples, whatever the chunk
 
-  def network(z: Array, noise: Array, key) -> Array:
+  def network(z: Examples, noise: PerRow, key: Keys | None) -> Examples:
     conditioning = Conditioning(label, jnp.zeros((z.shape[0], 0), z.dtype))
     variables = {'params': parameters, **statistics}
     return model.apply(variables, z, noise, conditioning, keys=key, batch_key=batch_key, **mode)[0]
@@ -50,7 +61,7 @@ def make_sample(
   shape: tuple[int, ...],
   chunk: int = 128,
   members: int = 0,
-) -> Callable[..., np.ndarray]:
+) -> Callable[..., Float[np.ndarray, ' n *shape']]:
   """Draws samples on all devices.
 
   Args:
@@ -72,7 +83,7 @@ def make_sample(
   def denoiser(path: Path, parameters: Any, statistics: Any, label: Array) -> Denoiser:
     return make_denoiser(model, diffusion, path, parameters.network, statistics, label)
 
-  def draw(weights, label: Array, number: Array) -> Array:
+  def draw(weights, label: Array, number: Integer[Array, ' b']) -> Examples:
     *networks, seed = weights
     networks = list(zip(*networks, strict=True)) if members else [networks]
     path = gaussian.bind(diffusion, networks[0][0].schedule)
@@ -89,19 +100,27 @@ def make_sample(
   return devices.over_rows(draw, chunk)
 
 
-def class_labels(num_classes: int, per_class: int) -> np.ndarray:
-  """Labels 0, 1, ..., each `per_class` times in turn: [max(1, num_classes) * per_class], row by row of a grid."""
+def class_labels(num_classes: int, per_class: int) -> Integer[np.ndarray, ' n']:
+  """Labels 0, 1, ..., each `per_class` times in turn, row by row of a grid; one class where there is none."""
   return np.tile(np.arange(max(1, num_classes), dtype=np.int32), per_class)
 
 
-def picture_labels(sampling: Sampling, levels: int | None, num_classes: int) -> np.ndarray:
-  """Labels of the samples in a picture: `grid_rows` of each class for images, `per_class` for points of vectors."""
+def picture_labels(
+  sampling: Sampling, levels: int | None, num_classes: int
+) -> Integer[np.ndarray, ' n']:
+  """Labels of the samples in a picture: `grid_rows` of each class for images, `per_class` for points of vectors.
+
+  Args:
+    sampling: the plan.
+    levels: of the stored data; None for vectors.
+    num_classes: 0 where nothing is labelled.
+  """
   count = sampling.per_class if levels is None else min(sampling.grid_rows, sampling.per_class)
   return class_labels(num_classes, count)
 
 
 def stored(
-  sample: Callable[..., np.ndarray], units: pipeline.NormalizationStatistics
-) -> Callable[..., np.ndarray]:
+  sample: Callable[..., Float[np.ndarray, ' n *shape']], units: pipeline.NormalizationStatistics
+) -> Callable[..., Num[np.ndarray, ' n *shape']]:
   """What `make_sample` makes, with samples as the data is stored: uint8 levels, or floats."""
   return lambda *given: pipeline.denormalize(sample(*given), units)

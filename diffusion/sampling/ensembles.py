@@ -4,13 +4,16 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.types import Array, Denoiser, Key, Prediction
+from diffusion.types import Array, Denoiser, Examples, Keys, PerRow, Prediction
 
 
-def _stacked(members: Sequence[Denoiser], z: Array, t: Array, key: Key | None) -> Prediction:
+def _stacked(
+  members: Sequence[Denoiser], z: Examples, t: PerRow, key: Keys | None
+) -> tuple[Float[Array, ' m b *shape'], Float[Array, ' m b *shape']]:
   return jax.tree.map(lambda *p: jnp.stack(p), *(member(z, t, key) for member in members))
 
 
@@ -29,21 +32,21 @@ def mean(members: Sequence[Denoiser]) -> Denoiser:
   if not members:
     raise ValueError('an ensemble needs at least one member')
 
-  def denoise(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def denoise(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     return jax.tree.map(lambda p: p.mean(0), _stacked(members, z, t, key))
 
   return denoise
 
 
-def disagreement(members: Sequence[Denoiser], z: Array, t: Array) -> Array:
-  """The members' variance of eps, the mean over dimensions: [B].
+def disagreement(members: Sequence[Denoiser], z: Examples, t: PerRow) -> PerRow:
+  """The members' variance of eps, the mean over dimensions.
 
   The mean of the members' eps-losses is the ensemble's eps-loss plus this, exactly.
 
   Args:
     members: at least two.
-    z: [B, ...].
-    t: [B].
+    z: noised examples.
+    t: their times, in [0, 1].
 
   Raises:
     ValueError: fewer than two members.
@@ -58,7 +61,7 @@ def disagreement(members: Sequence[Denoiser], z: Array, t: Array) -> Array:
 @technique(
   'Monte-Carlo dropout', 'sampling', 'gal2016dropout', active=lambda draws: not checks.off(draws)
 )  # fmt: skip
-def monte_carlo(denoise: Denoiser, keys: Key, draws: int) -> Denoiser:
+def monte_carlo(denoise: Denoiser, keys: Keys, draws: int) -> Denoiser:
   """The mean of `draws` thinned networks; each keeps what it dropped throughout all steps of a sample.
 
   With one draw a sample comes from one thinned network, so samples of one starting noise show what the weights do not
@@ -66,7 +69,7 @@ def monte_carlo(denoise: Denoiser, keys: Key, draws: int) -> Denoiser:
 
   Args:
     denoise: a denoiser whose network has dropout.
-    keys: one a sample [B].
+    keys: one a sample.
     draws: >= 0; 0 is off.
 
   Raises:
@@ -78,7 +81,7 @@ def monte_carlo(denoise: Denoiser, keys: Key, draws: int) -> Denoiser:
   if not draws:
     return denoise
 
-  def thinned(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def thinned(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     def one(i: int) -> Prediction:
       return denoise(z, t, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
 

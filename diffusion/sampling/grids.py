@@ -1,19 +1,29 @@
 """Grids of times a sampler walks: from t = 1 (noise) down to t = 0 (data)."""
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from diffusion import checks
 from diffusion.types import Array, Path
 
+Grid = Float[Array, ' l']  # times, one more than steps
 
-def uniform_time(steps: int) -> Array:
-  """t_i = 1 - i / steps, i = 0 ... steps; [steps + 1]. `steps` >= 1."""
+
+def uniform_time(steps: int) -> Grid:
+  """t_i = 1 - i / steps, i = 0 ... steps.
+
+  Args:
+    steps: >= 1.
+
+  Raises:
+    ValueError: steps out of range.
+  """
   checks.integer('sampling_steps', steps)
   return jnp.linspace(1.0, 0.0, steps + 1)
 
 
-def uniform_log_snr(path: Path, steps: int, low: float, high: float) -> Array:
-  """Times whose log-SNR rises from `low` to `high` in equal steps; [steps + 1].
+def uniform_log_snr(path: Path, steps: int, low: float, high: float) -> Grid:
+  """Times whose log-SNR rises from `low` to `high` in equal steps.
 
   Args:
     path: the bound schedule.
@@ -36,19 +46,25 @@ def uniform_log_snr(path: Path, steps: int, low: float, high: float) -> Array:
   return path.time(jnp.linspace(low, high, steps + 1))
 
 
-def quadratic_time(steps: int) -> Array:
-  """t_i = (1 - i / steps)^2: steps get finer toward the data; [steps + 1]. `steps` >= 1.
+def quadratic_time(steps: int) -> Grid:
+  """t_i = (1 - i / steps)^2, i = 0 ... steps: steps get finer toward the data.
+
+  Args:
+    steps: >= 1.
+
+  Raises:
+    ValueError: steps out of range.
 
   Source: Song et al. (2021), "Denoising diffusion implicit models", appendix D.2.
   """
   return uniform_time(steps) ** 2
 
 
-def karras(path: Path, steps: int, rho: float = 7.0) -> Array:
+def karras(path: Path, steps: int, rho: float = 7.0) -> Grid:
   """s_i = (s_max^(1/rho) + i / (steps - 1) (s_min^(1/rho) - s_max^(1/rho)))^rho, i = 0 ... steps - 1, and the end.
 
   s = sigma / alpha, and s_max and s_min are the schedule's own ends. As in the paper the last step is from s_min to
-  s = 0, which is `samplers.sample` with denoise_last; its time in the grid is 0 once more: [steps + 1].
+  s = 0, which is `samplers.sample` with denoise_last; its time in the grid is 0 once more.
 
   Args:
     path: the bound schedule.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from diffusion import checks
 from diffusion.citations import technique
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Denoiser, Key, Path, Prediction
+from diffusion.types import Denoiser, Examples, Keys, Path, PerRow, Prediction
 
 
 def _extrapolate(good: Denoiser, bad: Denoiser, scale: float) -> Denoiser:
@@ -15,7 +15,7 @@ def _extrapolate(good: Denoiser, bad: Denoiser, scale: float) -> Denoiser:
   if not checks.traced(scale) and scale == 1:
     return good
 
-  def denoise(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def denoise(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     g, b = good(z, t, key), bad(z, t, key)
     return Prediction(b.x0 + scale * (g.x0 - b.x0), b.eps + scale * (g.eps - b.eps))
 
@@ -83,7 +83,7 @@ def in_interval(
       f'an interval of guidance needs log_snr_low < log_snr_high, got {log_snr_low!r}, {log_snr_high!r}'
     )
 
-  def denoise(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def denoise(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     level = path.log_snr(t)
     inside = (level >= log_snr_low) & (level <= log_snr_high)
     # In a sampler all rows share one t, and what is not wanted is not computed.
@@ -116,7 +116,7 @@ def score_temperature(denoise: Denoiser, path: Path, temperature: float) -> Deno
   """
   checks.positive('temperature', temperature)
 
-  def tempered(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def tempered(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     alpha, sigma = (expand(c, z) for c in path.marginal(t))
     eps = denoise(z, t, key).eps / temperature
     return Prediction((z - sigma * eps) / alpha, eps)
@@ -141,7 +141,7 @@ def clip_x0(denoise: Denoiser, path: Path, low: float = -1.0, high: float = 1.0)
   if not low < high:
     raise ValueError(f'clip_x0 needs low < high, got {low!r}, {high!r}')
 
-  def clipped(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def clipped(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     alpha, sigma = (expand(c, z) for c in path.marginal(t))
     x0 = jnp.clip(denoise(z, t, key).x0, low, high)
     return Prediction(x0, (z - alpha * x0) / sigma)
@@ -171,7 +171,7 @@ def threshold_x0(
   checks.in_range('percentile', percentile, 0, 100, ends='(]')
   checks.positive('bound', bound)
 
-  def thresholded(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def thresholded(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     alpha, sigma = (expand(c, z) for c in path.marginal(t))
     x0 = denoise(z, t, key).x0
     size = jnp.percentile(jnp.abs(x0).reshape(len(x0), -1), percentile, axis=1)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer
 
 from diffusion import checks, rng
 from diffusion.citations import technique
@@ -17,19 +18,28 @@ from diffusion.objectives.losses import eps_loss
 from diffusion.process import gaussian
 from diffusion.process.marginals import expand
 from diffusion.sampling.solvers import velocity
-from diffusion.types import Array, Denoiser, Key, Path
+from diffusion.types import (
+  AnyArray,
+  Array,
+  Denoiser,
+  Examples,
+  Keys,
+  Path,
+  PerRow,
+  Scalar,
+)
 
 
 class Bound(NamedTuple):
-  """The three parts of an upper bound of -log p(x) in nats [B]; their sum is the bound."""
+  """The three parts of an upper bound of -log p(x) in nats; their sum is the bound."""
 
-  reconstruction: Array
-  diffusion: Array
-  prior: Array
+  reconstruction: PerRow
+  diffusion: PerRow
+  prior: PerRow
 
   @property
-  def total(self) -> Array:
-    """The bound [B]."""
+  def total(self) -> PerRow:
+    """The bound."""
     return self.reconstruction + self.diffusion + self.prior
 
 
@@ -37,8 +47,8 @@ class Bound(NamedTuple):
 def bound(
   denoise: Denoiser,
   path: Path,
-  x: Array,
-  keys: Key,
+  x: Examples,
+  keys: Keys,
   *,
   levels: int | None,
   support: tuple[float, float] = (-1.0, 1.0),
@@ -55,15 +65,12 @@ def bound(
   Args:
     denoise: the denoiser, without guidance or thresholds.
     path: the bound schedule and process.
-    x: data in network units [B, ...].
-    keys: one key a row [B].
+    x: data in network units.
+    keys: of the rows.
     levels: of the stored data, an exact likelihood of levels; None for the density of continuous data.
     support: the lowest and the highest level in network units.
     steps: T >= 1; None for continuous time.
     draws: times drawn of the diffusion part a row, stratified, >= 1.
-
-  Returns:
-    Bound, each part [B].
 
   Raises:
     ValueError: arguments out of range.
@@ -78,7 +85,7 @@ def bound(
   ends = path.log_snr(jnp.array([0.0, 1.0], x.dtype))
   prior = 0.5 * jnp.exp(ends[1]) * (x**2).sum(axes)
 
-  def one(total: Array, i: Array):
+  def one(total: PerRow, i: Integer[Array, '']):
     drawn = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, i), 2))(keys)
     u = (i + jax.vmap(jax.random.uniform)(drawn[:, 0])) / draws
     eps = rng.normal(drawn[:, 1], x.shape[1:])
@@ -97,8 +104,8 @@ def bound(
 
 
 def _reconstruction(
-  log_snr: Array, x: Array, keys: Key, levels: int | None, support: tuple[float, float]
-) -> Array:
+  log_snr: Scalar, x: Examples, keys: Keys, levels: int | None, support: tuple[float, float]
+) -> PerRow:
   """-log p(x | z_0) for one z_0 ~ q(z_0 | x) a row; for continuous data its mean over z_0, which is closed."""
   s = jnp.exp(-0.5 * log_snr)  # noise over signal
   if levels is None:
@@ -113,16 +120,16 @@ def _reconstruction(
 
 
 class Solved(NamedTuple):
-  """An end of the probability flow [B, ...], the evaluations of the denoiser it took [B]."""
+  """An end of the probability flow, the evaluations of the denoiser it took."""
 
-  z: Array
-  evaluations: Array
+  z: Examples
+  evaluations: Integer[Array, ' b']
 
 
 _PER_STEP = 6  # evaluations of Tsitouras' method a step, which passes its last one on
 
 
-def _integrate(field, z: Array, start: float, end: float, rtol: float, atol: float):
+def _integrate(field, start: float, end: float, rtol: float, atol: float):
   """Integrates dy/dt = field(t, y, row) for each row on its own; y is a tree with a leading row axis."""
   checks.positive('rtol', rtol)
   checks.positive('atol', atol)
@@ -143,7 +150,7 @@ def _integrate(field, z: Array, start: float, end: float, rtol: float, atol: flo
 def solve(
   denoise: Denoiser,
   path: Path,
-  z: Array,
+  z: Examples,
   start: float = 1.0,
   end: float = 0.0,
   *,
@@ -157,12 +164,9 @@ def solve(
   Args:
     denoise: a denoiser of unlabelled rows: it is called with one row at a time, batched by vmap.
     path: the bound schedule and process.
-    z: where to start [B, ...].
+    z: where to start.
     start, end: times in [0, 1].
     rtol, atol: error allowed a step, > 0.
-
-  Returns:
-    Solved.
 
   Raises:
     ValueError: arguments out of range.
@@ -173,14 +177,18 @@ def solve(
   def field(t, y, row):
     return velocity(denoise, path, y[None], jnp.full(1, t, y.dtype))[0][0]
 
-  z, steps = jax.vmap(_integrate(field, z, start, end, rtol, atol))(z, jnp.arange(len(z)))
+  z, steps = jax.vmap(_integrate(field, start, end, rtol, atol))(z, jnp.arange(len(z)))
   return Solved(z, _PER_STEP * steps)
 
 
-def slerp(a: Array, b: Array, share: Array) -> Array:
+def slerp(a: Examples, b: Examples, share: PerRow) -> Examples:
   """Spherical interpolation of noises, sin((1 - w) o) / sin(o) a + sin(w o) / sin(o) b, o their angle, row by row.
 
-  With `solve` to t = 1 before it and back after it, interpolation of data. `a`, `b` [B, ...], `share` w [B] in [0, 1].
+  With `solve` to t = 1 before it and back after it, interpolation of data.
+
+  Args:
+    a, b: the noises at share 0 and 1.
+    share: w, in [0, 1].
 
   Source: Song et al. (2021), "Denoising diffusion implicit models", appendix D.5.
   """
@@ -195,11 +203,11 @@ def slerp(a: Array, b: Array, share: Array) -> Array:
 
 
 class LogLikelihood(NamedTuple):
-  """log p of z at t = 0 in nats [B], the noise it came from [B, ...], evaluations of the denoiser [B]."""
+  """log p of z at t = 0 in nats, the noise it came from, evaluations of the denoiser."""
 
-  log_density: Array
-  noise: Array
-  evaluations: Array
+  log_density: PerRow
+  noise: Examples
+  evaluations: Integer[Array, ' b']
 
 
 @technique(
@@ -208,8 +216,8 @@ class LogLikelihood(NamedTuple):
 def log_likelihood(
   denoise: Denoiser,
   path: Path,
-  z: Array,
-  keys: Key | None = None,
+  z: Examples,
+  keys: Keys | None = None,
   *,
   probes: int = 0,
   rtol: float = 1e-5,
@@ -220,14 +228,11 @@ def log_likelihood(
   Args:
     denoise: a denoiser with a jvp, without guidance or thresholds; called with one row at a time, batched by vmap.
     path: the bound schedule and process.
-    z: z at t = 0 [B, ...], for data x alpha_0 x; density in x adds d log(alpha_0).
-    keys: one key a row [B]; needed for probes.
+    z: z at t = 0, for data x alpha_0 x; density in x adds d log(alpha_0).
+    keys: of the rows; needed for probes.
     probes: random signs of Hutchinson's estimate of the divergence, fixed along the way, unbiased; 0 is exact, with d
       derivatives an evaluation, for d <= 64.
     rtol, atol: error allowed a step, > 0.
-
-  Returns:
-    LogLikelihood.
 
   Raises:
     ValueError: probes without keys or below zero, an exact divergence above 64 dimensions, tolerances out of range.
@@ -261,7 +266,7 @@ def log_likelihood(
     values, traces = jax.vmap(along)(direction)
     return values[0], traces.mean() if probes else traces.sum()
 
-  run = jax.vmap(_integrate(field, z, 0.0, 1.0, rtol, atol))
+  run = jax.vmap(_integrate(field, 0.0, 1.0, rtol, atol))
   (noise, change), steps = run((z, jnp.zeros(len(z), z.dtype)), directions)
   log_sigma = jnp.log(path.marginal(jnp.ones((), z.dtype)).sigma)
   square = (noise**2).reshape(len(z), -1).sum(1) * jnp.exp(-2 * log_sigma)
@@ -269,22 +274,38 @@ def log_likelihood(
   return LogLikelihood(log_prior + change, noise, _PER_STEP * steps)
 
 
-def dequantize(x: Array, keys: Key, levels: int) -> Array:
-  """Adds uniform noise of one level's width, 2 / (levels - 1) in network units: x [B, ...] stays in its own cell.
+def dequantize(x: Examples, keys: Keys, levels: int) -> Examples:
+  """x + u, u uniform over one level's width, 2 / (levels - 1) in network units: x stays in its own cell.
 
-  E[log2 p(dequantized x)] plus log2 of the width a dimension is at most the mean log2-probability of the levels
-  (Theis et al., 2016).
+  E[log2 p(dequantized x)] plus log2 of the width a dimension is at most the mean log2-probability of the levels.
+
+  Args:
+    x: in network units, on the levels.
+    keys: of the rows.
+    levels: of the stored data, >= 2.
+
+  Raises:
+    ValueError: fewer than two levels.
+
+  Source: Theis et al. (2016).
   """
   checks.integer('levels', levels, 2)
   noise = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(keys)
   return x + (noise - 0.5) * (2 / (levels - 1))
 
 
-def bits_per_dim(negative_log: Array, dimensions: int, levels: int | None = None) -> Array:
+def bits_per_dim(
+  negative_log: Float[AnyArray, '*any'] | float, dimensions: int, levels: int | None = None
+) -> Float[AnyArray, '*any'] | float:
   """-log p in nats to bits a dimension, negative_log / (d log 2).
 
   With `levels` the density of uniformly dequantized data in network units becomes bits of the levels: minus log2 of a
   cell's width, 2 / (levels - 1).
+
+  Args:
+    negative_log: -log p, nats.
+    dimensions: d, >= 1.
+    levels: of the stored data, >= 2; None for the density itself.
   """
   bits = negative_log / (dimensions * math.log(2))
   return bits if levels is None else bits - math.log2(2 / (levels - 1))

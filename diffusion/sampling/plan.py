@@ -12,7 +12,7 @@ from diffusion.process import gaussian
 from diffusion.sampling import grids, samplers, solvers
 from diffusion.sampling.ensembles import monte_carlo
 from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval
-from diffusion.types import Array, Denoiser, Diffusion, Key, Path, Prediction, Sampler
+from diffusion.types import Denoiser, Diffusion, Examples, Keys, Path, PerRow, Prediction, Sampler
 
 SAMPLERS: dict[str, Callable[[Path], Sampler]] = {
   'ddim': samplers.ddim,
@@ -36,7 +36,7 @@ class Sampling(NamedTuple):
       is for images.
     grid_rows: samples of each class in `samples.png`.
     per_class: samples of each class that the metrics judge; unlabelled data counts as one class.
-    grid: (path, steps) -> times [steps + 1], from `sampling.grids`; uniform in t by default.
+    grid: (path, steps) -> times, from `sampling.grids`; uniform in t by default.
     monte_carlo: thinned networks averaged in every evaluation, which keeps dropout on; 0 turns it off.
   """
 
@@ -47,7 +47,7 @@ class Sampling(NamedTuple):
   wrappers: Sequence[Callable[[Denoiser, Path], Denoiser]] = (clip_x0,)
   grid_rows: int = 8
   per_class: int = 100
-  grid: Callable[[Path, int], Array] = lambda path, steps: grids.uniform_time(steps)
+  grid: Callable[[Path, int], grids.Grid] = lambda path, steps: grids.uniform_time(steps)
   monte_carlo: int = 0
 
 
@@ -56,11 +56,11 @@ class Planned(NamedTuple):
 
   denoise: Denoiser
   sampler: Sampler
-  grid: Array
+  grid: grids.Grid
 
 
 def plan(
-  sampling: Sampling, path: Path, conditional: Denoiser, null: Denoiser, keys: Key
+  sampling: Sampling, path: Path, conditional: Denoiser, null: Denoiser, keys: Keys
 ) -> Planned:
   """The plan around two denoisers.
 
@@ -88,27 +88,20 @@ def rehearsed(sampling: Sampling, diffusion: Diffusion) -> tuple[Path, Planned]:
   """The path as its schedule begins, and the plan around a denoiser that knows nothing; raises as `plan` does."""
   path = gaussian.bind(diffusion, diffusion.schedule.init(jax.random.key(0)))
 
-  def nothing(z: Array, t: Array, key=None) -> Prediction:
+  def nothing(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     return Prediction(z, z)
 
   keys = rng.row_keys(jax.random.key(0), jnp.arange(1))
   return path, plan(sampling, path, nothing, nothing, keys)
 
 
-def check(
-  sampling: Sampling, diffusion: Diffusion, num_classes: int, shape: tuple[int, ...]
-) -> int:
+def check(sampling: Sampling, diffusion: Diffusion, num_classes: int) -> None:
   """Plans with nothing behind it, so that errors surface before training.
 
   Args:
     sampling: the plan.
     diffusion: whose schedule is taken as it begins.
     num_classes: that the network is told; 0 for an unconditional one.
-    shape: of a sample.
-
-  Returns:
-    How many evaluations of the network one sample takes, guidance included (inside its interval, by the level at the
-    start of each step).
 
   Raises:
     ValueError: steps or guidance out of range, guidance of an unconditional network, a grid that does not decrease, or
@@ -118,8 +111,25 @@ def check(
   checks.at_least('guidance', sampling.guidance, 0)
   if sampling.guidance != 1 and not num_classes:
     raise ValueError(f'guidance of an unconditional network must be 1, got {sampling.guidance}')
-  path, planned = rehearsed(sampling, diffusion)
+  _, planned = rehearsed(sampling, diffusion)
   samplers.check_grid(planned.grid[:-1] if len(planned.grid) > 2 else planned.grid)
+
+
+def evaluations(sampling: Sampling, diffusion: Diffusion, shape: tuple[int, ...]) -> int:
+  """How many evaluations of the network one sample takes, by tracing its steps with nothing behind them.
+
+  Args:
+    sampling: the plan, checked.
+    diffusion: whose schedule is taken as it begins.
+    shape: of a sample.
+
+  Returns:
+    The number, guidance included (inside its interval, by the level at the start of each step).
+
+  Raises:
+    ValueError: what the steps refuse.
+  """
+  path, planned = rehearsed(sampling, diffusion)
   draws = max(1, sampling.monte_carlo)
   calls = draws * samplers.evaluations(planned.sampler, sampling.steps, shape)
   if sampling.guidance == 1:

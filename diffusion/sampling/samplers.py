@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Integer
 
 from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.process import gaussian
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Denoiser, Key, Path, Prediction, Sampler
+from diffusion.sampling.grids import Grid
+from diffusion.types import Array, Denoiser, Examples, Keys, Path, PerRow, Prediction, Sampler
 
 
 @technique('DDIM sampler', 'sampling', 'song2021ddim')
@@ -31,7 +33,7 @@ def ddim(path: Path, eta: float = 0.0, temperature: float = 1.0) -> Sampler:
   checks.in_range('eta', eta, 0, 1)
   checks.at_least('temperature', temperature, 0)
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Examples, t: PerRow, s: PerRow) -> Examples:
     prediction = denoise(z, t)
     then = path.marginal(s)
     # Var q(z_s | z_t, x0) = fresh sigma_s^2. Not sqrt(sigma_s^2 - tau^2): after a giant step the two round past each
@@ -66,7 +68,7 @@ def ancestral(path: Path, variance: str = 'posterior', temperature: float = 1.0)
     raise ValueError(f"variance must be 'posterior' or 'forward', got {variance!r}")
   checks.at_least('temperature', temperature, 0)
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Examples, t: PerRow, s: PerRow) -> Examples:
     mean, spread = gaussian.posterior(path, z, denoise(z, t).x0, t, s)
     if (
       variance == 'forward'
@@ -81,18 +83,18 @@ def _walker(
   denoise: Denoiser,
   path: Path,
   sampler: Sampler,
-  grid: Array,
-  keys: Key,
+  grid: Grid,
+  keys: Keys,
   shape: tuple[int, ...],
-  z: Array | None,
-) -> tuple[Array, Callable[[Any, Array], Any]]:
+  z: Examples | None,
+) -> tuple[Examples, Callable[[Any, Integer[Array, '']], Any]]:
   """Where sampling starts, and its step number i: (state, i) -> state, with fresh row keys for each."""
   split = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
   if z is None:
     z = gaussian.prior(path, split[:, 0], shape)
   ones = jnp.ones(z.shape[0], z.dtype)
 
-  def advance(state: Any, i: Array) -> Any:
+  def advance(state: Any, i: Integer[Array, '']) -> Any:
     step_keys = jax.vmap(jax.random.fold_in, (0, None))(split[:, 1], i)
     return sampler.step(denoise, step_keys, state, grid[i] * ones, grid[i + 1] * ones)
 
@@ -100,39 +102,38 @@ def _walker(
 
 
 class Trace(NamedTuple):
-  """The way of a batch of samples: z at every time of the grid [N + 1, B, ...], x0 as first predicted at each but the
-  last [N, B, ...]."""
+  """The way of a batch of samples: z at every time of the grid, x0 as first predicted at each but the last."""
 
-  z: Array
-  x0: Array
+  z: Float[Array, ' l b *shape']
+  x0: Float[Array, 'l-1 b *shape']
 
 
 def sample(
   denoise: Denoiser,
   path: Path,
   sampler: Sampler,
-  grid: Array,
-  keys: Key,
+  grid: Grid,
+  keys: Keys,
   shape: tuple[int, ...],
   *,
-  z: Array | None = None,
+  z: Examples | None = None,
   denoise_last: bool = True,
-) -> Array:
+) -> Examples:
   """Walks a grid from noise to data in one compiled loop.
 
   Args:
     denoise: the denoiser, guided and thresholded as wished.
     path: the bound schedule and process.
     sampler: one step.
-    grid: times [N + 1], decreasing from the start to the end.
-    keys: one key a sample [B]; sample i is a function of keys[i] alone.
+    grid: times in [0, 1], decreasing from the start to the end.
+    keys: one a sample; sample i is a function of keys[i] alone.
     shape: of one sample.
     z: where to start, at grid[0]; drawn from the prior by default.
     denoise_last: return the prediction of x0 made at grid[-2] instead of stepping to grid[-1], whose leftover noise
       nobody wants to see.
 
   Returns:
-    Samples [B, *shape]; `evaluations` says how often the denoiser was called.
+    Samples in network units; `evaluations` says how often the denoiser was called.
 
   Raises:
     ValueError: a grid that does not decrease inside [0, 1]; with denoise_last its last time may repeat the one before.
@@ -152,20 +153,32 @@ def trace(
   denoise: Denoiser,
   path: Path,
   sampler: Sampler,
-  grid: Array,
-  keys: Key,
+  grid: Grid,
+  keys: Keys,
   shape: tuple[int, ...],
   *,
-  z: Array | None = None,
+  z: Examples | None = None,
 ) -> Trace:
-  """The same steps as `sample` with denoise_last=False, and everything on the way; arguments as there.
+  """The same steps as `sample` with denoise_last=False, and everything on the way.
 
   The predictions of x0 cost one more evaluation a step.
+
+  Args:
+    denoise: the denoiser, guided and thresholded as wished.
+    path: the bound schedule and process.
+    sampler: one step.
+    grid: times in [0, 1], decreasing.
+    keys: one a sample.
+    shape: of one sample.
+    z: where to start, at grid[0]; drawn from the prior by default.
+
+  Raises:
+    ValueError: a grid that does not decrease inside [0, 1].
   """
   check_grid(grid)
   z, advance = _walker(denoise, path, sampler, grid, keys, shape, z)
 
-  def one_step(state: Any, i: Array):
+  def one_step(state: Any, i: Integer[Array, '']):
     now = jax.tree.leaves(state)[0]
     seen = denoise(now, jnp.full(len(now), grid[i], now.dtype)).x0
     state = advance(state, i)
@@ -175,8 +188,15 @@ def trace(
   return Trace(jnp.concatenate([z[None], later]), x0)
 
 
-def check_grid(grid: Array) -> None:
-  """Raises ValueError unless the times decrease from at most 1 to at least 0."""
+def check_grid(grid: Grid) -> None:
+  """Whether the times decrease from at most 1 to at least 0.
+
+  Args:
+    grid: times, at least two; a traced one passes.
+
+  Raises:
+    ValueError: they do not.
+  """
   if checks.traced(grid):
     return
   values = np.asarray(grid, np.float64)
@@ -193,13 +213,19 @@ def check_grid(grid: Array) -> None:
 def evaluations(
   sampler: Sampler, steps: int, shape: tuple[int, ...], denoise_last: bool = True
 ) -> int:
-  """How often `sample` calls the denoiser on a grid of `steps`, counted by tracing one step.
+  """How often `sample` calls the denoiser, counted by tracing one step.
 
   Each call runs as many networks as the denoiser's wrappers do: guidance makes two of one.
+
+  Args:
+    sampler: one step.
+    steps: of the grid, >= 1.
+    shape: of one sample.
+    denoise_last: as in `sample`.
   """
   called = 0
 
-  def counted(z: Array, t: Array, key: Key | None = None) -> Prediction:
+  def counted(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     nonlocal called
     called += 1
     return Prediction(z, z)

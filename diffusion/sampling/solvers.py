@@ -5,15 +5,25 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool
 
 from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Denoiser, Key, Path, Prediction, Sampler
+from diffusion.types import Array, Denoiser, Examples, Keys, Path, PerRow, Prediction, Sampler
 
 
-def velocity(denoise: Denoiser, path: Path, z: Array, t: Array) -> tuple[Array, Prediction]:
-  """dz/dt of the probability flow, alpha' x0 + sigma' eps, and the prediction behind it.
+def velocity(denoise: Denoiser, path: Path, z: Examples, t: PerRow) -> tuple[Examples, Prediction]:
+  """dz/dt = alpha' x0 + sigma' eps of the probability flow.
+
+  Args:
+    denoise: predicts x0 and eps.
+    path: the bound schedule and process.
+    z: where.
+    t: the times, in [0, 1].
+
+  Returns:
+    (dz/dt, the prediction behind it).
 
   Source: Song et al. (2021), equation 13, rewritten for E[x0 | z] and E[eps | z].
   """
@@ -34,7 +44,7 @@ def euler(path: Path) -> Sampler:
   Source: Song et al. (2021), equation 13.
   """
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Examples, t: PerRow, s: PerRow) -> Examples:
     return z + expand(s - t, z) * velocity(denoise, path, z, t)[0]
 
   return Sampler(init=lambda z: z, step=step)
@@ -58,7 +68,7 @@ def euler_maruyama(path: Path, temperature: float = 1.0) -> Sampler:
   """
   checks.at_least('temperature', temperature, 0)
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Examples, t: PerRow, s: PerRow) -> Examples:
     drift, prediction = velocity(denoise, path, z, t)
     sigma, rate = path.marginal(t).sigma, -path.slope(t)
     drift += expand(0.5 * sigma * rate, z) * prediction.eps
@@ -97,10 +107,10 @@ def heun(
   checks.in_range('churn_high', churn_high, churn_low, math.inf)
   checks.at_least('noise_scale', noise_scale, 0)
 
-  def scale(t: Array) -> Array:
+  def scale(t: PerRow) -> PerRow:
     return jnp.exp(-0.5 * path.log_snr(t))
 
-  def noised(keys: Key, z: Array, t: Array) -> tuple[Array, Array]:
+  def noised(keys: Keys, z: Examples, t: PerRow) -> tuple[Examples, PerRow]:
     now = scale(t)
     gamma = jnp.where((now >= churn_low) & (now <= churn_high), churn, 0.0)
     reach = jnp.minimum(now * (1 + gamma), scale(jnp.ones_like(t)))
@@ -110,7 +120,7 @@ def heun(
     y = z / expand(path.marginal(t).alpha, z) + expand(added, z) * rng.normal(keys, z.shape[1:])
     return expand(path.marginal(later).alpha, z) * y, later
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Examples, t: PerRow, s: PerRow) -> Examples:
     if not checks.off(churn):
       z, t = noised(keys, z, t)
     now, then = path.marginal(t), path.marginal(s)
@@ -126,10 +136,10 @@ def heun(
 class _Memory(NamedTuple):
   """A multistep solver's state: z, the last prediction of x0, and half the log-SNR where it was made."""
 
-  z: Array
-  x0: Array
-  level: Array
-  fresh: Array  # no prediction yet
+  z: Examples
+  x0: Examples
+  level: PerRow
+  fresh: Bool[Array, '']  # no prediction yet
 
 
 @technique('DPM-Solver++ sampler', 'sampling', 'lu2022dpmsolverpp')
@@ -153,10 +163,10 @@ def dpm_solver(path: Path, stochastic: bool = False, temperature: float = 1.0) -
   """
   checks.at_least('temperature', temperature, 0)
 
-  def init(z: Array) -> _Memory:
+  def init(z: Examples) -> _Memory:
     return _Memory(z, jnp.zeros_like(z), jnp.zeros(z.shape[0], z.dtype), jnp.ones((), bool))
 
-  def step(denoise: Denoiser, keys: Key, state: _Memory, t: Array, s: Array) -> _Memory:
+  def step(denoise: Denoiser, keys: Keys, state: _Memory, t: PerRow, s: PerRow) -> _Memory:
     z, x0 = state.z, denoise(state.z, t).x0
     level = path.log_snr(t) / 2
     h = path.log_snr(s) / 2 - level

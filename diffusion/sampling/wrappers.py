@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Shaped
 
 from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.process import gaussian
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Denoiser, Key, Path, Sampler
+from diffusion.types import Array, Denoiser, Examples, Keys, Path, PerRow, Sampler
 
 
 def _check_plain(sampler: Sampler) -> None:
@@ -44,7 +45,7 @@ def predictor_corrector(
   _check_plain(predictor)
   checks.positive('signal_to_noise', signal_to_noise)
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Examples, t: PerRow, s: PerRow) -> Examples:
     split = jax.vmap(lambda key: jax.random.split(key, corrections + 1))(keys)
     z = predictor.step(denoise, split[:, 0], z, t, s)
     for i in range(corrections):
@@ -58,13 +59,15 @@ def predictor_corrector(
 
 
 @technique('inpainting by replacement', 'sampling', 'song2021score', 'lugmayr2022repaint')
-def inpaint(path: Path, sampler: Sampler, known: Array, mask: Array, repeats: int = 1) -> Sampler:
+def inpaint(
+  path: Path, sampler: Sampler, known: Examples, mask: Shaped[Array, '...'], repeats: int = 1
+) -> Sampler:
   """After every step the known pixels are replaced by themselves, noised to the level of the step.
 
   Args:
     path: the bound schedule and process.
     sampler: a sampler whose state is z alone.
-    known: x0 where it is known [B, ...], in network units.
+    known: x0 where it is known, in network units.
     mask: 1 where it is known, 0 elsewhere, broadcastable to `known`.
     repeats: times a step is made, >= 1; between two of them z is noised back, so that both halves come to agree.
 
@@ -77,7 +80,7 @@ def inpaint(path: Path, sampler: Sampler, known: Array, mask: Array, repeats: in
   checks.integer('repeats', repeats)
   _check_plain(sampler)
 
-  def step(denoise: Denoiser, keys: Key, z: Array, t: Array, s: Array) -> Array:
+  def step(denoise: Denoiser, keys: Keys, z: Examples, t: PerRow, s: PerRow) -> Examples:
     now, then = path.marginal(t), path.marginal(s)
     split = jax.vmap(lambda key: jax.random.split(key, 3 * repeats))(keys)
     for i in range(repeats):

@@ -97,7 +97,7 @@ def check(experiment: Experiment) -> None:
       raise ValueError(
         f'{callback.name} goes back to checkpoints, and the experiment saves none: add callbacks.checkpoint(...)'
       )
-  evaluations_of_a_sample(experiment, (1,))
+  plans.check(experiment.sampling, experiment.diffusion, experiment.model.num_classes)
 
 
 def live_terms(experiment: Experiment) -> dict[str, tuple[float, Term]]:
@@ -149,6 +149,7 @@ def load_data(experiment: Experiment) -> SplitData:
     raise ValueError(
       'a curriculum that ranks the examples needs them in memory: it does not go with streamed data'
     )
+  evaluations_of_a_sample(experiment, dataset.x.shape[1:])  # what its steps refuse, they refuse now
   data = splits.split_data(dataset, experiment.split, experiment.normalization, curriculum)
   if experiment.metrics:
     data.check_comparable('metrics')
@@ -183,8 +184,8 @@ def fitted(experiment: Experiment, units: pipeline.NormalizationStatistics) -> E
 
 
 def evaluations_of_a_sample(experiment: Experiment, shape: tuple[int, ...]) -> int:
-  """How many evaluations of the network one sample takes; see `sampling.plan.check`."""
-  return plans.check(experiment.sampling, experiment.diffusion, experiment.model.num_classes, shape)
+  """How many evaluations of the network one sample of this shape takes; see `sampling.plan.evaluations`."""
+  return plans.evaluations(experiment.sampling, experiment.diffusion, shape)
 
 
 class EvaluationSettings(NamedTuple):

@@ -121,7 +121,7 @@ def test_loss_of_an_eps_or_x0_network_keeps_its_digits_in_float32(name, log_snr)
   level = jnp.full(1, log_snr, jnp.float32)
   marginal = marginals.variance_preserving(level)
   z = marginal.alpha[:, None] * x0 + marginal.sigma[:, None] * eps
-  prediction = ALL[name]().decode(output, z, marginal)
+  prediction = ALL[name]().decode(jnp.asarray(output), z, marginal)
   found = losses.eps_loss(jnp.asarray(x0), jnp.asarray(eps), prediction, level)[0]
   np.testing.assert_allclose(found, expected, rtol=1e-3)
 

@@ -51,7 +51,11 @@ def test_jacobian_of_exact_denoisers_in_closed_form(log_snr, x64):
 
   def penalty(denoise, z):
     given = context(
-      z=z, marginal=marginal, keys=keys, predict=lambda z: denoise(z, jnp.full(rows, t))
+      z=z,
+      t=jnp.full(rows, t),
+      marginal=marginal,
+      keys=keys,
+      predict=lambda z: denoise(z, jnp.full(rows, t)),
     )
     return np.asarray(penalties.jacobian().apply((), given))
 

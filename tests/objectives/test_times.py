@@ -117,7 +117,7 @@ def test_log_normal_draws_sigma_log_normally_on_any_schedule():
   for schedule in (schedules.edm(), schedules.geometric(0.001, 200.0)):
     path = path_of(schedule)
     t = normal_draws(times.log_normal(-1.2, 1.2), path)
-    log_sigma = -0.5 * np.asarray(path.log_snr(t))
+    log_sigma = -0.5 * np.asarray(path.log_snr(jnp.asarray(t)))
     # Stratified draws of one batch are dependent: test one row over independent batches.
     assert stats.kstest(log_sigma[:, 3], stats.norm(-1.2, 1.2).cdf).pvalue > 1e-3
     quantiles = np.sort(stats.norm.cdf(log_sigma, -1.2, 1.2), axis=1)

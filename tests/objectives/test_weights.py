@@ -67,7 +67,7 @@ def test_truncated_snr_is_the_larger_of_two_losses(x64):
 def test_edm_weight_makes_the_loss_that_of_the_preconditioned_network(sigma_data, x64):
   """lambda(sigma) c_out^2 = 1: the weighted loss is the plain error of the raw output F."""
   rng = np.random.default_rng(1)
-  x0, eps, off = rng.normal(size=(3, LOG_SNR.size, 12))
+  x0, eps, off = jnp.asarray(rng.normal(size=(3, LOG_SNR.size, 12)))
   made = parameterizations.edm(sigma_data)
   marginal = marginals.variance_exploding(jnp.asarray(LOG_SNR))
   z = x0 + np.asarray(marginal.sigma)[:, None] * eps

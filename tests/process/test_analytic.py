@@ -19,7 +19,7 @@ def cosine_path():
   return gaussian.bind(diffusion, ())
 
 
-WEIGHTS, MEANS, SCALES = np.array([0.5, 0.3, 0.2]), np.array([-1.2, 0.4, 2.0]), [0.3, 0.7, 0.1]
+WEIGHTS, MEANS, SCALES = map(np.array, ([0.5, 0.3, 0.2], [-1.2, 0.4, 2.0], [0.3, 0.7, 0.1]))
 
 
 def quadrature(z, alpha, sigma):
@@ -131,7 +131,7 @@ def test_full_covariances_by_linear_algebra(x64):
     ]
     np.testing.assert_allclose(found.x0[row], share @ mean, atol=1e-10)
     marginal = Marginal(jnp.full(1, alpha), jnp.full(1, sigma))
-    log_density = lambda y, m=marginal: analytic.log_density(given, y[None], m)[0]  # noqa: E731
+    log_density = lambda y, m=marginal: analytic.log_density(given, jnp.asarray(y)[None], m)[0]  # noqa: E731
     np.testing.assert_allclose(log_density(z[row]), np.log(sum(density)), atol=1e-10)
     score = jax.grad(log_density)(jnp.asarray(z[row]))
     np.testing.assert_allclose(found.eps[row], -sigma * score, atol=1e-9)
@@ -139,10 +139,16 @@ def test_full_covariances_by_linear_algebra(x64):
 
 def test_round_components_are_full_ones_with_multiples_of_the_identity(x64):
   path = cosine_path()
-  weights, means, scales = np.array([0.4, 0.6]), np.array([[1.0, 0.0], [-1.0, 0.5]]), [0.3, 0.9]
+  weights, means, scales = (
+    np.array([0.4, 0.6]),
+    np.array([[1.0, 0.0], [-1.0, 0.5]]),
+    np.array([0.3, 0.9]),
+  )
   full = np.stack([s**2 * np.eye(2) for s in scales])
   z = jnp.asarray(np.random.default_rng(7).normal(size=(T.size, 2)))
-  one, other = (analytic.gaussian_mixture(path, weights, means, s)(z, T) for s in (scales, full))
+  one, other = (
+    analytic.gaussian_mixture(path, weights, means, s)(z, jnp.asarray(T)) for s in (scales, full)
+  )
   np.testing.assert_allclose(one.x0, other.x0, atol=1e-12)
   np.testing.assert_allclose(one.eps, other.eps, atol=1e-12)
 
@@ -254,11 +260,12 @@ def test_box_mixture_far_away_and_at_every_noise_level_is_finite(x64):
     assert (np.abs(np.asarray(found.x0)) < 1.01).all()
 
 
+@pytest.mark.usefixtures('unchecked')
 @pytest.mark.parametrize(
   'make, names',
   [
     (lambda p: analytic.empirical(p, np.zeros((0, 2))), 'got 0 examples'),
-    (lambda p: analytic.empirical(p, np.zeros((3, 2)), labels=np.zeros(3)), 'together'),
+    (lambda p: analytic.empirical(p, np.zeros((3, 2)), labels=np.zeros(3, int)), 'together'),
     (lambda p: analytic.box_mixture(p, np.ones(1), np.zeros((1, 2)), 0.0), 'width .* got 0.0'),
     (lambda p: analytic.box_mixture(p, np.ones(2), np.zeros((1, 2)), 0.1), r'\(2,\), \(1, 2\)'),
     (lambda p: analytic.mixture(np.ones(1), np.zeros((1, 2)), -np.eye(2)[None]), 'semidefinite'),
@@ -273,6 +280,7 @@ def test_bad_arguments_are_named(make, names):
     make(cosine_path())
 
 
+@pytest.mark.usefixtures('unchecked')
 @pytest.mark.parametrize(
   'weights, means, scales, names',
   [

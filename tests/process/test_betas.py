@@ -57,7 +57,7 @@ def test_the_discrete_view_of_a_continuous_schedule_has_its_alpha_bars():
   table = betas.of(schedules.linear_beta(), (), 1000)
   abar = betas.alpha_bars(table)
   with jax.enable_x64(True):
-    log_snr = np.asarray(schedules.linear_beta().log_snr((), np.linspace(0, 1, 1000)))
+    log_snr = np.asarray(schedules.linear_beta().log_snr((), jax.numpy.linspace(0, 1, 1000)))
   np.testing.assert_allclose(np.log(abar / (1 - abar)), log_snr, atol=1e-9)
   ddpm = betas.alpha_bars(betas.linear()())
   assert np.abs(abar - ddpm).max() < 2e-3

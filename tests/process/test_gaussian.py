@@ -169,8 +169,7 @@ def test_a_network_that_knows_the_answer_is_an_exact_denoiser(name, x64):
   """The network gets z and c_noise alone; from c_noise it recovers the level and answers with the target."""
   path = bound()
   parameterization = getattr(parameterizations, name)()
-  generator = np.random.default_rng(2)
-  x0, eps = generator.normal(size=(2, 5, 3))
+  x0, eps = np.random.default_rng(2).normal(size=(2, 5, 3))
   t = jnp.linspace(0.1, 0.9, 5)
   z = gaussian.diffuse(jnp.asarray(x0), jnp.asarray(eps), path.marginal(t))
   seen = []

@@ -23,7 +23,7 @@ LOG_SNR = np.linspace(-15, 15, 31)
 def draws(seed=0):
   """(x0, eps, marginal, z) on 31 noise levels, in float64."""
   rng = np.random.default_rng(seed)
-  x0, eps = rng.normal(size=(2, LOG_SNR.size, 4, 3))
+  x0, eps = jnp.asarray(rng.normal(size=(2, LOG_SNR.size, 4, 3)))
   marginal = marginals.variance_preserving(jnp.asarray(LOG_SNR))
   alpha, sigma = (np.asarray(c)[:, None, None] for c in marginal)
   return x0, eps, marginal, alpha * x0 + sigma * eps
@@ -41,7 +41,7 @@ def test_decoding_the_target_gives_the_data_and_the_noise(name, x64):
 @pytest.mark.parametrize('name', ALL)
 def test_decoding_anything_gives_two_halves_of_z(name, x64):
   *_, marginal, z = draws()
-  output = np.random.default_rng(1).normal(size=z.shape)
+  output = jnp.asarray(np.random.default_rng(1).normal(size=z.shape))
   found = ALL[name]().decode(output, z, marginal)
   alpha, sigma = (np.asarray(c)[:, None, None] for c in marginal)
   np.testing.assert_allclose(alpha * found.x0 + sigma * found.eps, z, atol=1e-10)
@@ -52,7 +52,7 @@ def test_decoding_anything_gives_two_halves_of_z(name, x64):
 def test_one_prediction_is_the_same_in_every_parameterization(name, other, x64):
   *_, marginal, z = draws()
   first, second = ALL[name](), ALL[other]()
-  output = np.random.default_rng(2).normal(size=z.shape)
+  output = jnp.asarray(np.random.default_rng(2).normal(size=z.shape))
   prediction = first.decode(output, z, marginal)
   again = second.decode(second.target(*prediction, marginal), z, marginal)
   scale = 1 + np.abs(prediction.x0).max()  # an eps output at log-SNR -15 means an x0 of thousands
@@ -147,7 +147,9 @@ def test_edm_has_unit_variance_at_its_input_and_its_target(sigma_data, x64):
     z = np.asarray(marginal.alpha)[:, None] * x0 + np.asarray(marginal.sigma)[:, None] * eps
     inputs, noise = made.encode(jnp.asarray(z), marginal)
     np.testing.assert_allclose(np.var(inputs, axis=1), 1, rtol=0.02)
-    np.testing.assert_allclose(np.var(made.target(x0, eps, marginal), axis=1), 1, rtol=0.02)
+    np.testing.assert_allclose(
+      np.var(made.target(jnp.asarray(x0), jnp.asarray(eps), marginal), axis=1), 1, rtol=0.02
+    )
     np.testing.assert_allclose(noise, -np.asarray(levels) / 8, atol=1e-12)
 
 

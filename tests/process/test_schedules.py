@@ -64,7 +64,7 @@ def test_cosine_is_a_quarter_circle_walked_at_constant_speed(ends, x64):
   low, high = ends
   # u at the ends from alpha^2 = SNR / (1 + SNR) and alpha = cos(pi u / 2); in between u is linear in t.
   first, last = (2 / np.pi * np.arccos(1 / np.sqrt(1 + np.exp(-end))) for end in (high, low))
-  t = np.linspace(0.0, 1.0, 257)
+  t = jnp.linspace(0.0, 1.0, 257)
   u = (1 - t) * first + t * last
   alpha, sigma = marginals.variance_preserving(schedules.cosine(low, high).log_snr((), t))
   # arccos near 1 keeps half the digits: 1e-16 becomes 1e-8 in u, and no more than that in sigma.
@@ -151,7 +151,7 @@ def test_sigmoid_is_the_difference_of_sigmoids(x64):
     )
 
   first, last = time(7.0), time(-9.0)
-  t = np.linspace(0.0, 1.0, 33)
+  t = jnp.linspace(0.0, 1.0, 33)
   expected = special.logit(alpha_squared(first + t * (last - first)))
   np.testing.assert_allclose(schedule.log_snr((), t), expected, atol=1e-8)
 
@@ -178,9 +178,9 @@ def test_rectified_flow_is_a_straight_line_walked_at_constant_speed(x64):
 def test_clipped_is_the_same_curve_in_between(x64):
   """Between its ends every value of the original is found at a time that is linear in the original's."""
   whole, part = schedules.linear_beta(), schedules.clipped(schedules.linear_beta(), -8.0, 6.0)
-  fine = np.linspace(0.0, 1.0, 200_001)
+  fine = jnp.linspace(0.0, 1.0, 200_001)
   log_snr = np.asarray(whole.log_snr((), fine))
-  t = np.linspace(0.0, 1.0, 9)
+  t = jnp.linspace(0.0, 1.0, 9)
   original = np.interp(-np.asarray(part.log_snr((), t)), -log_snr, fine)
   np.testing.assert_allclose(np.diff(original), (original[-1] - original[0]) / 8, atol=1e-7)
 
@@ -212,6 +212,7 @@ def test_gradient_of_learned_is_that_of_finite_differences(x64):
       np.testing.assert_allclose(gradient[name][i], (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.usefixtures('unchecked')
 @pytest.mark.parametrize(
   'make, names',
   [

@@ -16,7 +16,8 @@ DIFFUSION = gaussian.Diffusion(
 
 
 def check(sampling, num_classes=2, shape=(8,)):
-  return plan.check(sampling, DIFFUSION, num_classes, shape)
+  plan.check(sampling, DIFFUSION, num_classes)
+  return plan.evaluations(sampling, DIFFUSION, shape)
 
 
 @pytest.mark.parametrize(

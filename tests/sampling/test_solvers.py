@@ -140,7 +140,7 @@ def recursion(path, grid, sampler, temperature, score):
 
   A step is z_s = a z_t + b n; a is read off the sampler's own formula with E[x0|z], E[eps|z] linear in z.
   """
-  log_snr = np.asarray(path.log_snr(grid), np.float64)
+  log_snr = np.asarray(path.log_snr(jnp.asarray(grid)), np.float64)
   alpha, sigma = 1 / np.sqrt(1 + np.exp(-log_snr)), 1 / np.sqrt(1 + np.exp(log_snr))
   variance = sigma[0] ** 2
   for i in range(len(grid) - 1):

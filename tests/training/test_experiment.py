@@ -2,10 +2,12 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion import rng
 from diffusion.data import pipeline
 from diffusion.models import mlp
 from diffusion.process import gaussian
@@ -71,7 +73,8 @@ def test_wrappers_act_in_turn_around_the_guided_denoiser():
 
   made = plan(wrappers=(one_more, doubled))
   path = gaussian.bind(made.diffusion, ())
-  found = planned(made.sampling, path, lambda z, t, key=None: z, None, None)
+  keys = rng.row_keys(jax.random.key(0), jnp.arange(1))
+  found = planned(made.sampling, path, lambda z, t, key=None: z, lambda z, t, key=None: z, keys)
   # The last wrapper is the outermost: doubled, then plus one.
   assert found.denoise(3.0, None) == 7.0
 
