@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from diffusion import rng
+from diffusion.data import pipeline
+from diffusion.models import embeddings
 from diffusion.objectives import losses
 from diffusion.optimizers import schedules as rates
 from diffusion.process import betas, gaussian, marginals, parameterizations, schedules
@@ -17,6 +19,8 @@ ROWS = jnp.zeros((3, 2))
 ZERO = jnp.zeros(3)
 WRONG = {
   'rng': lambda: rng.normal(jax.random.key(0), (2,)),  # one key for the keys of the rows
+  'data': lambda: pipeline.to_uint8(np.zeros(3, bool), 256),
+  'models': lambda: embeddings.fourier(jnp.zeros(()), 8),
   'process': lambda: gaussian.diffuse(ROWS, jnp.zeros((3, 4)), Marginal(ZERO, ZERO)),
   'objectives': lambda: losses.eps_loss(ROWS, ROWS, Prediction(ROWS, ROWS), jnp.zeros(4)),
   'optimizers': lambda: rates.inverse_sqrt(1.0, 100)(jnp.zeros(())),  # a count is an integer

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.types import Array
+from diffusion.types import AnyShape
 
-Activation = Callable[[Array], Array]
+Activation = Callable[[AnyShape], AnyShape]
 
 
 @technique('SiLU', 'network', 'elfwing2018silu')

@@ -5,19 +5,20 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from diffusion import checks
 from diffusion.citations import technique
 from diffusion.models import activations, dropout, initializers, normalization
 from diffusion.models.activations import Activation
 from diffusion.models.attention import attend
-from diffusion.models.convolution import conv
+from diffusion.models.convolution import Images, conv
 from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import ConditioningEmbedding
 from diffusion.models.functional import Mode, block_output, from_linen
 from diffusion.models.initializers import Initializer
 from diffusion.models.normalization import Norm
-from diffusion.types import Array, Conditioning, Key, Model, Variables
+from diffusion.types import Array, Conditioning, Examples, Key, Model, PerRow, Variables
 
 
 class Style(NamedTuple):
@@ -29,7 +30,7 @@ class Style(NamedTuple):
   output_init: Initializer  # of the last layer of a block, and of the network
   rescale: bool
 
-  def add(self, x: Array, h: Array) -> Array:
+  def add(self, x: Images, h: Images) -> Images:
     """A residual sum."""
     return (x + h) / jnp.sqrt(2.0).astype(x.dtype) if self.rescale else x + h
 
@@ -46,8 +47,10 @@ class ResidualBlock(nn.Module):
   style: Style
 
   @nn.compact
-  def __call__(self, x: Array, embedding: Array, mode: Mode) -> Array:
-    """x[B, H, W, C], embedding[B, E] -> [B, H, W, features]."""
+  def __call__(
+    self, x: Images, embedding: Float[Array, 'b e'], mode: Mode
+  ) -> Float[Array, 'b h w {self.features}']:
+    """What the block hands on."""
     style, forward = self.style, mode.forward_mode
     init = style.kernel_init
     h = style.activation(style.norm(x, mode))
@@ -75,8 +78,8 @@ class Attention(nn.Module):
   style: Style
 
   @nn.compact
-  def __call__(self, x: Array, mode: Mode) -> Array:
-    """x[B, H, W, C] -> [B, H, W, C]."""
+  def __call__(self, x: Images, mode: Mode) -> Images:
+    """Each pixel from all."""
     b, height, width, c = x.shape
     init = self.style.kernel_init
     x_norm = self.style.norm(x, mode).reshape(b, height * width, c)
@@ -102,15 +105,15 @@ class UNet(nn.Module):
   style: Style
 
   @nn.compact
-  def __call__(self, z: Array, noise: Array, conditioning: Conditioning, mode: Mode) -> Array:
-    """z[B, H, W, C], noise[B] -> [B, H, W, C]."""
+  def __call__(self, z: Images, noise: PerRow, conditioning: Conditioning, mode: Mode) -> Images:
+    """The network's output for z at c_noise."""
     style, levels = self.style, len(self.multipliers)
     embedding = ConditioningEmbedding(4 * self.width, self.num_classes, style.activation)(
       noise, conditioning
     ).astype(z.dtype)
     total, done = levels * (2 * self.blocks + 1) + 2, 0
 
-    def block(h: Array, level: int, attention: bool) -> Array:
+    def block(h: Images, level: int, attention: bool) -> Float[Array, 'b h w features']:
       nonlocal done
       done += 1
       drops = (self.dropout[level], *self.drops)
@@ -151,6 +154,10 @@ class UNet(nn.Module):
 def level_drops(rate: float | Sequence[float], levels: int) -> tuple[Drop, ...]:
   """The dropout of each level.
 
+  Args:
+    rate: in [0, 1), one for all levels or one each.
+    levels: of the network.
+
   Raises:
     ValueError: a sequence of another length, or a rate out of range.
   """
@@ -163,7 +170,17 @@ def level_drops(rate: float | Sequence[float], levels: int) -> tuple[Drop, ...]:
 
 
 def check_arguments(width: int, multipliers: Sequence[int], blocks: int, num_classes: int) -> None:
-  """Raises ValueError for sizes that no U-Net has."""
+  """Whether a U-Net has these sizes.
+
+  Args:
+    width: a positive multiple of 8.
+    multipliers: at least one integer >= 1.
+    blocks: >= 1.
+    num_classes: >= 0.
+
+  Raises:
+    ValueError: an argument out of its range.
+  """
   checks.integer('width', width)
   if width % 8:
     raise ValueError(f'width must be a multiple of 8 (noise features come from it), got {width}')
@@ -176,23 +193,31 @@ def check_arguments(width: int, multipliers: Sequence[int], blocks: int, num_cla
 
 
 def for_images(model: Model, levels: int) -> Model:
-  """The model with one clear ValueError for what is not an image that can be halved `levels` - 1 times."""
+  """The model with one clear error for what is not an image that can be halved `levels` - 1 times.
+
+  Args:
+    model: of images z [b, h, w, c].
+    levels: >= 1.
+
+  Raises:
+    ValueError: (when applied) something else than such images.
+  """
   factor = 2 ** (levels - 1)
 
-  def check(z: Array) -> None:
+  def check(z: Examples) -> None:
     if z.ndim != 4 or z.shape[1] % factor or z.shape[2] % factor:
       raise ValueError(
         f'a U-Net of {levels} levels needs images [B, H, W, C] with H and W divisible by {factor}, got '
         f'{z.shape}: use fewer multipliers or pad the images'
       )
 
-  def init(key: Key, z: Array, noise: Array, conditioning: Conditioning):
+  def init(key: Key, z: Examples, noise: PerRow, conditioning: Conditioning) -> Variables:
     check(z)
     return model.init(key, z, noise, conditioning)
 
   def apply(
-    variables: Variables, z: Array, noise: Array, conditioning: Conditioning, **options: Any
-  ):
+    variables: Variables, z: Examples, noise: PerRow, conditioning: Conditioning, **options: Any
+  ) -> tuple[Examples, Variables]:
     check(z)
     return model.apply(variables, z, noise, conditioning, **options)
 
@@ -259,7 +284,7 @@ def unet(
     skips: hand the maps of the way down to the way up; without, all goes through the narrow middle.
 
   Returns:
-    A Model of images z[B, H, W, C]; its output is zero at initialization, if `zero_outputs`.
+    A Model of images z [b, h, w, c]; its output is zero at initialization, if `zero_outputs`.
 
   Raises:
     ValueError: an argument out of its range, or (when applied) an image that cannot be halved so often.
