@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jaxtyping import Float, Integer, Shaped
+from jaxtyping import Float, Integer, Num
 from jaxtyping import Key as KeyArray
 
 # Axes are named alike everywhere: b rows of a batch, n examples, d dimensions, l noise levels, h w c of an image,
@@ -205,7 +205,8 @@ class Curriculum(NamedTuple):
   """
 
   rank: (
-    Callable[[Shaped[AnyArray, ' n *shape'], Integer[AnyArray, ' n']], Float[AnyArray, ' n']] | None
+    Callable[[Num[np.ndarray, ' n *shape'], Integer[np.ndarray, ' n']], Num[np.ndarray, ' n']]
+    | None
   )
   share: Callable[[Number], Number]
   transform: Callable[[Batch, Number], Batch]

@@ -33,10 +33,9 @@ def x64():
 
 @pytest.fixture
 def unchecked():
-  """Signatures are not checked in one test: what it passes is wrong, and the code's own error is what it asks for."""
-  jaxtyping.config.update('jaxtyping_disable', True)
-  yield
-  jaxtyping.config.update('jaxtyping_disable', False)
+  """Signatures are not checked in one test."""
+  with shapes.unchecked():
+    yield
 
 
 def pytest_collection_modifyitems(items):

@@ -4,9 +4,10 @@
 code, whose own errors name the argument and the remedy.
 """
 
-import collections.abc
+import contextlib
 import functools
 import typing
+from collections.abc import Callable, Iterator
 
 import jaxtyping
 from beartype import BeartypeConf, beartype
@@ -18,7 +19,17 @@ CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float
 _checked = {}  # a function within a factory is made anew at every call, its check is not
 
 
-def check(function: typing.Callable) -> typing.Callable:
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+  """Signatures are not checked: what is passed is wrong, and the code's own error is what is asked for."""
+  jaxtyping.config.update('jaxtyping_disable', True)
+  try:
+    yield
+  finally:
+    jaxtyping.config.update('jaxtyping_disable', False)
+
+
+def check(function: Callable) -> Callable:
   """The function with the arrays among its arguments and results checked at every call."""
   hints = {name: arrays(hint) for name, hint in function.__annotations__.items()}
   hints = {name: hint for name, hint in hints.items() if hint is not None}
@@ -37,7 +48,7 @@ def arrays(hint: typing.Any) -> typing.Any:
   """The hint if it speaks of arrays, else None; a NamedTuple's is what its fields say, but for those that are None."""
   if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
     return hint
-  if typing.get_origin(hint) is collections.abc.Callable:  # what it takes is seen when it is called
+  if typing.get_origin(hint) is Callable:  # what it takes is seen when it is called
     return None
   fields = typing.get_type_hints(hint) if hasattr(hint, '_fields') else {}
   checked = {name: arrays(one) for name, one in fields.items() if arrays(one) is not None}

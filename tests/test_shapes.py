@@ -7,21 +7,32 @@ import numpy as np
 import pytest
 
 from diffusion import rng
+from diffusion.data import pipeline
+from diffusion.evaluation import neighbors
+from diffusion.models import embeddings
 from diffusion.objectives import losses
 from diffusion.optimizers import schedules as rates
 from diffusion.process import betas, gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import samplers
 from diffusion.types import Marginal, Prediction
+from tests import shapes
 
 ROWS = jnp.zeros((3, 2))
 ZERO = jnp.zeros(3)
 WRONG = {
   'rng': lambda: rng.normal(jax.random.key(0), (2,)),  # one key for the keys of the rows
+  'data': lambda: pipeline.to_uint8(np.zeros(3, bool), 256),
+  'models': lambda: embeddings.fourier(jnp.zeros(()), 8),
   'process': lambda: gaussian.diffuse(ROWS, jnp.zeros((3, 4)), Marginal(ZERO, ZERO)),
   'objectives': lambda: losses.eps_loss(ROWS, ROWS, Prediction(ROWS, ROWS), jnp.zeros(4)),
   'optimizers': lambda: rates.inverse_sqrt(1.0, 100)(jnp.zeros(())),  # a count is an integer
+  'evaluation': lambda: neighbors.nearest(np.zeros((3, 2)), np.zeros((3, 4))),
   'sampling': lambda: samplers.check_grid(jnp.zeros((2, 3))),
 }
+
+
+def test_every_room_has_its_wrong_shape():
+  assert set(WRONG) == set(shapes.ROOMS)
 
 
 @pytest.mark.parametrize('room', WRONG)

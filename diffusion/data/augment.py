@@ -1,4 +1,4 @@
-"""Augmentations under jit: (row keys [B], batch) -> batch. Each row is transformed by its own key alone.
+"""Augmentations under jit: (row keys, batch) -> batch. Each row is transformed by its own key alone.
 
 A geometric or photometric augmentation is a `Transformation`, which can be called as it is, or be put into
 `conditioned`, where it acts seldom and the network is told what it did.
@@ -10,10 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from diffusion import checks
 from diffusion.citations import technique
 from diffusion.types import NULL, Array, Augment, Batch, Key, Keys
+
+Image = Float[Array, 'h w c']  # in network units
+Did = Float[Array, ' size']  # what a transformation did
 
 
 class Transformation(NamedTuple):
@@ -22,13 +26,13 @@ class Transformation(NamedTuple):
   Attributes:
     name: for errors.
     size: how many numbers say what it did.
-    transform: (key, x [H, W, C]) -> (x, what it did [size]), zeros for nothing.
+    transform: (key, x) -> (x, what it did), zeros for nothing.
     turns: it mirrors, or turns by more than 45 degrees, which makes another digit or letter of some.
   """
 
   name: str
   size: int
-  transform: Callable[[Key, Array], tuple[Array, Array]]
+  transform: Callable[[Key, Image], tuple[Image, Did]]
   turns: bool = False
 
   def __call__(self, keys: Keys, batch: Batch) -> Batch:
@@ -36,7 +40,9 @@ class Transformation(NamedTuple):
     return batch._replace(x=_rows(self, keys, batch)[0])
 
 
-def _rows(transformation: Transformation, keys: Keys, batch: Batch) -> tuple[Array, Array]:
+def _rows(
+  transformation: Transformation, keys: Keys, batch: Batch
+) -> tuple[Float[Array, 'b h w c'], Float[Array, 'b size']]:
   if batch.x.ndim != 4:
     raise ValueError(
       f'augmentation {transformation.name} needs images [B, H, W, C], got shape {batch.x.shape}'
@@ -107,7 +113,7 @@ def conditioned(probability: float, *transformations: Transformation) -> Augment
 def flip() -> Transformation:
   """Mirrors an image left to right with probability 1/2; says 1 if it did. Source: Ho et al. (2020), appendix B."""
 
-  def transform(key: Key, x: Array) -> tuple[Array, Array]:
+  def transform(key: Key, x: Image) -> tuple[Image, Did]:
     mirrored = jax.random.bernoulli(key)
     return jnp.where(mirrored, x[:, ::-1], x), mirrored[None].astype(x.dtype)
 
@@ -131,7 +137,7 @@ def shift(pixels: int) -> Transformation:
   """
   checks.integer('pixels', pixels, 0)
 
-  def transform(key: Key, x: Array) -> tuple[Array, Array]:
+  def transform(key: Key, x: Image) -> tuple[Image, Did]:
     padded = jnp.pad(x, ((pixels, pixels), (pixels, pixels), (0, 0)), mode='edge')
     start = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
     moved = jax.lax.dynamic_slice(padded, (start[0], start[1], 0), x.shape)
@@ -140,14 +146,14 @@ def shift(pixels: int) -> Transformation:
   return Transformation('shift', 2, transform)
 
 
-def _warp(x: Array, matrix: Array, offset: Array) -> Array:
+def _warp(x: Image, matrix: Float[Array, '2 2'], offset: Float[Array, '2']) -> Image:
   """x at matrix (p - center) + center + offset for every pixel p = (row, column): bilinear, the border repeats."""
   height, width, _ = x.shape
   center = jnp.array([(height - 1) / 2, (width - 1) / 2])
   grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing='ij'), -1) - center
   where = jnp.moveaxis(grid @ matrix.T + center + offset, -1, 0)
 
-  def channel(image: Array) -> Array:
+  def channel(image: Float[Array, 'h w']) -> Float[Array, 'h w']:
     return jax.scipy.ndimage.map_coordinates(image, list(where), order=1, mode='nearest')
 
   return jax.vmap(channel, -1, -1)(x)
@@ -167,7 +173,7 @@ def rotate(degrees: float) -> Transformation:
   """
   checks.in_range('degrees', degrees, 0, 180)
 
-  def transform(key: Key, x: Array) -> tuple[Array, Array]:
+  def transform(key: Key, x: Image) -> tuple[Image, Did]:
     angle = jnp.deg2rad(jax.random.uniform(key, minval=-degrees, maxval=degrees))
     c, s = jnp.cos(angle), jnp.sin(angle)
     # Rows grow downward, so this samples from the point turned clockwise.
@@ -190,7 +196,7 @@ def scale(factor: float) -> Transformation:
   """
   checks.at_least('factor', factor, 1)
 
-  def transform(key: Key, x: Array) -> tuple[Array, Array]:
+  def transform(key: Key, x: Image) -> tuple[Image, Did]:
     log_f = math.log2(factor) * jax.random.uniform(key, minval=-1.0, maxval=1.0)
     return _warp(x, jnp.eye(2) * 2.0**-log_f, jnp.zeros(2)), log_f[None]
 
@@ -211,7 +217,7 @@ def shear(slope: float) -> Transformation:
   """
   checks.at_least('slope', slope, 0)
 
-  def transform(key: Key, x: Array) -> tuple[Array, Array]:
+  def transform(key: Key, x: Image) -> tuple[Image, Did]:
     s = jax.random.uniform(key, minval=-slope, maxval=slope)
     return _warp(x, jnp.array([[1.0, 0.0], [s, 1.0]]), jnp.zeros(2)), s[None]
 
@@ -234,7 +240,7 @@ def crop(share: float) -> Transformation:
   """
   checks.in_range('share', share, 0, 1, ends='(]')
 
-  def transform(key: Key, x: Array) -> tuple[Array, Array]:
+  def transform(key: Key, x: Image) -> tuple[Image, Did]:
     size, place = jax.random.split(key)
     u = jax.random.uniform(size, minval=share, maxval=1.0)
     center = jax.random.uniform(place, (2,), minval=-0.5, maxval=0.5) * (1 - u)
@@ -265,7 +271,7 @@ def color_jitter(
   for name, given in zip(('brightness', 'contrast', 'saturation'), ranges, strict=True):
     checks.at_least(name, given, 0)
 
-  def transform(key: Key, x: Array) -> tuple[Array, Array]:
+  def transform(key: Key, x: Image) -> tuple[Image, Did]:
     did = jnp.array(ranges) * jax.random.uniform(key, (3,), minval=-1.0, maxval=1.0)
     gray = x.mean(-1, keepdims=True)
     x = gray + 2.0 ** did[2] * (x - gray)
@@ -291,7 +297,7 @@ def cutout(pixels: int) -> Transformation:
   """
   checks.integer('pixels', pixels, 0)
 
-  def transform(key: Key, x: Array) -> tuple[Array, Array]:
+  def transform(key: Key, x: Image) -> tuple[Image, Did]:
     sides = jnp.array(x.shape[:2])
     center = jax.random.randint(key, (2,), 0, sides)
     row, column = (

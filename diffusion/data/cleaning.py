@@ -1,15 +1,18 @@
 """Checks at the source: missing values, copies and constant channels are found, counted, and dealt with as asked."""
 
 import numpy as np
+from jaxtyping import Integer, Num
 
 from diffusion.citations import technique
 from diffusion.data.records import DiskRecords
-from diffusion.data.sources import Dataset, Source, validated
+from diffusion.data.sources import Dataset, Source, Test, validated
 from diffusion.data.splits import content_hashes
 
 _MISSING = ('refuse', 'drop', 'impute')
 _COPIES = ('report', 'drop')
-Part = tuple[np.ndarray, np.ndarray]
+Stored = Num[np.ndarray, ' n *shape']
+Part = tuple[Stored, Integer[np.ndarray, ' n']]
+Kept = tuple[Num[np.ndarray, ' k *shape'], Integer[np.ndarray, ' k']]
 
 
 @technique('checks at the source', 'data', 'rubin1976inference', 'barz2020duplicates')
@@ -53,7 +56,9 @@ def checked(source: Source, missing: str = 'refuse', copies: str = 'report') -> 
   return Source(source.name, load, load, side=source.side)
 
 
-def _without_missing(part: Part, reference: np.ndarray, missing: str) -> tuple[Part, int]:
+def _without_missing(
+  part: Part, reference: Num[np.ndarray, ' m *shape'], missing: str
+) -> tuple[Kept, int]:
   """(the part, how many values were missing); means are those of the training data."""
   x, label = part
   finite = np.isfinite(x)
@@ -71,8 +76,8 @@ def _without_missing(part: Part, reference: np.ndarray, missing: str) -> tuple[P
 
 
 def _without_copies(
-  train: Part, test: Part | None, drop: bool, found: dict
-) -> tuple[Part, Part | None]:
+  train: Part, test: Test | None, drop: bool, found: dict
+) -> tuple[Kept, Test | None]:
   digests = content_hashes(train[0])
   first = np.zeros(len(digests), bool)
   first[np.unique(digests, return_index=True)[1]] = True
@@ -85,7 +90,7 @@ def _without_copies(
   return ((train[0][first], train[1][first]) if drop else train), test
 
 
-def _constant(x: np.ndarray) -> str:
+def _constant(x: Stored) -> str:
   """Indices of the channels (of images) or dimensions (of vectors) with one value throughout, or 'none'."""
   axes = tuple(range(x.ndim - 1))
   constant = np.flatnonzero(x.min(axes) == x.max(axes))

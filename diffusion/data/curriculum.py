@@ -9,12 +9,16 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Integer, Num
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.types import Array, Batch, Curriculum
+from diffusion.types import Array, Batch, Curriculum, Number
 
-Pace = Callable[[Array], Array]
+Pace = Callable[[Number], Number]
+Stored = Num[np.ndarray, ' n *shape']
+Labels = Integer[np.ndarray, ' n']
+Scores = Num[np.ndarray, ' n']
 
 
 def linear(start: float = 0.2, until: float = 0.5) -> Pace:
@@ -32,7 +36,7 @@ def linear(start: float = 0.2, until: float = 0.5) -> Pace:
   return lambda progress: jnp.minimum(start + (1 - start) * progress / until, 1.0)
 
 
-def _as_it_is(batch: Batch, progress: Array) -> Batch:
+def _as_it_is(batch: Batch, progress: Number) -> Batch:
   return batch
 
 
@@ -51,7 +55,7 @@ def by_class(order: Sequence[int], pace: Pace | None = None) -> Curriculum:
   """
   place = {label: i for i, label in enumerate(order)}
 
-  def rank(x: np.ndarray, label: np.ndarray) -> np.ndarray:
+  def rank(x: Stored, label: Labels) -> Scores:
     if len(place) != len(order) or set(np.unique(label).tolist()) != set(place):
       raise ValueError(
         f'order must name every class once, got {tuple(order)} for {np.unique(label).tolist()}'
@@ -61,8 +65,8 @@ def by_class(order: Sequence[int], pace: Pace | None = None) -> Curriculum:
   return Curriculum(rank, pace or linear(), _as_it_is)
 
 
-def distance_to_class_mean(x: np.ndarray, label: np.ndarray) -> np.ndarray:
-  """The L2 distance of each example to the mean of its class: a difficulty that needs no model."""
+def distance_to_class_mean(x: Stored, label: Labels) -> Scores:
+  """The L2 distance of each example to the mean of its class, as stored: a difficulty that needs no model."""
   flat = x.reshape(len(x), -1).astype(np.float64)
   distance = np.empty(len(x))
   for one in np.unique(label):
@@ -73,13 +77,13 @@ def distance_to_class_mean(x: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 @technique('curriculum by difficulty', 'data', 'bengio2009curriculum')
 def by_difficulty(
-  score: Callable[[np.ndarray, np.ndarray], np.ndarray] = distance_to_class_mean,
+  score: Callable[[Stored, Labels], Scores] = distance_to_class_mean,
   pace: Pace | None = None,
 ) -> Curriculum:
   """Examples of a low score first.
 
   Args:
-    score: (x as stored [n, ...], label [n]) -> difficulty [n].
+    score: (x as stored, label) -> difficulty.
     pace: progress to share; linear from 0.2 to 1 at half of training by default.
 
   Source: Bengio et al. (2009), section 3.
@@ -103,13 +107,13 @@ def by_resolution(halvings: int = 2, until: float = 0.5) -> Curriculum:
   checks.integer('halvings', halvings)
   checks.in_range('until', until, 0, 1, ends='(]')
 
-  def blurred(k: int, x: Array) -> Array:
+  def blurred(k: int, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
     size = 2**k
     b, height, width, c = x.shape
     means = x.reshape(b, height // size, size, width // size, size, c).mean((2, 4))
     return means.repeat(size, axis=1).repeat(size, axis=2)
 
-  def transform(batch: Batch, progress: Array) -> Batch:
+  def transform(batch: Batch, progress: Number) -> Batch:
     shape, size = batch.x.shape, 2**halvings
     if len(shape) != 4 or shape[1] % size or shape[2] % size:
       raise ValueError(

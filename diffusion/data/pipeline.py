@@ -13,34 +13,35 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int32, Integer, Num, UInt8
 
 from diffusion import checks, rng
 from diffusion.citations import technique
-from diffusion.data.records import DiskRecords
-from diffusion.types import Array, Batch, Keys
+from diffusion.data.records import Stored
+from diffusion.types import AnyArray, Array, Batch, Keys, Number
 
 _WORDS = 4  # draws of one Philox counter
 
 
 class InMemoryData(NamedTuple):
-  """A data set held on the device, as stored: x[n, ...] (uint8 levels or floats) and label int32 [n].
+  """A data set held on the device, as stored: x in uint8 levels or floats, and each row's label.
 
-  `order` int32 [m] lists the training examples' rows as a curriculum wants them, the first `size` of it where that
-  varies (and may be traced); None without one.
+  `order` lists the training examples' rows as a curriculum wants them, the first `size` of it where that varies (and
+  may be traced); None without one.
   """
 
-  x: Array
+  x: Num[AnyArray, ' n *shape']
   label: Array
-  order: Array | None = None
-  size: Array | None = None
+  order: Integer[AnyArray, ' m'] | None = None
+  size: Integer[AnyArray, ''] | int | None = None
 
 
 class StoredBatch(NamedTuple):
-  """The rows of one batch as the host read them, as stored: x [B, ...], label int32 [B], index int32 [B]."""
+  """The rows of one batch as the host read them, as stored; those of several batches have axes before b."""
 
-  x: Array
-  label: Array
-  index: Array
+  x: Num[AnyArray, '...']  # [b, *shape]
+  label: AnyArray
+  index: Integer[AnyArray, '...']  # [b]
 
 
 class NormalizationStatistics(NamedTuple):
@@ -61,10 +62,10 @@ class NormalizationStatistics(NamedTuple):
     return (-1 - self.mean) / self.deviation, (1 - self.mean) / self.deviation
 
 
-Normalization = Callable[[np.ndarray | DiskRecords, int | None], NormalizationStatistics]
+Normalization = Callable[[Stored, int | None], NormalizationStatistics]
 
 
-def moments(x: np.ndarray | DiskRecords) -> tuple[float, float]:
+def moments(x: Stored) -> tuple[float, float]:
   """The mean and the standard deviation of stored examples, over all examples and dimensions.
 
   Levels are summed as integers, so that data which is read in parts has the same two numbers to the bit.
@@ -79,7 +80,7 @@ def moments(x: np.ndarray | DiskRecords) -> tuple[float, float]:
   return total / count, math.sqrt(count * squares - total**2) / count
 
 
-def unit_range(x: np.ndarray | DiskRecords, levels: int | None) -> NormalizationStatistics:
+def unit_range(x: Stored, levels: int | None) -> NormalizationStatistics:
   """Levels to [-1, 1]; floats as they are."""
   return NormalizationStatistics(levels)
 
@@ -96,7 +97,7 @@ def standardized() -> Normalization:
   Source: LeCun et al. (1998), section 4.3.
   """
 
-  def normalization(x: np.ndarray | DiskRecords, levels: int | None) -> NormalizationStatistics:
+  def normalization(x: Stored, levels: int | None) -> NormalizationStatistics:
     mean, deviation = moments(x)
     if deviation == 0:
       raise ValueError(f'data that does not vary cannot be standardized: all values are {mean:g}')
@@ -107,7 +108,7 @@ def standardized() -> Normalization:
   return normalization
 
 
-def normalize(x: Array, units: NormalizationStatistics) -> Array:
+def normalize(x: Num[AnyArray, '*any'], units: NormalizationStatistics) -> Float[AnyArray, '*any']:
   """Stored values to network units: (2 x / (levels - 1) - 1 - mean) / deviation, or (x - mean) / deviation."""
   if units.levels is not None:
     x = 2 * x.astype(jnp.result_type(float)) / (units.levels - 1) - 1
@@ -115,13 +116,15 @@ def normalize(x: Array, units: NormalizationStatistics) -> Array:
   return x if plain else (x - units.mean) / units.deviation
 
 
-def sigma_data(x: np.ndarray | DiskRecords, units: NormalizationStatistics) -> float:
+def sigma_data(x: Stored, units: NormalizationStatistics) -> float:
   """The standard deviation of stored examples in network units, over all examples and dimensions."""
   deviation = moments(x)[1] / units.deviation
   return deviation if units.levels is None else 2 * deviation / (units.levels - 1)
 
 
-def denormalize(x: np.ndarray, units: NormalizationStatistics) -> np.ndarray:
+def denormalize(
+  x: Float[AnyArray, '*any'], units: NormalizationStatistics
+) -> Num[np.ndarray, '*any']:
   """The nearest stored value of each number; the exact inverse of `normalize` on levels.
 
   Values outside the levels' range, which a sampler may produce, become the nearest end: a picture has no other levels.
@@ -139,23 +142,27 @@ def denormalize(x: np.ndarray, units: NormalizationStatistics) -> np.ndarray:
   return np.clip(np.rint((x + 1) / 2 * (units.levels - 1)), 0, units.levels - 1).astype(np.uint8)
 
 
-def to_uint8(x: np.ndarray, levels: int) -> np.ndarray:
+def to_uint8(x: Num[np.ndarray, '*any'], levels: int) -> UInt8[np.ndarray, '*any']:
   """Stored levels as brightness 0 ... 255 for a picture."""
   return np.rint(np.asarray(x, np.float64) * 255 / (levels - 1)).astype(np.uint8)
 
 
 def restrict(
-  index: Array, keys: Keys, share: Array, order: Array, examples: Array | int | None = None
-) -> Array:
+  index: Integer[AnyArray, ' b'],
+  keys: Keys,
+  share: Number,
+  order: Integer[AnyArray, ' n'],
+  examples: Integer[AnyArray, ''] | int | None = None,
+) -> Integer[Array, ' b']:
   """The examples of a batch when only the first `share` of the training split in `order` may be drawn.
 
   A full share leaves the batch as it was; a smaller one draws with replacement from the first examples in order.
 
   Args:
-    index: what the epoch's order would take: int32 [B].
-    keys: one a row [B].
+    index: what the epoch's order would take.
+    keys: one a row.
     share: in (0, 1].
-    order: the split's examples from the first to the last [n].
+    order: the split's examples from the first to the last.
     examples: how many entries of `order` count; all by default.
   """
   examples = order.shape[0] if examples is None else examples
@@ -164,8 +171,16 @@ def restrict(
   return jnp.where(share >= 1, index, order[drawn])
 
 
-def gather(data: InMemoryData, index: Array, units: NormalizationStatistics) -> Batch:
-  """The rows `index` of a resident data set as a Batch in network units."""
+def gather(
+  data: InMemoryData, index: Integer[AnyArray, ' b'], units: NormalizationStatistics
+) -> Batch:
+  """Rows of a data set on the device as a Batch in network units.
+
+  Args:
+    data: as stored.
+    index: which rows.
+    units: of the network.
+  """
   return in_units(StoredBatch(data.x[index], data.label[index], index), units)
 
 
@@ -175,8 +190,10 @@ def in_units(drawn: StoredBatch, units: NormalizationStatistics) -> Batch:
   return Batch(x, drawn.label, jnp.zeros((len(drawn.label), 0), x.dtype), drawn.index)
 
 
-def permutations(seed: int, first: int, count: int, examples: int) -> np.ndarray:
-  """The orders of the epochs first, ..., first + count - 1: int32 [count, examples], each row all of range(examples).
+def permutations(
+  seed: int, first: int, count: int, examples: int
+) -> Int32[np.ndarray, '{count} {examples}']:
+  """The orders of the epochs first, ..., first + count - 1, each row all of range(examples).
 
   Epoch e has the ceil(examples / 4) counters of Philox from e ceil(examples / 4) on, under the key (seed, 'order').
 
@@ -194,7 +211,11 @@ def permutations(seed: int, first: int, count: int, examples: int) -> np.ndarray
 
 
 def check_size(examples: int) -> None:
-  """Raises ValueError where there is nothing to order, or more than int32 counts."""
+  """Whether there is something to order, and no more than int32 counts.
+
+  Raises:
+    ValueError: no example, or 2^31 and more.
+  """
   if examples < 1:
     raise ValueError('the training split has no example: give it a larger share of the data')
   if examples >= 2**31:
@@ -206,16 +227,25 @@ def check_size(examples: int) -> None:
 class Order:
   """The endless order of one run's examples; it remembers the epochs that the last batches lay in, for speed alone."""
 
-  def __init__(self, seed: int, rows: np.ndarray):
-    """Of the examples `rows` [n], as they are numbered in the data."""
+  def __init__(self, seed: int, rows: Integer[np.ndarray, ' n']):
+    """Of the examples `rows`, as they are numbered in the data.
+
+    Raises:
+      ValueError: no example, or 2^31 and more.
+    """
     check_size(len(rows))
     self._seed, self._rows = seed, np.asarray(rows, np.int32)
     self._epochs: dict[int, np.ndarray] = {}
 
-  def batches(self, seen: int, steps: int, batch_size: int) -> np.ndarray:
-    """The rows of the next `steps` batches after so many: int32 [steps, batch_size].
+  def batches(
+    self, seen: int, steps: int, batch_size: int
+  ) -> Int32[np.ndarray, '{steps} {batch_size}']:
+    """Which examples the next batches hold: row r of batch b is position b x batch_size + r of the sequence of epochs.
 
-    Row r of batch b is position b x batch_size + r of the sequence of epochs.
+    Args:
+      seen: batches before these, >= 0.
+      steps: how many batches, >= 1.
+      batch_size: rows of the global batch, >= 1.
     """
     examples = len(self._rows)
     position = seen * batch_size + np.arange(steps * batch_size)  # int64

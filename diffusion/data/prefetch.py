@@ -13,6 +13,7 @@ import threading
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer
 
 from diffusion import devices
 from diffusion.data import pipeline
@@ -30,7 +31,7 @@ class _Stretch:
   order: Order
   batches_seen: int
   steps: int
-  rows: np.ndarray  # of the global batch [local devices, rows of a device]
+  rows: Integer[np.ndarray, 'devices b']  # of the global batch, for each local device
   batch_size: int
 
   def __len__(self) -> int:
@@ -83,14 +84,20 @@ class Prefetcher:
   """
 
   def __init__(
-    self, records: DiskRecords, order: Order, rows: np.ndarray, *, batch_size: int, steps: int
+    self,
+    records: DiskRecords,
+    order: Order,
+    rows: Integer[np.ndarray, 'devices b'],
+    *,
+    batch_size: int,
+    steps: int,
   ):
     """What the devices of this process see of the training examples.
 
     Args:
       records: all rows of the data.
       order: in which the training examples come.
-      rows: of the global batch that the devices hold [local devices, rows of a device].
+      rows: of the global batch that each device of this process holds.
       batch_size: rows of the global batch.
       steps: batches in a dispatch.
     """

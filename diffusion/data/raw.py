@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Num, UInt8
 
 FilePath = str | os.PathLike[str]
 _IDX_DTYPES = {0x08: '>u1', 0x09: '>i1', 0x0B: '>i2', 0x0C: '>i4', 0x0D: '>f4', 0x0E: '>f8'}
@@ -35,10 +36,10 @@ class RawFile(NamedTuple):
 
 
 class RawSplit(NamedTuple):
-  """The examples of one split, as read; `where` is for messages."""
+  """The examples of one split, as read: what `validate` takes is [n, h, w, c] and [n]; `where` is for messages."""
 
-  images: np.ndarray  # [N, height, width, channels]
-  labels: np.ndarray  # [N]
+  images: Num[np.ndarray, '...']
+  labels: Num[np.ndarray, '...']
   where: str
 
 
@@ -102,7 +103,17 @@ def read(files: dict[pathlib.Path, str], where: FilePath, spec: Spec) -> dict[st
 
 
 def validate(split: str, content: RawSplit, spec: Spec, allow_partial: bool) -> None:
-  """Raises PrepareError unless shapes, types and (but for `allow_partial`) numbers are the official ones."""
+  """Whether shapes, types and numbers are the official ones.
+
+  Args:
+    split: its name.
+    content: as read.
+    spec: of the data set.
+    allow_partial: accept any number >= 1 of examples, and say so.
+
+  Raises:
+    PrepareError: they are not.
+  """
   images, labels, where = content
   for array, shape in ((images, spec.shape), (labels, ())):
     if array.shape[1:] != shape or array.dtype != np.uint8:
@@ -142,7 +153,7 @@ def _unpack(path: pathlib.Path) -> dict[str, RawFile]:
     raise _damaged(str(path), f'truncated or damaged archive ({error})') from error
 
 
-def parse_idx(raw: RawFile) -> np.ndarray:
+def parse_idx(raw: RawFile) -> Num[np.ndarray, '...']:
   """The array in an IDX file, the format of MNIST: one of its six dtypes (MNIST: uint8), native byte order.
 
   Two zero bytes, one for the dtype, one for the number of dimensions, each dimension as big-endian
@@ -177,8 +188,10 @@ def _parse_mnist(raws: list[RawFile]) -> RawSplit:
   return RawSplit(images[..., None], labels, _names(raws))
 
 
-def parse_cifar_batch(raw: RawFile) -> tuple[np.ndarray, np.ndarray]:
-  """Images [N, 32, 32, 3] and labels [N] in 0..9, both uint8, of one batch of the binary version of CIFAR-10.
+def parse_cifar_batch(
+  raw: RawFile,
+) -> tuple[UInt8[np.ndarray, 'n 32 32 3'], UInt8[np.ndarray, ' n']]:
+  """Images and labels in 0..9 of one batch of the binary version of CIFAR-10.
 
   Records of 1 + 3072 bytes: the label, then the red, the green and the blue plane, by rows.
 
@@ -203,7 +216,7 @@ def _parse_cifar(raws: list[RawFile]) -> RawSplit:
   return RawSplit(np.concatenate(images), np.concatenate(labels), _names(raws))
 
 
-def _validate_labels(labels: np.ndarray, where: str) -> None:
+def _validate_labels(labels: Num[np.ndarray, '...'], where: str) -> None:
   wrong = np.flatnonzero((labels < 0) | (labels >= _NUM_CLASSES))
   if wrong.size:
     problem = (

@@ -8,16 +8,19 @@ import os
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int32, Integer, Num, UInt8
 
 WHOLE = 4 * 2**30  # bytes of images that are read into memory at once, at most
 _PIECE = 250  # rows that a thread decodes at a time
 
-Labelled = tuple[np.ndarray, np.ndarray]
+Images = UInt8[np.ndarray, 'n h w c']
+Labels = Int32[np.ndarray, ' n']
+Index = slice | Integer[np.ndarray, ' n']
 
 
 @dataclasses.dataclass(frozen=True)
 class DiskRecords:
-  """As much of a uint8 array [n, H, W, C] as training needs, without holding it.
+  """As much of a uint8 array [n, h, w, c] as training needs, without holding it.
 
   x[i], for a slice or an array of integers, reads those rows; `np.asarray(x)` reads them all. Nothing but numbers and
   names is sent where this is pickled to: every process opens the files by itself, once.
@@ -25,15 +28,15 @@ class DiskRecords:
   Attributes:
     directory: of the prepared version.
     split: its name there.
-    rows: positions in the split [n].
-    image: (H, W, C) as stored.
+    rows: positions in the split.
+    image: (h, w, c) as stored.
     size: side to which images are reduced by averaging equal blocks; None keeps them.
     workers: processes that read the batches of training; 0 for threads of this one.
   """
 
   directory: str
   split: str
-  rows: np.ndarray
+  rows: Integer[np.ndarray, ' n']
   image: tuple[int, int, int]
   size: int | None = None
   workers: int = 0
@@ -43,7 +46,7 @@ class DiskRecords:
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
-    """[n, H, W, C]."""
+    """(n, h, w, c)."""
     height, width, channels = self.image
     return (len(self.rows), self.size or height, self.size or width, channels)
 
@@ -55,10 +58,10 @@ class DiskRecords:
   def __len__(self) -> int:
     return len(self.rows)
 
-  def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+  def __getitem__(self, index: Index) -> Images:
     return self.view(index).whole()[0]
 
-  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+  def __array__(self, dtype=None, copy=None) -> Images:
     if not self.fits:
       raise ValueError(
         f'{len(self)} streamed images of {self.split} exceed the {WHOLE} bytes that are read into memory at once: what '
@@ -66,19 +69,23 @@ class DiskRecords:
       )
     return self[:]
 
-  def whole(self) -> Labelled:
-    """(all images, int32 label [n]), by a few threads: decoding lets go of the interpreter lock."""
+  def whole(self) -> tuple[Images, Labels]:
+    """All images and their labels, by a few threads: decoding lets go of the interpreter lock."""
     pieces = [slice(i, i + _PIECE) for i in range(0, len(self), _PIECE)] or [slice(0)]
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
       images, labels = zip(*pool.map(self.labelled, pieces), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
-  def view(self, index: slice | np.ndarray) -> 'DiskRecords':
+  def view(self, index: Index) -> 'DiskRecords':
     """The rows `index`, unread."""
     return dataclasses.replace(self, rows=self.rows[index])
 
-  def labelled(self, index: slice | np.ndarray) -> Labelled:
-    """(x[index], int32 label [n]), by the calling thread alone."""
+  def labelled(self, index: Index) -> tuple[Images, Labels]:
+    """The images of some rows and their labels, by the calling thread alone.
+
+    Raises:
+      ValueError: a record that cannot be read, named.
+    """
     from PIL import Image
 
     rows = self.rows[index]
@@ -92,12 +99,12 @@ class DiskRecords:
       labels[i] = example['label']
     return (images if self.size is None else _reduced(images, self.size)), labels
 
-  def labels(self) -> np.ndarray:
-    """int32 [n], without decoding an image."""
+  def labels(self) -> Labels:
+    """Those of all rows, without decoding an image."""
     pieces = (self._examples(self.rows[i : i + 1000]) for i in range(0, len(self), 1000))
     return np.array([example['label'] for piece in pieces for example in piece], np.int32)
 
-  def _examples(self, rows: np.ndarray) -> list[Any]:
+  def _examples(self, rows: Integer[np.ndarray, ' n']) -> list[Any]:
     """The records of these rows, their images as they are stored.
 
     Raises:
@@ -126,7 +133,7 @@ def _open(directory: str, split: str) -> Any:
   return builder.as_data_source(split=split, decoders={'image': skip})
 
 
-def _first_bad(source: Any, rows: np.ndarray) -> int:
+def _first_bad(source: Any, rows: Integer[np.ndarray, ' n']) -> int:
   for row in rows:
     try:
       source[int(row)]
@@ -137,6 +144,12 @@ def _first_bad(source: Any, rows: np.ndarray) -> int:
 
 def of_split(builder: Any, split: str, size: int | None = None, workers: int = 0) -> DiskRecords:
   """All rows of a split of a TFDS builder that is prepared as array_record.
+
+  Args:
+    builder: of TFDS.
+    split: its name there.
+    size: side in pixels to which images are reduced by averaging equal blocks; None keeps them.
+    workers: processes that read the batches of training, >= 0; 0 for threads of this one.
 
   Raises:
     ValueError: images of several shapes, or a size that does not divide them.
@@ -159,12 +172,17 @@ def of_split(builder: Any, split: str, size: int | None = None, workers: int = 0
   )
 
 
-def select(x: np.ndarray | DiskRecords, index: np.ndarray) -> np.ndarray | DiskRecords:
+Stored = Num[np.ndarray, ' n *shape'] | DiskRecords
+
+
+def select(
+  x: Stored, index: Integer[np.ndarray, ' m']
+) -> Num[np.ndarray, ' m *shape'] | DiskRecords:
   """x[index] of an array; of records their view, which reads nothing."""
   return x.view(index) if isinstance(x, DiskRecords) else x[index]
 
 
-def _reduced(x: np.ndarray, size: int) -> np.ndarray:
+def _reduced(x: Images, size: int) -> UInt8[np.ndarray, 'n {size} {size} c']:
   n, height, width, channels = x.shape
   blocks = x.reshape(n, size, height // size, size, width // size, channels)
   return np.rint(blocks.mean((2, 4))).astype(np.uint8)

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Integer, Num, UInt8
 
 from diffusion import checks
 from diffusion.citations import technique
@@ -18,15 +19,17 @@ from diffusion.data import records
 _ORIENTED = ('mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot')
 PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10')  # what `diffusion.commands.prepare` knows
 
+Test = tuple[Num[np.ndarray, ' m *shape'], Integer[np.ndarray, ' m']]
+
 
 class Dataset(NamedTuple):
   """A data set, as stored.
 
   Attributes:
     name: what tables call it.
-    x: uint8 [n, H, W, C] for images, float32 [n, d] for vectors;
+    x: uint8 [n, h, w, c] for images, float32 [n, d] for vectors;
       `records.DiskRecords` for images that stay in their files.
-    label: int32 [n], in [0, num_classes); zeros where num_classes is 0.
+    label: in [0, num_classes); zeros where num_classes is 0.
     levels: number of levels a stored value has (0 ... levels - 1), or None for floats.
     class_names: one a class; empty when there are none.
     test: (x, label) of an official test set, or None.
@@ -36,11 +39,11 @@ class Dataset(NamedTuple):
   """
 
   name: str
-  x: np.ndarray | records.DiskRecords
-  label: np.ndarray
+  x: records.Stored
+  label: Integer[np.ndarray, ' n']
   levels: int | None
   class_names: tuple[str, ...] = ()
-  test: tuple[np.ndarray, np.ndarray] | None = None
+  test: Test | None = None
   note: str = ''
   found: Mapping[str, int | str] = MappingProxyType({})
   oriented: bool = False
@@ -71,7 +74,11 @@ def _source(name: str, raw: Callable[[], Dataset], side: Callable[[], int] = lam
 
 
 def validated(data: Dataset) -> Dataset:
-  """Refuses what would surface hours later: wrong types, NaN, labels out of range."""
+  """The same data, if it has nothing that would surface hours later.
+
+  Raises:
+    ValueError: wrong types, NaN, labels out of range, or no example.
+  """
   parts = {'train': (data.x, data.label)} | ({'test': data.test} if data.test else {})
   for part, (x, label) in parts.items():
     where = f'{data.name} ({part})'
@@ -92,20 +99,20 @@ def validated(data: Dataset) -> Dataset:
 
 def arrays(
   name: str,
-  x: np.ndarray,
-  label: np.ndarray | None = None,
+  x: Num[np.ndarray, ' n *shape'],
+  label: Integer[np.ndarray, ' n'] | None = None,
   *,
   levels: int | None = 256,
   class_names: Sequence[str] = (),
-  test: tuple[np.ndarray, np.ndarray] | None = None,
+  test: Test | None = None,
   note: str = '',
 ) -> Source:
   """Arrays of your own.
 
   Args:
     name: what tables call the data.
-    x: uint8 [n, H, W, C] with `levels` levels, or float [n, d] with levels=None.
-    label: int [n], or None for unlabelled data.
+    x: uint8 images [n, h, w, c] with `levels` levels, or floats [n, d] with levels=None.
+    label: of each example, or None for unlabelled data.
     levels: levels a value can have; None for floats.
     class_names: one a class; without labels, none.
     test: (x, label) of a test set kept apart, or None to have one carved.
@@ -116,7 +123,9 @@ def arrays(
   """
 
   def load() -> Dataset:
-    def part(x: np.ndarray, label: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def part(
+      x: Num[np.ndarray, ' n *shape'], label: Integer[np.ndarray, ' n'] | None
+    ) -> tuple[Num[np.ndarray, ' n *shape'], Integer[np.ndarray, ' n']]:
       labels = np.zeros(len(x), np.int32) if label is None else np.asarray(label)
       if labels.dtype.kind not in 'iu':
         raise ValueError(f'{name}: a label must be an integer, got {labels.dtype}')
@@ -176,7 +185,7 @@ def synthetic_images(
   """Noise around one smooth random image a class: the right shape for a smoke run, and labelled as synthetic.
 
   Args:
-    shape: (H, W, C).
+    shape: (h, w, c).
     num_classes: >= 1.
     examples: how many.
     seed: of the images.
@@ -202,15 +211,19 @@ def synthetic_images(
 
 
 def gaussian_mixture(
-  means: np.ndarray, scales: np.ndarray, weights: np.ndarray, examples: int, seed: int = 0
+  means: Float[np.ndarray, 'k d'],
+  scales: Float[np.ndarray, ' k'],
+  weights: Float[np.ndarray, ' k'],
+  examples: int,
+  seed: int = 0,
 ) -> Source:
   """Draws from sum_k pi_k N(mu_k, s_k^2 I), whose exact denoiser is `process.analytic.gaussian_mixture`.
 
   Args:
-    means: [K, d].
-    scales: [K], > 0.
-    weights: [K], positive, summing to one.
-    examples: how many draws.
+    means: mu.
+    scales: s, > 0.
+    weights: pi, positive, summing to one.
+    examples: how many draws, >= 1.
     seed: of the draws.
 
   Raises:
@@ -242,7 +255,7 @@ def gaussian_mixture(
   return _source('Gaussian mixture', load)
 
 
-def _read_image(path: pathlib.Path, size: int | None) -> np.ndarray:
+def _read_image(path: pathlib.Path, size: int | None) -> UInt8[np.ndarray, 'h w c']:
   from PIL import Image, UnidentifiedImageError
 
   try:

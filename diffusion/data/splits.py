@@ -9,14 +9,17 @@ import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int32, Integer, Num, Shaped
 
 from diffusion import checks
 from diffusion.data import pipeline, records, sources
 from diffusion.data.pipeline import check_size
-from diffusion.data.records import DiskRecords, select
+from diffusion.data.records import DiskRecords, Stored, select
 from diffusion.types import Curriculum
 
 _ROWS = 1000  # that are in memory at a time, where the data stays in its files
+Digests = Shaped[np.ndarray, ' n']  # 32-byte strings
+Labels = Integer[np.ndarray, ' n']
 
 
 class Fractions(NamedTuple):
@@ -44,17 +47,22 @@ class Split(NamedTuple):
   """Positions of each part in the source's arrays, ascending, a hash of each part's contents, and `fingerprint`, that
   of the data set as it stands."""
 
-  train: np.ndarray
-  validation: np.ndarray
-  test: np.ndarray
+  train: Integer[np.ndarray, ' n_train']
+  validation: Integer[np.ndarray, ' n_validation']
+  test: Integer[np.ndarray, ' n_test']
   hashes: dict[str, str]
   fingerprint: str
 
 
-def content_hashes(x: np.ndarray | DiskRecords, salt: str = '', whole: Any = None) -> np.ndarray:
-  """SHA-256 of (salt, dtype, shape, bytes) of each example, as 32-byte strings [n].
+def content_hashes(x: Stored, salt: str = '', whole: Any = None) -> Digests:
+  """SHA-256 of (salt, dtype, shape, bytes) of each example, as 32-byte strings.
 
-  The data is read once, some rows at a time; `whole`, a hash in the making, is given all their bytes as well.
+  The data is read once, some rows at a time.
+
+  Args:
+    x: the examples as stored.
+    salt: another salt, other hashes.
+    whole: a hash in the making, which is given the bytes of all examples as well.
   """
   head = f'{salt}|{x.dtype.str}|{x.shape[1:]}|'.encode()
   found = []
@@ -66,22 +74,28 @@ def content_hashes(x: np.ndarray | DiskRecords, salt: str = '', whole: Any = Non
   return np.array(found, dtype='S32')
 
 
-def fingerprint(digests: np.ndarray) -> str:
+def fingerprint(digests: Digests) -> str:
   """A hash of a set of examples, whatever their order: 16 hexadecimal digits."""
   return hashlib.sha256(np.sort(digests).tobytes()).hexdigest()[:16]
 
 
-def hashes_and_fingerprint(
-  x: np.ndarray | DiskRecords, label: np.ndarray, salt: str = ''
-) -> tuple[np.ndarray, str]:
-  """`content_hashes`, and a hash of the data set as it stands, order and labels included: 16 hexadecimal digits."""
+def hashes_and_fingerprint(x: Stored, label: Labels, salt: str = '') -> tuple[Digests, str]:
+  """`content_hashes`, and a hash of the data set as it stands, order and labels included: 16 hexadecimal digits.
+
+  Args:
+    x: the examples as stored.
+    label: theirs.
+    salt: of the examples' hashes alone.
+  """
   whole = hashlib.sha256(f'{x.dtype.str}|{x.shape}|{label.dtype.str}'.encode())
   digests = content_hashes(x, salt, whole)
   whole.update(np.ascontiguousarray(label).data)
   return digests, whole.hexdigest()[:16]
 
 
-def _rank(digests: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rank(
+  digests: Digests, labels: Labels
+) -> tuple[Float[np.ndarray, ' n'], Float[np.ndarray, ' n']]:
   """For each example: the relative rank in [0, 1) and the number of its distinct content within its class."""
   unique, inverse = np.unique(digests, return_inverse=True)
   # Copies that carry different labels still share a split: the smallest of their classes speaks for all, wherever
@@ -97,14 +111,12 @@ def _rank(digests: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
   return rank[inverse], count[inverse]
 
 
-def make(
-  x: np.ndarray | DiskRecords, labels: np.ndarray, fractions: Fractions, official_test: bool
-) -> Split:
+def make(x: Stored, labels: Labels, fractions: Fractions, official_test: bool) -> Split:
   """Cuts a training set into train, validation and (unless the data has an official one) test.
 
   Args:
-    x: the examples as stored [n, ...].
-    labels: [n].
+    x: the examples as stored.
+    labels: theirs.
     fractions: the shares.
     official_test: the data has a test set of its own, so none is carved.
 
@@ -153,7 +165,7 @@ def make(
   return Split(**parts, hashes=hashes, fingerprint=whole)
 
 
-Examples = tuple[np.ndarray | DiskRecords, np.ndarray]  # as stored [n, ...], and label [n]
+InMemory = tuple[Num[np.ndarray, ' n *shape'], Labels]  # examples as stored
 
 
 class SplitData(NamedTuple):
@@ -169,26 +181,26 @@ class SplitData(NamedTuple):
   dataset: sources.Dataset
   split: Split
   units: pipeline.NormalizationStatistics
-  order: np.ndarray | None
+  order: Int32[np.ndarray, ' n_train'] | None
 
   @property
-  def example(self) -> np.ndarray:
-    """One training example as stored, with a batch axis: [1, ...]."""
+  def example(self) -> Num[np.ndarray, ' 1 *shape']:
+    """One training example as stored, with a batch axis."""
     return self.dataset.x[self.split.train[:1]]
 
   @property
-  def train(self) -> Examples:
+  def train(self) -> tuple[Stored, Labels]:
     """The training examples; where they are streamed, unread."""
     return select(self.dataset.x, self.split.train), self.dataset.label[self.split.train]
 
   @property
-  def validation(self) -> tuple[np.ndarray, np.ndarray]:
+  def validation(self) -> InMemory:
     """The validation examples."""
     rows = self.split.validation
     return self.dataset.x[rows], self.dataset.label[rows]
 
   @property
-  def test(self) -> tuple[np.ndarray, np.ndarray]:
+  def test(self) -> InMemory:
     """The test examples: the official ones, where there are any."""
     if self.dataset.test is not None:
       return self.dataset.test
@@ -196,7 +208,7 @@ class SplitData(NamedTuple):
     return self.dataset.x[rows], self.dataset.label[rows]
 
   @property
-  def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+  def held_out(self) -> InMemory:
     """Validation and test examples together."""
     return tuple(np.concatenate(pair) for pair in zip(self.validation, self.test, strict=True))
 
@@ -229,8 +241,12 @@ class SplitData(NamedTuple):
       )
 
   @property
-  def train_in_memory(self) -> tuple[np.ndarray, np.ndarray]:
-    """All training examples; raises ValueError where they are streamed and too many."""
+  def train_in_memory(self) -> InMemory:
+    """All training examples.
+
+    Raises:
+      ValueError: they are streamed, and too many for the memory.
+    """
     x, label = self.train
     return np.asarray(x), label
 
@@ -269,7 +285,7 @@ def split_data(
   return SplitData(dataset, parts, normalization(train[0], dataset.levels), order)
 
 
-def evenly(data: SplitData) -> np.ndarray:
+def evenly(data: SplitData) -> Integer[np.ndarray, ' m']:
   """As many training rows as there are held-out ones, if there are: evenly over the split, rows of the data set."""
   train = data.split.train
   count = min(len(data.split.validation), len(train))

@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer, Num
 
 from diffusion import checks, statistics
 from diffusion.evaluation.metric import (
-  Examples,
   Metric,
   MetricInputs,
   MetricResult,
@@ -71,7 +71,9 @@ def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = No
   return Metric(check_nothing, measure)
 
 
-def _splits(inputs: MetricInputs) -> dict[str, Examples]:
+def _splits(
+  inputs: MetricInputs,
+) -> dict[str, tuple[Num[np.ndarray, ' k *shape'], Integer[np.ndarray, ' k']]]:
   """The splits by name; one of fewer than two examples is left out."""
   cut = inputs.validation
   held_out = {

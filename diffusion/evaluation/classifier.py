@@ -16,6 +16,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Shaped, UInt8
 
 from diffusion import devices
 from diffusion.citations import technique
@@ -23,10 +24,13 @@ from diffusion.evaluation import features as features_
 from diffusion.evaluation import manifold
 from diffusion.evaluation.features import Features
 from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, shown
+from diffusion.models.convolution import Images
 from diffusion.types import Array, Params
 
 NAMES = ('digits', 'mnist')
 _EXACT = jax.lax.Precision.HIGHEST  # the same features on every kind of device
+
+Called = tuple[Float32[np.ndarray, 'n f'], Float32[np.ndarray, 'n k']]
 
 
 class ConvolutionalClassifier(nn.Module):
@@ -37,8 +41,10 @@ class ConvolutionalClassifier(nn.Module):
   width: int = 64
 
   @nn.compact
-  def __call__(self, x: Array) -> tuple[Array, Array]:
-    """Images in [-1, 1] [B, H, W, C] -> (features [B, width], logits [B, num_classes])."""
+  def __call__(
+    self, x: Images
+  ) -> tuple[Float[Array, 'b {self.width}'], Float[Array, 'b {self.num_classes}']]:
+    """Images in [-1, 1] -> (features, logits)."""
     for i, channels in enumerate(self.channels):
       x = nn.silu(nn.Conv(channels, (3, 3), 1 if i == 0 else 2, precision=_EXACT)(x))
     embedding = nn.Dense(self.width, precision=_EXACT)(x.reshape(len(x), -1))
@@ -52,16 +58,16 @@ class Classifier(NamedTuple):
     name: of the data it was trained on.
     digest: the first eight digits of the SHA-256 of its weights.
     shape: of the images it takes.
-    call: uint8 images [B, *shape] -> (features [B, F], class probabilities [B, K]), NumPy.
+    call: images of this shape -> (features, class probabilities).
   """
 
   name: str
   digest: str
   shape: tuple[int, ...]
-  call: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+  call: Callable[[UInt8[np.ndarray, 'n h w c']], Called]
 
 
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
+def digest(arrays: Mapping[str, Shaped[np.ndarray, '...']]) -> str:
   """The first eight hexadecimal digits of the SHA-256 of named arrays: names, shapes and bytes, in order of name."""
   whole = hashlib.sha256()
   for name in sorted(arrays):
@@ -71,7 +77,13 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def save(path: Any, params: Params, shape: tuple[int, ...]) -> None:
-  """Writes weights as an .npz of float16 arrays, and the shape of the images beside them."""
+  """Writes weights as an .npz of float16 arrays, and the shape of the images beside them.
+
+  Args:
+    path: of the file.
+    params: of a `ConvolutionalClassifier`.
+    shape: (h, w, c) of the images it takes.
+  """
   flat = flax.traverse_util.flatten_dict(params, sep='/')
   np.savez(
     path, shape=np.array(shape), **{name: np.asarray(v, np.float16) for name, v in flat.items()}
@@ -96,13 +108,15 @@ def load(name: str) -> Classifier:
   params = flax.traverse_util.unflatten_dict(wide, sep='/')
   network = ConvolutionalClassifier(arrays['Dense_1/bias'].size)
 
-  def rows(params: Params, x: Array) -> tuple[Array, Array]:
+  def rows(
+    params: Params, x: UInt8[Array, 'b h w c']
+  ) -> tuple[Float[Array, 'b f'], Float[Array, 'b k']]:
     embedding, logits = network.apply({'params': params}, x.astype(jnp.float32) / 127.5 - 1)
     return embedding, jax.nn.softmax(logits)
 
   mapped = functools.cache(lambda: (devices.over_rows(rows, 512), devices.replicate(params)))
 
-  def call(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def call(x: features_.Shown) -> Called:
     features_.check_examples(x)
     if x.shape[1:] != shape:
       raise ValueError(f'the {name} classifier takes images {list(shape)}, got {list(x.shape[1:])}')
@@ -146,7 +160,7 @@ def class_balance(name: str) -> Metric:
         f'the {name} classifier takes images {list(one.shape)}, the data has {list(plan.shape)}'
       )
 
-  def calls(inputs: MetricInputs, which: str) -> np.ndarray:
+  def calls(inputs: MetricInputs, which: str) -> Float[np.ndarray, 'rows k']:
     probabilities = inputs.once(
       (one, which), lambda: one.call(shown(inputs.x(which), inputs.units.levels))[1]
     )

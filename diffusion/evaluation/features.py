@@ -1,4 +1,4 @@
-"""What distances between sets of images are measured on: functions images -> [B, F] with a name and a hash.
+"""What distances between sets of images are measured on: functions images -> [n, f] with a name and a hash.
 
 A distance is a number of its features as much as of the samples, so both stand in its name.
 """
@@ -12,8 +12,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, Num
 
 from diffusion import devices, processes
+
+Shown = Num[np.ndarray, ' n *shape']
+Embedded = Float32[np.ndarray, 'n f']
 
 
 class Features(NamedTuple):
@@ -22,14 +26,14 @@ class Features(NamedTuple):
   Attributes:
     name: of the network and its layer.
     digest: the first digits of the SHA-256 of its weights; '' without weights.
-    width: F; 0 if it is the examples' own number of values.
-    apply: uint8 images [B, H, W, C] (brightness 0 to 255), or float vectors [B, d] -> float32 [B, F].
+    width: f; 0 if it is the examples' own number of values.
+    apply: uint8 images [n, h, w, c] (brightness 0 to 255), or float vectors [n, d] -> features.
   """
 
   name: str
   digest: str
   width: int
-  apply: Callable[[np.ndarray], np.ndarray]
+  apply: Callable[[Shown], Embedded]
 
 
 def label(features: Features) -> str:
@@ -47,8 +51,12 @@ def width(features: Features, shape: tuple[int, ...]) -> int:
   return features.width or int(np.prod(shape))
 
 
-def check_examples(x: np.ndarray) -> None:
-  """Raises ValueError unless x is uint8 images [B, H, W, C], C in {1, 3}, or finite float vectors [B, d]."""
+def check_examples(x: Shown) -> None:
+  """Whether x is uint8 images [n, h, w, c], c in {1, 3}, or finite float vectors [n, d].
+
+  Raises:
+    ValueError: it is neither.
+  """
   if x.ndim == 4 and x.shape[-1] in (1, 3):
     if x.dtype != np.uint8:
       raise ValueError(
@@ -64,7 +72,7 @@ def check_examples(x: np.ndarray) -> None:
 _VERSION = 1  # to be raised when a change of code changes what networks make of images
 
 
-def remembered(features: Features, x: np.ndarray) -> np.ndarray:
+def remembered(features: Features, x: Shown) -> Embedded:
   """Features of examples, read from disk where the same features of the same examples were computed before.
 
   They lie in $DIFFUSION_FEATURES, or ~/.cache/diffusion/features, under the name and hash of the features, the kind of
@@ -95,7 +103,7 @@ def remembered(features: Features, x: np.ndarray) -> np.ndarray:
 def pixels() -> Features:
   """The numbers themselves: brightness / 255 of images, vectors as they are."""
 
-  def apply(x: np.ndarray) -> np.ndarray:
+  def apply(x: Shown) -> Embedded:
     check_examples(x)
     flat = x.reshape(len(x), -1).astype(np.float32)
     return flat / 255 if x.dtype == np.uint8 else flat

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Float64, Num
 
 from diffusion import checks, statistics
 from diffusion.citations import technique
@@ -13,15 +14,15 @@ from diffusion.statistics import Interval
 
 
 class Moments(NamedTuple):
-  """Mean [F] and unbiased covariance [F, F] of features, float64, and how many there were."""
+  """Mean and unbiased covariance of features, and how many there were."""
 
-  mean: np.ndarray
-  covariance: np.ndarray
+  mean: Float64[np.ndarray, ' f']
+  covariance: Float64[np.ndarray, 'f f']
   count: int
 
 
-def moments(x: np.ndarray) -> Moments:
-  """Moments of features [n, F], n >= 2.
+def moments(x: Num[np.ndarray, 'n f']) -> Moments:
+  """Moments of n >= 2 rows of features.
 
   Raises:
     ValueError: fewer than two rows, another shape, or a number that is not finite.
@@ -49,19 +50,21 @@ def distance(a: Moments, b: Moments) -> float:
   return float(((a.mean - b.mean) ** 2).sum() + trace)
 
 
-def extrapolated(samples: np.ndarray, reference: Moments, points: int = 15, seed: int = 0) -> float:
+def extrapolated(
+  samples: Num[np.ndarray, 'm f'], reference: Moments, points: int = 15, seed: int = 0
+) -> float:
   """The distance that infinitely many samples would have: the intercept of the distance against 1 / N.
 
   The bias of the reference's own finite number stays.
 
   Args:
-    samples: features [m, F], m >= 2 (F + 1).
+    samples: features, m >= 2 (f + 1).
     reference: moments of the reference.
-    points: subsets, of evenly spaced sizes from max(m / 10, F + 1) to m, >= 3; each is drawn without replacement.
+    points: subsets, of evenly spaced sizes from max(m / 10, f + 1) to m, >= 3; each is drawn without replacement.
     seed: of the subsets.
 
   Raises:
-    ValueError: too few samples.
+    ValueError: too few samples or points.
 
   Source: Chong & Forsyth (2020), section 4.
   """
@@ -128,19 +131,21 @@ def frechet(features: Features | None = None) -> Metric:
   return Metric(check, measure)
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray, blocks: int = 10, seed: int = 0) -> Interval:
-  """The squared maximum mean discrepancy of two sets of features under k(x, y) = (x.y / F + 1)^3, unbiased.
+def kernel_distance(
+  a: Num[np.ndarray, 'm f'], b: Num[np.ndarray, 'n f'], blocks: int = 10, seed: int = 0
+) -> Interval:
+  """The squared maximum mean discrepancy of two sets of features under k(x, y) = (x.y / f + 1)^3, unbiased.
 
   Both sets are dealt at random into disjoint blocks; each pair of blocks gives an independent unbiased estimate, and
   the interval is Student's over them.
 
   Args:
-    a, b: features [m, F], [n, F]; each block must hold at least two rows.
+    a, b: features; each block must hold at least two rows.
     blocks: >= 2.
     seed: of the dealing.
 
   Raises:
-    ValueError: too few rows.
+    ValueError: too few rows or blocks.
 
   Source: Binkowski et al. (2018), equation 4 and section 4.
   """
@@ -154,13 +159,13 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, blocks: int = 10, seed: int = 
   return statistics.mean_t([_discrepancy(a[i], b[j]) for i, j in zip(*parts, strict=True)])
 
 
-def _discrepancy(a: np.ndarray, b: np.ndarray) -> float:
+def _discrepancy(a: Num[np.ndarray, 'm f'], b: Num[np.ndarray, 'n f']) -> float:
   a, b = a.astype(np.float64), b.astype(np.float64)
 
-  def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  def kernel(x: Float[np.ndarray, 'm f'], y: Float[np.ndarray, 'n f']) -> Float[np.ndarray, 'm n']:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
-  def within(x: np.ndarray) -> float:
+  def within(x: Float[np.ndarray, 'n f']) -> float:
     k = kernel(x, x)
     return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
 

@@ -11,12 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from jaxtyping import Float, Integer, Num
 
 from diffusion import checks, devices, rng
 from diffusion.data import pipeline
 from diffusion.objectives.losses import eps_loss
 from diffusion.process import gaussian
-from diffusion.types import Array, Conditioning, Denoiser, Diffusion, Keys, Model, Path
+from diffusion.types import (
+  Array,
+  Conditioning,
+  Denoiser,
+  Diffusion,
+  Examples,
+  Keys,
+  Model,
+  Path,
+  PerRow,
+)
 
 
 class EvaluationNoise(NamedTuple):
@@ -29,7 +40,16 @@ class EvaluationNoise(NamedTuple):
 def evaluation_noise(
   high: float = 8.0, low: float = -8.0, levels: int = 8, draws: int = 4
 ) -> EvaluationNoise:
-  """Evaluation noise of `levels` >= 2 log-SNR from `high` to `low` in equal steps, `draws` >= 1 of eps at each."""
+  """Evaluation noise at log-SNR in equal steps.
+
+  Args:
+    high, low: the first and the last log-SNR, nats, low < high.
+    levels: how many, >= 2.
+    draws: of eps at each, >= 1.
+
+  Raises:
+    ValueError: an argument out of its range or order.
+  """
   checks.integer('levels', levels, 2)
   checks.integer('draws', draws)
   if not low < high:
@@ -43,8 +63,15 @@ def evaluation_losses(
   units: pipeline.NormalizationStatistics,
   noise: EvaluationNoise,
   chunk: int = 256,
-) -> Callable[..., np.ndarray]:
-  """`make_losses` on all devices, `chunk` examples of a device at a time; the first argument is replicated."""
+) -> Callable[..., Float[np.ndarray, 'n l']]:
+  """`make_losses` on all devices; its first argument is replicated.
+
+  Args:
+    diffusion, model: what is evaluated.
+    units: of the stored data.
+    noise: noise levels and draws.
+    chunk: examples a device takes at a time, >= 1.
+  """
   return devices.over_rows(make_losses(diffusion, model, units, noise), chunk)
 
 
@@ -53,7 +80,7 @@ def make_losses(
   model: Model,
   units: pipeline.NormalizationStatistics,
   noise: EvaluationNoise,
-) -> Callable[..., Array]:
+) -> Callable[..., Float[Array, 'n l']]:
   """The eps-loss of every example at every level of the evaluation noise, without dropout or augmentation.
 
   Args:
@@ -62,18 +89,20 @@ def make_losses(
     noise: noise levels and draws.
 
   Returns:
-    ((parameters, statistics, seed), x as stored [n, ...], label [n], position [n]) -> losses [n, L], the mean over
-    the draws. Row i's noise depends on position[i], the level and the draw.
+    ((parameters, statistics, seed), x as stored [n, *shape], label, position [n]) -> losses [n, l], the mean over the
+    draws. Row i's noise depends on position[i], the level and the draw.
   """
 
-  def losses(shared, x: Array, label: Array, position: Array) -> Array:
+  def losses(
+    shared, x: Num[Array, ' n *shape'], label: Array, position: Integer[Array, ' n']
+  ) -> Float[Array, 'n l']:
     parameters, statistics, seed = shared
     path = gaussian.bind(diffusion, parameters.schedule)
     x = pipeline.normalize(x, units)
     conditioning = Conditioning(label, jnp.zeros((x.shape[0], 0), x.dtype))
     variables = {'params': parameters.network, **statistics}
 
-    def network(z: Array, noise: Array, key) -> Array:
+    def network(z: Examples, noise: PerRow, key: Keys | None) -> Examples:
       return model.apply(variables, z, noise, conditioning)[0]
 
     denoise = gaussian.denoiser(path, diffusion.parameterization, network)
@@ -84,9 +113,9 @@ def make_losses(
 
 
 def denoiser_losses(
-  denoise: Denoiser, path: Path, x: Array, keys: Keys, noise: EvaluationNoise
-) -> Array:
-  """The eps-loss [B, L] of any denoiser at every level of the evaluation noise, the mean over its draws.
+  denoise: Denoiser, path: Path, x: Examples, keys: Keys, noise: EvaluationNoise
+) -> Float[Array, 'b l']:
+  """The eps-loss of any denoiser at every level of the evaluation noise, the mean over its draws.
 
   With an exact denoiser it is the floor of the loss: of training examples with `analytic.empirical`, of fresh ones
   with `analytic.gaussian_mixture`.
@@ -94,27 +123,39 @@ def denoiser_losses(
   Args:
     denoise: the denoiser.
     path: the bound schedule and process.
-    x: examples in network units [B, ...].
-    keys: one key a row [B]; its draws depend on its key, the level and the draw.
+    x: examples in network units.
+    keys: one a row; its draws depend on its key, the level and the draw.
     noise: noise levels and draws.
   """
 
-  def measure(z: Array, t: Array, eps: Array) -> Array:
+  def measure(z: Examples, t: PerRow, eps: Examples) -> PerRow:
     return eps_loss(x, eps, denoise(z, t), path.log_snr(t))
 
   return on_evaluation_noise(path, x, keys, noise, measure)
 
 
 def on_evaluation_noise(
-  path: Path, x: Array, keys: Keys, noise: EvaluationNoise, measure: Callable
+  path: Path,
+  x: Examples,
+  keys: Keys,
+  noise: EvaluationNoise,
+  measure: Callable[[Examples, PerRow, Examples], Any],
 ) -> Any:
-  """What `measure(z, t, eps)` says of each row of x at every level: its tree of [B] as a tree of [B, L].
+  """The mean over the draws of what is measured of each row of x at every level of the evaluation noise.
 
-  It is the mean over the draws. Row i's draws depend on its key, the level and the draw.
+  Args:
+    path: the bound schedule and process.
+    x: examples in network units.
+    keys: one a row; its draws depend on its key, the level and the draw.
+    noise: noise levels and draws.
+    measure: (z, t, eps) -> a tree of [b].
+
+  Returns:
+    That tree with [b, l].
   """
   times = path.time(jnp.asarray(noise.log_snr))
 
-  def one(_, i: Array):
+  def one(_, i: Integer[Array, '']):
     eps = rng.normal(jax.vmap(jax.random.fold_in, (0, None))(keys, i), x.shape[1:])
     t = jnp.broadcast_to(times[i // noise.draws], x.shape[:1])
     return None, measure(gaussian.diffuse(x, eps, path.marginal(t)), t, eps)
@@ -124,14 +165,14 @@ def on_evaluation_noise(
 
 
 def summarize(
-  train: np.ndarray, validation: np.ndarray, confidence: float = 0.95
+  train: Float[np.ndarray, 'n l'], validation: Float[np.ndarray, 'm l'], confidence: float = 0.95
 ) -> dict[str, float]:
   """The validation row: means over examples and levels, and the gap with Welch's interval over examples.
 
   Args:
-    train: losses [n, L] of training examples.
-    validation: losses [m, L] of held-out examples, on the same noise.
-    confidence: of the interval.
+    train: losses of training examples.
+    validation: losses of held-out examples, on the same noise.
+    confidence: of the interval, in (0, 1).
 
   Returns:
     validation/eps, train/eps, validation/gap (their difference), its gap_low and gap_high, and per level
@@ -150,7 +191,16 @@ def summarize(
 def check_evaluation_noise(
   noise: EvaluationNoise, diffusion: Diffusion, schedule_params: Any
 ) -> None:
-  """Raises ValueError where a level of the evaluation noise lies outside the schedule's range."""
+  """Whether the schedule reaches every level of the evaluation noise.
+
+  Args:
+    noise: noise levels and draws.
+    diffusion: whose schedule it is.
+    schedule_params: of the schedule.
+
+  Raises:
+    ValueError: a level outside the schedule's range.
+  """
   path = gaussian.bind(diffusion, schedule_params)
   high, low = float(path.log_snr(jnp.zeros(()))), float(path.log_snr(jnp.ones(())))
   for level in noise.log_snr:

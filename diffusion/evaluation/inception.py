@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Shaped, UInt8
 
 from diffusion import devices
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import torch_files
 from diffusion.evaluation.features import Features
+from diffusion.models.convolution import Images
 from diffusion.types import Array
 
 SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
@@ -25,7 +27,8 @@ SIDE = 299
 
 # (layer, x, channels, kernel, stride = 1, padding = 'SAME') -> x: a convolution without bias, normalized by running
 # statistics, and ReLU
-Convolve = Callable[..., Array]
+Convolve = Callable[..., Images]
+Weights = Mapping[str, tuple[Float[Array, 'kh kw i o'], Float[Array, ' o']]]
 
 
 def features(path: str | pathlib.Path) -> Features:
@@ -48,7 +51,7 @@ def features(path: str | pathlib.Path) -> Features:
   weights = prepare(torch_files.read(path))
   mapped: list = []  # made at the first call: factories touch no device
 
-  def apply(x: np.ndarray) -> np.ndarray:
+  def apply(x: features_.Shown) -> features_.Embedded:
     features_.check_examples(x)
     if x.ndim != 4:
       raise ValueError(f'Inception takes images [B, H, W, 1 or 3], got {list(x.shape)}')
@@ -60,8 +63,10 @@ def features(path: str | pathlib.Path) -> Features:
   return Features('inception-v3 pool', found[:8], WIDTH, apply)
 
 
-def prepare(state: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """PyTorch's arrays as what the network multiplies and adds: layer -> (kernel [h, w, in, out], offset [out]).
+def prepare(
+  state: Mapping[str, Shaped[np.ndarray, '...']],
+) -> dict[str, tuple[Float32[np.ndarray, 'kh kw i o'], Float32[np.ndarray, ' o']]]:
+  """PyTorch's arrays as what the network multiplies and adds: layer -> (kernel, offset).
 
   The normalization by running statistics (epsilon 0.001) is folded into the kernel, in float64.
 
@@ -99,8 +104,8 @@ def layout() -> dict[str, tuple[int, int, int, int]]:
   return found
 
 
-def pooled(weights: Mapping[str, tuple[Array, Array]], images: Array) -> Array:
-  """Features [B, 2048] of uint8 images [B, H, W, 1 or 3], with `prepare`d weights."""
+def pooled(weights: Weights, images: UInt8[Array, 'b h w c']) -> Float[Array, 'b 2048']:
+  """Features of images of 1 or 3 channels, with `prepare`d weights."""
 
   def convolve(layer, x, channels, kernel, stride=1, padding='SAME'):
     factor, offset = weights[layer]
@@ -110,7 +115,9 @@ def pooled(weights: Mapping[str, tuple[Array, Array]], images: Array) -> Array:
   return _network(convolve, (resize(x, SIDE) - 128) / 128)
 
 
-def _convolution(x: Array, kernel: Array, stride: int, padding: str) -> Array:
+def _convolution(
+  x: Images, kernel: Float[Array, 'kh kw c o'], stride: int, padding: str
+) -> Float[Array, 'b oh ow o']:
   return jax.lax.conv_general_dilated(
     x,
     kernel,
@@ -121,8 +128,8 @@ def _convolution(x: Array, kernel: Array, stride: int, padding: str) -> Array:
   )
 
 
-def resize(x: Array, side: int) -> Array:
-  """Images [B, H, W, C] as [B, side, side, C], bilinear as TensorFlow 1: output i reads the input at i n / side.
+def resize(x: Images, side: int) -> Float[Array, 'b {side} {side} c']:
+  """Images in another size, bilinear as TensorFlow 1: output i reads the input at i n / side.
 
   That is neither half-pixel centers nor aligned corners; the last rows repeat the edge.
   """
@@ -136,13 +143,13 @@ def resize(x: Array, side: int) -> Array:
   return x
 
 
-def _average(x: Array) -> Array:
+def _average(x: Images) -> Images:
   """3 x 3 means, stride 1, the padding not counted."""
   add = lambda v: jax.lax.reduce_window(v, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME')  # noqa: E731
   return add(x) / add(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
-def _maximum(x: Array, stride: int) -> Array:
+def _maximum(x: Images, stride: int) -> Float[Array, 'b oh ow c']:
   """3 x 3 maxima: stride 2 within the image, or stride 1 keeping its size."""
   padding = 'VALID' if stride == 2 else 'SAME'
   return jax.lax.reduce_window(
@@ -150,7 +157,7 @@ def _maximum(x: Array, stride: int) -> Array:
   )
 
 
-def _network(conv: Convolve, x: Array) -> Array:
+def _network(conv: Convolve, x: Images) -> Float[Array, 'b f']:
   x = conv('Conv2d_1a_3x3', x, 32, (3, 3), 2, 'VALID')
   x = conv('Conv2d_2a_3x3', x, 32, (3, 3), 1, 'VALID')
   x = conv('Conv2d_2b_3x3', x, 64, (3, 3))
@@ -169,14 +176,16 @@ def _network(conv: Convolve, x: Array) -> Array:
   return x.mean((1, 2))
 
 
-def _chain(conv: Convolve, name: str, x: Array, *layers: tuple[int, tuple[int, int]]) -> Array:
+def _chain(
+  conv: Convolve, name: str, x: Images, *layers: tuple[int, tuple[int, int]]
+) -> Float[Array, 'b oh ow o']:
   """Convolutions (channels, kernel) of stride 1 one after another, named name_1, name_2, ..."""
   for i, (channels, kernel) in enumerate(layers, 1):
     x = conv(f'{name}_{i}', x, channels, kernel)
   return x
 
 
-def _block_a(conv: Convolve, name: str, x: Array, pool: int) -> Array:
+def _block_a(conv: Convolve, name: str, x: Images, pool: int) -> Float[Array, 'b oh ow o']:
   one = conv(f'{name}.branch1x1', x, 64, (1, 1))
   five = _chain(conv, f'{name}.branch5x5', x, (48, (1, 1)), (64, (5, 5)))
   three = _chain(conv, f'{name}.branch3x3dbl', x, (64, (1, 1)), (96, (3, 3)), (96, (3, 3)))
@@ -184,14 +193,14 @@ def _block_a(conv: Convolve, name: str, x: Array, pool: int) -> Array:
   return jnp.concatenate([one, five, three, pooled], -1)
 
 
-def _block_b(conv: Convolve, name: str, x: Array) -> Array:
+def _block_b(conv: Convolve, name: str, x: Images) -> Float[Array, 'b oh ow o']:
   three = conv(f'{name}.branch3x3', x, 384, (3, 3), 2, 'VALID')
   double = _chain(conv, f'{name}.branch3x3dbl', x, (64, (1, 1)), (96, (3, 3)))
   double = conv(f'{name}.branch3x3dbl_3', double, 96, (3, 3), 2, 'VALID')
   return jnp.concatenate([three, double, _maximum(x, 2)], -1)
 
 
-def _block_c(conv: Convolve, name: str, x: Array, channels: int) -> Array:
+def _block_c(conv: Convolve, name: str, x: Images, channels: int) -> Float[Array, 'b oh ow o']:
   wide, tall, first = (channels, (1, 7)), (channels, (7, 1)), (channels, (1, 1))
   one = conv(f'{name}.branch1x1', x, 192, (1, 1))
   seven = _chain(conv, f'{name}.branch7x7', x, first, wide, (192, (7, 1)))
@@ -200,7 +209,7 @@ def _block_c(conv: Convolve, name: str, x: Array, channels: int) -> Array:
   return jnp.concatenate([one, seven, double, pooled], -1)
 
 
-def _block_d(conv: Convolve, name: str, x: Array) -> Array:
+def _block_d(conv: Convolve, name: str, x: Images) -> Float[Array, 'b oh ow o']:
   three = conv(f'{name}.branch3x3_1', x, 192, (1, 1))
   three = conv(f'{name}.branch3x3_2', three, 320, (3, 3), 2, 'VALID')
   seven = _chain(conv, f'{name}.branch7x7x3', x, (192, (1, 1)), (192, (1, 7)), (192, (7, 1)))
@@ -208,8 +217,10 @@ def _block_d(conv: Convolve, name: str, x: Array) -> Array:
   return jnp.concatenate([three, seven, _maximum(x, 2)], -1)
 
 
-def _block_e(conv: Convolve, name: str, x: Array, pool: Callable[[Array], Array]) -> Array:
-  def split(branch: str, x: Array) -> list[Array]:
+def _block_e(
+  conv: Convolve, name: str, x: Images, pool: Callable[[Images], Images]
+) -> Float[Array, 'b oh ow o']:
+  def split(branch: str, x: Images) -> list[Images]:
     return [conv(branch + 'a', x, 384, (1, 3)), conv(branch + 'b', x, 384, (3, 1))]
 
   one = conv(f'{name}.branch1x1', x, 320, (1, 1))

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Integer, Num
 
 from diffusion import checks, statistics
 from diffusion.citations import technique
@@ -20,8 +21,12 @@ from diffusion.evaluation.metric import (
 from diffusion.statistics import Interval
 
 
-def radii(x: np.ndarray, k: int) -> np.ndarray:
-  """The distance of each row to its k-th nearest other row: [n].
+def radii(x: Num[np.ndarray, 'n f'], k: int) -> Float64[np.ndarray, ' n']:
+  """The distance of each row to its k-th nearest other row.
+
+  Args:
+    x: features.
+    k: >= 1.
 
   Raises:
     ValueError: fewer than k + 1 rows.
@@ -34,11 +39,21 @@ def radii(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def balls(
-  queries: np.ndarray, centers: np.ndarray, radius: np.ndarray, chunk: int = 256
-) -> tuple[np.ndarray, np.ndarray]:
-  """(how many balls hold each query [m], whether each ball holds any query [n]); on its surface is inside.
+  queries: Num[np.ndarray, 'm f'],
+  centers: Num[np.ndarray, 'n f'],
+  radius: Float[np.ndarray, ' n'],
+  chunk: int = 256,
+) -> tuple[Integer[np.ndarray, ' m'], Bool[np.ndarray, ' n']]:
+  """Which balls hold which queries; on its surface is inside.
 
-  Memory is chunk x n.
+  Args:
+    queries: features.
+    centers: of the balls.
+    radius: of each, >= 0.
+    chunk: queries at a time; memory is chunk x n.
+
+  Returns:
+    (how many balls hold each query, whether each ball holds any query).
   """
   q, c = queries.astype(np.float64), centers.astype(np.float64)
   middle = c.mean(0)
@@ -161,8 +176,8 @@ def vendi(features: Features | None = None, limit: int = 10_000) -> Metric:
   return Metric(check_nothing, measure)
 
 
-def vendi_score(x: np.ndarray) -> float:
-  """The Vendi score of features [n, F], through whichever of the n x n and F x F products is smaller.
+def vendi_score(x: Num[np.ndarray, 'n f']) -> float:
+  """The Vendi score of features, through whichever of the n x n and f x f products is smaller.
 
   Raises:
     ValueError: a row of zeros, which has no direction.
@@ -179,8 +194,8 @@ def vendi_score(x: np.ndarray) -> float:
   return float(np.exp(-(values * np.log(values)).sum()))
 
 
-def class_entropy(probabilities: np.ndarray) -> float:
-  """exp of the entropy of the mean class probabilities [n, K] (or one-hot calls): the effective number of classes."""
+def class_entropy(probabilities: Float[np.ndarray, 'n k']) -> float:
+  """exp of the entropy of the mean class probabilities (or one-hot calls): the effective number of classes."""
   mean = probabilities.mean(0, dtype=np.float64)
   mean = mean[mean > 0]
   return float(np.exp(-(mean * np.log(mean)).sum()))
@@ -220,8 +235,15 @@ def sliced_wasserstein(projections: int = 256, limit: int = 10_000, seed: int = 
   return Metric(check_nothing, measure)
 
 
-def sliced_distance(a: np.ndarray, b: np.ndarray, projections: int = 256, seed: int = 0) -> float:
-  """The sliced 2-Wasserstein distance of rows [n, d] and as many others.
+def sliced_distance(
+  a: Num[np.ndarray, 'n d'], b: Num[np.ndarray, 'n d'], projections: int = 256, seed: int = 0
+) -> float:
+  """The sliced 2-Wasserstein distance: root of the mean over directions u of W_2(a u, b u)^2.
+
+  Args:
+    a, b: as many rows of each.
+    projections: random directions, >= 1.
+    seed: of the directions.
 
   Raises:
     ValueError: different numbers of rows.
@@ -235,7 +257,7 @@ def sliced_distance(a: np.ndarray, b: np.ndarray, projections: int = 256, seed: 
   return float(np.sqrt(((left - right) ** 2).mean()))
 
 
-def _flat(inputs: MetricInputs, which: str) -> np.ndarray:
+def _flat(inputs: MetricInputs, which: str) -> Float64[np.ndarray, 'rows d']:
   x = inputs.x(which)
   return x.reshape(len(x), -1).astype(np.float64)
 
@@ -254,11 +276,13 @@ def _prepared(features: Features | None, k: int, limit: int):
   return (features_.pixels() if features is None else features), check
 
 
-def _equal(inputs: MetricInputs, features: Features, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def _equal(
+  inputs: MetricInputs, features: Features, limit: int
+) -> tuple[Float32[np.ndarray, 'count f'], Float32[np.ndarray, 'count f']]:
   samples, real = inputs.embed(features, 'samples'), inputs.embed(features, 'train')
   count = min(limit, len(samples), len(real))
   return subset(samples, count), subset(real, count)
 
 
-def _share(called: np.ndarray) -> Interval:
+def _share(called: Bool[np.ndarray, ' n']) -> Interval:
   return statistics.wilson(int(called.sum()), called.size)

@@ -6,18 +6,23 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Integer, Num
 
 from diffusion import checks, statistics
 from diffusion.citations import technique
 from diffusion.evaluation import gap
 from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, Query
 from diffusion.process import analytic
-from diffusion.types import Array, Denoiser, Path
+from diffusion.types import Array, Denoiser, Examples, Path, PerRow
 
-Reference = Callable[[Array, Array], Array]  # (z, t) -> x0
+Reference = Callable[[Examples, PerRow], Examples]  # (z, t) -> x0
+Train = Float[Array, ' n *shape']  # the training examples in network units
+Distances = Float[np.ndarray, 'n l']
 
 
-def _some(x: np.ndarray, label: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def _some(
+  x: Num[np.ndarray, ' n *shape'], label: Integer[np.ndarray, ' n'], limit: int
+) -> tuple[Num[np.ndarray, ' m *shape'], Integer[np.ndarray, ' m']]:
   chosen = np.sort(np.random.default_rng(0).permutation(len(x))[:limit])
   return x[chosen], label[chosen]
 
@@ -57,7 +62,7 @@ def membership(
   noise = _noise(log_snr, draws)
   checks.integer('limit', limit, 2)
 
-  def rows(query: Query, shared: Any) -> Array:
+  def rows(query: Query, shared: Any) -> Float[Array, 'b l']:
     return gap.denoiser_losses(query.denoise, query.path, query.x, query.keys, noise)
 
   def measure(inputs: MetricInputs) -> list[MetricResult]:
@@ -105,7 +110,7 @@ def copying_distance(
   Source: the empirical denoiser: Gu et al. (2023), equation 3. The normalization is this project's.
   """
 
-  def mean(path: Path, x: Array) -> Reference:
+  def mean(path: Path, x: Train) -> Reference:
     center = x.mean(0)
     return lambda z, t: jnp.broadcast_to(center, z.shape)
 
@@ -135,7 +140,7 @@ def score_position(
   Source: this project's.
   """
 
-  def population(path: Path, x: Array) -> Reference:
+  def population(path: Path, x: Train) -> Reference:
     best = truth(path)
     return lambda z, t: best(z, t).x0
 
@@ -147,8 +152,8 @@ def score_position(
 def _beside_copyist(
   name: str,
   meaning: str,
-  reference: Callable[[Path, Array], Reference],
-  numerator: Callable[[np.ndarray, np.ndarray], np.ndarray],
+  reference: Callable[[Path, Train], Reference],
+  numerator: Callable[[Distances, Distances], Distances],
   noise: gap.EvaluationNoise,
   limit: int,
 ) -> Metric:
@@ -158,11 +163,13 @@ def _beside_copyist(
   """
   checks.integer('limit', limit, 2)
 
-  def rows(query: Query, train: tuple[Array, Array]) -> tuple[Array, ...]:
+  def rows(
+    query: Query, train: tuple[Train, Integer[Array, ' n']]
+  ) -> tuple[Float[Array, 'b l'], ...]:
     copyist = analytic.empirical(query.path, *train, query.label)
     other = reference(query.path, train[0])
 
-    def measure(z: Array, t: Array, eps: Array) -> tuple[Array, ...]:
+    def measure(z: Examples, t: PerRow, eps: Examples) -> tuple[PerRow, ...]:
       parts = query.denoise(z, t).x0, copyist(z, t).x0, other(z, t)
       d, copy, ref = (part.reshape(len(z), -1) for part in parts)
       return tuple(jnp.linalg.norm(a - b, axis=1) for a, b in ((d, copy), (d, ref), (copy, ref)))

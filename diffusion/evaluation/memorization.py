@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Integer, Num
 
 from diffusion import checks, statistics
 from diffusion.citations import technique
@@ -12,6 +13,10 @@ from diffusion.evaluation import neighbors
 from diffusion.evaluation.features import Features
 from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan
 from diffusion.statistics import Interval
+
+Queries = Num[np.ndarray, ' q *shape']  # examples as stored, or their features
+Reference = Num[np.ndarray, ' n *shape']
+Ratios = tuple[Integer[np.ndarray, ' q'], Float64[np.ndarray, ' q']]  # (nearest index, ratio)
 
 
 def _two_references(plan: Plan) -> None:
@@ -23,13 +28,20 @@ def _two_references(plan: Plan) -> None:
 
 def input_ratios(
   inputs: MetricInputs, which: str, features: Features | None = None, mirrored: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-  """`ratios` of the 'samples' or the 'held_out' examples to the training set, as stored or by features; made once.
+) -> Ratios:
+  """`ratios` of samples or held-out examples to the training set; made once.
 
-  `mirrored` counts every training image's mirror image as one too; the index then is of the image itself.
+  Args:
+    inputs: samples beside the data.
+    which: 'samples' or 'held_out'.
+    features: what distances are measured on; the examples as stored by default.
+    mirrored: count every training image's mirror image as one too; the index then is of the image itself.
+
+  Raises:
+    ValueError: as `ratios` does.
   """
 
-  def make() -> tuple[np.ndarray, np.ndarray]:
+  def make() -> Ratios:
     if features is not None:
       return ratios(inputs.embed(features, which), inputs.embed(features, 'train'))
     train = inputs.train[0]
@@ -41,7 +53,7 @@ def input_ratios(
   return inputs.once(('ratios', which, features, mirrored), make)
 
 
-def ratios(queries: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ratios(queries: Queries, reference: Reference) -> Ratios:
   """(nearest index, r = |x - NN1| / |x - NN2|) of each query among the distinct references, r in [0, 1].
 
   Duplicates are dropped first: two copies of one image would make r = 1 and hide a third. The index is into the
@@ -55,14 +67,14 @@ def ratios(queries: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.n
   return kept[index], r
 
 
-def _distinct(reference: np.ndarray) -> np.ndarray:
+def _distinct(reference: Reference) -> Integer[np.ndarray, ' k']:
   kept = neighbors.distinct(reference)
   if len(kept) < 2:
     raise ValueError(f'nearest neighbors need at least 2 distinct references, got {len(kept)}')
   return kept
 
 
-def _ratios(queries: np.ndarray, distinct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ratios(queries: Queries, distinct: Reference) -> Ratios:
   index, distance = neighbors.nearest(queries, distinct)
   return index[:, 0], distance[:, 0] / distance[:, 1]
 
@@ -112,23 +124,32 @@ def nearest_neighbor_ratio(threshold: float = 1 / 3, mirrored: bool = False) -> 
   return Metric(check, measure)
 
 
-def watch(train: np.ndarray, held_out: np.ndarray, threshold: float = 1 / 3) -> Callable:
+def watch(
+  train: Reference, held_out: Queries, threshold: float = 1 / 3
+) -> Callable[[Queries], dict[str, float]]:
   """What a run logs of its samples while it trains.
 
+  Args:
+    train, held_out: examples as stored.
+    threshold: of the ratio, in (0, 1).
+
   Returns:
-    samples as stored [m, ...] -> {memorized/fraction with its Wilson bounds memorized/low and memorized/high, that of
+    samples as stored -> {memorized/fraction with its Wilson bounds memorized/low and memorized/high, that of
     held-out examples memorized/null with its upper bound memorized/null_high, and memorized/ratio, the samples' median
     nearest-neighbor ratio}.
+
+  Raises:
+    ValueError: as `ratios` does.
   """
   kept = train[_distinct(train)]
 
-  def share(x: np.ndarray) -> tuple[Interval, float]:
+  def share(x: Queries) -> tuple[Interval, float]:
     _, r = _ratios(x, kept)
     return statistics.wilson(int((r < threshold).sum()), len(r)), float(np.median(r))
 
   null, _ = share(held_out)
 
-  def measure(samples: np.ndarray) -> dict[str, float]:
+  def measure(samples: Queries) -> dict[str, float]:
     found, middle = share(samples)
     return {
       'memorized/fraction': found.estimate,
@@ -183,8 +204,8 @@ def calibrated_ratio(quantile: float = 0.001, features: Features | None = None) 
   return Metric(check, measure)
 
 
-def calibrate(null: np.ndarray, quantile: float) -> float:
-  """The largest threshold below which at most the share `quantile` of the null's ratios [n] lies.
+def calibrate(null: Float[np.ndarray, ' n'], quantile: float) -> float:
+  """The largest threshold below which at most the share `quantile` of the null's ratios lies.
 
   Raises:
     ValueError: fewer than 10 / quantile ratios, where the quantile would be a guess.
@@ -218,8 +239,8 @@ def authenticity() -> Metric:
   return Metric(_two_references, measure)
 
 
-def is_authentic(queries: np.ndarray, reference: np.ndarray) -> np.ndarray:
-  """Whether each query is farther from its nearest distinct reference than that is from its own nearest: bool [m].
+def is_authentic(queries: Queries, reference: Reference) -> Bool[np.ndarray, ' q']:
+  """Whether each query is farther from its nearest distinct reference than that is from its own nearest.
 
   Raises:
     ValueError: fewer than two distinct references, or what `neighbors.nearest` raises.
@@ -232,9 +253,9 @@ def is_authentic(queries: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def effective_memorization(
-  sizes: np.ndarray,
-  successes: np.ndarray,
-  trials: np.ndarray,
+  sizes: Num[np.ndarray, ' k'],
+  successes: Num[np.ndarray, ' k'],
+  trials: Num[np.ndarray, ' k'],
   level: float = 0.9,
   draws: int = 2000,
   seed: int = 0,
@@ -245,8 +266,8 @@ def effective_memorization(
   interval is that of binomial redraws of the counts.
 
   Args:
-    sizes: [K] ascending sizes of training sets, K >= 2.
-    successes, trials: [K] samples called memorized, and samples drawn, at each size.
+    sizes: of training sets, ascending, two or more.
+    successes, trials: samples called memorized, and samples drawn, at each size.
     level: the fraction asked for, in (0, 1).
     draws: redraws for the interval, >= 100.
     seed: of the redraws.
@@ -281,7 +302,9 @@ def effective_memorization(
   return Interval(_crossing(np.log(sizes), fractions, level), float(low), float(high))
 
 
-def _crossing(log_sizes: np.ndarray, fractions: np.ndarray, level: float) -> float:
+def _crossing(
+  log_sizes: Float[np.ndarray, ' k'], fractions: Float[np.ndarray, ' k'], level: float
+) -> float:
   above = np.flatnonzero(fractions >= level)
   if not above.size:
     return 0.0

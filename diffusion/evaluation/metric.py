@@ -5,17 +5,21 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Integer, Num
 
 from diffusion import devices, rng
 from diffusion.data import pipeline
 from diffusion.data.pipeline import NormalizationStatistics
-from diffusion.evaluation.features import Features, remembered
+from diffusion.evaluation.features import Embedded, Features, remembered
 from diffusion.process import gaussian
 from diffusion.sampling.draw import make_denoiser
 from diffusion.statistics import Interval
 from diffusion.types import NULL, Array, Denoiser, Diffusion, Keys, Model, Path
+from diffusion.types import Examples as InNetworkUnits
 
-Examples = tuple[np.ndarray, np.ndarray]  # (x [n, ...] as stored, label [n])
+Stored = Num[np.ndarray, ' n *shape']
+Examples = tuple[Stored, Integer[np.ndarray, ' n']]  # and labels
+HeldOut = tuple[Num[np.ndarray, ' h *shape'], Integer[np.ndarray, ' h']]
 
 
 class Plan(NamedTuple):
@@ -34,15 +38,15 @@ class Query(NamedTuple):
   Attributes:
     denoise: the denoiser, of rows with these labels.
     path: the bound schedule and process.
-    keys: one a row [b].
-    x: examples in network units [b, ...].
-    label: what the network is told of each [b]; the null label where it is told nothing.
+    keys: one a row.
+    x: examples in network units.
+    label: what the network is told of each; the null label where it is told nothing.
   """
 
   denoise: Denoiser
   path: Path
   keys: Keys
-  x: Array
+  x: InNetworkUnits
   label: Array
 
 
@@ -50,14 +54,14 @@ class Network(NamedTuple):
   """The evaluated network.
 
   Attributes:
-    apply: (function(Query, shared) -> tree of [b, ...], x as stored [n, ...], label [n], shared tree) -> tree of NumPy
-      arrays [n, ...], row by row on all devices.
+    apply: (function(Query, shared) -> tree of [b, ...], x as stored [n, *shape], label [n], shared tree) -> tree of
+      NumPy arrays [n, ...], row by row on all devices.
     normalize: x as stored -> network units.
     log_snr: the lowest and the highest of its schedule, nats.
   """
 
   apply: Callable[..., Any]
-  normalize: Callable[[np.ndarray], Array]
+  normalize: Callable[[Stored], InNetworkUnits]
   log_snr: tuple[float, float]
 
 
@@ -65,9 +69,9 @@ class MetricInputs(NamedTuple):
   """Samples beside the data, all as stored (uint8 levels, or floats).
 
   Attributes:
-    samples: [m, ...].
-    labels: [m], what was asked for.
-    train, held_out: (x [n, ...], label [n]); held_out is validation and then test.
+    samples: as they were drawn.
+    labels: what was asked for.
+    train, held_out: examples and their labels; held_out is validation and then test.
     validation: how many of held_out are of the validation split.
     class_names: one a class.
     units: of the stored data.
@@ -75,10 +79,10 @@ class MetricInputs(NamedTuple):
     kept: what `once` remembers.
   """
 
-  samples: np.ndarray
-  labels: np.ndarray
+  samples: Num[np.ndarray, ' m *shape']
+  labels: Integer[np.ndarray, ' m']
   train: Examples
-  held_out: Examples
+  held_out: HeldOut
   validation: int
   class_names: tuple[str, ...]
   units: NormalizationStatistics
@@ -91,14 +95,14 @@ class MetricInputs(NamedTuple):
       self.kept[key] = make()
     return self.kept[key]
 
-  def x(self, which: str) -> np.ndarray:
+  def x(self, which: str) -> Stored:
     """The 'samples', or the 'train' or 'held_out' examples, as stored."""
     return self.samples if which == 'samples' else getattr(self, which)[0]
 
-  def embed(self, features: Features, which: str) -> np.ndarray:
-    """Features [n, F] of the 'samples', 'train' or 'held_out'; computed once; of the data kept on disk."""
+  def embed(self, features: Features, which: str) -> Embedded:
+    """Features of the 'samples', 'train' or 'held_out'; computed once; of the data kept on disk."""
 
-    def make() -> np.ndarray:
+    def make() -> Embedded:
       x = shown(self.x(which), self.units.levels)
       keep = features.digest and which != 'samples'
       return remembered(features, x) if keep else features.apply(x)
@@ -106,13 +110,19 @@ class MetricInputs(NamedTuple):
     return self.once((features, which), make)
 
 
-def shown(x: np.ndarray, levels: int | None) -> np.ndarray:
+def shown(x: Stored, levels: int | None) -> Num[np.ndarray, 'n ...']:
   """Stored examples as features take them: uint8 images of brightness 0 to 255, or float vectors [n, d]."""
   return x.reshape(len(x), -1) if levels is None else pipeline.to_uint8(x, levels)
 
 
-def subset(x: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
-  """At most `limit` rows, chosen at random in their order: samples come class by class in turn, so no fixed stride."""
+def subset(x: Stored, limit: int, seed: int = 0) -> Num[np.ndarray, ' m *shape']:
+  """Rows chosen at random, in their order: samples come class by class in turn, so no fixed stride.
+
+  Args:
+    x: examples or features.
+    limit: rows at most, >= 1; all where there are no more.
+    seed: of the choice.
+  """
   if len(x) <= limit:
     return x
   return x[np.sort(np.random.default_rng(seed).choice(len(x), limit, replace=False))]
@@ -162,11 +172,19 @@ def make_network(
     chunk: rows a device takes at a time.
   """
 
-  def tell(label: np.ndarray) -> np.ndarray:
+  def tell(label: Integer[np.ndarray, ' n']) -> Integer[np.ndarray, ' n']:
     return label if model.num_classes else np.full_like(label, NULL)
 
-  def apply(function: Callable, x: np.ndarray, label: np.ndarray, shared: Any = ()) -> Any:
-    def rows(given, x: Array, label: Array, conditioned: Array, position: Array) -> Any:
+  def apply(
+    function: Callable, x: Stored, label: Integer[np.ndarray, ' n'], shared: Any = ()
+  ) -> Any:
+    def rows(
+      given,
+      x: Num[Array, ' b *shape'],
+      label: Array,
+      conditioned: Array,
+      position: Integer[Array, ' b'],
+    ) -> Any:
       (parameters, statistics, seed), more = given
       path = gaussian.bind(diffusion, parameters.schedule)
       denoise = make_denoiser(

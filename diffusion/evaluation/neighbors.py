@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Float64, Integer, Num
 
 from diffusion import checks, devices
 from diffusion.types import Array
@@ -16,22 +17,29 @@ _BLOCK = (
   2048  # references compared at a time: memory does not grow with their number times the queries'
 )
 
+Queries = Num[np.ndarray, 'm d']
+References = Num[np.ndarray, 'n d']
+Center = Float64[np.ndarray, ' d']
+
 
 class Neighbors(NamedTuple):
-  """The nearest references of each query: their rows [m, k], nearest first, and Euclidean distances [m, k], float64."""
+  """The nearest references of each query: their rows, nearest first, and Euclidean distances."""
 
-  index: np.ndarray
-  distance: np.ndarray
+  index: Integer[np.ndarray, 'm k']
+  distance: Float64[np.ndarray, 'm k']
 
 
-def distinct(x: np.ndarray) -> np.ndarray:
-  """The rows that stand first among their exact duplicates, ascending: int [u]."""
+def distinct(x: Num[np.ndarray, ' n *shape']) -> Integer[np.ndarray, ' u']:
+  """The rows that stand first among their exact duplicates, ascending."""
   _, kept = np.unique(x.reshape(len(x), -1), axis=0, return_index=True)
   return np.sort(kept)
 
 
 def nearest(
-  queries: np.ndarray, reference: np.ndarray, count: int = 2, chunk: int = 256
+  queries: Num[np.ndarray, ' m *shape'],
+  reference: Num[np.ndarray, ' n *shape'],
+  count: int = 2,
+  chunk: int = 256,
 ) -> Neighbors:
   """The `count` nearest references of each query, exactly, without an m x n (x d) array.
 
@@ -40,8 +48,8 @@ def nearest(
   the query is searched again in float64. Of references at equal distances any may be given.
 
   Args:
-    queries: [m, ...].
-    reference: [n, ...], n >= count.
+    queries: examples or features.
+    reference: likewise, n >= count.
     count: k >= 1.
     chunk: queries a device takes at a time.
 
@@ -77,7 +85,9 @@ def nearest(
 def _search(count: int, chunk: int) -> Callable:
   """(replicated (references [blocks, b, d], their squared norms), queries) -> (rows, distance of the last)."""
 
-  def search(shared: Any, part: Array) -> tuple[Array, Array]:
+  def search(
+    shared: Any, part: Float[Array, 'm d']
+  ) -> tuple[Integer[Array, 'm k'], Float[Array, ' m']]:
     size = shared[0].shape[1]
 
     def block(best, one):
@@ -99,9 +109,9 @@ def _search(count: int, chunk: int) -> Callable:
 
 
 def _candidates(
-  q: np.ndarray, r: np.ndarray, center: np.ndarray, count: int, chunk: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """(rows [m, count] of the nearest in float32, the distance [m] of the last of them)."""
+  q: Queries, r: References, center: Center, count: int, chunk: int
+) -> tuple[Integer[np.ndarray, 'm k'], Float32[np.ndarray, ' m']]:
+  """(rows of the nearest in float32, the distance of the last of them)."""
   size = min(_BLOCK, -(-len(r) // 32) * 32)
   padding = -len(r) % size
   centered = np.pad((r - center).astype(np.float32), ((0, padding), (0, 0)))
@@ -112,9 +122,9 @@ def _candidates(
 
 
 def _measured(
-  q: np.ndarray, r: np.ndarray, near: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """The `count` nearest among the candidates [m, c], by differences in float64."""
+  q: Queries, r: References, near: Integer[np.ndarray, 'm c'], count: int
+) -> tuple[Integer[np.ndarray, 'm k'], Float64[np.ndarray, 'm k']]:
+  """The `count` nearest among the candidates, by differences in float64."""
   difference = q[:, None].astype(np.float64) - r[near].astype(np.float64)
   distance = np.linalg.norm(difference, axis=2)
   order = np.argsort(distance, axis=1, kind='stable')[:, :count]
@@ -122,8 +132,8 @@ def _measured(
 
 
 def _in_float64(
-  q: np.ndarray, r: np.ndarray, center: np.ndarray, count: int, chunk: int = 64
-) -> tuple[np.ndarray, np.ndarray]:
+  q: Queries, r: References, center: Center, count: int, chunk: int = 64
+) -> tuple[Integer[np.ndarray, 'm k'], Float64[np.ndarray, 'm k']]:
   """The search on the host, for the queries that float32 cannot decide: in float64, or, where that cannot either, by
   the differences themselves."""
   centered = r - center

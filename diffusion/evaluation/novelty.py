@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from jaxtyping import Bool, Float, Float64, Num
 
 from diffusion import checks
 from diffusion.citations import technique
@@ -15,21 +16,25 @@ from diffusion.evaluation import neighbors
 from diffusion.evaluation.features import Features
 from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, subset
 from diffusion.statistics import Interval
-from diffusion.types import Array
+from diffusion.types import Array, Number
+
+Centers = Float[Array, 'm f']
+LogVariance = Float[Array, ' m']
+Squares = Float[Array, 'b m']
 
 
 class Copying(NamedTuple):
-  """The test of each cell and of all: z [cells], weights w [cells] (sum 1), C_T = sum w z with its interval."""
+  """The test of each cell and of all: z, weights w (their sum is 1), C_T = sum w z with its interval."""
 
-  z: np.ndarray
-  weights: np.ndarray
+  z: Float[np.ndarray, ' cells']
+  weights: Float[np.ndarray, ' cells']
   statistic: Interval
 
 
 def copying_test(
-  samples: np.ndarray,
-  held_out: np.ndarray,
-  train: np.ndarray,
+  samples: Num[np.ndarray, 'm f'],
+  held_out: Num[np.ndarray, 'n f'],
+  train: Num[np.ndarray, 't f'],
   cells: int = 3,
   least: int = 20,
   seed: int = 0,
@@ -42,13 +47,13 @@ def copying_test(
   interval is C_T -+ 1.96 of its root.
 
   Args:
-    samples, held_out, train: features [m, F], [n, F], [t, F].
+    samples, held_out, train: features.
     cells: k-means cells, >= 1.
     least: a cell with fewer samples or held-out examples is left out; >= 2.
     seed: of k-means.
 
   Raises:
-    ValueError: no cell holds enough of both.
+    ValueError: arguments out of range, or no cell that holds enough of both.
 
   Source: Meehan et al. (2020), section 4 and definition 4.3; there the threshold is a share of the samples.
   """
@@ -77,7 +82,7 @@ def copying_test(
   return Copying(np.array(z), weights, Interval(estimate, estimate - half, estimate + half))
 
 
-def _mann_whitney_z(a: np.ndarray, b: np.ndarray) -> float:
+def _mann_whitney_z(a: Float[np.ndarray, ' m'], b: Float[np.ndarray, ' n']) -> float:
   """z of U = #(a > b) + #(a = b) / 2, ties corrected."""
   ranks = scipy.stats.rankdata(np.concatenate([a, b]))
   m, n = len(a), len(b)
@@ -87,8 +92,10 @@ def _mann_whitney_z(a: np.ndarray, b: np.ndarray) -> float:
   return float((u - m * n / 2) / np.sqrt(variance)) if variance > 0 else 0.0
 
 
-def principal_components(train: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-  """(mean [F], the `count` leading principal directions [F, count]) of features [n, F]."""
+def principal_components(
+  train: Num[np.ndarray, 'n f'], count: int
+) -> tuple[Float64[np.ndarray, ' f'], Float64[np.ndarray, 'f k']]:
+  """(mean, leading principal directions) of features, as many directions as asked for or as there are."""
   mean = train.mean(0, dtype=np.float64)
   covariance = np.atleast_2d(np.cov(train.astype(np.float64), rowvar=False))
   return mean, np.linalg.svd(covariance, hermitian=True)[2][:count].T
@@ -137,27 +144,34 @@ def data_copying(
 
 
 class CenteredGaussians(NamedTuple):
-  """Gaussians of equal weight: centers [m, F] and the logarithm of each one's variance a dimension [m]."""
+  """Gaussians of equal weight: centers and the logarithm of each one's variance a dimension."""
 
-  centers: Array
-  log_variance: Array
+  centers: Centers
+  log_variance: LogVariance
 
 
 def fit_widths(
-  centers: np.ndarray, x: np.ndarray, steps: int = 50, floor: float = 1e-4, chunk: int = 1024
+  centers: Num[np.ndarray, 'm f'],
+  x: Num[np.ndarray, 'n f'],
+  steps: int = 50,
+  floor: float = 1e-4,
+  chunk: int = 1024,
 ) -> CenteredGaussians:
   """Gaussians at fixed centers, their widths fitted to other points by expectation maximization.
 
-  s_j^2 <- sum_i r_ij |x_i - c_j|^2 / (F sum_i r_ij), r_ij the responsibility of center j for point i; the likelihood
+  s_j^2 <- sum_i r_ij |x_i - c_j|^2 / (f sum_i r_ij), r_ij the responsibility of center j for point i; the likelihood
   never falls.
 
   Args:
-    centers: [m, F].
-    x: points [n, F].
+    centers: features, fixed.
+    x: points to fit.
     steps: iterations, >= 1.
     floor: least variance, as a share of the mean squared distance a dimension between points and centers; > 0. A
       center that lies on a point would else shrink to nothing.
     chunk: points at a time; memory is m x chunk.
+
+  Raises:
+    ValueError: steps or floor out of range.
   """
   checks.integer('steps', steps)
   checks.positive('floor', floor)
@@ -170,17 +184,23 @@ def fit_widths(
   return CenteredGaussians(centers, widths)
 
 
-def _squares(x: Array, centers: Array) -> Array:
+def _squares(x: Float[Array, 'b f'], centers: Centers) -> Squares:
   product = jnp.matmul(x, centers.T, precision=jax.lax.Precision.HIGHEST)
   square = (x**2).sum(1)[:, None] + (centers**2).sum(1) - 2 * product
   return jnp.maximum(square, 0)  # rounding may leave a tiny negative square
 
 
-def _log_parts(squares: Array, log_variance: Array, width: int) -> Array:
+def _log_parts(squares: Squares, log_variance: LogVariance, width: int) -> Squares:
   return -0.5 * (squares * jnp.exp(-log_variance) + width * (log_variance + jnp.log(2 * jnp.pi)))
 
 
-def _maximize(centers: Array, blocks: Array, real: Array, floor: float, steps: int) -> Array:
+def _maximize(
+  centers: Centers,
+  blocks: Float[Array, 'blocks b f'],
+  real: Bool[Array, 'blocks b'],
+  floor: Number,
+  steps: int,
+) -> LogVariance:
   width = centers.shape[1]
   count = real.sum()
 
@@ -201,7 +221,7 @@ def _maximize(centers: Array, blocks: Array, real: Array, floor: float, steps: i
   least = floor * every / count / width
 
   def step(log_variance, _):
-    def responsible(squares: Array, live: Array) -> tuple[Array, Array]:
+    def responsible(squares: Squares, live: Bool[Array, 'b 1']) -> tuple[LogVariance, LogVariance]:
       share = jnp.where(live, jax.nn.softmax(_log_parts(squares, log_variance, width), axis=1), 0)
       return share.sum(0), (share * squares).sum(0)
 
@@ -215,11 +235,19 @@ def _maximize(centers: Array, blocks: Array, real: Array, floor: float, steps: i
   return jax.lax.scan(step, start, length=steps)[0]
 
 
-def log_density(mixture: CenteredGaussians, x: np.ndarray, chunk: int = 1024) -> np.ndarray:
-  """The log density of points [n, F] under a mixture: float64 [n]."""
+def log_density(
+  mixture: CenteredGaussians, x: Num[np.ndarray, 'n f'], chunk: int = 1024
+) -> Float64[np.ndarray, ' n']:
+  """log 1/m sum_j N(x; c_j, s_j^2 I), in nats.
+
+  Args:
+    mixture: the Gaussians.
+    x: points.
+    chunk: points at a time; memory is m x chunk.
+  """
 
   @jax.jit
-  def some(part: Array) -> Array:
+  def some(part: Float[Array, 'b f']) -> Float[Array, ' b']:
     parts = _log_parts(_squares(part, mixture.centers), mixture.log_variance, part.shape[1])
     return jax.nn.logsumexp(parts, axis=1) - jnp.log(len(mixture.centers))
 
@@ -232,7 +260,7 @@ def log_density(mixture: CenteredGaussians, x: np.ndarray, chunk: int = 1024) ->
 def feature_likelihood(features: Features | None = None, limit: int = 2_000) -> Metric:
   """FLD: how much worse held-out features are explained by Gaussians at the samples than by Gaussians at real ones.
 
-  100 (L0 - L) / F, L the mean log density of held-out features under Gaussians at the samples whose widths are fitted
+  100 (L0 - L) / f, L the mean log density of held-out features under Gaussians at the samples whose widths are fitted
   to the whole training set, L0 the same for examples of one half of the training set as centers and the other half to
   fit, as many centers in both. 0 is as good as real data; lower is better. A copy gets a narrow Gaussian
   that explains its original and nothing held out; with far fewer samples than training examples that shows little, for
@@ -271,9 +299,16 @@ def feature_likelihood(features: Features | None = None, limit: int = 2_000) -> 
 
 
 def standardized(
-  samples: np.ndarray, train: np.ndarray, held_out: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The three with the training set's means and deviations removed, and what is constant in it left out."""
+  samples: Num[np.ndarray, 'm f'], train: Num[np.ndarray, 't f'], held_out: Num[np.ndarray, 'n f']
+) -> tuple[Float[np.ndarray, 'm v'], Float[np.ndarray, 't v'], Float[np.ndarray, 'n v']]:
+  """(x - mean) / deviation with the training set's own, and what is constant in it left out.
+
+  Args:
+    samples, train, held_out: features.
+
+  Returns:
+    The three, float32, with the v features that vary.
+  """
   mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
   varies = deviation > 1e-6 * deviation.max()
   return tuple(
@@ -282,16 +317,31 @@ def standardized(
   )
 
 
-def likelihood_divergence(samples: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> float:
-  """-100 / F times the mean log density of held-out features under Gaussians at the samples; widths fitted."""
+def likelihood_divergence(
+  samples: Num[np.ndarray, 'm f'], train: Num[np.ndarray, 't f'], held_out: Num[np.ndarray, 'n f']
+) -> float:
+  """-100 / f times the mean log density of held-out features under Gaussians at the samples.
+
+  Args:
+    samples: features, the centers.
+    train: to which the widths are fitted.
+    held_out: what is explained.
+  """
   density = log_density(fit_widths(samples, train), held_out)
   return float(-100 * density.mean() / samples.shape[1])
 
 
 def baseline_divergence(
-  train: np.ndarray, held_out: np.ndarray, count: int, seed: int = 0
+  train: Num[np.ndarray, 't f'], held_out: Num[np.ndarray, 'n f'], count: int, seed: int = 0
 ) -> float:
-  """The same of `count` examples of one random half of the training set as samples, the other half to fit."""
+  """`likelihood_divergence` of real samples: examples of one random half of the training set, the other half to fit.
+
+  Args:
+    train: features.
+    held_out: what is explained.
+    count: samples, in [1, t / 2].
+    seed: of the halves.
+  """
   order = np.random.default_rng(seed).permutation(len(train))
   half = len(train) // 2
   return likelihood_divergence(train[order[:half][:count]], train[order[half:]], held_out)

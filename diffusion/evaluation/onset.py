@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
 from diffusion import checks, statistics
 from diffusion.reporting.comparison import Rows, Table
@@ -83,9 +84,17 @@ def onsets(rows: Rows, floor: float | None = None) -> Onsets:
 
 
 def first(steps: Sequence[int], happened: Sequence[bool], times: int = 1) -> float:
-  """The step of the first of `times` >= 1 looks in a row at which it happened; inf if there is none.
+  """The step of the first of several looks in a row at which it happened; inf if there is none.
 
   At the last look fewer in a row are enough, for there is no further one.
+
+  Args:
+    steps: of the looks, ascending.
+    happened: whether it did, one a step.
+    times: looks in a row, >= 1.
+
+  Raises:
+    ValueError: times out of range, or lists of different lengths.
   """
   checks.integer('times', times)
   held = [all(happened[i : i + times]) for i in range(len(steps))]
@@ -161,5 +170,5 @@ def _ordered(several: Sequence[Onsets]) -> str:
   return f'{said.count(True)} of {len(said)}{unknown}'
 
 
-def _columns(rows: Rows, *names: str) -> list[np.ndarray]:
+def _columns(rows: Rows, *names: str) -> list[Float64[np.ndarray, ' n']]:
   return [np.array([row[name] for row in rows], np.float64) for name in names]

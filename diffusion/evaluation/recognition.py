@@ -1,10 +1,11 @@
 """Are conditional samples recognized as what was asked for, by a classifier fitted on real data alone?"""
 
 import numpy as np
+from jaxtyping import Float64
 
 from diffusion import checks, statistics
 from diffusion.citations import technique
-from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan
+from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, Stored
 
 
 @technique('support-vector recognition of samples', 'core', 'cortes1995support')
@@ -33,7 +34,7 @@ def support_vectors(c: float = 10.0) -> Metric:
   def measure(inputs: MetricInputs) -> list[MetricResult]:
     from sklearn import svm
 
-    def flat(x: np.ndarray) -> np.ndarray:
+    def flat(x: Stored) -> Float64[np.ndarray, 'n d']:
       return x.reshape(len(x), -1).astype(np.float64)
 
     classifier = svm.SVC(C=c, gamma='scale').fit(flat(inputs.train[0]), inputs.train[1])

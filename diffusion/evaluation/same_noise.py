@@ -1,6 +1,7 @@
 """Do two models, trained on disjoint data, draw the same from the same noise? Then neither remembers; both know."""
 
 import numpy as np
+from jaxtyping import Float, Integer, Num
 
 from diffusion import statistics
 from diffusion.evaluation import memorization
@@ -8,11 +9,11 @@ from diffusion.evaluation.metric import MetricResult
 
 
 def agreement(
-  a: np.ndarray,
-  b: np.ndarray,
-  labels: np.ndarray,
-  train_a: np.ndarray,
-  train_b: np.ndarray,
+  a: Num[np.ndarray, ' m *shape'],
+  b: Num[np.ndarray, ' m *shape'],
+  labels: Integer[np.ndarray, ' m'],
+  train_a: Num[np.ndarray, ' n_a *shape'],
+  train_b: Num[np.ndarray, ' n_b *shape'],
   seed: int = 0,
 ) -> list[MetricResult]:
   """How alike the samples of two models are that started from the same noise, pair by pair.
@@ -22,9 +23,9 @@ def agreement(
   leads both to what is near it; that they copy shows in the nearest-neighbor ratios to their own training sets.
 
   Args:
-    a, b: samples [m, ...] of both, the same starting noise and label at the same place.
-    labels: what was asked for [m]; at least two samples of each.
-    train_a, train_b: what each was trained on [n, ...].
+    a, b: samples of both, the same starting noise and label at the same place.
+    labels: what was asked for; at least two samples of each.
+    train_a, train_b: what each was trained on.
     seed: of the shuffling.
 
   Raises:
@@ -62,11 +63,11 @@ def agreement(
   return found
 
 
-def _cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _cosine(x: Float[np.ndarray, 'm d'], y: Float[np.ndarray, 'm d']) -> Float[np.ndarray, ' m']:
   return (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
 
 
-def _elsewhere(labels: np.ndarray, seed: int) -> np.ndarray:
+def _elsewhere(labels: Integer[np.ndarray, ' m'], seed: int) -> Integer[np.ndarray, ' m']:
   """A random permutation within each label that leaves nothing in its place: one cycle through all of a label."""
   random = np.random.default_rng(seed)
   partner = np.empty(len(labels), int)

@@ -8,6 +8,7 @@ import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Shaped
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # first object of a file written before PyTorch 1.6
 _TYPES = {
@@ -32,7 +33,7 @@ class _Tensor(NamedTuple):
   shape: tuple[int, ...]
   strides: tuple[int, ...]
 
-  def array(self, content: bytes) -> np.ndarray:
+  def array(self, content: bytes) -> Shaped[np.ndarray, '...']:
     values = np.frombuffer(content, self.storage.dtype)[self.offset :]
     width = self.storage.dtype.itemsize
     view = np.lib.stride_tricks.as_strided(values, self.shape, [width * s for s in self.strides])
@@ -58,7 +59,7 @@ class _Unpickler(pickle.Unpickler):
     return _Storage(dtype, key, size)
 
 
-def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+def read(path: str | pathlib.Path) -> dict[str, Shaped[np.ndarray, '...']]:
   """The arrays of a state dictionary: name -> array.
 
   Args:

@@ -7,25 +7,25 @@ import jax.numpy as jnp
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.types import Array
+from diffusion.types import AnyShape
 
-Activation = Callable[[Array], Array]
+Activation = Callable[[AnyShape], AnyShape]
 
 
 @technique('SiLU', 'network', 'elfwing2018silu')
-def silu(x: Array) -> Array:
+def silu(x: AnyShape) -> AnyShape:
   """x / (1 + e^-x). Source: Elfwing et al. (2018), equation 6."""
   return jax.nn.silu(x)
 
 
 @technique('ReLU', 'network', 'nair2010relu')
-def relu(x: Array) -> Array:
+def relu(x: AnyShape) -> AnyShape:
   """max(x, 0). Source: Nair & Hinton (2010)."""
   return jax.nn.relu(x)
 
 
 @technique('leaky ReLU', 'network', 'maas2013rectifier')
-def leaky_relu(x: Array, slope: float = 0.01) -> Array:
+def leaky_relu(x: AnyShape, slope: float = 0.01) -> AnyShape:
   """x above zero, slope x below.
 
   Args:
@@ -42,7 +42,7 @@ def leaky_relu(x: Array, slope: float = 0.01) -> Array:
 
 
 @technique('ELU', 'network', 'clevert2016elu')
-def elu(x: Array, scale: float = 1.0) -> Array:
+def elu(x: AnyShape, scale: float = 1.0) -> AnyShape:
   """x above zero, scale (e^x - 1) below.
 
   Args:
@@ -59,12 +59,12 @@ def elu(x: Array, scale: float = 1.0) -> Array:
 
 
 @technique('GELU', 'network', 'hendrycks2016gelu')
-def gelu(x: Array) -> Array:
+def gelu(x: AnyShape) -> AnyShape:
   """x Phi(x), Phi the normal distribution function, exactly. Source: Hendrycks & Gimpel (2016), section 2."""
   return jax.nn.gelu(x, approximate=False)
 
 
 @technique('Mish', 'network', 'misra2020mish')
-def mish(x: Array) -> Array:
+def mish(x: AnyShape) -> AnyShape:
   """x tanh(log(1 + e^x)). Source: Misra (2020), equation 1."""
   return jax.nn.mish(x)

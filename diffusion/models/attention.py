@@ -2,21 +2,23 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from diffusion.types import Array
 
+Heads = Float[Array, 'b n heads c']  # of n places
 
-def attend(query: Array, key: Array, value: Array) -> Array:
+
+def attend(query: Heads, key: Heads, value: Heads) -> Heads:
   """softmax(q k / sqrt(c)) v for each head, the softmax in float32 or more.
 
   JAX chooses the kernel: today always XLA's. cuDNN's is not asked for, since it refuses some lengths and widths and the
   project has not run it.
 
   Args:
-    query, key, value: [B, N, heads, c].
-
-  Returns:
-    [B, N, heads, c].
+    query: q, what each place asks.
+    key: k, what each place is asked by.
+    value: v, what each place says.
 
   Source: Vaswani et al. (2017), equation 1.
   """

@@ -9,25 +9,32 @@ loops; a jvp is, so likelihoods ask for `plain`.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
 
 from diffusion.types import Array
 
+Images = Float[Array, 'b h w c']
+Kernels = Float[Array, 'kh kw c o']
+Convolved = Float[Array, 'b oh ow o']
 Padding = tuple[tuple[int, int], tuple[int, int]]
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 def _convolve(
-  x: Array, kernel: Array, padding: Padding, strides: tuple[int, int] = (1, 1)
-) -> Array:
+  x: Images, kernel: Kernels, padding: Padding, strides: tuple[int, int] = (1, 1)
+) -> Convolved:
   return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT)
 
 
-def _gradients(x: Array, kernel: Array, g: Array, padding: Padding) -> tuple[Array, Array]:
+def _gradients(
+  x: Images, kernel: Kernels, g: Convolved, padding: Padding
+) -> tuple[Images, Kernels]:
   """Those of a stride-1 convolution for x and kernel, as stride-1 convolutions."""
   # dx: g convolved with the kernel turned by half a turn, in and out exchanged.
   turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
@@ -38,7 +45,9 @@ def _gradients(x: Array, kernel: Array, g: Array, padding: Padding) -> tuple[Arr
   return dx, dw.transpose(1, 2, 0, 3)
 
 
-def _halved(x: Array, kernel: Array, padding: Padding) -> tuple[Array, Array]:
+def _halved(
+  x: Images, kernel: Kernels, padding: Padding
+) -> tuple[Float[Array, 'b hh hw cc'], Float[Array, 'hkh hkw cc o']]:
   """A stride-2 convolution as a stride-1 one on 2x2 blocks: pads, then moves each block into channels."""
   taps = kernel.shape[:2]
   size = tuple(k + k % 2 for k in taps)  # an even kernel, the new taps zero
@@ -62,29 +71,31 @@ def _halved(x: Array, kernel: Array, padding: Padding) -> tuple[Array, Array]:
 
 
 @functools.cache  # one function for all layers alike, so that JAX traces each shape once
-def _by_platform(strides: tuple[int, int], padding: Padding) -> Callable[[Array, Array], Array]:
+def _by_platform(
+  strides: tuple[int, int], padding: Padding
+) -> Callable[[Images, Kernels], Convolved]:
   """(x, kernel) -> convolution; the platform that a program is lowered for chooses its form, there and back."""
 
-  def blocks(x: Array, kernel: Array) -> tuple[Array, Array]:
+  def blocks(x: Images, kernel: Kernels) -> tuple[Array, Array]:
     return (x, kernel) if strides == (1, 1) else _halved(x, kernel, padding)
 
   inner = padding if strides == (1, 1) else ((0, 0), (0, 0))
 
-  def elsewhere(x: Array, kernel: Array) -> Array:
+  def elsewhere(x: Images, kernel: Kernels) -> Convolved:
     return _convolve(x, kernel, padding, strides)
 
-  def gradients_on_cpu(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+  def gradients_on_cpu(x: Images, kernel: Kernels, g: Convolved) -> tuple[Images, Kernels]:
     given, pull = jax.vjp(blocks, x, kernel)
     return pull(_gradients(*given, g, inner))
 
-  def gradients_elsewhere(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+  def gradients_elsewhere(x: Images, kernel: Kernels, g: Convolved) -> tuple[Images, Kernels]:
     to_x = jax.linear_transpose(lambda x: elsewhere(x, kernel), x)
     to_kernel = jax.linear_transpose(lambda kernel: elsewhere(x, kernel), kernel)
     return *to_x(g), *to_kernel(g)
 
   @jax.custom_vjp
-  def convolve(x: Array, kernel: Array) -> Array:
-    def on_cpu(x: Array, kernel: Array) -> Array:
+  def convolve(x: Images, kernel: Kernels) -> Convolved:
+    def on_cpu(x: Images, kernel: Kernels) -> Convolved:
       return _convolve(*blocks(x, kernel), inner)
 
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
@@ -100,19 +111,28 @@ def _by_platform(strides: tuple[int, int], padding: Padding) -> Callable[[Array,
 
 
 def canonical(
-  x: Array,
-  kernel: Array,
+  x: Images,
+  kernel: Kernels,
   window_strides: Sequence[int],
   padding: Padding,
   *,
   lhs_dilation: Sequence[int] | None = None,
   rhs_dilation: Sequence[int] | None = None,
   feature_group_count: int = 1,
-  **unused,
-) -> Array:
-  """Convolution x[B, H, W, C] * kernel[h, w, C, O] with strides of 1 or 2 and canonical gradients.
+  **unused: Any,
+) -> Convolved:
+  """The convolution x * kernel with canonical gradients.
 
   The signature is that of `lax.conv_general_dilated`, so that `nn.Conv(conv_general_dilated=canonical)` takes it.
+
+  Args:
+    x: images, or maps of features.
+    kernel: of kh x kw taps.
+    window_strides: (1, 1) or (2, 2).
+    padding: rows and columns of zeros (before, after) each axis.
+    lhs_dilation, rhs_dilation: None or (1, 1).
+    feature_group_count: 1.
+    **unused: what `nn.Conv` gives beside them: the layout, which is NHWC, and the precision.
 
   Raises:
     ValueError: strides other than 1 or 2, dilation or groups, which nothing here uses.
@@ -129,9 +149,17 @@ def canonical(
 
 
 def plain(
-  x: Array, kernel: Array, window_strides: Sequence[int], padding: Padding, **rest
-) -> Array:
-  """`lax.conv_general_dilated` itself: the same numbers, with a jvp."""
+  x: Images, kernel: Kernels, window_strides: Sequence[int], padding: Padding, **rest: Any
+) -> Convolved:
+  """`lax.conv_general_dilated` itself: the numbers of `canonical`, with a jvp.
+
+  Args:
+    x: images, or maps of features.
+    kernel: of kh x kw taps.
+    window_strides: of the rows and the columns.
+    padding: rows and columns of zeros (before, after) each axis.
+    **rest: as there.
+  """
   return lax.conv_general_dilated(x, kernel, window_strides, padding, **rest)
 
 
@@ -139,7 +167,7 @@ def conv(
   features: int,
   *,
   stride: int = 1,
-  kernel_init: Callable[..., Array] | None = None,
+  kernel_init: Callable[..., Kernels] | None = None,
   forward_mode: bool = False,
   name: str | None = None,
 ) -> nn.Conv:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from diffusion import checks
 from diffusion.citations import technique
@@ -12,22 +13,32 @@ from diffusion.models import activations
 from diffusion.models import dropout as dropouts
 from diffusion.models.activations import Activation
 from diffusion.models.attention import attend
+from diffusion.models.convolution import Images
 from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import ConditioningEmbedding
 from diffusion.models.functional import Mode, block_output, from_linen
-from diffusion.types import Array, Conditioning, Model
+from diffusion.types import Array, Conditioning, Model, PerRow
+
+Places = Float[Array, 'b n c']  # n patches of an image
+Features = Float[Array, 'b c']
 
 
-def positions(height: int, width: int, features: int) -> np.ndarray:
-  """Fixed embeddings of a grid's places [height * width, features]: half tells the row, half the column.
+def positions(
+  height: int, width: int, features: int
+) -> Float[np.ndarray, '{height}*{width} {features}']:
+  """Fixed embeddings of a grid's places, row by row: half tells the row, half the column.
 
   Each half is cos and sin of place / 10000^(k / K), k = 0 ... K - 1, K = features / 4.
+
+  Args:
+    height, width: of the grid, in places.
+    features: a multiple of 4.
 
   Source: Vaswani et al. (2017), section 3.5, for each axis.
   """
   frequency = 10000.0 ** (-np.arange(features // 4) / (features // 4))
 
-  def axis(size: int) -> np.ndarray:
+  def axis(size: int) -> Float[np.ndarray, 'size half']:
     angle = np.arange(size)[:, None] * frequency
     return np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
 
@@ -42,8 +53,8 @@ class SelfAttention(nn.Module):
   heads: int
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """x[B, N, C] -> [B, N, C]."""
+  def __call__(self, x: Places) -> Places:
+    """Each place from all."""
     b, n, c = x.shape
     shape = (b, n, self.heads, c // self.heads)
     query, value = nn.Dense(c, name='query')(x), nn.Dense(c, name='value')(x)
@@ -52,7 +63,7 @@ class SelfAttention(nn.Module):
     return nn.Dense(c, name='out')(attend(*heads).reshape(b, n, c))
 
 
-def _modulated(x: Array, shift: Array, scale: Array) -> Array:
+def _modulated(x: Places, shift: Features, scale: Features) -> Places:
   """LayerNorm without parameters, scaled and shifted as the conditioning says."""
   return nn.LayerNorm(use_bias=False, use_scale=False)(x) * (1 + scale[:, None]) + shift[:, None]
 
@@ -66,8 +77,8 @@ class TransformerBlock(nn.Module):
   activation: Activation
 
   @nn.compact
-  def __call__(self, x: Array, embedding: Array, mode: Mode) -> Array:
-    """x[B, N, C], embedding[B, C] -> [B, N, C]."""
+  def __call__(self, x: Places, embedding: Features, mode: Mode) -> Places:
+    """What the block hands on."""
     c = x.shape[-1]
     told = nn.Dense(6 * c, kernel_init=nn.initializers.zeros, name='modulation')(embedding)
     shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = jnp.split(told, 6, axis=-1)
@@ -94,8 +105,8 @@ class DiT(nn.Module):
   activation: Activation
 
   @nn.compact
-  def __call__(self, z: Array, noise: Array, conditioning: Conditioning, mode: Mode) -> Array:
-    """z[B, H, W, C], noise[B] -> [B, H, W, C]."""
+  def __call__(self, z: Images, noise: PerRow, conditioning: Conditioning, mode: Mode) -> Images:
+    """The network's output for z at c_noise."""
     b, height, width, channels = z.shape
     p = self.patch
     if height % p or width % p:
@@ -143,7 +154,7 @@ def dit(
     activation: of the MLPs, from `models.activations`; GELU by default.
 
   Returns:
-    A Model of images z[B, H, W, C]; its output is zero, and every block the identity, at initialization.
+    A Model of images z [b, h, w, c]; its output is zero, and every block the identity, at initialization.
 
   Raises:
     ValueError: an argument out of its range, or (when applied) an image that is not made of whole patches.

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool
 
 from diffusion import checks, rng
 from diffusion.citations import technique
-from diffusion.types import Array, Key, Keys, Params
+from diffusion.types import AnyShape, Array, Examples, Key, Keys, Params
 
 PLACES = ('units', 'branch', 'input', 'kernels')
 
@@ -28,20 +29,20 @@ class Drop(NamedTuple):
   """
 
   place: str
-  act: Callable[[Key, Array, float], Array] | None
+  act: Callable[[Key, AnyShape, float], AnyShape] | None
 
 
-def _thin(keep: Array, rate: float, x: Array) -> Array:
+def _thin(keep: Bool[Array, '...'], rate: float, x: AnyShape) -> AnyShape:
   """x / (1 - rate) where kept, 0 elsewhere; in bfloat16 1 - rate would be another number."""
   scale = jnp.asarray(1 - rate, jnp.promote_types(x.dtype, jnp.float32))
   return jnp.where(keep, x / scale, 0).astype(x.dtype)
 
 
-def _mask(shape: Callable[[Array], tuple[int, ...]]) -> Callable[[float], Callable]:
+def _mask(shape: Callable[[AnyShape], tuple[int, ...]]) -> Callable[[float], Callable]:
   """rate -> act: one draw for each entry of `shape(x)`."""
 
   def make(rate: float) -> Callable:
-    def act(key: Key, x: Array, depth: float) -> Array:
+    def act(key: Key, x: AnyShape, depth: float) -> AnyShape:
       return _thin(jax.random.bernoulli(key, 1 - rate, shape(x)), rate, x)
 
     return act
@@ -128,7 +129,7 @@ def drop_block(rate: float, size: int = 3) -> Drop:
   checks.integer('size', size)
 
   def make(rate: float) -> Callable:
-    def act(key: Key, x: Array, depth: float) -> Array:
+    def act(key: Key, x: AnyShape, depth: float) -> AnyShape:
       if x.ndim != 3:
         raise ValueError(f'DropBlock needs images [H, W, C], got a row of shape {x.shape}')
       height, width, channels = x.shape
@@ -163,7 +164,7 @@ def stochastic_depth(rate: float) -> Drop:
   """
 
   def make(rate: float) -> Callable:
-    def act(key: Key, x: Array, depth: float) -> Array:
+    def act(key: Key, x: AnyShape, depth: float) -> AnyShape:
       return _thin(jax.random.bernoulli(key, 1 - rate * depth), rate * depth, x)
 
     return act
@@ -193,6 +194,11 @@ def _acting(drops: Sequence[Drop], place: str) -> list[Drop]:
 def drop_kernels(drops: Sequence[Drop], params: Params, key: Key | None) -> Params:
   """The parameters with the kernels that the 'kernels' drops leave.
 
+  Args:
+    drops: of any place; the others are passed over.
+    params: the network's.
+    key: one for the whole batch; None where no drop is of kernels.
+
   Raises:
     ValueError: such a drop without a key for the batch.
   """
@@ -202,7 +208,7 @@ def drop_kernels(drops: Sequence[Drop], params: Params, key: Key | None) -> Para
   if key is None:
     raise ValueError('dropping weights needs batch_key beside keys: one key for the whole batch')
 
-  def thin(path, leaf: Array) -> Array:
+  def thin(path, leaf: AnyShape) -> AnyShape:
     if str(getattr(path[-1], 'key', '')) != 'kernel':
       return leaf
     for i, one in enumerate(acting):
@@ -227,13 +233,13 @@ class Dropout(nn.Module):
   depth: float = 1.0
 
   @nn.compact
-  def __call__(self, x: Array, keys: Keys | None) -> Array:
-    """Thins x[B, ...] with row keys [B]; None is evaluation."""
+  def __call__(self, x: Examples, keys: Keys | None) -> Examples:
+    """Thins x with the rows' keys; None is evaluation."""
     acting = [] if keys is None else _acting(self.drops, self.place)
     for i, one in enumerate(acting):
       layer = rng.tag('/'.join(self.path) + f' {i}' * bool(i))  # every layer draws its own masks
 
-      def thin(key: Key, row: Array, one: Drop = one, layer: int = layer) -> Array:
+      def thin(key: Key, row: AnyShape, one: Drop = one, layer: int = layer) -> AnyShape:
         return one.act(jax.random.fold_in(key, layer), row, self.depth)
 
       x = jax.vmap(thin)(keys, x)

@@ -2,23 +2,27 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from diffusion.models.activations import Activation
-from diffusion.types import Array, Conditioning
+from diffusion.types import Array, Conditioning, PerRow
 
 
-def fourier(noise: Array, features: int, low: float = 1 / 16, high: float = 16.0) -> Array:
+def fourier(
+  noise: PerRow, features: int, low: float = 1 / 16, high: float = 16.0
+) -> Float[Array, 'b {features}']:
   """cos and sin of 2 pi f c at frequencies f spaced geometrically from `low` to `high`.
 
   The finest period, 1 / high in c = log(sigma / alpha) / 4, is half a nat of log-SNR: features smoother than
   DDPM's, whose fastest ones are noise for a continuous time.
 
   Args:
-    noise: c_noise [B].
-    features: even number of features.
+    noise: c_noise.
+    features: an even number.
+    low, high: the least and the greatest frequency, > 0.
 
-  Returns:
-    [B, features].
+  Raises:
+    ValueError: an odd number of features.
 
   Source: Vaswani et al. (2017), section 3.5, with the range of frequencies fitted to c_noise.
   """
@@ -48,8 +52,10 @@ class ConditioningEmbedding(nn.Module):
   activation: Activation = nn.silu
 
   @nn.compact
-  def __call__(self, noise: Array, conditioning: Conditioning) -> Array:
-    """Embeds c_noise [B], labels int [B] and augmentation labels [B, A] into [B, features]."""
+  def __call__(
+    self, noise: PerRow, conditioning: Conditioning
+  ) -> Float[Array, 'b {self.features}']:
+    """The embedding of c_noise, labels and augmentation labels."""
     label, augment = conditioning
     hidden = nn.Dense(self.features)(fourier(noise, self.features // 4))
     embedding = nn.Dense(self.features)(self.activation(hidden))

@@ -8,12 +8,23 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from diffusion.models.dropout import Drop, drop_kernels
-from diffusion.types import Array, Conditioning, CrossMean, Key, Keys, Model, Variables
+from diffusion.types import (
+  AnyShape,
+  Conditioning,
+  CrossMean,
+  Examples,
+  Key,
+  Keys,
+  Model,
+  Number,
+  PerRow,
+  Variables,
+)
 
 BLOCK = 'block'
 
 
-def block_output(x: Array) -> Array:
+def block_output(x: AnyShape) -> AnyShape:
   """The same, marked as what a network that is rematerialized keeps."""
   return checkpoint_name(x, BLOCK)
 
@@ -27,7 +38,7 @@ class Mode(NamedTuple):
   """How a module is applied; the last argument of every module's call.
 
   Attributes:
-    keys: one a row [B], which turn dropout on; None is evaluation.
+    keys: one a row, which turn dropout on; None is evaluation.
     cross_mean: the mean over devices, for statistics of the batch.
     update_statistics: normalize with the batch's statistics and move the running ones; otherwise the running ones are
       used and kept.
@@ -38,7 +49,7 @@ class Mode(NamedTuple):
   keys: Keys | None = None
   cross_mean: CrossMean = identity
   update_statistics: bool = False
-  statistics_decay: Array | None = None
+  statistics_decay: Number | None = None
   forward_mode: bool = False
 
 
@@ -53,22 +64,22 @@ def from_linen(module: nn.Module, num_classes: int = 0, drops: Sequence[Drop] = 
 
   # Compiled as one function: eager initialization spends seconds on one small operation after another.
   @jax.jit
-  def init(key: Key, z: Array, noise: Array, conditioning: Conditioning) -> Variables:
+  def init(key: Key, z: Examples, noise: PerRow, conditioning: Conditioning) -> Variables:
     return module.init(key, z, noise, conditioning, Mode())
 
   def apply(
     variables: Variables,
-    z: Array,
-    noise: Array,
+    z: Examples,
+    noise: PerRow,
     conditioning: Conditioning,
     *,
     keys: Keys | None = None,
     batch_key: Key | None = None,
     cross_mean: CrossMean = identity,
     update_statistics: bool = False,
-    statistics_decay: Array | None = None,
+    statistics_decay: Number | None = None,
     forward_mode: bool = False,
-  ) -> tuple[Array, Variables]:
+  ) -> tuple[Examples, Variables]:
     mode = Mode(
       keys=keys,
       cross_mean=cross_mean,

@@ -11,41 +11,48 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from diffusion.citations import technique
 from diffusion.models import dropout as dropouts
 from diffusion.models.attention import attend
-from diffusion.models.convolution import canonical, plain
+from diffusion.models.convolution import Images, canonical, plain
 from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import fourier
 from diffusion.models.functional import Mode, block_output, from_linen
 from diffusion.models.unet import check_arguments, for_images
-from diffusion.types import Array, Conditioning, Model
+from diffusion.types import AnyShape, Array, Conditioning, Model, PerRow
 
 _EPSILON = 1e-4
 
 
-def unit(x: Array, axes: Sequence[int]) -> Array:
+def unit(x: AnyShape, axes: Sequence[int]) -> AnyShape:
   """x over its root mean square over `axes`."""
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   scale = jax.lax.rsqrt(jnp.mean(wide**2, axis=tuple(axes), keepdims=True) + _EPSILON**2)
   return x * scale.astype(x.dtype)
 
 
-def mp_silu(x: Array) -> Array:
+def mp_silu(x: AnyShape) -> AnyShape:
   """SiLU over 0.596, the root mean square of SiLU of a standard normal. Source: Karras et al. (2024), equation 81."""
   return jax.nn.silu(x) / 0.596
 
 
-def mp_sum(a: Array, b: Array, share: float) -> Array:
+def mp_sum(a: AnyShape, b: AnyShape, share: float) -> AnyShape:
   """((1 - share) a + share b) / sqrt((1 - share)^2 + share^2): of unit variance for independent a and b.
+
+  Args:
+    a, b: of unit variance.
+    share: of b, in [0, 1].
 
   Source: Karras et al. (2024), equation 88.
   """
   return ((1 - share) * a + share * b) / ((1 - share) ** 2 + share**2) ** 0.5
 
 
-def mp_concatenate(a: Array, b: Array) -> Array:
+def mp_concatenate(
+  a: Float[Array, '*any n'], b: Float[Array, '*any m']
+) -> Float[Array, '*any n+m']:
   """[a w_a, b w_b] with equal contributions of both to what follows, and unit mean square.
 
   Source: Karras et al. (2024), equation 103, at t = 1/2.
@@ -71,8 +78,8 @@ class Kernel(nn.Module):
   gain: float | None = None
 
   @nn.compact
-  def __call__(self, x: Array, mode: Mode) -> Array:
-    """x[B, ..., C] -> [B, ..., features]."""
+  def __call__(self, x: Float[Array, '*any c'], mode: Mode) -> Float[Array, '*any {self.features}']:
+    """The layer's outputs."""
     shape = (*(self.side,) * 2 * bool(self.side), x.shape[-1], self.features)
     stored = self.param('kernel', nn.initializers.normal(1.0), shape)
     inputs = range(len(shape) - 1)
@@ -105,8 +112,10 @@ class Block(nn.Module):
   heads_of: int = 64
 
   @nn.compact
-  def __call__(self, x: Array, embedding: Array, mode: Mode) -> Array:
-    """x[B, H, W, C], embedding[B, E] -> [B, H, W, features]."""
+  def __call__(
+    self, x: Images, embedding: Float[Array, 'b e'], mode: Mode
+  ) -> Float[Array, 'b h w {self.features}']:
+    """What the block hands on."""
     if self.encoder:
       if x.shape[-1] != self.features:
         x = Kernel(self.features, 1, name='shortcut')(x, mode)
@@ -121,7 +130,7 @@ class Block(nn.Module):
     x = mp_sum(x, h, 0.3)
     return mp_sum(x, self._attention(x, mode), 0.3) if self.attend else x
 
-  def _attention(self, x: Array, mode: Mode) -> Array:
+  def _attention(self, x: Images, mode: Mode) -> Images:
     """Cosine attention over the pixels: queries, keys and values of unit magnitude."""
     b, height, width, c = x.shape
     heads = max(1, c // self.heads_of)
@@ -143,7 +152,9 @@ class MagnitudePreservingUNet(nn.Module):
   drops: tuple[Drop, ...]
   num_classes: int
 
-  def _embedding(self, noise: Array, conditioning: Conditioning, mode: Mode) -> Array:
+  def _embedding(
+    self, noise: PerRow, conditioning: Conditioning, mode: Mode
+  ) -> Float[Array, 'b e']:
     size = self.width * max(self.multipliers)
     # Fourier features have mean square 1/2.
     embedding = Kernel(size, name='noise')(2**0.5 * fourier(noise, self.width), mode)
@@ -156,13 +167,15 @@ class MagnitudePreservingUNet(nn.Module):
     return mp_silu(embedding)
 
   @nn.compact
-  def __call__(self, z: Array, noise: Array, conditioning: Conditioning, mode: Mode) -> Array:
-    """z[B, H, W, C], noise[B] -> [B, H, W, C]."""
+  def __call__(self, z: Images, noise: PerRow, conditioning: Conditioning, mode: Mode) -> Images:
+    """The network's output for z at c_noise."""
     embedding = self._embedding(noise, conditioning, mode).astype(z.dtype)
     levels = len(self.multipliers)
     total, done = levels * (2 * self.blocks + 1) + 2, 0
 
-    def block(h: Array, level: int, encoder: bool, attention: bool) -> Array:
+    def block(
+      h: Images, level: int, encoder: bool, attention: bool
+    ) -> Float[Array, 'b h w features']:
       nonlocal done
       done += 1
       features = self.width * self.multipliers[level]
@@ -216,7 +229,7 @@ def unet(
     drops: more of the dropout family, from `models.dropout`.
 
   Returns:
-    A Model of images z[B, H, W, C]; its output is zero at initialization (a learned gain of zero).
+    A Model of images z [b, h, w, c]; its output is zero at initialization (a learned gain of zero).
 
   Raises:
     ValueError: an argument out of its range.

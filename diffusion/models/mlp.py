@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
+from jaxtyping import Float
 
 from diffusion import checks
 from diffusion.citations import technique
@@ -14,7 +15,7 @@ from diffusion.models.embeddings import ConditioningEmbedding
 from diffusion.models.functional import Mode, block_output, from_linen
 from diffusion.models.initializers import Initializer
 from diffusion.models.normalization import Norm
-from diffusion.types import Array, Conditioning, Model
+from diffusion.types import Array, Conditioning, Model, PerRow
 
 
 class ResidualMLP(nn.Module):
@@ -30,8 +31,10 @@ class ResidualMLP(nn.Module):
   output_init: Initializer
 
   @nn.compact
-  def __call__(self, z: Array, noise: Array, conditioning: Conditioning, mode: Mode) -> Array:
-    """z[B, d], noise[B] -> [B, d]."""
+  def __call__(
+    self, z: Float[Array, 'b d'], noise: PerRow, conditioning: Conditioning, mode: Mode
+  ) -> Float[Array, 'b d']:
+    """The network's output for z at c_noise."""
     embedding = ConditioningEmbedding(self.width, self.num_classes, self.activation)(
       noise, conditioning
     ).astype(z.dtype)
@@ -77,7 +80,7 @@ def mlp(
     zero_outputs: start the last layer of every block and of the network at zero.
 
   Returns:
-    A Model of vectors z[B, d]; its output is zero at initialization, if `zero_outputs`.
+    A Model of vectors z [b, d]; its output is zero at initialization, if `zero_outputs`.
 
   Raises:
     ValueError: an argument out of its range.

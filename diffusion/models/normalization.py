@@ -1,4 +1,4 @@
-"""Normalizations of activations: each factory returns (x [B, ..., C], mode) -> x, to be called inside a module."""
+"""Normalizations of activations: each factory returns (x [b, ..., c], mode) -> x, to be called inside a module."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from jax import lax
 from diffusion import checks
 from diffusion.citations import technique
 from diffusion.models.functional import Mode
-from diffusion.types import Array
+from diffusion.types import Examples
 
-Norm = Callable[[Array, Mode], Array]
+Norm = Callable[[Examples, Mode], Examples]  # the last axis is the channels
 
 
 def groups(channels: int, most: int = 32) -> int:
@@ -60,8 +60,8 @@ class BatchNorm(nn.Module):
   epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: Array, mode: Mode) -> Array:
-    """x[B, ..., C] -> the same."""
+  def __call__(self, x: Examples, mode: Mode) -> Examples:
+    """x normalized, scaled and shifted."""
     size = x.shape[-1:]
     mean = self.variable('batch_stats', 'mean', jnp.zeros, size)
     variance = self.variable('batch_stats', 'variance', jnp.ones, size)

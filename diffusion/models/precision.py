@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion.citations import technique
-from diffusion.types import Array, Conditioning, Model, Variables
+from diffusion.types import Conditioning, Examples, Model, PerRow, Variables
 
 
 @technique('bfloat16 arithmetic', 'network', 'micikevicius2018mixed', 'kalamkar2019study')
@@ -29,7 +29,9 @@ def bfloat16(model: Model) -> Model:
       lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
     )
 
-  def apply(variables: Variables, z: Array, noise: Array, conditioning: Conditioning, **options):
+  def apply(
+    variables: Variables, z: Examples, noise: PerRow, conditioning: Conditioning, **options: Any
+  ) -> tuple[Examples, Variables]:
     variables = {**variables, 'params': narrow(variables['params'])}
     output, statistics = model.apply(variables, narrow(z), noise, narrow(conditioning), **options)
     return output.astype(z.dtype), statistics

@@ -1,10 +1,12 @@
 """Memory for time: what a network computes forward is computed again on the way back."""
 
+from typing import Any
+
 import jax
 
 from diffusion.citations import technique
 from diffusion.models.functional import BLOCK
-from diffusion.types import Array, Conditioning, Model, Variables
+from diffusion.types import Conditioning, Examples, Model, PerRow, Variables
 
 
 @technique('rematerialization', 'network', 'chen2016training')
@@ -22,8 +24,10 @@ def rematerialize(model: Model) -> Model:
   """
   keep = jax.checkpoint_policies.save_only_these_names(BLOCK)
 
-  def apply(variables: Variables, z: Array, noise: Array, conditioning: Conditioning, **options):
-    def one(variables: Variables, z: Array, noise: Array):
+  def apply(
+    variables: Variables, z: Examples, noise: PerRow, conditioning: Conditioning, **options: Any
+  ) -> tuple[Examples, Variables]:
+    def one(variables: Variables, z: Examples, noise: PerRow) -> tuple[Examples, Variables]:
       return model.apply(variables, z, noise, conditioning, **options)
 
     return jax.checkpoint(one, policy=keep)(variables, z, noise)

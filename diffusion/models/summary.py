@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusion.types import Params
 
-def parameter_rows(params: Any, depth: int = 1) -> list[tuple[str, int, float]]:
+
+def parameter_rows(params: Params, depth: int = 1) -> list[tuple[str, int, float]]:
   """(module, number of parameters, their root mean square) for each module down to `depth` levels."""
   totals: dict[str, list] = {}
   for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:

@@ -5,28 +5,29 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from diffusion import checks
 from diffusion.citations import technique
 from diffusion.models import activations, dropout, initializers, normalization
 from diffusion.models.activations import Activation
 from diffusion.models.attention import attend
-from diffusion.models.convolution import conv
+from diffusion.models.convolution import Images, conv
 from diffusion.models.dropout import Drop, Dropout
 from diffusion.models.embeddings import ConditioningEmbedding
 from diffusion.models.functional import Mode, block_output, from_linen
 from diffusion.models.initializers import Initializer
 from diffusion.models.normalization import Norm
-from diffusion.types import Array, Conditioning, Key, Model, Variables
+from diffusion.types import AnyShape, Array, Conditioning, Examples, Key, Model, PerRow, Variables
 
 
-def plain_sum(x: Array, h: Array) -> Array:
+def plain_sum(x: AnyShape, h: AnyShape) -> AnyShape:
   """x + h."""
   return x + h
 
 
 @technique('scaled residual sums', 'network', 'song2021score')
-def rescaled_sum(x: Array, h: Array) -> Array:
+def rescaled_sum(x: AnyShape, h: AnyShape) -> AnyShape:
   """(x + h) / sqrt(2), which keeps the variance of independent summands: the `rescale` argument of `unet`.
 
   Source: Song et al. (2021), appendix H.
@@ -35,7 +36,7 @@ def rescaled_sum(x: Array, h: Array) -> Array:
 
 
 @technique('long skips', 'network', 'ronneberger2015unet')
-def concatenated(h: Array, skip: Array) -> Array:
+def concatenated(h: Images, skip: Float[Array, 'b h w k']) -> Float[Array, 'b h w _']:
   """Each level's maps on the way down beside those on the way up: the `skips` argument of `unet`.
 
   Source: Ronneberger et al. (2015), figure 1.
@@ -43,7 +44,7 @@ def concatenated(h: Array, skip: Array) -> Array:
   return jnp.concatenate([h, skip], axis=-1)
 
 
-def alone(h: Array, skip: Array) -> Array:
+def alone(h: Images, skip: Float[Array, 'b h w k']) -> Images:
   """h, without what the way down had."""
   del skip
   return h
@@ -56,7 +57,7 @@ class Style(NamedTuple):
   activation: Activation
   kernel_init: Initializer
   output_init: Initializer  # of the last layer of a block, and of the network
-  add: Callable[[Array, Array], Array] = plain_sum  # (x, h) -> their residual sum
+  add: Callable[[Images, Images], Images] = plain_sum  # (x, h) -> their residual sum
 
 
 class ResidualBlock(nn.Module):
@@ -71,8 +72,10 @@ class ResidualBlock(nn.Module):
   style: Style
 
   @nn.compact
-  def __call__(self, x: Array, embedding: Array, mode: Mode) -> Array:
-    """x[B, H, W, C], embedding[B, E] -> [B, H, W, features]."""
+  def __call__(
+    self, x: Images, embedding: Float[Array, 'b e'], mode: Mode
+  ) -> Float[Array, 'b h w {self.features}']:
+    """What the block hands on."""
     style, forward = self.style, mode.forward_mode
     init = style.kernel_init
     h = style.activation(style.norm(x, mode))
@@ -100,8 +103,8 @@ class Attention(nn.Module):
   style: Style
 
   @nn.compact
-  def __call__(self, x: Array, mode: Mode) -> Array:
-    """x[B, H, W, C] -> [B, H, W, C]."""
+  def __call__(self, x: Images, mode: Mode) -> Images:
+    """Each pixel from all."""
     b, height, width, c = x.shape
     init = self.style.kernel_init
     x_norm = self.style.norm(x, mode).reshape(b, height * width, c)
@@ -127,15 +130,15 @@ class UNet(nn.Module):
   style: Style
 
   @nn.compact
-  def __call__(self, z: Array, noise: Array, conditioning: Conditioning, mode: Mode) -> Array:
-    """z[B, H, W, C], noise[B] -> [B, H, W, C]."""
+  def __call__(self, z: Images, noise: PerRow, conditioning: Conditioning, mode: Mode) -> Images:
+    """The network's output for z at c_noise."""
     style, levels = self.style, len(self.multipliers)
     embedding = ConditioningEmbedding(4 * self.width, self.num_classes, style.activation)(
       noise, conditioning
     ).astype(z.dtype)
     total, done = levels * (2 * self.blocks + 1) + 2, 0
 
-    def block(h: Array, level: int, attention: bool) -> Array:
+    def block(h: Images, level: int, attention: bool) -> Float[Array, 'b h w features']:
       nonlocal done
       done += 1
       drops = (self.dropout[level], *self.drops)
@@ -171,6 +174,10 @@ class UNet(nn.Module):
 def level_drops(rate: float | Sequence[float], levels: int) -> tuple[Drop, ...]:
   """The dropout of each level.
 
+  Args:
+    rate: in [0, 1), one for all levels or one each.
+    levels: of the network.
+
   Raises:
     ValueError: a sequence of another length, or a rate out of range.
   """
@@ -183,7 +190,17 @@ def level_drops(rate: float | Sequence[float], levels: int) -> tuple[Drop, ...]:
 
 
 def check_arguments(width: int, multipliers: Sequence[int], blocks: int, num_classes: int) -> None:
-  """Raises ValueError for sizes that no U-Net has."""
+  """Whether a U-Net has these sizes.
+
+  Args:
+    width: a positive multiple of 8.
+    multipliers: at least one integer >= 1.
+    blocks: >= 1.
+    num_classes: >= 0.
+
+  Raises:
+    ValueError: an argument out of its range.
+  """
   checks.integer('width', width)
   if width % 8:
     raise ValueError(f'width must be a multiple of 8 (noise features come from it), got {width}')
@@ -196,23 +213,31 @@ def check_arguments(width: int, multipliers: Sequence[int], blocks: int, num_cla
 
 
 def for_images(model: Model, levels: int) -> Model:
-  """The model with one clear ValueError for what is not an image that can be halved `levels` - 1 times."""
+  """The model with one clear error for what is not an image that can be halved `levels` - 1 times.
+
+  Args:
+    model: of images z [b, h, w, c].
+    levels: >= 1.
+
+  Raises:
+    ValueError: (when applied) something else than such images.
+  """
   factor = 2 ** (levels - 1)
 
-  def check(z: Array) -> None:
+  def check(z: Examples) -> None:
     if z.ndim != 4 or z.shape[1] % factor or z.shape[2] % factor:
       raise ValueError(
         f'a U-Net of {levels} levels needs images [B, H, W, C] with H and W divisible by {factor}, got '
         f'{z.shape}: use fewer multipliers or pad the images'
       )
 
-  def init(key: Key, z: Array, noise: Array, conditioning: Conditioning):
+  def init(key: Key, z: Examples, noise: PerRow, conditioning: Conditioning) -> Variables:
     check(z)
     return model.init(key, z, noise, conditioning)
 
   def apply(
-    variables: Variables, z: Array, noise: Array, conditioning: Conditioning, **options: Any
-  ):
+    variables: Variables, z: Examples, noise: PerRow, conditioning: Conditioning, **options: Any
+  ) -> tuple[Examples, Variables]:
     check(z)
     return model.apply(variables, z, noise, conditioning, **options)
 
@@ -255,7 +280,7 @@ def unet(
     skips: hand the maps of the way down to the way up; without, all goes through the narrow middle.
 
   Returns:
-    A Model of images z[B, H, W, C]; its output is zero at initialization, if `zero_outputs`.
+    A Model of images z [b, h, w, c]; its output is zero at initialization, if `zero_outputs`.
 
   Raises:
     ValueError: an argument out of its range, or (when applied) an image that cannot be halved so often.

@@ -33,12 +33,12 @@ from diffusion.types import (
 class Bound(NamedTuple):
   """The three parts of an upper bound of -log p(x) in nats; their sum is the bound."""
 
-  reconstruction: PerRow
-  diffusion: PerRow
-  prior: PerRow
+  reconstruction: Float[AnyArray, ' b']
+  diffusion: Float[AnyArray, ' b']
+  prior: Float[AnyArray, ' b']
 
   @property
-  def total(self) -> PerRow:
+  def total(self) -> Float[AnyArray, ' b']:
     """The bound."""
     return self.reconstruction + self.diffusion + self.prior
 

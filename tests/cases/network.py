@@ -47,8 +47,8 @@ class Layer(nn.Module):
 
 def live_norm(make, axes, centered=True):
   """Whatever the scale and shift of its input, the output is that of the input alone: off, it is not."""
-  x = np.random.default_rng(0).normal(size=(16, 4, 4, 8)).astype(np.float32)
-  x = x * np.linspace(0.5, 1.5, 8)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4, 4, 8)), jnp.float32)
+  x = x * jnp.linspace(0.5, 1.5, 8)
   mode = Mode(update_statistics=True)
 
   def run(norm, x):

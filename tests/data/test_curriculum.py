@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion import rng
 from diffusion.data import curriculum, pipeline
 from diffusion.types import Batch
 from tests.training import tiny
@@ -18,9 +19,9 @@ def test_the_pace_is_linear_and_ends_at_all():
 
 
 def restricted(share, rows=4000, n=50):
-  rng = np.random.default_rng(0)
-  order = jnp.asarray(rng.permutation(n).astype(np.int32))
-  index = jnp.asarray(rng.integers(n, size=rows).astype(np.int32))
+  random = np.random.default_rng(0)
+  order = jnp.asarray(random.permutation(n).astype(np.int32))
+  index = jnp.asarray(random.integers(n, size=rows).astype(np.int32))
   keys = rng.row_keys(jax.random.key(0), jnp.arange(rows))
   found = pipeline.restrict(index, keys, jnp.asarray(share), order)
   return np.asarray(found), np.asarray(index), np.asarray(order)

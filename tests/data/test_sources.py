@@ -44,7 +44,9 @@ def test_digits():
 
 def test_arrays_round_trip():
   x = np.arange(5 * 2 * 3, dtype=np.uint8).reshape(5, 2, 3, 1)
-  data = sources.arrays('mine', x, [0, 1, 2, 1, 0], class_names='abc', note='careful').load()
+  data = sources.arrays(
+    'mine', x, np.array([0, 1, 2, 1, 0]), class_names='abc', note='careful'
+  ).load()
   np.testing.assert_array_equal(data.x, x)
   assert data.label.tolist() == [0, 1, 2, 1, 0]
   assert (data.label.dtype, data.num_classes, data.note) == (np.int32, 3, 'careful')
@@ -67,10 +69,16 @@ BAD_ARRAYS = {
   'NaN': ({'x': bad_floats(np.nan), 'levels': None}, '1 examples are not finite, the first is 4'),
   'infinite': ({'x': bad_floats(np.inf), 'levels': None}, 'the first is 4'),
   'beyond float32': ({'x': np.full((6, 2), 1e300), 'levels': None}, '6 examples are not finite'),
-  'label too large': ({'x': IMAGES, 'label': [0, 2, 1], 'class_names': 'ab'}, '0 to 2 for 2'),
-  'label negative': ({'x': IMAGES, 'label': [0, -1, 1], 'class_names': 'ab'}, '-1 to 1 for 2'),
-  'labels without classes': ({'x': IMAGES, 'label': [0, 0, 1]}, '0 to 1 for 0 classes'),
-  'fewer labels': ({'x': IMAGES, 'label': [0, 0]}, '3 examples and 2 labels'),
+  'label too large': (
+    {'x': IMAGES, 'label': np.array([0, 2, 1]), 'class_names': 'ab'},
+    '0 to 2 for 2',
+  ),
+  'label negative': (
+    {'x': IMAGES, 'label': np.array([0, -1, 1]), 'class_names': 'ab'},
+    '-1 to 1 for 2',
+  ),
+  'labels without classes': ({'x': IMAGES, 'label': np.array([0, 0, 1])}, '0 to 1 for 0 classes'),
+  'fewer labels': ({'x': IMAGES, 'label': np.array([0, 0])}, '3 examples and 2 labels'),
   'nothing': ({'x': IMAGES[:0]}, '0 examples'),
   'bad test set': (
     {'x': IMAGES, 'test': (IMAGES, np.array([0, 0, 7], np.int32))},
@@ -80,6 +88,7 @@ BAD_ARRAYS = {
 }
 
 
+@pytest.mark.usefixtures('unchecked')
 @pytest.mark.filterwarnings('ignore:overflow')
 @pytest.mark.parametrize('case', BAD_ARRAYS)
 def test_arrays_refuse(case):
@@ -91,7 +100,7 @@ def test_arrays_refuse(case):
   assert '\n' not in str(caught.value)
 
 
-def test_arrays_refuse_labels_that_are_not_integers():
+def test_arrays_refuse_labels_that_are_not_integers(unchecked):
   with pytest.raises(ValueError, match='label'):
     sources.arrays('mine', IMAGES, np.array([0.0, 0.7, 0.2]), class_names='ab').load()
 
@@ -141,6 +150,7 @@ def test_gaussian_mixture_has_the_stated_moments():
     assert stats.kstest(standard.reshape(-1), 'norm').pvalue > 1e-4
 
 
+@pytest.mark.usefixtures('unchecked')
 @pytest.mark.parametrize(
   ('means', 'scales', 'weights', 'examples', 'message'),
   [

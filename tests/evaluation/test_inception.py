@@ -5,6 +5,7 @@ import pathlib
 import pickle
 import zipfile
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,10 +76,10 @@ def test_another_file_is_refused_by_its_checksum(tmp_path):
 def test_resizing_reads_where_tensorflow_1_did():
   """4 to 6 pixels: output i at 2 i / 3, the edge repeated beyond the last."""
   x = np.array([0.0, 3.0, 6.0, 12.0]).reshape(1, 1, 4, 1).repeat(4, 1).astype(np.float32)
-  row = np.asarray(inception.resize(x, 6))[0, 0, :, 0]
+  row = np.asarray(inception.resize(jnp.asarray(x), 6))[0, 0, :, 0]
   np.testing.assert_allclose(row, [0, 2, 4, 6, 10, 12], rtol=1e-6)
   same = np.random.default_rng(0).uniform(size=(1, 7, 7, 3)).astype(np.float32)
-  np.testing.assert_array_equal(inception.resize(same, 7), same)
+  np.testing.assert_array_equal(inception.resize(jnp.asarray(same), 7), same)
 
 
 @pytest.mark.parametrize('name', ['archive', 'stream'])

@@ -5,6 +5,7 @@ import pytest
 
 from diffusion.evaluation import manifold
 from diffusion.evaluation.metric import Plan
+from tests import shapes
 from tests.evaluation.given import inputs_of, values
 
 
@@ -103,7 +104,7 @@ def test_sliced_distance_of_a_shift_in_the_plane():
   x = np.random.default_rng(4).normal(size=(300, 4))
   found = manifold.sliced_distance(x, x + np.array([2.0, 0, 0, 0]), 4000)
   assert found == pytest.approx(np.sqrt(4 / 4), rel=0.05)
-  with pytest.raises(ValueError, match='equal numbers'):
+  with shapes.unchecked(), pytest.raises(ValueError, match='equal numbers'):
     manifold.sliced_distance(x, x[:5])
 
 

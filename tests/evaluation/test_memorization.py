@@ -167,11 +167,12 @@ def test_effective_memorization_is_the_crossing_in_log_n():
 
 
 def test_effective_memorization_beyond_the_sizes():
-  all_of_it = memorization.effective_memorization([10, 20], [100, 95], [100, 100])
+  find = lambda *given: memorization.effective_memorization(*map(np.array, given))  # noqa: E731
+  all_of_it = find([10, 20], [100, 95], [100, 100])
   assert all_of_it.estimate == all_of_it.high == math.inf
-  none_of_it = memorization.effective_memorization([10, 20], [10, 5], [100, 100])
+  none_of_it = find([10, 20], [10, 5], [100, 100])
   assert none_of_it == (0, 0, 0)
   with pytest.raises(ValueError, match='ascending'):
-    memorization.effective_memorization([20, 10], [1, 1], [2, 2])
+    find([20, 10], [1, 1], [2, 2])
   with pytest.raises(ValueError, match='successes must lie'):
-    memorization.effective_memorization([10, 20], [3, 1], [2, 2])
+    find([10, 20], [3, 1], [2, 2])

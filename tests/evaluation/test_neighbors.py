@@ -102,6 +102,7 @@ def test_distinct_keeps_the_first_of_each():
   np.testing.assert_array_equal(neighbors.distinct(repeated), [*range(10), *range(20, 40)])
 
 
+@pytest.mark.usefixtures('unchecked')
 @pytest.mark.parametrize(
   'queries, reference, says',
   [

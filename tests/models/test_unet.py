@@ -146,7 +146,9 @@ def derivatives():
     gradient, pulled = pull(g)
     return y, same, (g * pushed).sum(), (pulled * direction).sum(), gradient
 
-  with pytest.raises(TypeError):  # the trained form has no jvp: what `forward_mode` is for
+  with pytest.raises(
+    TypeError, match='jvp'
+  ):  # the trained form has no jvp: what `forward_mode` is for
     jax.jvp(lambda z: model.apply(variables, z, noise, told)[0], (z,), (direction,))
   return jax.tree.map(np.asarray, compiled(both)(z, direction, g))
 
@@ -290,7 +292,7 @@ def style(rescale):
 @pytest.mark.parametrize('rescale', [False, True])
 def test_residual_block_starts_as_the_identity_over_root_two_if_rescaled(rescale):
   block = unet.ResidualBlock(8, (), 1.0, style(rescale))
-  x = np.repeat(np.asarray(inputs()[0]), 4, axis=-1)
+  x = jnp.repeat(inputs()[0], 4, axis=-1)
   embedding = jnp.ones((ROWS, 16))
   variables = compiled(lambda: block.init(jax.random.key(0), x, embedding, Mode()))()
   apply = compiled(lambda variables, embedding: block.apply(variables, x, embedding, Mode()))
@@ -307,7 +309,7 @@ def test_attention_is_softmax_attention_over_pixels(rescale, x64):
   generator = np.random.default_rng(0)
   x = generator.normal(size=(2, 3, 4, 12))
   attention = unet.Attention(style(rescale))
-  start = compiled(lambda: attention.init(jax.random.key(0), x, Mode()))()
+  start = compiled(lambda: attention.init(jax.random.key(0), jnp.asarray(x), Mode()))()
   apply = compiled(lambda variables, x: attention.apply(variables, x, Mode()))
   same = np.asarray(apply(start, x))
   np.testing.assert_allclose(same, x / (2**0.5 if rescale else 1), rtol=1e-6)  # zero at the start
