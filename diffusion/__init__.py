@@ -11,12 +11,22 @@ if TYPE_CHECKING:
   from diffusion.calling import evaluate, train
   from diffusion.runs.loading import load, load_ensemble, load_snapshots
   from diffusion.sampling.plan import Sampling
-  from diffusion.training.experiment import Experiment
+  from diffusion.training.experiment import Experiment, Numbers
 
-__all__ = ['Experiment', 'Sampling', 'evaluate', 'load', 'load_ensemble', 'load_snapshots', 'train']
+__all__ = [
+  'Experiment',
+  'Numbers',
+  'Sampling',
+  'evaluate',
+  'load',
+  'load_ensemble',
+  'load_snapshots',
+  'train',
+]
 
 _WHERE = {
   'Experiment': 'diffusion.training.experiment',
+  'Numbers': 'diffusion.training.experiment',
   'Sampling': 'diffusion.sampling.plan',
   'evaluate': 'diffusion.calling',
   'load': 'diffusion.runs.loading',

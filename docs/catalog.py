@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 HEAD = """# Catalogue
 
 Every technique of stable, regularized training that this codebase has: {count} of them. Each is one pure function in
-the room of the place where it acts, is turned on by the line under its name (one keyword of `launch.Experiment`; the
+the room of the place where it acts, is turned on by the line under its name (one keyword of `diffusion.Experiment`; the
 dots stand for what the experiment has anyway), and is cited by the report of a run that uses it.
 
 For each row two tests run: *live* compares it on with it off, in the direction it claims; *form* holds its closed form

@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import diffusion
 from diffusion import launch
 from diffusion.data import augment, cleaning, curriculum, pipeline, sources, splits
 from diffusion.evaluation import gap, memorization, recognition
@@ -39,23 +40,15 @@ from diffusion.types import Diffusion, Model, Optimizer
 
 
 @dataclasses.dataclass
-class Config:
+class Config(diffusion.Numbers):
   """The numbers of the experiment; `--arm` names the line of `ARMS`."""
 
   arm: str = 'baseline'
-  seed: int = 0
-  num_steps: int = 500
-  batch_size: int = 128
   steps_per_dispatch: int = 5
-  log_every: int = 10
   validate_every: int = 50
   width: int = 32
   blocks: int = 2
-  learning_rate: float = 2e-3
   warmup_steps: int = 30
-  clip_norm: float = 1.0
-  ema_decay: float = 0.99
-  sampling_steps: int = 25
   samples_per_class: int = 100
   train_limit: int = 0
   synthetic: bool = False
@@ -69,7 +62,7 @@ SMOKE = Config(
 
 def data(c: Config) -> sources.Source:
   """The digits, or images of their shape."""
-  return sources.synthetic_images((8, 8, 1)) if c.synthetic else sources.digits()
+  return sources.real_or_synthetic(sources.digits(), c.synthetic, (8, 8, 1))
 
 
 def network(c: Config, dropout: Any = 0.0, **parts: Any) -> Model:
@@ -96,7 +89,7 @@ def without_schedule(c: Config) -> Optimizer:
 
 def stopping(*more: callbacks.Callback) -> list[callbacks.Callback]:
   """The baseline's callbacks and some more."""
-  return [callbacks.checkpoint('validation/eps'), *more]
+  return [callbacks.checkpoint(), *more]
 
 
 def loss(term: Any = None, **more: Any) -> dict[str, Any]:
@@ -109,20 +102,15 @@ def noising(schedule: Any) -> Diffusion:
   return gaussian.Diffusion(schedule, marginals.variance_preserving, parameterizations.v())
 
 
-def plan(c: Config, sampler: Any = samplers.ddim, **parts: Any) -> launch.Sampling:
+def plan(c: Config, sampler: Any = samplers.ddim, **parts: Any) -> diffusion.Sampling:
   """The baseline's sampling with some parts chosen."""
-  return launch.Sampling(sampler, c.sampling_steps, per_class=c.samples_per_class, **parts)
+  return diffusion.Sampling(sampler, c.sampling_steps, per_class=c.samples_per_class, **parts)
 
 
-def build(c: Config) -> launch.Experiment:
+def build(c: Config) -> diffusion.Experiment:
   """The baseline but for the arm's line."""
-  baseline = launch.Experiment(
-    seed=c.seed,
-    num_steps=c.num_steps,
-    batch_size=c.batch_size,
-    log_every=c.log_every,
-    steps_per_dispatch=c.steps_per_dispatch,
-    validate_every=c.validate_every,
+  baseline = diffusion.Experiment(
+    **c.loop(),
     data=data(c),
     split=splits.Fractions(limit=c.train_limit),
     diffusion=noising(noise.cosine()),
@@ -131,7 +119,6 @@ def build(c: Config) -> launch.Experiment:
     times=times.stratified(),
     optimizer=update(c),
     averages={'ema': averaging.ema(c.ema_decay)},
-    evaluation_average='ema',
     callbacks=stopping(),
     evaluation_noise=gap.evaluation_noise(draws=2),
     sampling=plan(c),

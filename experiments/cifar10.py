@@ -14,11 +14,12 @@ held out for validation, and the network embeds log-SNR. DDPM's optimizer had no
 
 import dataclasses
 
+import diffusion
 from diffusion import launch
 from diffusion.data import augment, sources, splits
 from diffusion.evaluation import gap, memorization
 from diffusion.models import unet
-from diffusion.objectives import losses, times, weights
+from diffusion.objectives import losses, weights
 from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
@@ -27,14 +28,11 @@ from diffusion.training import callbacks
 
 
 @dataclasses.dataclass
-class Config:
-  """The numbers of the experiment; every one is a flag, e.g. --config.dropout=0.2."""
+class Config(diffusion.Numbers):
+  """The numbers beside those common to all experiments; every one is a flag, e.g. --config.dropout=0.2."""
 
-  seed: int = 0
   data_dir: str = ''
   num_steps: int = 800_000
-  batch_size: int = 128
-  steps_per_dispatch: int = 10
   log_every: int = 100
   validate_every: int = 5_000
   validation_fraction: float = 0.02
@@ -46,7 +44,6 @@ class Config:
   learning_rate: float = 2e-4
   warmup_steps: int = 5_000
   weight_decay: float = 0.0
-  clip_norm: float = 1.0
   ema_decay: float = 0.9999
   sampling_steps: int = 1_000
   samples: int = 1_000
@@ -61,19 +58,12 @@ SMOKE = Config(
 )  # fmt: skip
 
 
-def build(c: Config) -> launch.Experiment:
+def build(c: Config) -> diffusion.Experiment:
   """The experiment of these numbers."""
   real = sources.tfds('cifar10', c.data_dir or None)
-  return launch.Experiment(
-    seed=c.seed,
-    num_steps=c.num_steps,
-    batch_size=c.batch_size,
-    steps_per_dispatch=c.steps_per_dispatch,
-    log_every=c.log_every,
-    validate_every=c.validate_every,
-    data=sources.unlabelled(
-      sources.synthetic_images((32, 32, 3), examples=64) if c.synthetic else real
-    ),
+  return diffusion.Experiment(
+    **c.loop(),
+    data=sources.unlabelled(sources.real_or_synthetic(real, c.synthetic, (32, 32, 3), 64)),
     split=splits.Fractions(c.validation_fraction),
     augment=augment.chain(augment.flip()),
     diffusion=gaussian.Diffusion(
@@ -81,19 +71,17 @@ def build(c: Config) -> launch.Experiment:
     ),
     model=unet.unet(c.width, c.multipliers, c.blocks, (16,), c.dropout),
     terms={'denoise': (1.0, losses.denoising(weights.uniform('eps')))},
-    times=times.stratified(),
     optimizer=chains.adamw(
       schedules.warmup_constant(c.learning_rate, c.warmup_steps), c.weight_decay, c.clip_norm
     ),
     averages={'ema': averaging.ema(c.ema_decay)},
-    evaluation_average='ema',
     callbacks=[
-      callbacks.checkpoint('validation/eps'),
-      callbacks.early_stopping('validation/eps', c.patience),
+      callbacks.checkpoint(),
+      callbacks.early_stopping(patience=c.patience),
       callbacks.divergence_guard(c.log_every),
     ],
     evaluation_noise=gap.evaluation_noise(draws=1),
-    sampling=launch.Sampling(
+    sampling=diffusion.Sampling(
       samplers.ancestral, c.sampling_steps, grid_rows=c.grid_rows, per_class=c.samples
     ),
     metrics=[memorization.nearest_neighbor_ratio(mirrored=True)],

@@ -10,11 +10,12 @@ Smoke   python -m experiments.digits --workdir=runs/smoke --smoke
 
 import dataclasses
 
+import diffusion
 from diffusion import launch
 from diffusion.data import augment, sources, splits
 from diffusion.evaluation import gap, memorization, recognition
 from diffusion.models import unet
-from diffusion.objectives import losses, times, weights
+from diffusion.objectives import losses, weights
 from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
@@ -23,28 +24,18 @@ from diffusion.training import callbacks
 
 
 @dataclasses.dataclass
-class Config:
-  """The numbers of the experiment; every one is a flag, e.g. --config.dropout=0.2."""
+class Config(diffusion.Numbers):
+  """The numbers beside those common to all experiments; every one is a flag, e.g. --config.dropout=0.2."""
 
-  seed: int = 0
-  num_steps: int = 500
-  batch_size: int = 128
-  steps_per_dispatch: int = 10
-  log_every: int = 10
-  validate_every: int = 100
   patience: int = 200
   width: int = 32
   blocks: int = 2
   dropout: float = 0.1
   label_dropout: float = 0.1
-  learning_rate: float = 2e-3
   warmup_steps: int = 30
   final_learning_rate: float = 1e-4
   weight_decay: float = 1e-2
-  clip_norm: float = 1.0
-  ema_decay: float = 0.99
   guidance: float = 1.5
-  sampling_steps: int = 25
   samples_per_class: int = 100
   validation_fraction: float = 0.1
   test_fraction: float = 0.1
@@ -58,19 +49,14 @@ SMOKE = Config(
 )  # fmt: skip
 
 
-def build(c: Config) -> launch.Experiment:
+def build(c: Config) -> diffusion.Experiment:
   """The experiment of these numbers."""
   rate = schedules.warmup_cosine(
     c.learning_rate, c.num_steps, c.warmup_steps, c.final_learning_rate
   )
-  return launch.Experiment(
-    seed=c.seed,
-    num_steps=c.num_steps,
-    batch_size=c.batch_size,
-    log_every=c.log_every,
-    steps_per_dispatch=c.steps_per_dispatch,
-    validate_every=c.validate_every,
-    data=sources.synthetic_images((8, 8, 1)) if c.synthetic else sources.digits(),
+  return diffusion.Experiment(
+    **c.loop(),
+    data=sources.real_or_synthetic(sources.digits(), c.synthetic, (8, 8, 1)),
     split=splits.Fractions(c.validation_fraction, c.test_fraction, c.train_limit),
     augment=augment.chain(augment.label_dropout(c.label_dropout)),
     diffusion=gaussian.Diffusion(
@@ -78,17 +64,15 @@ def build(c: Config) -> launch.Experiment:
     ),
     model=unet.unet(c.width, (1, 2), c.blocks, (), c.dropout, num_classes=10),
     terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))},
-    times=times.stratified(),
     optimizer=chains.adamw(rate, c.weight_decay, c.clip_norm),
     averages={'ema': averaging.ema(c.ema_decay)},
-    evaluation_average='ema',
     callbacks=[
-      callbacks.checkpoint('validation/eps'),
-      callbacks.early_stopping('validation/eps', c.patience),
+      callbacks.checkpoint(),
+      callbacks.early_stopping(patience=c.patience),
       callbacks.divergence_guard(c.log_every),
     ],
     evaluation_noise=gap.evaluation_noise(draws=1),
-    sampling=launch.Sampling(
+    sampling=diffusion.Sampling(
       samplers.ddim, c.sampling_steps, c.guidance, grid_rows=8, per_class=c.samples_per_class
     ),
     metrics=[recognition.support_vectors(), memorization.nearest_neighbor_ratio()],

@@ -10,11 +10,12 @@ Smoke   python -m experiments.disjoint --workdir=runs/smoke --smoke
 
 import dataclasses
 
+import diffusion
 from diffusion import launch
-from diffusion.data import augment, sources, splits
+from diffusion.data import sources, splits
 from diffusion.evaluation import gap, memorization
 from diffusion.models import unet
-from diffusion.objectives import losses, times, weights
+from diffusion.objectives import losses, weights
 from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
@@ -22,14 +23,12 @@ from diffusion.training import callbacks
 
 
 @dataclasses.dataclass
-class Config:
-  """The numbers of the experiment; every one is a flag, e.g. --config.dropout=0.2."""
+class Config(diffusion.Numbers):
+  """The numbers beside those common to all experiments; every one is a flag, e.g. --config.dropout=0.2."""
 
-  seed: int = 0
   num_steps: int = 1000
   batch_size: int = 64
   steps_per_dispatch: int = 5
-  log_every: int = 10
   validate_every: int = 50
   part: int = 0
   examples: int = 700
@@ -37,10 +36,6 @@ class Config:
   width: int = 24
   dropout: float = 0.1
   weight_decay: float = 0.01
-  learning_rate: float = 2e-3
-  clip_norm: float = 1.0
-  ema_decay: float = 0.99
-  sampling_steps: int = 25
   samples_per_class: int = 50
   synthetic: bool = False
 
@@ -51,34 +46,26 @@ SMOKE = Config(
 )  # fmt: skip
 
 
-def build(c: Config) -> launch.Experiment:
+def build(c: Config) -> diffusion.Experiment:
   """The experiment of these numbers."""
-  return launch.Experiment(
-    seed=c.seed,
-    num_steps=c.num_steps,
-    batch_size=c.batch_size,
-    log_every=c.log_every,
-    steps_per_dispatch=c.steps_per_dispatch,
-    validate_every=c.validate_every,
-    data=sources.synthetic_images((8, 8, 1)) if c.synthetic else sources.digits(),
+  return diffusion.Experiment(
+    **c.loop(),
+    data=sources.real_or_synthetic(sources.digits(), c.synthetic, (8, 8, 1)),
     split=splits.Fractions(0.1, 0.1, c.examples, offset=c.part * c.examples),
-    augment=augment.chain(),
     diffusion=gaussian.Diffusion(
       noise.cosine(), marginals.variance_preserving, parameterizations.v()
     ),
     model=unet.unet(c.width, (1, 2), 1, (), c.dropout, num_classes=10),
     terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))},
-    times=times.stratified(),
     optimizer=chains.adamw(schedules.constant(c.learning_rate), c.weight_decay, c.clip_norm),
     averages={'ema': averaging.ema(c.ema_decay)},
-    evaluation_average='ema',
     callbacks=[
-      callbacks.checkpoint('validation/eps'),
-      callbacks.early_stopping('validation/eps', c.patience),
+      callbacks.checkpoint(),
+      callbacks.early_stopping(patience=c.patience),
       callbacks.divergence_guard(c.log_every),
     ],
     evaluation_noise=gap.evaluation_noise(draws=2),
-    sampling=launch.Sampling(steps=c.sampling_steps, per_class=c.samples_per_class),
+    sampling=diffusion.Sampling(steps=c.sampling_steps, per_class=c.samples_per_class),
     metrics=[memorization.nearest_neighbor_ratio(), memorization.authenticity()],
   )
 

@@ -15,11 +15,12 @@ import dataclasses
 
 import numpy as np
 
+import diffusion
 from diffusion import launch
-from diffusion.data import augment, sources, splits
+from diffusion.data import sources, splits
 from diffusion.evaluation import gap, membership, memorization
 from diffusion.models import mlp
-from diffusion.objectives import losses, times, weights
+from diffusion.objectives import losses, weights
 from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import analytic, gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
@@ -28,10 +29,9 @@ from diffusion.training import callbacks
 
 
 @dataclasses.dataclass
-class Config:
-  """The numbers of the experiment; every one is a flag, e.g. --config.train_limit=64."""
+class Config(diffusion.Numbers):
+  """The numbers beside those common to all experiments; every one is a flag, e.g. --config.train_limit=64."""
 
-  seed: int = 0
   dimensions: int = 8
   examples: int = 4096
   train_limit: int = 256
@@ -46,8 +46,6 @@ class Config:
   dropout: float = 0.0
   learning_rate: float = 1e-3
   weight_decay: float = 0.0
-  clip_norm: float = 1.0
-  ema_decay: float = 0.99
   sampling_steps: int = 100
   samples: int = 1000
 
@@ -58,37 +56,29 @@ SMOKE = Config(
 )  # fmt: skip
 
 
-def build(c: Config) -> launch.Experiment:
+def build(c: Config) -> diffusion.Experiment:
   """The experiment of these numbers."""
   means = np.stack([np.ones(c.dimensions), -np.ones(c.dimensions)])
-  return launch.Experiment(
-    seed=c.seed,
-    num_steps=c.num_steps,
-    batch_size=c.batch_size,
-    steps_per_dispatch=c.steps_per_dispatch,
-    log_every=c.log_every,
-    validate_every=c.validate_every,
+  return diffusion.Experiment(
+    **c.loop(),
     data=sources.unlabelled(
       sources.gaussian_mixture(means, np.ones(2), np.full(2, 0.5), c.examples)
     ),
     split=splits.Fractions(0.25, 0.25, c.train_limit),
-    augment=augment.chain(),
     diffusion=gaussian.Diffusion(
       noise.cosine(), marginals.variance_preserving, parameterizations.v()
     ),
     model=mlp.mlp(c.width, c.depth, c.dropout),
     terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))},
-    times=times.stratified(),
     optimizer=chains.adamw(schedules.constant(c.learning_rate), c.weight_decay, c.clip_norm),
     averages={'ema': averaging.ema(c.ema_decay)},
-    evaluation_average='ema',
     callbacks=[
-      callbacks.checkpoint('validation/eps'),
-      callbacks.early_stopping('validation/eps', c.patience),
+      callbacks.checkpoint(),
+      callbacks.early_stopping(patience=c.patience),
       callbacks.divergence_guard(c.log_every),
     ],
     evaluation_noise=gap.evaluation_noise(levels=9, draws=4),
-    sampling=launch.Sampling(samplers.ddim, c.sampling_steps, wrappers=(), per_class=c.samples),
+    sampling=diffusion.Sampling(samplers.ddim, c.sampling_steps, wrappers=(), per_class=c.samples),
     metrics=[
       memorization.nearest_neighbor_ratio(),
       membership.score_position(

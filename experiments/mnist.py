@@ -17,11 +17,12 @@ The data is prepared once, without TensorFlow, by `python -m diffusion.commands.
 
 import dataclasses
 
+import diffusion
 from diffusion import launch
 from diffusion.data import augment, sources, splits
 from diffusion.evaluation import gap, memorization
 from diffusion.models import unet
-from diffusion.objectives import losses, times, weights
+from diffusion.objectives import losses, weights
 from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
@@ -30,14 +31,11 @@ from diffusion.training import callbacks
 
 
 @dataclasses.dataclass
-class Config:
-  """The numbers of the experiment; every one is a flag, e.g. --config.dropout=0.2."""
+class Config(diffusion.Numbers):
+  """The numbers beside those common to all experiments; every one is a flag, e.g. --config.dropout=0.2."""
 
-  seed: int = 0
   data_dir: str = ''
   num_steps: int = 20_000
-  batch_size: int = 128
-  steps_per_dispatch: int = 10
   log_every: int = 50
   validate_every: int = 500
   validation_fraction: float = 0.02
@@ -52,7 +50,6 @@ class Config:
   warmup_steps: int = 500
   final_learning_rate: float = 1e-5
   weight_decay: float = 1e-2
-  clip_norm: float = 1.0
   min_snr_gamma: float = 5.0
   ema_decay: float = 0.999
   guidance: float = 1.5
@@ -68,20 +65,15 @@ SMOKE = Config(
 )  # fmt: skip
 
 
-def build(c: Config) -> launch.Experiment:
+def build(c: Config) -> diffusion.Experiment:
   """The experiment of these numbers."""
   real = sources.tfds('mnist', c.data_dir or None)
   rate = schedules.warmup_cosine(
     c.learning_rate, c.num_steps, c.warmup_steps, c.final_learning_rate
   )
-  return launch.Experiment(
-    seed=c.seed,
-    num_steps=c.num_steps,
-    batch_size=c.batch_size,
-    steps_per_dispatch=c.steps_per_dispatch,
-    log_every=c.log_every,
-    validate_every=c.validate_every,
-    data=sources.synthetic_images((28, 28, 1), examples=128) if c.synthetic else real,
+  return diffusion.Experiment(
+    **c.loop(),
+    data=sources.real_or_synthetic(real, c.synthetic, (28, 28, 1), 128),
     split=splits.Fractions(c.validation_fraction),
     augment=augment.chain(augment.shift(c.shift), augment.label_dropout(c.label_dropout)),
     diffusion=gaussian.Diffusion(
@@ -89,18 +81,16 @@ def build(c: Config) -> launch.Experiment:
     ),
     model=unet.unet(c.width, c.multipliers, c.blocks, (7,), c.dropout, num_classes=10),
     terms={'denoise': (1.0, losses.denoising(weights.min_snr(c.min_snr_gamma)))},
-    times=times.stratified(),
     optimizer=chains.adamw(rate, c.weight_decay, c.clip_norm),
     averages={'ema': averaging.ema(c.ema_decay)},
-    evaluation_average='ema',
     callbacks=[
-      callbacks.checkpoint('validation/eps'),
-      callbacks.early_stopping('validation/eps', c.patience),
+      callbacks.checkpoint(),
+      callbacks.early_stopping(patience=c.patience),
       callbacks.divergence_guard(c.log_every),
       callbacks.sample_grid(c.validate_every),
     ],
     evaluation_noise=gap.evaluation_noise(draws=1),
-    sampling=launch.Sampling(
+    sampling=diffusion.Sampling(
       samplers.ddim, c.sampling_steps, c.guidance, grid_rows=8, per_class=c.samples_per_class
     ),
     metrics=[memorization.nearest_neighbor_ratio()],

@@ -15,11 +15,12 @@ on a plateau, and patience that grows with the run.
 
 import dataclasses
 
+import diffusion
 from diffusion import launch
 from diffusion.data import augment, cleaning, sources, splits
 from diffusion.evaluation import gap, memorization, recognition
 from diffusion.models import dropout, unet
-from diffusion.objectives import losses, times, weights
+from diffusion.objectives import losses, weights
 from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
@@ -28,14 +29,10 @@ from diffusion.training import callbacks, guards
 
 
 @dataclasses.dataclass
-class Config:
-  """The numbers of the experiment; every one is a flag, e.g. --config.dropout=0.2."""
+class Config(diffusion.Numbers):
+  """The numbers beside those common to all experiments; every one is a flag, e.g. --config.dropout=0.2."""
 
-  seed: int = 0
   num_steps: int = 600
-  batch_size: int = 128
-  steps_per_dispatch: int = 10
-  log_every: int = 10
   validate_every: int = 50
   snapshot_every: int = 100
   patience: int = 150
@@ -48,14 +45,10 @@ class Config:
   label_dropout: float = 0.1
   augment_probability: float = 0.12
   min_snr_gamma: float = 5.0
-  learning_rate: float = 2e-3
   warmup_steps: int = 30
   final_learning_rate: float = 1e-4
   weight_decay: float = 1e-2
-  clip_norm: float = 1.0
-  ema_decay: float = 0.99
   guidance: float = 1.5
-  sampling_steps: int = 25
   samples_per_class: int = 100
   train_limit: int = 0
   synthetic: bool = False
@@ -67,19 +60,14 @@ SMOKE = Config(
 )  # fmt: skip
 
 
-def build(c: Config) -> launch.Experiment:
+def build(c: Config) -> diffusion.Experiment:
   """The experiment of these numbers."""
   rate = schedules.warmup_cosine(
     c.learning_rate, c.num_steps, c.warmup_steps, c.final_learning_rate
   )
-  data = sources.synthetic_images((8, 8, 1)) if c.synthetic else sources.digits()
-  return launch.Experiment(
-    seed=c.seed,
-    num_steps=c.num_steps,
-    batch_size=c.batch_size,
-    log_every=c.log_every,
-    steps_per_dispatch=c.steps_per_dispatch,
-    validate_every=c.validate_every,
+  data = sources.real_or_synthetic(sources.digits(), c.synthetic, (8, 8, 1))
+  return diffusion.Experiment(
+    **c.loop(),
     data=cleaning.checked(data, copies='drop'),
     split=splits.Fractions(limit=c.train_limit),
     augment=augment.chain(
@@ -99,23 +87,21 @@ def build(c: Config) -> launch.Experiment:
       drops=[dropout.stochastic_depth(c.stochastic_depth)],
     ),
     terms={'denoise': (1.0, losses.denoising(weights.min_snr(c.min_snr_gamma)))},
-    times=times.stratified(),
     optimizer=chains.adamw(rate, c.weight_decay, c.clip_norm),
     averages={
       'ema': averaging.ema(c.ema_decay),
       'narrow': averaging.power(0.05),
       'wide': averaging.power(0.10),
     },
-    evaluation_average='ema',
     callbacks=[
-      callbacks.checkpoint('validation/eps'),
-      callbacks.early_stopping('validation/eps', c.patience, share=c.patience_share),
-      callbacks.reduce_on_plateau('validation/eps', patience=c.patience // 2),
+      callbacks.checkpoint(),
+      callbacks.early_stopping(patience=c.patience, share=c.patience_share),
+      callbacks.reduce_on_plateau(patience=c.patience // 2),
       callbacks.snapshots(c.snapshot_every),
       guards.spike_guard(c.log_every),
     ],
     evaluation_noise=gap.evaluation_noise(draws=2),
-    sampling=launch.Sampling(
+    sampling=diffusion.Sampling(
       solvers.dpm_solver, c.sampling_steps, c.guidance, per_class=c.samples_per_class
     ),
     metrics=[recognition.support_vectors(), memorization.nearest_neighbor_ratio()],

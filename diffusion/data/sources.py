@@ -210,6 +210,20 @@ def synthetic_images(
   return _source('synthetic', load, lambda: min(shape[:2]))
 
 
+def real_or_synthetic(
+  real: Source, synthetic: bool, shape: tuple[int, int, int], examples: int = 512
+) -> Source:
+  """The real data, or for a smoke run `synthetic_images` of its shape, which need no download.
+
+  Args:
+    real: the data.
+    synthetic: whether to take the other.
+    shape: (h, w, c) of an image.
+    examples: how many synthetic ones.
+  """
+  return synthetic_images(shape, examples=examples) if synthetic else real
+
+
 def gaussian_mixture(
   means: Float[np.ndarray, 'k d'],
   scales: Float[np.ndarray, ' k'],

@@ -1,9 +1,12 @@
 """An experiment: everything a run is, as values and pure functions, and the checks that need all of it."""
 
+import dataclasses
+import difflib
 import functools
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from diffusion import checks, devices
 from diffusion.data import augment, pipeline, sources, splits
@@ -11,14 +14,78 @@ from diffusion.data.records import DiskRecords
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.evaluation.metric import Metric, Plan
+from diffusion.objectives import times
+from diffusion.optimizers import averaging
 from diffusion.sampling import plan as plans
 from diffusion.sampling.guidance import clip_x0
 from diffusion.sampling.plan import SAMPLERS, Sampling
-from diffusion.training.callbacks import Callback
+from diffusion.training.callbacks import Callback, checkpoint
 from diffusion.types import Augment, Average, Curriculum, Diffusion, Model, Optimizer, Term, Times
 
 
-class Experiment(NamedTuple):
+@dataclasses.dataclass
+class Numbers:
+  """The numbers common to all experiments, each a flag; an experiment file's `Config` inherits and adds its own.
+
+  Attributes:
+    seed: root of all random streams.
+    num_steps, batch_size, steps_per_dispatch, log_every, validate_every: see `Experiment`.
+    learning_rate: at its highest.
+    clip_norm: the largest gradient norm.
+    ema_decay: of the average that is evaluated.
+    sampling_steps: of the sampler.
+  """
+
+  seed: int = 0
+  num_steps: int = 500
+  batch_size: int = 128
+  steps_per_dispatch: int = 10
+  log_every: int = 10
+  validate_every: int = 100
+  learning_rate: float = 2e-3
+  clip_norm: float = 1.0
+  ema_decay: float = 0.99
+  sampling_steps: int = 25
+
+  def loop(self) -> dict[str, int]:
+    """Those that `Experiment` takes by their names."""
+    names = ('seed', 'num_steps', 'batch_size', 'steps_per_dispatch', 'log_every', 'validate_every')
+    return {name: getattr(self, name) for name in names}
+
+
+class _Fields(NamedTuple):
+  """See `Experiment`."""
+
+  seed: int
+  num_steps: int
+  batch_size: int
+  log_every: int
+  validate_every: int
+  data: sources.Source
+  diffusion: Diffusion
+  model: Model
+  terms: Mapping[str, tuple[float, Term]]
+  optimizer: Optimizer
+  times: Times = times.stratified()
+  averages: Mapping[str, Average] = MappingProxyType({'ema': averaging.ema(0.999)})
+  evaluation_average: str | None = None
+  callbacks: Sequence[Callback] = (checkpoint(),)
+  augment: Augment = augment.chain()
+  split: splits.Fractions = splits.Fractions()
+  evaluation_noise: gap.EvaluationNoise = gap.evaluation_noise()
+  sampling: Sampling = Sampling()
+  metrics: Sequence[Metric] = ()
+  steps_per_dispatch: int = 1
+  normalization: pipeline.Normalization = pipeline.unit_range
+  curriculum: Curriculum | None = None
+  micro_batches: int = 1
+  gradient_noise: bool = False
+
+
+RENAMED = {'judged': 'evaluation_average', 'bank': 'evaluation_noise'}  # fields of earlier versions
+
+
+class Experiment(_Fields):
   """Everything a run is, as values and pure functions; an experiment file builds one from its numbers.
 
   Attributes:
@@ -29,7 +96,8 @@ class Experiment(NamedTuple):
     diffusion, model, times, optimizer: one each.
     terms: name -> (factor, term) of the loss.
     averages: name -> average.
-    evaluation_average: which of them is validated and sampled; '' for the weights themselves.
+    evaluation_average: which of them is validated and sampled, '' for the weights themselves; by default the first one,
+      or the weights where there are no averages.
     augment: transformation of training batches.
     callbacks: in order.
     evaluation_noise: noise levels and draws of validation.
@@ -42,30 +110,26 @@ class Experiment(NamedTuple):
     gradient_noise: log the gradient's noise scale, in examples; it needs micro_batches >= 2 to compare.
   """
 
-  seed: int
-  num_steps: int
-  batch_size: int
-  log_every: int
-  validate_every: int
-  data: sources.Source
-  diffusion: Diffusion
-  model: Model
-  terms: Mapping[str, tuple[float, Term]]
-  times: Times
-  optimizer: Optimizer
-  averages: Mapping[str, Average]
-  evaluation_average: str
-  callbacks: Sequence[Callback]
-  augment: Augment = augment.chain()
-  split: splits.Fractions = splits.Fractions()
-  evaluation_noise: gap.EvaluationNoise = gap.evaluation_noise()
-  sampling: Sampling = Sampling()
-  metrics: Sequence[Metric] = ()
-  steps_per_dispatch: int = 1
-  normalization: pipeline.Normalization = pipeline.unit_range
-  curriculum: Curriculum | None = None
-  micro_batches: int = 1
-  gradient_noise: bool = False
+  __slots__ = ()
+
+  def __new__(cls, **fields: Any) -> 'Experiment':
+    """Raises TypeError for a field that there is not, or is no longer, or is missing."""
+    _check_names(fields)
+    return super().__new__(cls, **fields)
+
+  def _replace(self, **fields: Any) -> 'Experiment':
+    """The experiment with other fields; raises TypeError as the constructor does."""
+    _check_names(fields)
+    return super()._replace(**fields)
+
+
+def _check_names(fields: Mapping[str, Any]) -> None:
+  for name in fields:
+    if name in RENAMED:
+      raise TypeError(f'the field {name} of an Experiment is now {RENAMED[name]}')
+    if name not in _Fields._fields:
+      near = difflib.get_close_matches(name, _Fields._fields, 1, 0.0)[0]
+      raise TypeError(f'an Experiment has no field {name}: the nearest is {near}')
 
 
 def check(experiment: Experiment) -> None:
@@ -85,7 +149,8 @@ def check(experiment: Experiment) -> None:
   check_cadence(experiment)
   if not live_terms(experiment):
     raise ValueError('no term of the loss is on: an experiment needs one')
-  if experiment.evaluation_average and experiment.evaluation_average not in experiment.averages:
+  named = experiment.evaluation_average
+  if named and named not in experiment.averages:
     raise ValueError(
       f'evaluation_average names the average {experiment.evaluation_average!r}, there are {sorted(experiment.averages)}'
     )

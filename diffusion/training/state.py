@@ -180,11 +180,12 @@ def host_target(make: Callable[[], TrainState]) -> Any:
 
 def evaluation_parameters(experiment: Experiment, state: TrainState) -> Parameters:
   """The parameters that are validated and sampled: the evaluation average, or the last ones."""
-  if not experiment.evaluation_average:
+  name = experiment.evaluation_average
+  if name is None:
+    name = next(iter(experiment.averages), '')
+  if not name:
     return experiment.optimizer.read(state.optimizer, state.params)
-  return experiment.averages[experiment.evaluation_average].read(
-    state.averages[experiment.evaluation_average]
-  )
+  return experiment.averages[name].read(state.averages[name])
 
 
 def weights(experiment: Experiment, state: TrainState) -> tuple:

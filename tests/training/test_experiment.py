@@ -10,6 +10,7 @@ import pytest
 from diffusion import rng
 from diffusion.data import pipeline
 from diffusion.models import mlp
+from diffusion.optimizers import averaging
 from diffusion.process import gaussian
 from diffusion.runs.run import techniques
 from diffusion.sampling import grids, guidance, samplers, solvers
@@ -17,6 +18,7 @@ from diffusion.sampling.plan import Sampling
 from diffusion.sampling.plan import plan as planned
 from diffusion.training import callbacks, guards
 from diffusion.training import experiment as experiments
+from diffusion.training import state as states
 from diffusion.types import Prediction
 from tests.training import tiny
 
@@ -135,3 +137,33 @@ def test_a_guard_needs_checkpoints_to_go_back_to():
   ):
     experiments.check(tiny.experiment(callbacks=[guard]))
   experiments.check(tiny.experiment(callbacks=[guard, callbacks.checkpoint()]))
+
+
+@pytest.mark.parametrize(
+  ('name', 'says'),
+  [
+    ('judged', 'the field judged of an Experiment is now evaluation_average'),
+    ('bank', 'the field bank of an Experiment is now evaluation_noise'),
+    ('optimiser', 'an Experiment has no field optimiser: the nearest is optimizer'),
+  ],
+)
+def test_a_field_that_is_not_there_names_the_one_that_is(name, says):
+  made = plan()
+  for make in (experiments.Experiment, made._replace):
+    assert make(**made._asdict()) == made
+    with pytest.raises(TypeError, match=says):
+      make(**made._asdict(), **{name: 1})
+
+
+def test_by_default_the_first_average_is_evaluated_and_without_one_the_weights():
+  made = tiny.experiment(averages={'slow': averaging.ema(0.9), 'fast': averaging.ema(0.1)})
+  made = made._replace(evaluation_average=None)
+  _, state, _ = tiny.start(made)
+  moved = state._replace(params=jax.tree.map(lambda p: p + 1, state.params))
+  found = tiny.leaves(states.evaluation_parameters(made, moved))
+  slow = tiny.leaves(made.averages['slow'].read(moved.averages['slow']))
+  assert all((found[path] == leaf).all() for path, leaf in slow.items())
+  bare = tiny.leaves(states.evaluation_parameters(made._replace(averages={}), moved))
+  params = tiny.leaves(moved.params)
+  assert all((bare[path] == leaf).all() for path, leaf in params.items())
+  assert any((found[path] != params[path]).any() for path in params)
