@@ -23,7 +23,7 @@ def off(value: Any) -> bool:
 def in_range(
   name: str, value: Any, low: float, high: float, *, ends: str = '[]', remedy: str = ''
 ) -> None:
-  """Raises ValueError unless `value` lies between `low` and `high`.
+  """Whether `low` <= `value` <= `high`, a finite bound belonging to the range or not.
 
   Args:
     name: the argument's name, quoted in the error.
@@ -31,6 +31,9 @@ def in_range(
     low, high: the bounds; may be infinite. With a traced one every value passes.
     ends: '[]', '(]', '[)' or '()': which bounds belong to the range.
     remedy: what to do instead, appended to the message.
+
+  Raises:
+    ValueError: `value` is no number, NaN, or out of the range.
   """
   if traced(value) or traced(low) or traced(high):
     return
@@ -48,17 +51,46 @@ def in_range(
 
 
 def at_least(name: str, value: Any, low: float, remedy: str = '') -> None:
-  """Raises ValueError unless `value` is a finite number >= `low`."""
+  """Whether `value` is finite and >= `low`.
+
+  Args:
+    name: the argument's name, quoted in the error.
+    value: a number, or a tracer, which passes.
+    low: the least that is allowed.
+    remedy: what to do instead, appended to the message.
+
+  Raises:
+    ValueError: it is not.
+  """
   in_range(name, value, low, math.inf, ends='[)', remedy=remedy)
 
 
 def positive(name: str, value: Any, remedy: str = '') -> None:
-  """Raises ValueError unless `value` is a finite number > 0."""
+  """Whether `value` is finite and > 0.
+
+  Args:
+    name: the argument's name, quoted in the error.
+    value: a number, or a tracer, which passes.
+    remedy: what to do instead, appended to the message.
+
+  Raises:
+    ValueError: it is not.
+  """
   in_range(name, value, 0, math.inf, ends='()', remedy=remedy)
 
 
 def integer(name: str, value: Any, low: int = 1, remedy: str = '') -> None:
-  """Raises ValueError unless `value` is an int >= `low`."""
+  """Whether `value` is an int >= `low`.
+
+  Args:
+    name: the argument's name, quoted in the error.
+    value: what was given; a bool, a float and a tracer are no integers.
+    low: the least that is allowed.
+    remedy: what to do instead, appended to the message.
+
+  Raises:
+    ValueError: it is not.
+  """
   tail = f': {remedy}' if remedy else ''
   if isinstance(value, bool) or not isinstance(value, int) or value < low:
     raise ValueError(f'{name} must be an integer >= {low}, got {value!r}{tail}')

@@ -282,9 +282,15 @@ def wait(tree: Any) -> None:
 
 
 def repeat(step: Callable[[Any, Any], tuple[Any, Any]], state: Any, each: Any) -> tuple[Any, Any]:
-  """(state after all steps, the last one's metrics), as one loop inside a compiled program.
+  """Several steps as one loop inside a compiled program.
 
-  `step` takes the state and its row of `each`, whose arrays are [steps, ...].
+  Args:
+    step: (state, its row of `each`) -> (state, metrics).
+    state: before the first step.
+    each: a tree of arrays [steps, ...].
+
+  Returns:
+    (the state after all steps, the last one's metrics).
   """
   if len(jax.tree.leaves(each)[0]) == 1:
     return step(state, jax.tree.map(lambda x: x[0], each))
@@ -400,6 +406,9 @@ def over_rows(function: Callable, chunk: int) -> Callable:
 
   Returns:
     (replicated shared, *arrays [n, ...]) -> tree of NumPy arrays [n, ...].
+
+  Raises:
+    ValueError: chunk is not an integer >= 1.
   """
   checks.integer('chunk', chunk)
   count, here = jax.device_count(), jax.local_device_count()

@@ -37,6 +37,11 @@ class Agreed(ValueError):
 def check_flags(coordinator: str, num_processes: int | None, process_id: int | None) -> bool:
   """Whether the processes are given by flags.
 
+  Args:
+    coordinator: host:port of process 0; '' where it is not given.
+    num_processes: how many there are, >= 1; None where it is not given.
+    process_id: this one's number, in [0, num_processes); None where it is not given.
+
   Raises:
     ValueError: some of the three flags without the others, or one out of its range.
   """
@@ -309,7 +314,11 @@ def lost(error: Exception) -> NoReturn:
 
 
 def leave(status: int) -> NoReturn:
-  """Ends this process; of several at once: an orderly exit would wait for the others, who may be anywhere."""
+  """Ends this process; of several at once: an orderly exit would wait for the others, who may be anywhere.
+
+  Raises:
+    SystemExit: where the process is the only one.
+  """
   if joined():
     sys.stdout.flush()
     sys.stderr.flush()

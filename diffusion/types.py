@@ -110,10 +110,16 @@ class Path(NamedTuple):
 
 
 class Denoiser(Protocol):
-  """(z, t, key=None) -> Prediction. Row keys turn dropout on."""
+  """What answers a noised example with a prediction."""
 
   def __call__(self, z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
-    """Predicts x0 and eps."""
+    """Predicts x0 and eps.
+
+    Args:
+      z: noised examples.
+      t: their times, in [0, 1].
+      key: of the rows, which turn dropout on; None is evaluation.
+    """
     ...
 
 

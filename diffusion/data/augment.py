@@ -36,7 +36,11 @@ class Transformation(NamedTuple):
   turns: bool = False
 
   def __call__(self, keys: Keys, batch: Batch) -> Batch:
-    """Transforms every row, and tells nobody."""
+    """Transforms every row, and tells nobody.
+
+    Raises:
+      ValueError: the batch holds no images.
+    """
     return batch._replace(x=_rows(self, keys, batch)[0])
 
 

@@ -121,7 +121,12 @@ class Prefetcher:
     return taken
 
   def ahead(self) -> None:
-    """Sends the next dispatch's batches to the devices; called when these have work, as it waits for the reading."""
+    """Sends the next dispatch's batches to the devices; called when these have work, as it waits for the reading.
+
+    Raises:
+      ValueError: a record that cannot be read.
+      ChildProcessError: a worker was ended from outside.
+    """
     if self._waiting is None:
       self._waiting = devices.spread(_next(self._reading))
 

@@ -78,7 +78,13 @@ class TransformerBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Places, embedding: Features, mode: Mode) -> Places:
-    """What the block hands on."""
+    """What the block hands on.
+
+    Args:
+      x: what the one before it did.
+      embedding: of the noise level and the conditioning.
+      mode: how the network is applied.
+    """
     c = x.shape[-1]
     told = nn.Dense(6 * c, kernel_init=nn.initializers.zeros, name='modulation')(embedding)
     shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = jnp.split(told, 6, axis=-1)
@@ -106,7 +112,17 @@ class DiT(nn.Module):
 
   @nn.compact
   def __call__(self, z: Images, noise: PerRow, conditioning: Conditioning, mode: Mode) -> Images:
-    """The network's output for z at c_noise."""
+    """The network's output.
+
+    Args:
+      z: noised examples.
+      noise: c_noise of each.
+      conditioning: what it is told beside the noise level.
+      mode: how it is applied.
+
+    Raises:
+      ValueError: a patch that does not divide the image.
+    """
     b, height, width, channels = z.shape
     p = self.patch
     if height % p or width % p:

@@ -115,7 +115,13 @@ class Block(nn.Module):
   def __call__(
     self, x: Images, embedding: Float[Array, 'b e'], mode: Mode
   ) -> Float[Array, 'b h w {self.features}']:
-    """What the block hands on."""
+    """What the block hands on.
+
+    Args:
+      x: what the one before it did.
+      embedding: of the noise level and the conditioning.
+      mode: how the network is applied.
+    """
     if self.encoder:
       if x.shape[-1] != self.features:
         x = Kernel(self.features, 1, name='shortcut')(x, mode)
@@ -168,7 +174,14 @@ class MagnitudePreservingUNet(nn.Module):
 
   @nn.compact
   def __call__(self, z: Images, noise: PerRow, conditioning: Conditioning, mode: Mode) -> Images:
-    """The network's output for z at c_noise."""
+    """The network's output.
+
+    Args:
+      z: noised examples.
+      noise: c_noise of each.
+      conditioning: what it is told beside the noise level.
+      mode: how it is applied.
+    """
     embedding = self._embedding(noise, conditioning, mode).astype(z.dtype)
     levels = len(self.multipliers)
     total, done = levels * (2 * self.blocks + 1) + 2, 0

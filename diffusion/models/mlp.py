@@ -34,7 +34,14 @@ class ResidualMLP(nn.Module):
   def __call__(
     self, z: Float[Array, 'b d'], noise: PerRow, conditioning: Conditioning, mode: Mode
   ) -> Float[Array, 'b d']:
-    """The network's output for z at c_noise."""
+    """The network's output.
+
+    Args:
+      z: noised examples.
+      noise: c_noise of each.
+      conditioning: what it is told beside the noise level.
+      mode: how it is applied.
+    """
     embedding = ConditioningEmbedding(self.width, self.num_classes, self.activation)(
       noise, conditioning
     ).astype(z.dtype)

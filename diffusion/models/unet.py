@@ -75,7 +75,13 @@ class ResidualBlock(nn.Module):
   def __call__(
     self, x: Images, embedding: Float[Array, 'b e'], mode: Mode
   ) -> Float[Array, 'b h w {self.features}']:
-    """What the block hands on."""
+    """What the block hands on.
+
+    Args:
+      x: what the one before it did.
+      embedding: of the noise level and the conditioning.
+      mode: how the network is applied.
+    """
     style, forward = self.style, mode.forward_mode
     init = style.kernel_init
     h = style.activation(style.norm(x, mode))
@@ -131,7 +137,14 @@ class UNet(nn.Module):
 
   @nn.compact
   def __call__(self, z: Images, noise: PerRow, conditioning: Conditioning, mode: Mode) -> Images:
-    """The network's output for z at c_noise."""
+    """The network's output.
+
+    Args:
+      z: noised examples.
+      noise: c_noise of each.
+      conditioning: what it is told beside the noise level.
+      mode: how it is applied.
+    """
     style, levels = self.style, len(self.multipliers)
     embedding = ConditioningEmbedding(4 * self.width, self.num_classes, style.activation)(
       noise, conditioning

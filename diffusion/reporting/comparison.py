@@ -309,7 +309,18 @@ def _student(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def levels(groups: Groups, log_snr: Sequence[float], path: Path) -> pathlib.Path:
-  """The generalization gap by noise level at each run's best validation: mean over seeds and Student's interval."""
+  """A picture of the generalization gap by noise level at each run's best validation.
+
+  Points are means over seeds, bars Student's intervals.
+
+  Args:
+    groups: variant -> rows of each of its runs.
+    log_snr: the noise levels, nats, as the rows number them.
+    path: the picture's file; its folder is created.
+
+  Returns:
+    The path.
+  """
   axes = new_axes(6.4, 3.8)
   width = 0.6 * abs(log_snr[0] - log_snr[-1]) / max(1, len(log_snr) - 1) / max(1, len(groups))
   for i, ((variant, runs), color) in enumerate(_colored(groups)):

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 Path = str | os.PathLike[str]
 
@@ -58,7 +59,14 @@ def save_axes(axes: Any, path: Path, title: str = '') -> pathlib.Path:
 def save_figure(
   figure: Any, path: Path, title: str = '', *, dpi: float = 1.5 * DPI
 ) -> pathlib.Path:
-  """Writes a figure, its folder made where it is missing, and returns the path."""
+  """Writes a figure and returns the path.
+
+  Args:
+    figure: of Matplotlib.
+    path: the picture's file; its folder is created.
+    title: of the whole, if any.
+    dpi: pixels an inch.
+  """
   path = pathlib.Path(path)
   if title:
     figure.suptitle(title, fontsize=12, color=INK)
@@ -71,6 +79,13 @@ class Canvas:
   """A figure addressed in whole pixels from the picture's upper left corner."""
 
   def __init__(self, size: tuple[int, int], title: str, top: int = 0):
+    """An empty one, as wide as its title needs.
+
+    Args:
+      size: (width, height) of what is drawn, pixels.
+      title: above it; '' for none.
+      top: pixels between the title and what is drawn.
+    """
     from matplotlib.figure import Figure
 
     width, height = size
@@ -88,15 +103,28 @@ class Canvas:
         0.5, 1 - MARGIN / self.height, title, size=title_size, ha='center', va='top', color=INK
       )
 
-  def draw(self, x: int, y: int, tile: np.ndarray) -> None:
-    """Puts uint8 [h, w, 3], pixel on pixel, with its upper left corner at (x, y)."""
+  def draw(self, x: int, y: int, tile: UInt8[np.ndarray, 'h w 3']) -> None:
+    """Puts a tile, pixel on pixel.
+
+    Args:
+      x, y: of its upper left corner, pixels right and down.
+      tile: red, green and blue of each pixel.
+    """
     bottom = self.height - (self.top + y + tile.shape[0])
     self.figure.figimage(tile, xo=self.left + x, yo=bottom, origin='upper')
 
   def write(
     self, x: float, y: float, text: str, *, size: float = 8.5, color: str = INK, align: str = 'left'
   ) -> None:
-    """Writes text with its baseline at (x, y)."""
+    """Writes text.
+
+    Args:
+      x, y: of its baseline, pixels right and down.
+      text: one line.
+      size: in points.
+      color: as Matplotlib names it.
+      align: which end of the line is at x: 'left', 'center' or 'right'.
+    """
     place = ((self.left + x) / self.width, 1 - (self.top + y) / self.height)
     self.figure.text(*place, text, size=size, color=color, ha=align, va='baseline')
 

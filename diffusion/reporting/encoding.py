@@ -108,7 +108,11 @@ def sync(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: pathlib.Path) -> Iterator[None]:
-  """Within the block, an `OSError` names `path`, whatever helper file or call it came from."""
+  """Within the block, an `OSError` names `path`, whatever helper file or call it came from.
+
+  Raises:
+    OSError: that of the block, so named.
+  """
   try:
     yield
   except OSError as error:

@@ -47,7 +47,13 @@ def tabular(headers: Sequence[str], rows: Sequence[Sequence[object]], digits: in
 
 
 def table(caption: str, content: str, label: str) -> str:
-  """A table environment around a tabular, scaled down where it is wider than the line."""
+  """A table environment around a tabular, scaled down where it is wider than the line.
+
+  Args:
+    caption: plain text.
+    content: from `tabular`.
+    label: to refer to it by.
+  """
   return '\n'.join([
     r'\begin{table}[htbp]', r'\centering', rf'\caption{{{escape(caption)}}}', rf'\label{{{label}}}', r'\small',
     r'\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%', content + '}', r'\end{table}',
@@ -55,7 +61,13 @@ def table(caption: str, content: str, label: str) -> str:
 
 
 def figure(caption: str, file: str, label: str) -> str:
-  """A figure environment around a picture."""
+  """A figure environment around a picture, as wide as the line.
+
+  Args:
+    caption: plain text.
+    file: the picture's, from the document's folder.
+    label: to refer to it by.
+  """
   return '\n'.join([
     r'\begin{figure}[htbp]', r'\centering', rf'\includegraphics[width=\linewidth]{{{file}}}',
     rf'\caption{{{escape(caption)}}}', rf'\label{{{label}}}', r'\end{figure}',
@@ -63,7 +75,13 @@ def figure(caption: str, file: str, label: str) -> str:
 
 
 def document(title: str, parts: Sequence[str], bibliography: str) -> str:
-  """A whole article that pdflatex compiles; `bibliography` is the name of the .bib file, or ''."""
+  """A whole article that pdflatex compiles.
+
+  Args:
+    title: plain text.
+    parts: of the body, in LaTeX.
+    bibliography: name of the .bib file, all of which is listed; '' for none.
+  """
   cited = [r'\nocite{*}', r'\bibliographystyle{plain}', rf'\bibliography{{{bibliography}}}']
   return '\n\n'.join([
     r'\documentclass[a4paper]{article}',
