@@ -124,7 +124,16 @@ class Ensemble(NamedTuple):
     return ensembles.mean(self._members(labels))
 
   def disagreement(self, z: np.ndarray, t: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The members' variance of eps at z [B, ...], t [B], the mean over dimensions: [B]."""
+    """The members' variance of eps, the mean over dimensions: [B].
+
+    Args:
+      z: noised examples in network units [B, ...].
+      t: times [B].
+      labels: [B]; -1 is the null label.
+
+    Raises:
+      ValueError: labels that the data does not have, or one member alone.
+    """
     members = self._members(labels)
     return np.asarray(jax.jit(lambda z, t: ensembles.disagreement(members, z, t))(z, t))
 

@@ -19,7 +19,9 @@ from diffusion.types import Denoiser
 class LookAtRun:
   """A look at a run, between two dispatches: see `callbacks.Look`."""
 
-  def __init__(self, run: Run, k: int, program: Program, row: Mapping[str, Any], recomputed: bool):
+  def __init__(
+    self, run: Run, k: int, program: Program, *, row: Mapping[str, Any], recomputed: bool
+  ):
     """At run number k of a program, where its row is not yet written.
 
     Args:

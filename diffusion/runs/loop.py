@@ -99,7 +99,7 @@ class InTraining:
       program.recompute_statistics(k)
     validated = program.validate(k) if validating else {}
     row, timing = self._row(run.position, fetch)
-    look = LookAtRun(run, k, program, row | validated, validating)
+    look = LookAtRun(run, k, program, row=row | validated, recomputed=validating)
     actions = []
     try:  # all of them before anything acts, so that a save holds their new states
       for callback in due:

@@ -62,6 +62,16 @@ def train_rising(run: Run, low: float, high: float) -> int:
   """Trains over `num_steps` with a rising rate and writes `lr_range.json` and `lr_range.png`; no checkpoint is touched.
 
   It ends early where the loss is not finite or four times its lowest.
+
+  Args:
+    run: prepared.
+    low, high: the first and the last rate, 0 < low < high.
+
+  Returns:
+    The program's exit status.
+
+  Raises:
+    ValueError: rates out of order, or too few rows to see a slope.
   """
   experiment, state = run.experiment, run.first_state()
   schedule = rising(low, high, experiment.num_steps)

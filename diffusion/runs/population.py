@@ -273,7 +273,15 @@ def fit(tree: Any, target: Any, fallback: Any = None) -> Any:
   """The leaves of `tree` in the structure of `target`, by their paths.
 
   A number that is 0 for one member alone removes code from its solo run, and with it leaves of the state that the
-  population has. What `tree` does not have comes from `fallback`, of the same structure as `target`.
+  population has.
+
+  Args:
+    tree: leaves to take.
+    target: the structure wanted.
+    fallback: of that structure; has the leaves that `tree` lacks.
+
+  Raises:
+    KeyError: a leaf that neither has.
   """
   found = {}
   for one in (fallback, tree):
@@ -282,7 +290,16 @@ def fit(tree: Any, target: Any, fallback: Any = None) -> Any:
 
 
 def first_states(runs: Sequence[Run], values: Sequence[Values], build: Build) -> list[TrainState]:
-  """The members' states before the first step, with all leaves that any of them has, as host arrays, by one program."""
+  """The members' states before the first step, with all leaves that any of them has, as host arrays, by one program.
+
+  Args:
+    runs: prepared, on one data set.
+    values: the numbers of each that vary.
+    build: values -> Experiment, traceable in them.
+
+  Raises:
+    ValueError: as `state.check_state` does.
+  """
   data, members = runs[0].data, members_of(runs, values)
 
   @devices.compile_quickly
@@ -354,7 +371,17 @@ def train(runs: Sequence[Run], values: Sequence[Values], build: Build, extend: i
 def train_members(
   runs: Sequence[Run], values: Sequence[Values], build: Build, extend: int = 0
 ) -> str | None:
-  """Trains the members; the name of the signal that interrupted them, or None. The rest as `train`."""
+  """Trains the members; they are not evaluated.
+
+  Args:
+    runs, values, build, extend: see `train`.
+
+  Returns:
+    The name of the signal that interrupted them, or None.
+
+  Raises:
+    ValueError: as `train` does, or a folder that holds a single run.
+  """
   begin, folder = time.perf_counter(), runs[0].folder.parent
   if (folder / 'run.json').exists():
     raise ValueError(f'{folder} holds a single run: choose another --workdir for a population')

@@ -292,7 +292,16 @@ def techniques(experiment: Experiment) -> list[Technique]:
 
 
 def restore(checkpoints: Checkpoints, target: Any, which: str) -> Restored | None:
-  """The 'latest' or 'best' checkpoint, None if there is none; says so when a newer one was damaged."""
+  """A checkpoint, None if there is none; says so when a newer one was damaged.
+
+  Args:
+    checkpoints: of the run, open.
+    target: the state's shapes and types, NumPy arrays.
+    which: 'latest' or 'best'.
+
+  Raises:
+    ValueError: checkpoints none of which can be read.
+  """
   restored = checkpoints.restore(target, which)
   if restored is not None and any(number > restored.number for number in restored.damaged):
     print(f'going on from checkpoint {restored.number}, the one before', flush=True)

@@ -85,7 +85,18 @@ def picture(
   path: pathlib.Path,
   title: str,
 ) -> None:
-  """Images: one class a column, as `draw.class_labels` orders them. Vectors: a scatter plot over the reference."""
+  """Images: one class a column. Vectors: a scatter plot over the reference. Nothing but on the process that writes.
+
+  Args:
+    dataset: of whose kind the samples are.
+    reference: examples, as stored.
+    samples: as stored, of the classes in turn.
+    path: the file.
+    title: of the picture.
+
+  Raises:
+    OSError: where the file cannot be written.
+  """
   if not processes.is_writer():
     return
   from diffusion.reporting import plots  # here, because most runs draw when they are over

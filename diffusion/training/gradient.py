@@ -32,12 +32,25 @@ def stream_key(state: TrainState, purpose: str) -> Key:
 
 
 def row_keys(state: TrainState, purpose: str, rows: Rows) -> Key:
-  """The keys of one purpose, one a row, each by its place in the global batch."""
+  """The keys of one purpose, one a row.
+
+  Args:
+    state: before the step.
+    purpose: of the draws, see `rng`.
+    rows: places in the global batch, each of which has its key.
+  """
   return rng.row_keys(stream_key(state, purpose), rows.index)
 
 
 def draw(experiment: Experiment, state: TrainState, batch: Batch, rows: Rows) -> Draws:
-  """Draws for these rows, each from its place in the global batch."""
+  """Draws for these rows, each from its place in the global batch.
+
+  Args:
+    experiment: what is trained.
+    state: before the step.
+    batch: whose examples are to be noised.
+    rows: places in the global batch.
+  """
   path = gaussian.bind(experiment.diffusion, state.params.schedule)
   progress = state.step / experiment.num_steps
   t, importance = experiment.times.draw(
@@ -51,7 +64,17 @@ def draw(experiment: Experiment, state: TrainState, batch: Batch, rows: Rows) ->
 def make_loss(
   experiment: Experiment, state: TrainState, batch: Batch, draws: Draws, cross_mean: CrossMean
 ) -> Callable:
-  """(params, (log_snr, slope) [B]) -> (mean loss, (terms, loss of each row, new statistics))."""
+  """The loss as a function of what is learned.
+
+  Args:
+    experiment: what is trained.
+    state: before the step.
+    batch, draws: of these rows.
+    cross_mean: over devices, for statistics of the batch.
+
+  Returns:
+    (params, (log_snr, slope) [B]) -> (mean loss, (terms, loss of each row, new statistics)).
+  """
   conditioning = Conditioning(batch.label, batch.augment_label)
   parameterization, live = experiment.diffusion.parameterization, live_terms(experiment)
   batch_key = jax.random.fold_in(stream_key(state, 'dropout'), rng.tag('batch'))
@@ -100,6 +123,12 @@ def whole(
   A learned schedule follows the gradient of the mean *squared* loss (Kingma et al., 2021, appendix I.2). Row i's loss
   depends on the schedule through its own log-SNR and slope alone, so it is enough to multiply the gradient that
   reaches them by 2 loss_i on its way to the parameters.
+
+  Args:
+    experiment: what is trained.
+    state: before the step.
+    batch, draws: of these rows.
+    cross_mean: over devices, for statistics of the batch.
   """
 
   def noise_level(schedule):

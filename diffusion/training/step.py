@@ -20,7 +20,13 @@ STATISTICS_BATCHES = 16  # over which the evaluation parameters' batch statistic
 def summarize(
   window: Mapping[str, Array], learning_rate: Array, state: TrainState
 ) -> dict[str, Array]:
-  """The means of a window of metrics; NaN where every step of it was skipped."""
+  """The means of a window of metrics; NaN where every step of it was skipped.
+
+  Args:
+    window: sums since the last logged step, see `state.empty_window`.
+    learning_rate: of the step.
+    state: whose counters are logged.
+  """
   means = {
     name: value / window['steps']
     for name, value in window.items()
@@ -147,7 +153,13 @@ def make_recompute_statistics(
 
 
 def step_flops(experiment: Experiment, data: SplitData, state: TrainState) -> int:
-  """Floating-point operations of a training step per image; `state` gives the shapes."""
+  """Floating-point operations of a training step per image.
+
+  Args:
+    experiment: what is trained.
+    data: whose examples have the shape.
+    state: of its shapes; the values do not matter.
+  """
   from diffusion.models import summary  # here, because training does not need it
 
   step, size = make_step(experiment, data.units), experiment.batch_size

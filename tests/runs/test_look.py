@@ -106,7 +106,7 @@ def look(tmp_path_factory):
   run.position = Position(10, 10)
   program = tiny.single(made, data, state)
   tiny.dispatch(program)
-  return LookAtRun(run, 0, program, {'loss': 1.0}, False)
+  return LookAtRun(run, 0, program, row={'loss': 1.0}, recomputed=False)
 
 
 def test_parameters_and_averages_are_the_state_s_on_the_host(look):
@@ -145,7 +145,7 @@ def test_samples_are_the_first_of_the_run_s_of_the_classes_in_turn(look):
 
 def test_once_is_kept_by_the_run_for_later_looks(look):
   made = []
-  later = LookAtRun(look._run, 0, look._program, {}, True)
+  later = LookAtRun(look._run, 0, look._program, row={}, recomputed=True)
   assert look.once('a', lambda: made.append(1) or 7) == later.once('a', lambda: made.append(1)) == 7
   assert made == [1]
 
