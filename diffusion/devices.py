@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, processes
+from diffusion import checks, conditions, processes
 from diffusion.types import CrossMean, Rows
 
 _AXIS = 'devices'
@@ -401,11 +401,11 @@ def over_rows(function: Callable, chunk: int) -> Callable:
   Of several processes each computes the rows of its devices, and all get all rows; they must call it alike.
 
   Args:
-    function: (shared, *arrays [b, ...]) -> tree of arrays [b, ...], row i from row i alone.
+    function: (shared, *trees of arrays [b, ...]) -> tree of arrays [b, ...], row i from row i alone.
     chunk: rows a device takes at a time, at most; what is missing is filled with copies of the first row.
 
   Returns:
-    (replicated shared, *arrays [n, ...]) -> tree of NumPy arrays [n, ...].
+    (replicated shared, *trees of arrays [n, ...]) -> tree of NumPy arrays [n, ...].
 
   Raises:
     ValueError: chunk is not an integer >= 1.
@@ -416,13 +416,13 @@ def over_rows(function: Callable, chunk: int) -> Callable:
   mapped = jax.pmap(function, axis_name=_AXIS)
 
   def call(shared, *arrays):
-    n = len(arrays[0])
+    n = len(jax.tree.leaves(arrays)[0])
     # Rounded up to a power of two or a multiple of 32, so that splits of nearly one size share one program.
     each = -(-n // count)
     size = min(chunk, 1 << (each - 1).bit_length() if each <= 32 else -(-each // 32) * 32)
     whole = -(-n // (size * count)) * size * count
     index = np.concatenate([np.arange(n), np.zeros(whole - n, np.int64)]).reshape(-1, count, size)
-    parts = [jax.device_get(mapped(shared, *(a[rows[mine]] for a in arrays))) for rows in index]
+    parts = [jax.device_get(mapped(shared, *conditions.take(arrays, rows[mine]))) for rows in index]
     return jax.tree.map(lambda *p: _rows_of_all(np.stack(p))[:n], *parts)
 
   return call

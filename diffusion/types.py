@@ -25,6 +25,7 @@ Examples = Float[Array, ' b *shape']  # an example a row in network units, such 
 AnyShape = Float[Array, '*any']  # the same shape wherever a signature says it again
 Params = Any
 Variables = Any
+Condition = Any  # a tree of arrays [n, ...] that data and networks alone look into; the plainest is a label, int32 [n]
 NULL = -1  # the label that says nothing, whatever the number of classes
 CrossMean = Callable[
   [Any], Any
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
   """A batch on one device: x[B, ...] in network units, and what is known of each row."""
 
   x: Array
-  label: Array  # int32 [B]; NULL is the null label
+  condition: Condition
   augment_label: Array  # float [B, A]: what an augmentation did, zero at sampling; A may be 0
   index: Array  # int32 [B]: the example's row in its split
 
@@ -50,7 +51,7 @@ class Rows(NamedTuple):
 class Conditioning(NamedTuple):
   """What the network is told beside the noise level."""
 
-  label: Array  # int32 [B]; NULL is the null label
+  condition: Condition
   augment: Array  # float [B, A]
 
 
@@ -131,11 +132,13 @@ class Model(NamedTuple):
   statistics_decay=None, forward_mode=False) -> (output, statistics)`. Row keys [B] turn dropout on, `batch_key` is for
   drops that all rows share; `update_statistics` normalizes by the batch, over devices through `cross_mean`, and moves
   the running statistics, by `statistics_decay` where it is given; `forward_mode` uses operations that have a jvp (the
-  canonical convolution has only a vjp). `num_classes` is 0 for an unconditional network.
+  canonical convolution has only a vjp). `null` makes of conditions those that say nothing; None where the network
+  is told nothing in any case. `num_classes` are those of a network that is told a class label, else 0.
   """
 
   init: Callable[..., Variables]
   apply: Callable[..., tuple[Array, Variables]]
+  null: Callable[[Condition], Condition] | None = None
   num_classes: int = 0
 
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # From top to bottom: a room imports only rooms above it (and its own files).
 ROOMS = (
-  'types', 'checks', 'rng', 'processes', 'devices', 'statistics', 'citations', 'fingerprint', 'reporting',
+  'types', 'checks', 'conditions', 'rng', 'processes', 'devices', 'statistics', 'citations', 'fingerprint', 'reporting',
   'process', 'data', 'models', 'objectives', 'optimizers', 'sampling', 'evaluation', 'training',
   'provenance', 'runs', 'calling', 'launch', 'commands',
 )  # fmt: skip

@@ -110,7 +110,7 @@ def spied(c: Config, made: launch.Experiment) -> launch.Experiment:
 
   def apply_term(params, context):
     keys = jax.random.key_data(context.keys)
-    label = context.batch.label
+    label = context.batch.condition
     note(c.spy, 'term', x=context.batch.x, label=label, keys=keys, eps=context.eps)
     return term.apply(params, context)
 

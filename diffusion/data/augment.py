@@ -14,7 +14,8 @@ from jaxtyping import Float
 
 from diffusion import checks
 from diffusion.citations import technique
-from diffusion.types import NULL, Array, Augment, Batch, Key, Keys
+from diffusion.conditions import null_label
+from diffusion.types import Array, Augment, Batch, Condition, Key, Keys
 
 Image = Float[Array, 'h w c']  # in network units
 Did = Float[Array, ' size']  # what a transformation did
@@ -318,11 +319,12 @@ def cutout(pixels: int) -> Transformation:
   'label dropout for classifier-free guidance', 'data', 'ho2022classifierfree',
   active=lambda rate: not checks.off(rate),
 )  # fmt: skip
-def label_dropout(rate: float) -> Augment:
-  """Replaces a label by the null label with probability `rate`.
+def label_dropout(rate: float, null: Callable[[Condition], Condition] = null_label) -> Augment:
+  """Replaces a label by the null label with probability `rate`, or any condition of a row by its null.
 
   Args:
     rate: in [0, 1]; 0.1 to 0.2 in the paper.
+    null: conditions -> those that say nothing, as the network's `Model.null`; of labels by default.
 
   Raises:
     ValueError: rate out of its range.
@@ -334,7 +336,11 @@ def label_dropout(rate: float) -> Augment:
   def apply(keys: Keys, batch: Batch) -> Batch:
     if checks.off(rate):
       return batch
-    null = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
-    return batch._replace(label=jnp.where(null, NULL, batch.label))
+    dropped = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
+
+    def leaf(nothing: Array, told: Array) -> Array:
+      return jnp.where(dropped.reshape(-1, *[1] * (told.ndim - 1)), nothing, told)
+
+    return batch._replace(condition=jax.tree.map(leaf, null(batch.condition), batch.condition))
 
   return apply

@@ -15,23 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int32, Integer, Num, UInt8
 
-from diffusion import checks, rng
+from diffusion import checks, conditions, rng
 from diffusion.citations import technique
 from diffusion.data.records import Stored
-from diffusion.types import AnyArray, Array, Batch, Keys, Number
+from diffusion.types import AnyArray, Array, Batch, Condition, Keys, Number
 
 _WORDS = 4  # draws of one Philox counter
 
 
 class InMemoryData(NamedTuple):
-  """A data set held on the device, as stored: x in uint8 levels or floats, and each row's label.
+  """A data set held on the device, as stored: x in uint8 levels or floats, and each row's condition.
 
   `order` lists the training examples' rows as a curriculum wants them, the first `size` of it where that varies (and
   may be traced); None without one.
   """
 
   x: Num[AnyArray, ' n *shape']
-  label: Array
+  condition: Condition
   order: Integer[AnyArray, ' m'] | None = None
   size: Integer[AnyArray, ''] | int | None = None
 
@@ -40,7 +40,7 @@ class StoredBatch(NamedTuple):
   """The rows of one batch as the host read them, as stored; those of several batches have axes before b."""
 
   x: Num[AnyArray, '...']  # [b, *shape]
-  label: AnyArray
+  condition: Condition
   index: Integer[AnyArray, '...']  # [b]
 
 
@@ -181,13 +181,13 @@ def gather(
     index: which rows.
     units: of the network.
   """
-  return in_units(StoredBatch(data.x[index], data.label[index], index), units)
+  return in_units(StoredBatch(data.x[index], conditions.take(data.condition, index), index), units)
 
 
 def in_units(drawn: StoredBatch, units: NormalizationStatistics) -> Batch:
   """Stored rows as a Batch in network units."""
   x = normalize(drawn.x, units)
-  return Batch(x, drawn.label, jnp.zeros((len(drawn.label), 0), x.dtype), drawn.index)
+  return Batch(x, drawn.condition, jnp.zeros((len(x), 0), x.dtype), drawn.index)
 
 
 def permutations(

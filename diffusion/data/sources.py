@@ -15,6 +15,7 @@ from jaxtyping import Float, Integer, Num, UInt8
 from diffusion import checks
 from diffusion.citations import technique
 from diffusion.data import records
+from diffusion.types import Condition
 
 _ORIENTED = ('mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot')
 PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10')  # what `diffusion.commands.prepare` knows
@@ -35,6 +36,8 @@ class Dataset(NamedTuple):
     test: (x, label) of an official test set, or None.
     note: what a reader of results must know, e.g. that the data is synthetic; empty otherwise.
     found: what `cleaning.checked` found, by name.
+    condition: what a network may be told of each example beside or in place of its label, a tree of arrays [n, ...] in
+      dicts and lists; None where that is the label.
     oriented: a mirrored or turned example may be of another class, as with digits and letters.
   """
 
@@ -47,6 +50,12 @@ class Dataset(NamedTuple):
   note: str = ''
   found: Mapping[str, int | str] = MappingProxyType({})
   oriented: bool = False
+  condition: Condition | None = None
+
+  @property
+  def conditions(self) -> Condition:
+    """What a network may be told of each example."""
+    return self.label if self.condition is None else self.condition
 
   @property
   def num_classes(self) -> int:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int32, Integer, Num, Shaped
 
-from diffusion import checks
+from diffusion import checks, conditions
 from diffusion.data import pipeline, records, sources
 from diffusion.data.pipeline import check_size
 from diffusion.data.records import DiskRecords, Stored, select
-from diffusion.types import Curriculum
+from diffusion.types import Condition, Curriculum
 
 _ROWS = 1000  # that are in memory at a time, where the data stays in its files
 Digests = Shaped[np.ndarray, ' n']  # 32-byte strings
@@ -184,9 +184,36 @@ class SplitData(NamedTuple):
   order: Int32[np.ndarray, ' n_train'] | None
 
   @property
-  def example(self) -> Num[np.ndarray, ' 1 *shape']:
+  def example(self) -> pipeline.StoredBatch:
     """One training example as stored, with a batch axis."""
-    return self.dataset.x[self.split.train[:1]]
+    return pipeline.StoredBatch(*self.shown(self.split.train[:1]), np.zeros(1, np.int32))
+
+  def shown(
+    self, rows: Integer[np.ndarray, ' m']
+  ) -> tuple[Num[np.ndarray, ' m *shape'], Condition]:
+    """Examples as stored, and what a network may be told of each."""
+    return self.dataset.x[rows], conditions.take(self.dataset.conditions, rows)
+
+  @property
+  def shown_test(self) -> tuple[Num[np.ndarray, ' m *shape'], Condition]:
+    """The test examples, likewise."""
+    return self.test if self.dataset.test is not None else self.shown(self.split.test)
+
+  def asked(self, count: int) -> tuple[Labels, Condition]:
+    """What so many samples are drawn of: the classes in turn, or the conditions of the validation examples.
+
+    Args:
+      count: of samples.
+
+    Returns:
+      (labels, for metrics and pictures; what the network is told), each beginning alike whatever the count.
+    """
+    turn = np.arange(count)
+    if self.dataset.condition is None:
+      labels = (turn % max(1, self.dataset.num_classes)).astype(np.int32)
+      return labels, labels
+    rows = self.split.validation[turn % len(self.split.validation)]
+    return self.dataset.label[rows], conditions.take(self.dataset.condition, rows)
 
   @property
   def train(self) -> tuple[Stored, Labels]:

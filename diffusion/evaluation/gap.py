@@ -19,6 +19,7 @@ from diffusion.objectives.losses import eps_loss
 from diffusion.process import gaussian
 from diffusion.types import (
   Array,
+  Condition,
   Conditioning,
   Denoiser,
   Diffusion,
@@ -89,17 +90,17 @@ def make_losses(
     noise: noise levels and draws.
 
   Returns:
-    ((parameters, statistics, seed), x as stored [n, *shape], label, position [n]) -> losses [n, l], the mean over the
-    draws. Row i's noise depends on position[i], the level and the draw.
+    ((parameters, statistics, seed), x as stored [n, *shape], condition, position [n]) -> losses [n, l], the mean over
+    the draws. Row i's noise depends on position[i], the level and the draw.
   """
 
   def losses(
-    shared, x: Num[Array, ' n *shape'], label: Array, position: Integer[Array, ' n']
+    shared, x: Num[Array, ' n *shape'], condition: Condition, position: Integer[Array, ' n']
   ) -> Float[Array, 'n l']:
     parameters, statistics, seed = shared
     path = gaussian.bind(diffusion, parameters.schedule)
     x = pipeline.normalize(x, units)
-    conditioning = Conditioning(label, jnp.zeros((x.shape[0], 0), x.dtype))
+    conditioning = Conditioning(condition, jnp.zeros((x.shape[0], 0), x.dtype))
     variables = {'params': parameters.network, **statistics}
 
     def network(z: Examples, noise: PerRow, key: Keys | None) -> Examples:

@@ -56,7 +56,7 @@ class ConditioningEmbedding(nn.Module):
     self, noise: PerRow, conditioning: Conditioning
   ) -> Float[Array, 'b {self.features}']:
     """The embedding of c_noise, labels and augmentation labels."""
-    label, augment = conditioning
+    label, augment = conditioning  # a class label, or nothing to look at
     hidden = nn.Dense(self.features)(fourier(noise, self.features // 4))
     embedding = nn.Dense(self.features)(self.activation(hidden))
     if self.num_classes:

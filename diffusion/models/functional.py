@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from diffusion.conditions import null_label
 from diffusion.models.dropout import Drop, drop_kernels
 from diffusion.types import (
   AnyShape,
@@ -94,4 +95,4 @@ def from_linen(module: nn.Module, num_classes: int = 0, drops: Sequence[Drop] = 
       return module.apply(variables, z, noise, conditioning, mode), statistics
     return module.apply(variables, z, noise, conditioning, mode, mutable=list(statistics))
 
-  return Model(init, apply, num_classes)
+  return Model(init, apply, null_label if num_classes else None, num_classes)

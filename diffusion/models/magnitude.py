@@ -165,7 +165,7 @@ class MagnitudePreservingUNet(nn.Module):
     # Fourier features have mean square 1/2.
     embedding = Kernel(size, name='noise')(2**0.5 * fourier(noise, self.width), mode)
     if self.num_classes:
-      label = conditioning.label % (self.num_classes + 1)  # NULL = -1 is the last class
+      label = conditioning.condition % (self.num_classes + 1)  # NULL = -1 is the last class
       hot = jax.nn.one_hot(label, self.num_classes + 1) * (self.num_classes + 1) ** 0.5
       embedding = mp_sum(embedding, Kernel(size, name='label')(hot, mode), 0.5)
     if conditioning.augment.shape[1]:  # label zero is no label: no bias, no scaling of the rest

@@ -36,4 +36,4 @@ def bfloat16(model: Model) -> Model:
     output, statistics = model.apply(variables, narrow(z), noise, narrow(conditioning), **options)
     return output.astype(z.dtype), statistics
 
-  return Model(model.init, apply, model.num_classes)
+  return model._replace(apply=apply)

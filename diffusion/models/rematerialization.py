@@ -32,4 +32,4 @@ def rematerialize(model: Model) -> Model:
 
     return jax.checkpoint(one, policy=keep)(variables, z, noise)
 
-  return Model(model.init, apply, model.num_classes)
+  return model._replace(apply=apply)

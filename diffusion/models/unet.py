@@ -254,7 +254,7 @@ def for_images(model: Model, levels: int) -> Model:
     check(z)
     return model.apply(variables, z, noise, conditioning, **options)
 
-  return Model(init, apply, model.num_classes)
+  return model._replace(init=init, apply=apply)
 
 
 @technique('U-Net', 'core', 'ho2020denoising', 'vaswani2017attention')

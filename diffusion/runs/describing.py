@@ -16,8 +16,9 @@ from diffusion.types import Conditioning
 def describe(run: Run) -> str:
   """What a run would be: configuration, splits, parameters and arithmetic."""
   state, experiment, units = run.first_state(), run.experiment, run.data.units
-  x = pipeline.normalize(jnp.asarray(run.data.example), units)
-  conditioning = Conditioning(jnp.zeros(1, jnp.int32), jnp.zeros((1, 0)))
+  example = run.data.example
+  x = pipeline.normalize(jnp.asarray(example.x), units)
+  conditioning = Conditioning(example.condition, jnp.zeros((1, 0)))
 
   def output(network):
     return experiment.model.apply(

@@ -27,7 +27,7 @@ from diffusion.reporting.run_report import write_report
 from diffusion.runs.loading import load
 from diffusion.runs.run import Run, restore
 from diffusion.runs.samples import drawn, picture
-from diffusion.sampling.draw import class_labels, picture_labels
+from diffusion.sampling.draw import picture_labels
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Restored, open_checkpoints
 from diffusion.training.experiment import (
@@ -106,7 +106,7 @@ def _measured(metric: Metric, inputs: MetricInputs) -> list[MetricResult]:
 def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings) -> MetricInputs:
   """Samples of the best checkpoint beside the data."""
   experiment, data, dataset = run.experiment, run.data, run.data.dataset
-  labels = class_labels(dataset.num_classes, experiment.sampling.per_class)
+  labels, condition = data.asked(experiment.sampling.per_class * max(1, dataset.num_classes))
   print(f'{len(labels)} samples from the best checkpoint, step {best.record["step"]}', flush=True)
   seeded = (*weights[:2], devices.replicate(jnp.asarray(request.seed, jnp.uint32)))
   identity = {
@@ -120,7 +120,7 @@ def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings)
     'steps': request.steps,
   }
   return MetricInputs(
-    samples=drawn(run, seeded, labels, identity),
+    samples=drawn(run, seeded, labels, condition, identity),
     labels=labels,
     train=data.train_in_memory if data.comparable else data.train,
     held_out=data.held_out,
@@ -163,7 +163,7 @@ def _loss_findings(run: Run, weights: Any, row: Mapping[str, float]) -> list[Met
       'held-out minus training loss on the same noise',
     ),
   ]
-  test = run.data.test
+  test = run.data.shown_test
   if len(test[0]) > 1:
     values = run.losses(weights, *test, np.arange(len(test[0]))).mean(1)
     found.insert(
@@ -218,8 +218,8 @@ def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:
     evaluate_best(run, request, again=True)
     return 0
   trained, dataset = load(run.folder, run.experiment), run.data.dataset
-  labels = picture_labels(run.experiment.sampling, dataset.levels, dataset.num_classes)
-  samples = trained.sample(labels, request.seed)
+  count = len(picture_labels(run.experiment.sampling, dataset.levels, dataset.num_classes))
+  samples = trained.sample(run.data.asked(count)[1], request.seed)
   path = run.folder / f'samples_seed{request.seed}.png'
   title = f'step {trained.step}, seed {request.seed}'
   picture(dataset, run.data.validation[0], samples, path, title)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from diffusion import devices, processes, provenance
+from diffusion import conditions, devices, processes, provenance
 from diffusion.data import pipeline
 from diffusion.data.splits import SplitData
 from diffusion.process import gaussian
@@ -22,7 +22,7 @@ from diffusion.sampling.draw import make_denoiser, make_sample, stored
 from diffusion.training import state as states
 from diffusion.training.checkpoint import open_checkpoints
 from diffusion.training.experiment import Experiment, fitted, load_data
-from diffusion.types import NULL, Denoiser
+from diffusion.types import NULL, Condition, Denoiser
 
 
 class Trained(NamedTuple):
@@ -33,6 +33,7 @@ class Trained(NamedTuple):
     step: of the best checkpoint.
     state: its TrainState, NumPy arrays.
     shape, units, num_classes: of the data.
+    condition: what `conditions.describe` says of it; None for class labels.
     parameters: the judged (averaged) weights.
   """
 
@@ -43,9 +44,20 @@ class Trained(NamedTuple):
   units: pipeline.NormalizationStatistics
   num_classes: int
   parameters: Any
+  condition: Any = None
 
-  def _labels(self, labels: np.ndarray) -> np.ndarray:
-    labels = np.asarray(labels, np.int32)
+  def _checked(self, condition: Condition) -> Condition:
+    """Labels or other conditions as the data has them; raises ValueError for what it does not have."""
+    if self.condition is not None:
+      row = conditions.example(self.condition)
+      same = jax.tree.structure(row) == jax.tree.structure(condition)
+      if not same or any(
+        np.shape(one)[1:] != wanted.shape[1:]
+        for one, wanted in zip(jax.tree.leaves(condition), jax.tree.leaves(row), strict=True)
+      ):
+        raise ValueError(f'conditions must be like {self.condition}, rows before the shape of each')
+      return jax.tree.map(lambda one, wanted: np.asarray(one, wanted.dtype), condition, row)
+    labels = np.asarray(condition, np.int32)
     outside = labels[(labels < NULL) | (labels >= max(1, self.num_classes))]
     if outside.size:
       raise ValueError(
@@ -53,10 +65,10 @@ class Trained(NamedTuple):
       )
     return labels
 
-  def denoiser(self, labels: np.ndarray) -> Denoiser:
-    """(z [B, ...], t [B]) -> Prediction, for examples with these labels [B] (-1 is the null label)."""
+  def denoiser(self, labels: Condition) -> Denoiser:
+    """(z [B, ...], t [B]) -> Prediction, for these labels [B] (-1 is the null label) or other conditions."""
     path = gaussian.bind(self.experiment.diffusion, self.parameters.schedule)
-    labels = jnp.asarray(self._labels(labels))
+    labels = jax.tree.map(jnp.asarray, self._checked(labels))
     made, statistics = self.experiment, self.state.evaluation_statistics
     return make_denoiser(
       made.model, made.diffusion, path, self.parameters.network, statistics, labels
@@ -67,13 +79,13 @@ class Trained(NamedTuple):
     draw = make_sample(made.model, made.diffusion, made.sampling, self.shape, members=members)
     return stored(draw, self.units)
 
-  def sample(self, labels: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Samples with these labels [n], as the data is stored (uint8 levels, or floats): [n, *shape]."""
-    labels = self._labels(labels)
+  def sample(self, labels: Condition, seed: int = 0) -> np.ndarray:
+    """Samples of these labels [n] or other conditions, as the data is stored (uint8 levels, or floats): [n, *shape]."""
+    labels = self._checked(labels)
     weights = devices.replicate(
       (self.parameters, self.state.evaluation_statistics, jnp.asarray(seed, jnp.uint32))
     )
-    return self._draw()(weights, labels, np.arange(len(labels)))
+    return self._draw()(weights, labels, np.arange(len(jax.tree.leaves(labels)[0])))
 
 
 def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Trained:
@@ -94,7 +106,11 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Tr
   data = record['data']
   units = pipeline.NormalizationStatistics(data['levels'], data['mean'], data['deviation'])
   experiment = fitted(experiment, units)
-  example = np.zeros((1, *data['shape']), np.float32 if data['levels'] is None else np.uint8)
+  example = pipeline.StoredBatch(
+    x=np.zeros((1, *data['shape']), np.float32 if data['levels'] is None else np.uint8),
+    condition=conditions.example(data['condition']),
+    index=np.zeros(1, np.int32),
+  )
   init = states.make_init(experiment, example, units)
   target = states.host_target(lambda: init(np.uint32(experiment.seed), example))
   best = open_checkpoints(folder / 'checkpoints', read_only=True).restore(target, 'best')
@@ -108,6 +124,7 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Tr
     units=units,
     num_classes=len(data['class_names']),
     parameters=states.evaluation_parameters(experiment, best.state),
+    condition=data['condition'],
   )
 
 
@@ -140,11 +157,11 @@ class Ensemble(NamedTuple):
   def sample(self, labels: np.ndarray, seed: int = 0) -> np.ndarray:
     """Samples of the mean denoiser with these labels [n], as the data is stored: [n, *shape]."""
     one = self.runs[0]
-    labels = one._labels(labels)
+    labels = one._checked(labels)
     draw = one._draw(members=len(self.runs))
     members = [(run.parameters, run.state.evaluation_statistics) for run in self.runs]
     weights = devices.replicate((*zip(*members, strict=True), jnp.asarray(seed, jnp.uint32)))
-    return draw(weights, labels, np.arange(len(labels)))
+    return draw(weights, labels, np.arange(len(jax.tree.leaves(labels)[0])))
 
 
 def load_ensemble(folders: Sequence[str | pathlib.Path]) -> Ensemble:

@@ -3,17 +3,18 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import devices
+from diffusion import conditions, devices
 from diffusion.process import gaussian
 from diffusion.runs.run import Run
 from diffusion.runs.samples import picture
 from diffusion.sampling.draw import make_denoiser
 from diffusion.training import state as states
 from diffusion.training.program import Program
-from diffusion.types import Denoiser
+from diffusion.types import Condition, Denoiser
 
 
 class LookAtRun:
@@ -63,12 +64,17 @@ class LookAtRun:
     state = self._program.get(self._k)
     return devices.to_host(self.experiment.averages[average].read(state.averages[average]))
 
-  def denoiser(self, label: np.ndarray) -> Denoiser:
+  def denoiser(self, condition: Condition) -> Denoiser:
     """See `callbacks.Look`."""
     e, (parameters, statistics) = self.experiment, devices.to_host(self.weights()[:2])
     path = gaussian.bind(e.diffusion, parameters.schedule)
     return make_denoiser(
-      e.model, e.diffusion, path, parameters.network, statistics, jnp.asarray(label, jnp.int32)
+      e.model,
+      e.diffusion,
+      path,
+      parameters.network,
+      statistics,
+      jax.tree.map(jnp.asarray, condition),
     )
 
   def samples(self, count: int) -> np.ndarray:
@@ -76,8 +82,8 @@ class LookAtRun:
     have = 0 if self._samples is None else len(self._samples)
     if count > have:
       numbers = np.arange(have, count)
-      labels = (numbers % max(1, self.data.dataset.num_classes)).astype(np.int32)
-      new = self._run.sample(self.weights(), labels, numbers)
+      _, condition = self.data.asked(count)
+      new = self._run.sample(self.weights(), conditions.take(condition, numbers), numbers)
       self._samples = new if self._samples is None else np.concatenate([self._samples, new])
     return self._samples[:count]
 

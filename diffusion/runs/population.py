@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, devices
+from diffusion import checks, conditions, devices
 from diffusion.data import splits
-from diffusion.data.pipeline import InMemoryData, NormalizationStatistics, Order
+from diffusion.data.pipeline import InMemoryData, NormalizationStatistics, Order, StoredBatch
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.models.functional import identity
@@ -97,7 +97,7 @@ class Population:
     first = runs[0].data
     self._runs, self._experiment = runs, runs[0].experiment
     self._members = devices.place_members(members_of(runs, values))
-    self._data = devices.replicate(InMemoryData(first.dataset.x, first.dataset.label))
+    self._data = devices.replicate(InMemoryData(first.dataset.x, first.dataset.conditions))
     self._orders = [Order(run.experiment.seed, run.data.split.train) for run in runs]
     self._evaluation_rows = [(splits.evenly(run.data), run.data.split.validation) for run in runs]
     windows = [states.empty_window(run.experiment).keys() for run in runs]
@@ -229,7 +229,9 @@ def _measure(
     experiment.diffusion, experiment.model, units, experiment.evaluation_noise
   )
   row, place = given
-  return losses(states.weights(experiment, state), data.x[row], data.label[row], place)
+  return losses(
+    states.weights(experiment, state), data.x[row], conditions.take(data.condition, row), place
+  )
 
 
 def check_numbers(runs: Sequence[Run], values: Sequence[Values], build: Build) -> None:
@@ -242,15 +244,15 @@ def check_numbers(runs: Sequence[Run], values: Sequence[Values], build: Build) -
   """
   data, e = share_data(runs, runs[0].data), runs[0].experiment
   numbers = {name: found[0] for name, found in _arrays(values).items()}
-  resident = InMemoryData(data.dataset.x, data.dataset.label, data.order)
+  resident = InMemoryData(data.dataset.x, data.dataset.conditions, data.order)
   given = True, np.zeros((e.steps_per_dispatch, e.batch_size), np.int32)
 
-  def use(some: Values, stored: Array, given: Any, resident: InMemoryData):
+  def use(some: Values, example: StoredBatch, given: Any, resident: InMemoryData):
     experiment = build({**values[0], **some})
     for name, field in experiment._asdict().items():
       if checks.traced(field) and name != 'seed':
         raise ValueError(f'{name} is part of the structure')
-    state = states.make_init(experiment, stored, data.units)(jnp.uint32(0), stored)
+    state = states.make_init(experiment, example, data.units)(jnp.uint32(0), example)
     return _dispatch(experiment, data.units, state, given, resident)
 
   def attempt(names: list[str]) -> None:
@@ -303,9 +305,9 @@ def first_states(runs: Sequence[Run], values: Sequence[Values], build: Build) ->
   data, members = runs[0].data, members_of(runs, values)
 
   @devices.compile_quickly
-  def init(member: Member, seed: Array, stored: Array) -> TrainState:
+  def init(member: Member, seed: Array, example: StoredBatch) -> TrainState:
     own = data.units._replace(**member.units)
-    return states.make_init(build(member.values), stored, own)(seed, stored)
+    return states.make_init(build(member.values), example, own)(seed, example)
 
   found = []
   for k, run in enumerate(runs):
@@ -324,8 +326,8 @@ def share_data(runs: Sequence[Run], data: SplitData) -> SplitData:
   if data.streamed:
     raise ValueError('streamed data does not go with a population: start runs of their own')
   own, shared = data.dataset, (runs[0].data if runs else data).dataset
-  pairs = () if own is shared else ((own.x, shared.x), (own.label, shared.label))
-  if not all(np.array_equal(*pair) for pair in pairs):
+  both = [jax.tree.leaves((one.x, one.label, one.condition)) for one in (own, shared)]
+  if own is not shared and not all(map(np.array_equal, *both)):
     raise ValueError('members share one data set, and theirs differ: start runs of their own')
   return data._replace(dataset=shared)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion import citations, devices, fingerprint, processes, provenance
+from diffusion import citations, conditions, devices, fingerprint, processes, provenance
 from diffusion.citations import Technique
 from diffusion.data.splits import SplitData
 from diffusion.reporting import rows
@@ -94,7 +94,7 @@ class Run:
 
   @functools.cached_property
   def sample(self) -> Callable[..., np.ndarray]:
-    """(weights, label [n], number [n]) -> samples [n, ...] as the data is stored; see `draw.make_sample`."""
+    """(weights, condition, number [n]) -> samples [n, ...] as the data is stored; see `draw.make_sample`."""
     e = self.experiment
     shape = self.data.dataset.x.shape[1:]
     return draw.stored(draw.make_sample(e.model, e.diffusion, e.sampling, shape), self.data.units)
@@ -127,9 +127,9 @@ class Run:
 
   def make_target(self) -> Any:
     """The shapes and types of its state, without making one."""
-    stored = self.data.example
-    init = make_init(self.experiment, stored, self.data.units)
-    return host_target(lambda: init(np.uint32(self.experiment.seed), stored))
+    example = self.data.example
+    init = make_init(self.experiment, example, self.data.units)
+    return host_target(lambda: init(np.uint32(self.experiment.seed), example))
 
   def resume(self, target: Any) -> Restored | None:
     """Opens the checkpoints, and goes to where the latest was saved.
@@ -320,6 +320,7 @@ def data_record(data: SplitData) -> dict[str, Any]:
     'deviation': data.units.deviation,
     'fingerprint': data.split.fingerprint,
     'class_names': list(dataset.class_names),
+    'condition': conditions.describe(dataset.condition) if dataset.condition is not None else None,
     'found': dict(dataset.found),
     'examples': data.sizes,
     'split_hashes': data.split.hashes,

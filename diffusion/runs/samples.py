@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from diffusion import processes
+from diffusion import conditions, processes
 from diffusion.data import pipeline, sources
 from diffusion.runs.run import Run
+from diffusion.types import Condition
 
 
-def drawn(run: Run, weights: Any, labels: np.ndarray, identity: dict[str, Any]) -> np.ndarray:
+def drawn(
+  run: Run, weights: Any, labels: np.ndarray, condition: Condition, identity: dict[str, Any]
+) -> np.ndarray:
   """Samples with these labels [n], as the data is stored, from the run's folder as far as it has them.
 
   Sample i depends on its number, the sampler's seed and what else `identity` holds, never on how many there are.
@@ -20,6 +23,7 @@ def drawn(run: Run, weights: Any, labels: np.ndarray, identity: dict[str, Any]) 
     run: whose record knows what was drawn before.
     weights: replicated (parameters, statistics, sampler seed).
     labels: [n]; those of fewer samples are their beginning.
+    condition: what the network is told of each.
     identity: all that the samples depend on, as JSON: checkpoint, seed, configuration, sampler.
   """
   kept = {one['file']: one for one in run.record['samples']}
@@ -31,7 +35,7 @@ def drawn(run: Run, weights: Any, labels: np.ndarray, identity: dict[str, Any]) 
   start = 0 if have is None else len(have)
   if start == len(labels):
     return have
-  new = _draw(run, weights, labels, start)
+  new = _draw(run, weights, condition, start, len(labels))
   samples = new if have is None else np.concatenate([have, new])
   file = file or ('samples.npz' if not kept else f'samples_{len(kept)}.npz')
   if processes.is_writer():
@@ -41,18 +45,18 @@ def drawn(run: Run, weights: Any, labels: np.ndarray, identity: dict[str, Any]) 
   return samples
 
 
-def _draw(run: Run, weights: Any, labels: np.ndarray, start: int) -> np.ndarray:
+def _draw(run: Run, weights: Any, condition: Condition, start: int, stop: int) -> np.ndarray:
   """Samples number `start` and on, in blocks of equal size, with a progress bar on a terminal."""
   import tqdm  # here, because training draws without it
 
-  count = len(labels) - start
-  blocks = np.array_split(np.arange(start, len(labels)), max(1, count // 2000))
+  count = stop - start
+  blocks = np.array_split(np.arange(start, stop), max(1, count // 2000))
   found = []
   with tqdm.tqdm(
     total=count, unit=' samples', disable=None if processes.is_writer() else True
   ) as bar:
     for numbers in blocks:
-      found.append(run.sample(weights, labels[numbers], numbers))
+      found.append(run.sample(weights, conditions.take(condition, numbers), numbers))
       bar.update(len(numbers))
   return np.concatenate(found)
 
@@ -102,7 +106,8 @@ def picture(
   from diffusion.reporting import plots  # here, because most runs draw when they are over
 
   if dataset.levels is None:
-    plots.vector_scatter(samples, reference, path, title=title)
+    flat = (x.reshape(len(x), -1) for x in (samples, reference))
+    plots.vector_scatter(*flat, path, title=title)
     return
   # Unlabelled samples in rows of the largest divisor of their number up to its root: a square if it is one.
   root = math.isqrt(len(samples))

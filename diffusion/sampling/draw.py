@@ -13,8 +13,8 @@ from diffusion.process import gaussian
 from diffusion.sampling import ensembles, samplers
 from diffusion.sampling.plan import Sampling, plan
 from diffusion.types import (
-  NULL,
   Array,
+  Condition,
   Conditioning,
   Denoiser,
   Diffusion,
@@ -32,7 +32,7 @@ def make_denoiser(
   path: Path,
   parameters: Any,
   statistics: Any,
-  label: Array,
+  condition: Condition,
   **mode: bool,
 ) -> Denoiser:
   """The network with given weights as a denoiser; a key turns dropout on.
@@ -41,13 +41,13 @@ def make_denoiser(
     model, diffusion: what was trained.
     path: bound to the schedule's parameters.
     parameters, statistics: of the network.
-    label: of each example.
+    condition: of each example.
     **mode: with forward_mode=True it has a jvp, which likelihoods need.
   """
   batch_key = rng.stream(0, 'dropout')  # one draw for all samples, whatever the chunk
 
   def network(z: Examples, noise: PerRow, key: Keys | None) -> Examples:
-    conditioning = Conditioning(label, jnp.zeros((z.shape[0], 0), z.dtype))
+    conditioning = Conditioning(condition, jnp.zeros((z.shape[0], 0), z.dtype))
     variables = {'params': parameters, **statistics}
     return model.apply(variables, z, noise, conditioning, keys=key, batch_key=batch_key, **mode)[0]
 
@@ -72,26 +72,26 @@ def make_sample(
     members: of an ensemble, whose parameters and statistics then come as tuples, one each; 0 for a single network.
 
   Returns:
-    (replicated (parameters, statistics, sampler seed), label [n], number [n]) -> samples [n, *shape] in network
+    (replicated (parameters, statistics, sampler seed), condition, number [n]) -> samples [n, *shape] in network
     units; the parameters are a run's, with `network` and `schedule`. Sample `number` is a function of (weights, seed,
-    number, label) alone.
+    number, condition) alone.
 
   Raises:
     ValueError: (when called) as `plan` does.
   """
 
-  def denoiser(path: Path, parameters: Any, statistics: Any, label: Array) -> Denoiser:
-    return make_denoiser(model, diffusion, path, parameters.network, statistics, label)
+  def denoiser(path: Path, parameters: Any, statistics: Any, condition: Condition) -> Denoiser:
+    return make_denoiser(model, diffusion, path, parameters.network, statistics, condition)
 
-  def draw(weights, label: Array, number: Integer[Array, ' b']) -> Examples:
+  def draw(weights, condition: Condition, number: Integer[Array, ' b']) -> Examples:
     *networks, seed = weights
     networks = list(zip(*networks, strict=True)) if members else [networks]
     path = gaussian.bind(diffusion, networks[0][0].schedule)
     conditional, null = (
-      ensembles.mean([denoiser(path, *one, label) for one in networks])
+      ensembles.mean([denoiser(path, *one, told) for one in networks])
       if members
-      else denoiser(path, *networks[0], label)
-      for label in (label, jnp.full_like(label, NULL))
+      else denoiser(path, *networks[0], told)
+      for told in (condition, model.null(condition) if model.null else condition)
     )
     keys = rng.row_keys(rng.stream(seed, 'sampler'), number)
     planned = plan(sampling, path, conditional, null, keys)

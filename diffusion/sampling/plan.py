@@ -95,13 +95,13 @@ def rehearsed(sampling: Sampling, diffusion: Diffusion) -> tuple[Path, Planned]:
   return path, plan(sampling, path, nothing, nothing, keys)
 
 
-def check(sampling: Sampling, diffusion: Diffusion, num_classes: int) -> None:
+def check(sampling: Sampling, diffusion: Diffusion, conditional: bool) -> None:
   """Plans with nothing behind it, so that errors surface before training.
 
   Args:
     sampling: the plan.
     diffusion: whose schedule is taken as it begins.
-    num_classes: that the network is told; 0 for an unconditional one.
+    conditional: whether the network is told anything.
 
   Raises:
     ValueError: steps or guidance out of range, guidance of an unconditional network, a grid that does not decrease, or
@@ -109,7 +109,7 @@ def check(sampling: Sampling, diffusion: Diffusion, num_classes: int) -> None:
   """
   checks.integer('sampling_steps', sampling.steps)
   checks.at_least('guidance', sampling.guidance, 0)
-  if sampling.guidance != 1 and not num_classes:
+  if sampling.guidance != 1 and not conditional:
     raise ValueError(f'guidance of an unconditional network must be 1, got {sampling.guidance}')
   _, planned = rehearsed(sampling, diffusion)
   samplers.check_grid(planned.grid[:-1] if len(planned.grid) > 2 else planned.grid)

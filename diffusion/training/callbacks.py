@@ -17,7 +17,7 @@ from diffusion.citations import technique
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import memorization
 from diffusion.sampling import draw
-from diffusion.types import Denoiser
+from diffusion.types import Condition, Denoiser
 
 CallbackState = dict[str, Any]
 
@@ -53,8 +53,8 @@ class Look(Protocol):
     """The evaluation parameters, or those of an average, as NumPy arrays: `network`, `schedule` and `terms`."""
     ...
 
-  def denoiser(self, label: np.ndarray) -> Denoiser:
-    """(z [B, ...], t [B]) -> Prediction of the evaluation parameters for these labels [B]; -1 is the null label."""
+  def denoiser(self, condition: Condition) -> Denoiser:
+    """(z [B, ...], t [B]) -> Prediction of the evaluation parameters for these labels [B] (-1 is the null label)."""
     ...
 
   def samples(self, count: int) -> np.ndarray:

@@ -162,7 +162,7 @@ def check(experiment: Experiment) -> None:
       raise ValueError(
         f'{callback.name} goes back to checkpoints, and the experiment saves none: add callbacks.checkpoint(...)'
       )
-  plans.check(experiment.sampling, experiment.diffusion, experiment.model.num_classes)
+  plans.check(experiment.sampling, experiment.diffusion, experiment.model.null is not None)
 
 
 def live_terms(experiment: Experiment) -> dict[str, tuple[float, Term]]:
@@ -196,7 +196,7 @@ def load_data(experiment: Experiment) -> SplitData:
     ValueError: one readable error where the data cannot be read or split, or does not go with the experiment.
   """
   dataset = experiment.data.load()
-  if experiment.model.num_classes not in (0, dataset.num_classes):
+  if dataset.condition is None and experiment.model.num_classes not in (0, dataset.num_classes):
     raise ValueError(
       f'the network has num_classes={experiment.model.num_classes}, {dataset.name} has {dataset.num_classes} classes: '
       'make them agree'

@@ -75,7 +75,7 @@ def make_loss(
   Returns:
     (params, (log_snr, slope) [B]) -> (mean loss, (terms, loss of each row, new statistics)).
   """
-  conditioning = Conditioning(batch.label, batch.augment_label)
+  conditioning = Conditioning(batch.condition, batch.augment_label)
   parameterization, live = experiment.diffusion.parameterization, live_terms(experiment)
   batch_key = jax.random.fold_in(stream_key(state, 'dropout'), rng.tag('batch'))
 

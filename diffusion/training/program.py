@@ -83,7 +83,7 @@ def make_batches(experiment: Experiment, data: SplitData) -> Batches:
     return Batches(
       data=lambda: None, take=fed.take, first=first_of(fed.read), ahead=fed.ahead, close=fed.close
     )
-  resident = pipeline.InMemoryData(data.dataset.x, data.dataset.label, data.order)
+  resident = pipeline.InMemoryData(data.dataset.x, data.dataset.conditions, data.order)
 
   def read(seen: int, steps: int = count) -> np.ndarray:
     return devices.split_rows(order.batches(seen, steps, size))
@@ -145,7 +145,7 @@ class SingleRun:
 def make_losses(
   experiment: Experiment, units: pipeline.NormalizationStatistics
 ) -> Callable[..., np.ndarray]:
-  """(weights, x as stored [n, ...], label [n], position [n]) -> losses [n, L] on the evaluation noise."""
+  """(weights, x as stored [n, ...], condition, position [n]) -> losses [n, L] on the evaluation noise."""
   return gap.evaluation_losses(
     experiment.diffusion, experiment.model, units, experiment.evaluation_noise
   )
@@ -159,7 +159,7 @@ def make_validate(
   Training examples are taken evenly over the split and keep the same positions, hence the same noise.
   """
   rows = splits.evenly(data)
-  seen, held_out = (data.dataset.x[rows], data.dataset.label[rows]), data.validation
+  seen, held_out = data.shown(rows), data.shown(data.split.validation)
 
   def validate(weights: Any) -> dict[str, float]:
     return gap.summarize(*(losses(weights, *p, np.arange(len(p[0]))) for p in (seen, held_out)))

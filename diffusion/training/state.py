@@ -11,7 +11,7 @@ from diffusion import devices, rng
 from diffusion.data import pipeline
 from diffusion.evaluation import gap
 from diffusion.training.experiment import Experiment, live_terms
-from diffusion.types import Array, Conditioning, Params, Variables
+from diffusion.types import Array, Batch, Conditioning, Params, Variables
 
 BUCKETS = 8  # equal parts of [0, 1) by t, for the loss per noise level
 
@@ -70,7 +70,7 @@ def empty_window(experiment: Experiment) -> dict[str, Array]:
 
 
 def make_init(
-  experiment: Experiment, stored: np.ndarray, units: pipeline.NormalizationStatistics
+  experiment: Experiment, example: pipeline.StoredBatch, units: pipeline.NormalizationStatistics
 ) -> Callable[[Array, Array], TrainState]:
   """(seed, one example as stored, with a batch axis) -> the state before the first step.
 
@@ -78,14 +78,14 @@ def make_init(
 
   Args:
     experiment: what is trained.
-    stored: such an example; only its shape and type matter.
+    example: such an example; only its shapes and types matter.
     units: of the stored data.
   """
-  size = jax.eval_shape(lambda x: _augment_label(experiment, x, units), stored).shape[1]
+  size = jax.eval_shape(lambda one: _augment_label(experiment, one, units), example).shape[1]
 
-  def init(seed: Array, stored: Array) -> TrainState:
+  def init(seed: Array, example: pipeline.StoredBatch) -> TrainState:
     parameters, statistics = init_parameters(
-      experiment, seed, pipeline.normalize(stored, units), size
+      experiment, seed, pipeline.in_units(example, units), size
     )
     step, batches_seen, skipped, in_a_row = (jnp.zeros((), jnp.int32) for _ in range(4))
     return TrainState(
@@ -108,30 +108,31 @@ def make_init(
 
 
 def _augment_label(
-  experiment: Experiment, stored: Array, units: pipeline.NormalizationStatistics
+  experiment: Experiment, example: pipeline.StoredBatch, units: pipeline.NormalizationStatistics
 ) -> Array:
   zero = jnp.zeros(1, jnp.int32)
-  batch = pipeline.gather(pipeline.InMemoryData(stored, zero), zero, units)
+  batch = pipeline.in_units(example, units)
   return experiment.augment(rng.row_keys(jax.random.key(0), zero), batch).augment_label
 
 
 def init_parameters(
-  experiment: Experiment, seed: Array | int, example: Array, augment_size: int = 0
+  experiment: Experiment, seed: Array | int, example: Batch, augment_size: int = 0
 ) -> tuple[Parameters, Variables]:
   """Parameters and other variables from the seed's 'init' stream.
 
   Args:
     experiment: whose pieces may have parameters.
     seed: of the run.
-    example: one example in network units, with a batch axis: [1, ...].
+    example: a batch of one.
     augment_size: numbers in an augmentation label.
 
   Returns:
     (parameters, statistics).
   """
   key = rng.stream(seed, 'init')
-  conditioning = Conditioning(jnp.zeros(1, jnp.int32), jnp.zeros((1, augment_size), example.dtype))
-  variables = experiment.model.init(key, example, jnp.zeros(1, example.dtype), conditioning)
+  x = example.x
+  conditioning = Conditioning(example.condition, jnp.zeros((1, augment_size), x.dtype))
+  variables = experiment.model.init(key, x, jnp.zeros(1, x.dtype), conditioning)
   statistics = {name: value for name, value in variables.items() if name != 'params'}
   terms = {
     name: term.init(jax.random.fold_in(key, rng.tag(f'term {name}')))
@@ -142,20 +143,20 @@ def init_parameters(
 
 
 def init_state(
-  experiment: Experiment, stored: np.ndarray, units: pipeline.NormalizationStatistics
+  experiment: Experiment, example: pipeline.StoredBatch, units: pipeline.NormalizationStatistics
 ) -> TrainState:
   """The state before the first step, on one device.
 
   Args:
-    experiment, stored, units: as `make_init` takes them.
+    experiment, example, units: as `make_init` takes them.
 
   Raises:
     ValueError: a network that does not take such an example, a evaluation noise outside the schedule, or batch
       normalization of single rows.
   """
   # Leaf by leaf it takes seconds.
-  init = devices.compile_quickly(make_init(experiment, stored, units))
-  state = init(jnp.uint32(experiment.seed), stored)
+  init = devices.compile_quickly(make_init(experiment, example, units))
+  state = init(jnp.uint32(experiment.seed), example)
   check_state(experiment, state)
   return state
 

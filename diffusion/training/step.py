@@ -141,7 +141,7 @@ def make_recompute_statistics(
       inputs, noise = experiment.diffusion.parameterization.encode(z, marginal)
       _, statistics = experiment.model.apply(
         {'params': params.network, **statistics}, inputs, noise,
-        Conditioning(batch.label, batch.augment_label), cross_mean=cross_mean,
+        Conditioning(batch.condition, batch.augment_label), cross_mean=cross_mean,
         update_statistics=True, statistics_decay=i / (i + 1),
       )  # fmt: skip
       return statistics, None
@@ -164,10 +164,11 @@ def step_flops(experiment: Experiment, data: SplitData, state: TrainState) -> in
 
   step, size = make_step(experiment, data.units), experiment.batch_size
 
-  def one(state, x, label, index):
+  def one(state, drawn):
     rows = Rows(jnp.arange(size), size)
-    return step(state, None, pipeline.StoredBatch(x, label, index), rows, lambda tree: tree)
+    return step(state, None, drawn, rows, lambda tree: tree)
 
-  whole = jax.ShapeDtypeStruct((size,), jnp.int32)
-  x = jax.ShapeDtypeStruct((size, *data.dataset.x.shape[1:]), data.dataset.x.dtype)
-  return summary.flops(one, state, x, whole, whole) // size
+  drawn = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), data.example
+  )
+  return summary.flops(one, state, drawn) // size

@@ -9,7 +9,7 @@ from tests.cases.base import ROW_KEYS, Case, fields, rising, same
 
 PICTURES = Batch(
   x=jnp.asarray(np.random.default_rng(0).normal(size=(200, 8, 8, 3)), jnp.float32),
-  label=jnp.zeros(200, int),
+  condition=jnp.zeros(200, int),
   augment_label=jnp.zeros((200, 0)),
   index=jnp.arange(200),
 )
@@ -43,7 +43,7 @@ def live_conditioned():
 
 def live_label_dropout():
   def dropped(rate):
-    return (augment.label_dropout(rate)(ROW_KEYS, PICTURES).label == NULL).mean()
+    return (augment.label_dropout(rate)(ROW_KEYS, PICTURES).condition == NULL).mean()
 
   rising(0, dropped(0.1), dropped(0.5))
   assert augment.label_dropout(0)(ROW_KEYS, PICTURES) is PICTURES

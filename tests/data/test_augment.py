@@ -118,24 +118,24 @@ def test_label_dropout_drops_at_its_rate(rate):
   rows = 4000
   before = batch(rows, (1,))
   after = jax.jit(augment.label_dropout(rate))(keys(rows), before)
-  dropped = np.asarray(after.label) == NULL
+  dropped = np.asarray(after.condition) == NULL
   assert abs(dropped.mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / rows)
-  np.testing.assert_array_equal(after.label[~dropped], before.label[~dropped])
+  np.testing.assert_array_equal(after.condition[~dropped], before.condition[~dropped])
   np.testing.assert_array_equal(after.x, before.x)
   # A lower rate drops a part of the same rows: nothing else of the draw depends on the rate.
-  fewer = np.asarray(jax.jit(augment.label_dropout(rate / 2))(keys(rows), before).label) == NULL
+  fewer = np.asarray(jax.jit(augment.label_dropout(rate / 2))(keys(rows), before).condition) == NULL
   assert (dropped | ~fewer).all()
   assert fewer.sum() < dropped.sum()
 
 
 def test_label_dropout_of_one_drops_all():
-  assert (np.asarray(apply(augment.label_dropout(1.0)).label) == NULL).all()
+  assert (np.asarray(apply(augment.label_dropout(1.0)).condition) == NULL).all()
 
 
 def test_label_dropout_may_be_traced():
-  traced = jax.jit(lambda rate, k, b: augment.label_dropout(rate)(k, b).label)
+  traced = jax.jit(lambda rate, k, b: augment.label_dropout(rate)(k, b).condition)
   for rate in (0.0, 0.3):
-    expected = apply(augment.label_dropout(rate)).label
+    expected = apply(augment.label_dropout(rate)).condition
     np.testing.assert_array_equal(traced(rate, keys(), batch()), expected)
 
 
@@ -358,7 +358,7 @@ def test_conditioned_acts_seldom_and_says_what_it_did():
     if c or s:
       expected = warped(expected, [[c + 1, s], [-s, c + 1]])
     np.testing.assert_allclose(y[i], expected, atol=1e-4)
-  np.testing.assert_array_equal(after.label, before.label)
+  np.testing.assert_array_equal(after.condition, before.condition)
 
 
 def test_conditioned_transformations_are_independent_of_each_other():

@@ -77,7 +77,7 @@ def test_gather():
   np.testing.assert_array_equal(
     pipeline.denormalize(batch.x, pipeline.NormalizationStatistics(17)), x[[5, 0, 5]]
   )
-  assert batch.label.tolist() == [9, 3, 9]
+  assert batch.condition.tolist() == [9, 3, 9]
   assert batch.index.tolist() == [5, 0, 5]
   assert batch.augment_label.shape == (3, 0)
 

@@ -68,7 +68,7 @@ def test_two_processes_share_each_epoch_between_them(folder):
   read = [one.read(0, batches) for one in feeds]
   for one in read:
     np.testing.assert_array_equal(one.x, whole.x[one.index])
-    np.testing.assert_array_equal(one.label, whole.label[one.index])
+    np.testing.assert_array_equal(one.condition, whole.label[one.index])
   halves = [np.moveaxis(one.index, 1, 0).reshape(batches, -1) for one in read]
   found = np.concatenate(halves, axis=1).ravel()
   owner = np.tile(np.repeat([0, 1], BATCH // 2), batches)

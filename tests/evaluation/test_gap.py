@@ -35,7 +35,7 @@ def network(function):
   def apply(variables, z, noise, conditioning, *, keys=None, **unused):
     assert keys is None, 'validation must not draw dropout'
     assert conditioning.augment.shape == (z.shape[0], 0)
-    return function(z, noise.reshape(-1, 1, 1, 1), conditioning.label), {}
+    return function(z, noise.reshape(-1, 1, 1, 1), conditioning.condition), {}
 
   return Model(lambda *unused: {'params': {}}, apply)
 

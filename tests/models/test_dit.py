@@ -60,7 +60,7 @@ def test_everything_it_is_told_changes_the_output():
   apply = compiled(lambda *a: model.apply(moved, *a)[0])
   base = np.asarray(apply(z, noise, told))
   for changed in (
-    (z + 0.5, noise, told), (z, noise + 0.3, told), (z, noise, told._replace(label=jnp.ones(3, int))),
+    (z + 0.5, noise, told), (z, noise + 0.3, told), (z, noise, told._replace(condition=jnp.ones(3, int))),
     (z, noise, told._replace(augment=jnp.ones((3, 1)))),
   ):  # fmt: skip
     assert (np.abs(np.asarray(apply(*changed)) - base).max((1, 2, 3)) > 1e-3).all()

@@ -16,7 +16,7 @@ class Recorder(nn.Module):
   def __call__(self, z, noise, conditioning, mode):
     w = self.param('w', nn.initializers.constant(2.0), ())
     self.variable('extra', 'count', lambda: jnp.full((), 7.0))
-    y = w * z + noise[:, None] + conditioning.label[:, None]
+    y = w * z + noise[:, None] + conditioning.condition[:, None]
     return y + (10 if mode.forward_mode else 0) + (1000 if mode.keys is not None else 0)
 
 

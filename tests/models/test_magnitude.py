@@ -68,7 +68,7 @@ def test_the_network_starts_at_zero_and_hears_everything_once_its_gains_are_up()
   awake = jax.tree.map(lambda p: p + (p.ndim == 0), variables)
   base = np.asarray(apply(awake, z, noise, told))
   for changed in (
-    (z + 0.5, noise, told), (z, noise + 0.3, told), (z, noise, told._replace(label=jnp.full(4, -1))),
+    (z + 0.5, noise, told), (z, noise + 0.3, told), (z, noise, told._replace(condition=jnp.full(4, -1))),
     (z, noise, told._replace(augment=jnp.ones((4, 2)))),
   ):  # fmt: skip
     assert np.abs(np.asarray(apply(awake, *changed)) - base).max() > 1e-3

@@ -92,7 +92,7 @@ def furthest(one, other):
 def alone(run, kind):
   """(state, row, validation row) of a member's solo run after `STEPS`."""
   made, data = run.experiment, run.data
-  state = states.init_state(made, data.train[0][:1], data.units)
+  state = states.init_state(made, data.example, data.units)
   program = tiny.single(made, data, as_float(state, kind))
   for _ in range(STEPS // EACH):
     row = tiny.dispatch(program)

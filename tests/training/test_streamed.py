@@ -59,7 +59,7 @@ def experiment(folder, workers=None, **changes):
 def began(made):
   """Its program, before the first step."""
   data = experiments.load_data(made)
-  return tiny.single(made, data, states.init_state(made, data.train[0][:1], data.units))
+  return tiny.single(made, data, states.init_state(made, data.example, data.units))
 
 
 def run(program, dispatches):

@@ -72,7 +72,7 @@ def images(**changes) -> experiments.Experiment:
 def start(experiment: experiments.Experiment):
   """(split data, first state on one device, resident data)."""
   data = experiments.load_data(experiment)
-  state = states.init_state(experiment, data.train[0][:1], data.units)
+  state = states.init_state(experiment, data.example, data.units)
   x, label = map(jnp.asarray, data.dataset[1:3])
   return data, state, pipeline.InMemoryData(x, label, data.order)
 
@@ -80,8 +80,8 @@ def start(experiment: experiments.Experiment):
 def shapes(experiment: experiments.Experiment):
   """What `start` returns, with shapes for the state: nothing is compiled."""
   data = experiments.load_data(experiment)
-  init = states.make_init(experiment, data.train[0][:1], data.units)
-  state = jax.eval_shape(init, jnp.uint32(experiment.seed), data.train[0][:1])
+  init = states.make_init(experiment, data.example, data.units)
+  state = jax.eval_shape(init, jnp.uint32(experiment.seed), data.example)
   x, label = map(jnp.asarray, data.dataset[1:3])
   return data, state, pipeline.InMemoryData(x, label, data.order)
 

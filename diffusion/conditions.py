@@ -1,0 +1,50 @@
+"""Conditions: what a network is told of each example, a tree of arrays [n, ...] that only data and networks look into.
+
+A class label, an integer a row, is the plainest. What stands for "not told" is the network's affair, its `Model.null`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion.types import NULL
+
+
+def null_label(label: Any) -> Any:
+  """The label that says nothing, for each of these."""
+  return jnp.full_like(label, NULL)
+
+
+def take(condition: Any, rows: Any) -> Any:
+  """The conditions of some rows."""
+  return jax.tree.map(lambda leaf: leaf[rows], condition)
+
+
+def describe(condition: Any) -> Any:
+  """The tree with [type, shape of a row] in place of each array, for run.json; a class label is None.
+
+  Raises:
+    ValueError: a tree that is made of other things than dicts, lists and arrays, which JSON would not give back.
+  """
+  if isinstance(condition, dict):
+    return {name: describe(one) for name, one in condition.items()}
+  if isinstance(condition, list):
+    return [describe(one) for one in condition]
+  if not isinstance(condition, np.ndarray):
+    raise ValueError(
+      f'a condition is a tree of dicts, lists and NumPy arrays, got {type(condition).__name__}'
+    )
+  return {'dtype': condition.dtype.name, 'row': list(condition.shape[1:])}
+
+
+def example(description: Any) -> Any:
+  """One row of zeros, as `describe` describes it; a class label for None."""
+  if description is None:
+    return np.zeros(1, np.int32)
+  if isinstance(description, list):
+    return [example(one) for one in description]
+  if set(description) == {'dtype', 'row'} and isinstance(description['dtype'], str):
+    return np.zeros((1, *description['row']), description['dtype'])
+  return {name: example(one) for name, one in description.items()}
