@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Integer
 
-from diffusion.types import Array, Examples, Key, Keys
+from diffusion.types import Array, Examples, Key, Keys, Whole
 
 
 def tag(name: str) -> int:
@@ -19,15 +19,13 @@ def tag(name: str) -> int:
   return zlib.crc32(name.encode())
 
 
-def stream(seed: Integer[Array, ''] | int, purpose: str) -> Key:
+def stream(seed: Whole, purpose: str) -> Key:
   """The key of one purpose: 'init', 'order', 'time', 'noise', 'dropout', 'augmentation', 'curriculum',
   'term', 'sampler', 'validation', 'likelihood'."""
   return jax.random.fold_in(jax.random.key(jnp.asarray(seed, jnp.uint32)), tag(purpose))
 
 
-def batch_key(
-  seed: Integer[Array, ''] | int, purpose: str, batches_seen: Integer[Array, ''] | int
-) -> Key:
+def batch_key(seed: Whole, purpose: str, batches_seen: Whole) -> Key:
   """The key of one purpose for one batch: fold_in(stream(seed, purpose), batches seen).
 
   Args:
