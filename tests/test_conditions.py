@@ -1,4 +1,4 @@
-"""A condition is an opaque tree: data of any shape, told by any arrays, trains and samples with nothing else changed."""
+"""A condition is an opaque tree: data of any shape, told by any arrays, trains and samples, nothing else changed."""
 
 import flax.linen as nn
 import jax
