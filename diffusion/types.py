@@ -114,7 +114,9 @@ class Path(NamedTuple):
 class Denoiser(Protocol):
   """What answers a noised example with a prediction."""
 
-  def __call__(self, z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
+  def __call__(
+    self, z: Float[AnyArray, ' b *shape'], t: Float[AnyArray, ' b'], key: Keys | None = None
+  ) -> Prediction:
     """Predicts x0 and eps.
 
     Args:

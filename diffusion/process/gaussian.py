@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from diffusion import rng
 from diffusion.process.marginals import expand
 from diffusion.types import (
+  AnyArray,
   AnyShape,
   Denoiser,
   Diffusion,
@@ -123,7 +125,10 @@ def denoiser(
     network: (z [b, *shape], c_noise [b], row keys [b] or None) -> output [b, *shape].
   """
 
-  def denoise(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
+  def denoise(
+    z: Float[AnyArray, ' b *shape'], t: Float[AnyArray, ' b'], key: Keys | None = None
+  ) -> Prediction:
+    z, t = jnp.asarray(z), jnp.asarray(t)  # a user's may be NumPy's
     marginal = path.marginal(t)
     inputs, noise = parameterization.encode(z, marginal)
     return parameterization.decode(network(inputs, noise, key), z, marginal)
