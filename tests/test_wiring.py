@@ -37,7 +37,7 @@ BITS = 8  # of an example's number, which it bears as signs; a ninth entry is th
 EXAMPLES, ROWS = 160, 20  # 96 to train on, so that a batch may cross from one epoch into the next
 SPOILED = 7  # the training row that is NaN while the run is spoiled
 # Of a saved state: what a skipped step moves by one, and where the sums of the next logged row are.
-COUNTERS, WINDOW = {'step', 'cursor', 'skipped', 'skipped_in_a_row'}, 'window'
+COUNTERS, WINDOW = {'step', 'batches_seen', 'skipped', 'skipped_in_a_row'}, 'window'
 
 
 @dataclasses.dataclass
