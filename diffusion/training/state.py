@@ -9,6 +9,7 @@ import numpy as np
 
 from diffusion import devices, rng
 from diffusion.data import pipeline
+from diffusion.data.pipeline import NormalizationStatistics
 from diffusion.evaluation import gap
 from diffusion.training.experiment import Experiment, live_terms
 from diffusion.types import Array, Conditioning, Params, Variables
@@ -70,7 +71,7 @@ def empty_window(experiment: Experiment) -> dict[str, Array]:
 
 
 def make_init(
-  experiment: Experiment, stored: np.ndarray, units: pipeline.NormalizationStatistics
+  experiment: Experiment, stored: np.ndarray, units: NormalizationStatistics
 ) -> Callable[[Array, Array], TrainState]:
   """(seed, one example as stored, with a batch axis) -> the state before the first step.
 
@@ -107,9 +108,7 @@ def make_init(
   return init
 
 
-def _augment_label(
-  experiment: Experiment, stored: Array, units: pipeline.NormalizationStatistics
-) -> Array:
+def _augment_label(experiment: Experiment, stored: Array, units: NormalizationStatistics) -> Array:
   zero = jnp.zeros(1, jnp.int32)
   batch = pipeline.gather(pipeline.InMemoryData(stored, zero), zero, units)
   return experiment.augment(rng.row_keys(jax.random.key(0), zero), batch).augment_label
@@ -142,7 +141,7 @@ def init_parameters(
 
 
 def init_state(
-  experiment: Experiment, stored: np.ndarray, units: pipeline.NormalizationStatistics
+  experiment: Experiment, stored: np.ndarray, units: NormalizationStatistics
 ) -> TrainState:
   """The state before the first step, on one device.
 
