@@ -24,6 +24,7 @@ from diffusion.models import dit, mlp, precision, unet
 from diffusion.objectives import losses, times, weights
 from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
+from diffusion.process import schedules as noise
 from diffusion.runs.population import Population, first_states
 from diffusion.runs.run import Run
 from diffusion.sampling import draw
@@ -111,13 +112,13 @@ def mixture(seed: int, width: int = 128, per_dispatch: int = 50) -> Experiment:
   means = np.stack([np.ones(8), -np.ones(8)])
   drawn = sources.gaussian_mixture(means, np.ones(2), np.full(2, 0.5), 4096)
   source, model = sources.unlabelled(drawn), mlp.mlp(width, 3)
-  noise = gap.evaluation_noise(levels=9, draws=4)
-  made = _experiment(source, model, 256, per_dispatch, 2 * per_dispatch, seed, noise)
+  fixed = gap.evaluation_noise(levels=9, draws=4)
+  made = _experiment(source, model, 256, per_dispatch, 2 * per_dispatch, seed, fixed)
   return made._replace(split=splits.Fractions(0.25, 0.25, 256))
 
 
 def _experiment(
-  source: sources.Source, model: Model, batch: int, per_dispatch: int, every: int, seed: Any, noise
+  source: sources.Source, model: Model, batch: int, per_dispatch: int, every: int, seed: Any, fixed
 ) -> Experiment:
   return Experiment(
     seed=seed, num_steps=10**6, batch_size=batch, log_every=every, validate_every=every,
@@ -125,7 +126,7 @@ def _experiment(
     diffusion=gaussian.Diffusion(noise.cosine(), marginals.variance_preserving, parameterizations.v()),
     model=model, terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))}, times=times.uniform(),
     optimizer=chains.adamw(schedules.constant(2e-4), 1e-2, 1.0), averages={'ema': averaging.ema(0.999)},
-    evaluation_average='ema', callbacks=[], evaluation_noise=noise,
+    evaluation_average='ema', callbacks=[], evaluation_noise=fixed,
   )  # fmt: skip
 
 

@@ -48,9 +48,7 @@ def train(
   try:
     training.train(run, extend)
   except KeyboardInterrupt:
-    if (
-      run.record['status'] != 'finished'
-    ):  # it came before or after training, which saves by itself
+    if run.status != 'finished':  # it did not come in the evaluation
       raise
     print('interrupted: the same call makes the evaluation', flush=True)
   return run

@@ -52,7 +52,7 @@ def technique(
     name: what the field calls it.
     place: one of `PLACES`.
     *keys: BibTeX keys, each as firstauthorYEARword.
-    active: says from the factory's arguments, taken by name (any subset, defaults filled in), whether the technique is
+    active: says from the factory's arguments, taken by name (a subset, defaults filled in), whether the technique is
       on; what a call returns that turns it off carries no mark. Where the answer depends on a JAX tracer the technique
       counts as on. Always on by default.
 
@@ -74,7 +74,7 @@ def technique(
   def decorate(factory: Factory) -> Factory:
     record = Technique(name, place, keys, f'{factory.__module__}.{factory.__qualname__}')
     signature = inspect.signature(factory)
-    is_active = _always if active is None else _by_name(factory, active)
+    is_active = _by_name(factory, active or (lambda: True))
 
     @functools.wraps(factory)
     def marking(*args, **kwargs):
@@ -189,27 +189,18 @@ def _is_own(function: Any) -> bool:
   return isinstance(function, types.FunctionType) and '<locals>' in function.__qualname__
 
 
-def _always(arguments: Mapping[str, Any]) -> bool:
-  del arguments
-  return True
-
-
 def _by_name(factory: Factory, active: Callable[..., bool]) -> Callable[[Mapping[str, Any]], bool]:
   """`active` as a function of all arguments by name."""
-  signature = inspect.signature(factory)
-  asked = inspect.signature(active).parameters.values()
-  takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in asked)
-  by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-  names = [one.name for one in asked if one.kind in by_name]
-  for one in asked:
-    if one.kind in by_name and one.default is one.empty and one.name not in signature.parameters:
-      raise ValueError(f'active asks for {one.name!r}, {factory.__qualname__} has no such argument')
-    if one.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL):
+  asked, known = inspect.signature(active).parameters, inspect.signature(factory).parameters
+  for one in asked.values():
+    if one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
       raise ValueError(f'active must take its arguments by name, got {one}')
+    if one.name not in known:
+      raise ValueError(f'active asks for {one.name!r}, {factory.__qualname__} has no such argument')
 
   def is_active(arguments: Mapping[str, Any]) -> bool:
     try:
-      return bool(active(**{k: v for k, v in arguments.items() if takes_all or k in names}))
+      return bool(active(**{name: arguments[name] for name in asked}))
     except Exception as error:
       if isinstance(error, _tracer_errors()):
         return True

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 import linecache
+import sys
 import sysconfig
 import textwrap
 import types
@@ -126,9 +127,9 @@ class _Description:
   def _function(self, function: types.FunctionType, at: str) -> Any:
     """Its name, or its source where it is the user's own, and what it holds."""
     held = {name: self.of(one, f'{at}/{name}') for name, one in citations.holds(function).items()}
-    defaults = [*(function.__defaults__ or ()), function.__kwdefaults__ or {}]
     told = {'holds': held} if held else {}
-    if any(defaults):
+    if function.__defaults__ or function.__kwdefaults__:
+      defaults = [function.__defaults__, function.__kwdefaults__]
       told['defaults'] = self.of(defaults, f'{at}/defaults')
     if _is_of_a_library(function):
       return {'function': _name(function)} | told
@@ -141,7 +142,7 @@ class _Description:
 
   def _class(self, kind: type) -> dict[str, Any]:
     """The class of an object, with its source where it is the user's own."""
-    if kind.__module__.split('.')[0] in _roots():
+    if _is_of_a_library(kind):
       return {'class': _name(kind)}
     try:
       tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
@@ -155,11 +156,9 @@ def _name(value: Any) -> str:
   module, name = getattr(value, '__module__', None), getattr(value, '__qualname__', None)
   if module is None or name is None:
     return getattr(value, '__name__', type(value).__name__)
-  return (
-    f'{module}.{name}'
-    if module.startswith('diffusion.')
-    else f'{module.split(".")[0]}.{name.split(".")[0]}'
-  )
+  if module.startswith('diffusion.'):
+    return f'{module}.{name}'
+  return f'{module.split(".")[0]}.{name.split(".")[0]}'
 
 
 def _number(value: Any) -> Any:
@@ -176,27 +175,19 @@ def _array(value: Any) -> Any:
   return told | {'sha256': hashlib.sha256(x.tobytes()).hexdigest()[:16]}
 
 
-@functools.cache
-def _roots() -> frozenset[str]:
-  """Names of packages that are libraries, this one among them, besides what lies in the environment's folders."""
-  return frozenset({'diffusion', 'jax', 'flax', 'optax', 'numpy', 'builtins'})
-
-
-def _is_of_a_library(function: types.FunctionType) -> bool:
-  return (function.__module__ or '').split('.')[
-    0
-  ] in _roots() or function.__code__.co_filename.startswith(_LIBRARIES)
+def _is_of_a_library(value: Any) -> bool:
+  """Whether a function or a class is this package's, or lies in the folders of the environment."""
+  package = (value.__module__ or '').split('.')[0]
+  file = getattr(sys.modules.get(value.__module__), '__file__', None) or ''
+  return package in ('diffusion', 'builtins') or file.startswith(_LIBRARIES)
 
 
 def _is_own(value: Any) -> bool:
-  """Whether a global that a user's function names says what the function does: a constant, or a function of theirs."""
-  if isinstance(value, bool | int | float | str | tuple | np.ndarray):
+  """Whether a global that a user's function names says what it does: a constant, what a factory made, or their own."""
+  if isinstance(value, bool | int | float | str | tuple | np.ndarray) or citations.uses(value):
     return True
-  return (
-    isinstance(value, types.FunctionType)
-    and not citations.is_technique(value)
-    and not _is_of_a_library(value)
-  )
+  is_function = isinstance(value, types.FunctionType) and not citations.is_technique(value)
+  return is_function and not _is_of_a_library(value)
 
 
 def _names(code: types.CodeType) -> list[str]:

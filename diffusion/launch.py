@@ -24,12 +24,9 @@ from diffusion.data import sources
 from diffusion.evaluation.by_name import METRICS
 from diffusion.provenance import read_record
 from diffusion.runs import training
-from diffusion.runs.loading import load, load_ensemble, load_snapshots
 from diffusion.runs.run import prepare
-from diffusion.sampling.plan import SAMPLERS, Sampling
+from diffusion.sampling.plan import SAMPLERS
 from diffusion.training.experiment import EvaluationSettings, Experiment
-
-__all__ = ['Experiment', 'Sampling', 'load', 'load_ensemble', 'load_snapshots', 'run']
 
 # How each flag is defined, its name, its default, and what --help says of it.
 _FLAGS = (

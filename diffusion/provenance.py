@@ -143,14 +143,11 @@ def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path | s
   workdir.mkdir(parents=True, exist_ok=True)
   if (workdir / 'run.json').exists():
     record = read_record(workdir)
-    for part in ('config', 'data'):
-      changed = differences(record[part], fresh[part])
-      if (
-        part == 'config'
-        and isinstance(source, str)
-        and record['fingerprint'] != fresh['fingerprint']
-      ):
-        changed += differences(record['fingerprint']['built'], fresh['fingerprint']['built'])
+    parts = {part: (record[part], fresh[part]) for part in ('config', 'data')}
+    if isinstance(source, str):
+      parts['experiment'] = record['fingerprint']['built'], fresh['fingerprint']['built']
+    for part, pair in parts.items():
+      changed = differences(*pair)
       if changed:
         raise ValueError(
           f'{workdir} holds a run of another {part} ({"; ".join(changed)}): choose another --workdir, or undo this'

@@ -124,7 +124,6 @@ class Denoiser(Protocol):
       t: their times, in [0, 1].
       key: of the rows, which turn dropout on; None is evaluation.
     """
-    ...
 
 
 class Model(NamedTuple):

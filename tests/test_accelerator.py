@@ -24,7 +24,7 @@ from diffusion.models import dit
 from experiments import cifar10, digits, mixture, mnist
 
 ROOT = pathlib.Path(__file__).parent.parent
-CORE = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'torch')
+CORE = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'jaxtyping', 'torch')
 # Installed in every process before anything else: what the core does not bring cannot be imported.
 BLOCKER = """
 import importlib.metadata, re, sys

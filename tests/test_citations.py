@@ -160,15 +160,16 @@ def test_other_errors_of_active_are_not_swallowed():
     broken(None)
 
 
-def test_active_may_ask_for_any_subset_or_all():
+def test_active_may_ask_for_any_arguments():
   seen = []
 
-  @technique('all', 'core', active=lambda **given: seen.append(given) or True)
-  def takes_all(a, b=2, *rest, c=3):
+  @technique('some', 'core', active=lambda b, rest, *, c: seen.append((b, rest, c)) or True)
+  def takes_some(a, b=2, *rest, c=3):
     return lambda: a
 
-  assert names(takes_all(1, 5, 6, c=7)) == ['all']
-  assert seen == [{'a': 1, 'b': 5, 'rest': (6,), 'c': 7}]
+  assert names(takes_some(1, 5, 6, c=7)) == ['some']
+  assert names(takes_some(1)) == ['some']
+  assert seen == [(5, (6,), 7), (2, (), 3)]
 
 
 def test_what_holds_itself_has_an_end():
@@ -193,7 +194,8 @@ def test_all_keys_are_unique_and_in_order():
     (lambda: technique('', 'core'), "''"),
     (lambda: technique('x', 'core', 'Ho 2020'), 'Ho 2020'),
     (lambda: technique('x', 'core', active=lambda other: True)(dropout), 'other'),
-    (lambda: technique('x', 'core', active=lambda *rate: True)(dropout), 'rate'),
+    (lambda: technique('x', 'core', active=lambda *rate: True)(dropout), 'by name, got .rate'),
+    (lambda: technique('x', 'core', active=lambda **rate: True)(dropout), 'by name, got ..rate'),
   ],
 )
 def test_bad_declarations_are_refused_with_their_value(call, value):

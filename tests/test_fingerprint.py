@@ -27,8 +27,10 @@ SOURCE = '''
   from diffusion.objectives import losses, weights
   SHIFT = 1.0
 
-  def helper(x):
-    return x + SHIFT
+  OTHER = weights.min_snr(5.0)
+
+  def helper(x, more=np.zeros(2)):
+    return OTHER(x) + SHIFT + more.sum()
 
   def bell(center):
     """Says nothing."""
@@ -125,8 +127,9 @@ def test_a_user_s_function_is_its_source_without_comments_and_docstrings(tmp_pat
   )
   assert described(load(tmp_path, plainer, 'plainer')) == base
   for old, new in (
-    ('-helper(', 'helper('), ('SHIFT = 1.0', 'SHIFT = 2.0'), ('x + SHIFT', 'x - SHIFT'), ('bell(0.5)', 'bell(0.6)'),
-    ('lambda x: x + 2', 'lambda x: x + 3'),
+    ('-helper(', 'helper('), ('SHIFT = 1.0', 'SHIFT = 2.0'), (') + SHIFT', ') - SHIFT'), ('bell(0.5)', 'bell(0.6)'),
+    ('lambda x: x + 2', 'lambda x: x + 3'), ('weights.min_snr(5.0)', 'weights.min_snr(4.0)'),
+    ('zeros(2)', 'ones(2)'),
   ):  # fmt: skip
     assert described(load(tmp_path, SOURCE.replace(old, new), f'a{abs(hash(new))}')) != base, new
 

@@ -13,8 +13,8 @@ import time
 import numpy as np
 import pytest
 
+import diffusion
 from benchmarks import resume
-from diffusion import launch
 from diffusion.provenance import read_record, write_record
 from diffusion.reporting.rows import read_json_lines
 
@@ -99,7 +99,7 @@ def test_a_finished_run_says_so_extends_and_loads(uninterrupted):
   status, output = finish(start(uninterrupted, *NUMBERS))
   assert status == 0
   assert 'is finished at step 1500' in output
-  run = launch.load(uninterrupted)
+  run = diffusion.load(uninterrupted)
   record = read_record(uninterrupted)
   assert run.step == record['results']['best step']
   samples = run.sample([0] * 7, seed=4)

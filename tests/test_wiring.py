@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+import diffusion
 from diffusion import launch
 from diffusion.data import sources, splits
 from diffusion.evaluation import gap
@@ -37,7 +38,7 @@ BITS = 8  # of an example's number, which it bears as signs; a ninth entry is th
 EXAMPLES, ROWS = 160, 20  # 96 to train on, so that a batch may cross from one epoch into the next
 SPOILED = 7  # the training row that is NaN while the run is spoiled
 # Of a saved state: what a skipped step moves by one, and where the sums of the next logged row are.
-COUNTERS, WINDOW = {'step', 'cursor', 'skipped', 'skipped_in_a_row'}, 'window'
+COUNTERS, WINDOW = {'step', 'batches_seen', 'skipped', 'skipped_in_a_row'}, 'window'
 
 
 @dataclasses.dataclass
@@ -96,7 +97,7 @@ def frozen() -> Average:
   return Average(init, lambda state, params: state | {'live': params}, lambda state: state['fixed'])
 
 
-def spied(c: Config, made: launch.Experiment) -> launch.Experiment:
+def spied(c: Config, made: diffusion.Experiment) -> diffusion.Experiment:
   """The experiment with every piece that a user may write telling what it is given."""
   ((factor, term),) = made.terms.values()
 
@@ -161,10 +162,10 @@ def spoil(batch, progress):
   return batch._replace(x=batch.x.at[:, BITS].set(jnp.where(hit, jnp.nan, batch.x[:, BITS])))
 
 
-def build(c: Config) -> launch.Experiment:
+def build(c: Config) -> diffusion.Experiment:
   """Dropout, an average that is none, and (if spoiled) everything that learns beside the weights."""
   uneven, label = times.importance(buckets=4), np.arange(EXAMPLES) % 2
-  made = launch.Experiment(
+  made = diffusion.Experiment(
     seed=c.seed,
     num_steps=c.num_steps,
     batch_size=c.batch_size,
@@ -187,7 +188,7 @@ def build(c: Config) -> launch.Experiment:
     evaluation_average='frozen',
     callbacks=[],
     evaluation_noise=gap.evaluation_noise(levels=3, draws=1),
-    sampling=launch.Sampling(steps=4, wrappers=(), per_class=4),
+    sampling=diffusion.Sampling(steps=4, wrappers=(), per_class=4),
     curriculum=Curriculum(None, lambda progress: jnp.ones(()), spoil) if c.spoil else None,
   )  # fmt: skip
   return spied(c, made)

@@ -312,7 +312,7 @@ def split_data(
   return SplitData(dataset, parts, normalization(train[0], dataset.levels), order)
 
 
-def evenly(data: SplitData) -> Integer[np.ndarray, ' m']:
+def evenly(data: SplitData) -> Integer[np.ndarray, ' k']:
   """As many training rows as there are held-out ones, if there are: evenly over the split, rows of the data set."""
   train = data.split.train
   count = min(len(data.split.validation), len(train))

@@ -19,6 +19,7 @@ from diffusion.reporting.drawing import (
   save_figure,
   style_axes,
 )
+from diffusion.reporting.rows import OWN_GROUPS
 
 
 class Panel(NamedTuple):
@@ -50,13 +51,6 @@ LINES = {
   'gradient_norm': ('', BLUE),
 }
 NOISY = ('loss', 'gradient_norm')
-GROUPS = (
-  'loss',
-  'loss_bucket',
-  'train',
-  'validation',
-  'memorized',
-)  # of names that a run logs by itself
 BUCKET = re.compile(r'loss_bucket/(\d+)')
 FEW = 30  # values of a line up to which each is marked
 MANY = 200  # values of a noisy line beyond which its running mean is drawn over it
@@ -134,7 +128,7 @@ def _logged(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
   groups: dict[str, dict[str, None]] = {}
   for name in dict.fromkeys(key for row in rows for key in row):
     group, slash, _ = name.partition('/')
-    if slash and group not in GROUPS:
+    if slash and group not in (*OWN_GROUPS, 'memorized'):  # these have panels above
       groups.setdefault(group, {})[name] = None
   return [Panel(group, group, tuple(names)) for group, names in groups.items()]
 

@@ -193,7 +193,11 @@ def vector_scatter(
     axes.scatter(*finite[:, :2].T, s=size, color=color, alpha=alpha, linewidths=0, label=label)
   axes.set_aspect('equal', adjustable='datalim')
   axes.set(xlabel='coordinate 1', ylabel='coordinate 2')
-  for handle in axes.legend(frameon=False, loc='best', fontsize=9).legend_handles:
+  # Below the points, or it would be read with those behind it.
+  legend = axes.legend(
+    frameon=False, fontsize=9, ncols=2, loc='upper center', bbox_to_anchor=(0.5, -0.1)
+  )
+  for handle in legend.legend_handles:
     handle.set_alpha(1.0)
     handle.set_sizes([24])
   return save_axes(axes, path, title)

@@ -29,6 +29,7 @@ Path = str | os.PathLike[str]
 
 ROW_START = b'{"step": '
 SHOWN = ('loss', 'validation/eps')
+OWN_GROUPS = ('loss', 'loss_bucket', 'train', 'validation')  # of the names that a run itself logs
 
 
 class Sink(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import citations, devices, processes, provenance, statistics
+from diffusion import citations, devices, fingerprint, processes, provenance, statistics
 from diffusion.data import pipeline
 from diffusion.evaluation import gap, memorization, stability
 from diffusion.evaluation.by_name import choose_features, choose_metrics
@@ -109,12 +109,14 @@ def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings)
   labels, condition = data.asked(experiment.sampling.per_class * max(1, dataset.num_classes))
   print(f'{len(labels)} samples from the best checkpoint, step {best.record["step"]}', flush=True)
   seeded = (*weights[:2], devices.replicate(jnp.asarray(request.seed, jnp.uint32)))
+  # What of the experiment a sample depends on: an evaluation may be given another one than the run's.
+  plan = experiment.sampling._replace(per_class=0, grid_rows=0)
+  drawn_with = experiment.model, experiment.diffusion, experiment.evaluation_average, plan
   identity = {
     'checkpoint': best.number,
     'config': provenance.config_to_json(run.config),
-    'code': provenance.code_digest(
-      run.record['fingerprint']['digest'] if isinstance(run.source, str) else run.source
-    ),
+    'code': provenance.code_digest(run.source),
+    'built': fingerprint.digest(fingerprint.describe(drawn_with)),
     'seed': request.seed,
     'sampler': request.sampler,
     'steps': request.steps,

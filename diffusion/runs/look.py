@@ -9,6 +9,7 @@ import numpy as np
 
 from diffusion import conditions, devices
 from diffusion.process import gaussian
+from diffusion.reporting.rows import OWN_GROUPS
 from diffusion.runs.run import Run
 from diffusion.runs.samples import picture
 from diffusion.sampling.draw import make_denoiser
@@ -32,13 +33,8 @@ class LookAtRun:
       row: of this step.
       recomputed: whether the evaluation parameters have batch statistics of their own.
     """
-    self.step, self.experiment, self.data, self.folder = (
-      run.position.step,
-      run.experiment,
-      run.data,
-      run.folder,
-    )
-    self.row = dict(row)
+    self.step, self.row = run.position.step, dict(row)
+    self.experiment, self.data, self.folder = run.experiment, run.data, run.folder
     self._run, self._k, self._program, self._recomputed = run, k, program, recomputed
     self._weights = self._samples = None
 
@@ -53,6 +49,8 @@ class LookAtRun:
         raise ValueError(
           f'{name} is in the row of step {self.step} already: log it under another name'
         )
+      if name.partition('/')[0] in OWN_GROUPS:
+        raise ValueError(f"the group of {name} is the run's own: log it under another one")
       if np.ndim(value) or np.asarray(value).dtype.kind not in 'iufb':
         raise ValueError(f'{name} must be one number, got {value!r}')
       self.row[name] = np.asarray(value).item()

@@ -110,10 +110,7 @@ class Population:
 
       return devices.over_members(one, donate=donate, side_by_side=side_by_side)
 
-    self._step, self._recompute_statistics = (
-      of_each(_dispatch, True),
-      of_each(_recompute_statistics, True),
-    )
+    self._step, self._recompute = of_each(_dispatch, True), of_each(_recompute_statistics, True)
     self._measure = of_each(_measure, False)
     self._host: list[TrainState] | None = list(begin)  # the states, where the host knows them
     self._placed: Any = None  # the same, where they are on the devices
@@ -138,22 +135,16 @@ class Population:
     """See `Program`; those of all members, when the first one asks, which changes nothing else of them."""
     if self._on_devices().statistics and not self._is_recomputed:
       given = devices.place_members(self._rows([0] * len(self._runs), STATISTICS_BATCHES))
-      self._placed = self._recompute_statistics(
-        self._members, self._on_devices(), given, self._data
-      )
+      self._placed = self._recompute(self._members, self._on_devices(), given, self._data)
       self._host, self._is_recomputed = None, True
 
   def validate(self, k: int) -> dict[str, float]:
     """See `Program`; the rows of all are computed when the first one asks."""
     if self._losses is None:
       rows = _table([np.concatenate(pair) for pair in self._evaluation_rows])
-      places = [
-        np.concatenate([np.arange(len(one)) for one in pair]) for pair in self._evaluation_rows
-      ]
-      both, cuts = (
-        np.stack([rows, _table(places)], 1),
-        range(_EVALUATION_CHUNK, rows.shape[1], _EVALUATION_CHUNK),
-      )
+      places = [[np.arange(len(one)) for one in pair] for pair in self._evaluation_rows]
+      both = np.stack([rows, _table([np.concatenate(pair) for pair in places])], 1)
+      cuts = range(_EVALUATION_CHUNK, rows.shape[1], _EVALUATION_CHUNK)
       parts = [devices.place_members(part) for part in np.split(both, cuts, axis=2)]
       found = [self._measure(self._members, self._on_devices(), one, self._data) for one in parts]
       self._losses = np.concatenate([devices.collect_members(one) for one in found], axis=1)
@@ -225,9 +216,8 @@ def _measure(
   experiment: Experiment, units: NormalizationStatistics, state: TrainState, given: Array, data: InMemoryData
 ) -> Array:  # fmt: skip
   """The losses on the evaluation noise [n, L]; given: rows of the data and their places, [2, n]."""
-  losses = gap.make_losses(
-    experiment.diffusion, experiment.model, units, experiment.evaluation_noise
-  )
+  e = experiment
+  losses = gap.make_losses(e.diffusion, e.model, units, e.evaluation_noise)
   row, place = given
   return losses(
     states.weights(experiment, state), data.x[row], conditions.take(data.condition, row), place

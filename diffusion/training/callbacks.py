@@ -47,30 +47,24 @@ class Look(Protocol):
     Raises:
       ValueError: a name without a group or one that the row has, or what is no number.
     """
-    ...
 
   def parameters(self, average: str | None = None) -> Any:
     """The evaluation parameters, or those of an average, as NumPy arrays: `network`, `schedule` and `terms`."""
-    ...
 
   def denoiser(self, condition: Condition) -> Denoiser:
-    """(z [B, ...], t [B]) -> Prediction of the evaluation parameters for these labels [B] (-1 is the null label)."""
-    ...
+    """(z [B, ...], t [B]) -> Prediction of the evaluation parameters for these B conditions (label -1 is the null)."""
 
   def samples(self, count: int) -> np.ndarray:
     """The first samples of the evaluation parameters, of the classes in turn, as the data is stored: [count, ...].
 
     Every look draws from the same starting noise, so that what changes is the network.
     """
-    ...
 
   def picture(self, samples: np.ndarray, name: str) -> None:
     """Writes samples, in the order in which `samples` has them, as samples/NAME.png of the run's folder."""
-    ...
 
   def once(self, key: str, make: Callable[[], Any]) -> Any:
     """What `make` returns, computed at the first look of this start and kept for the later ones."""
-    ...
 
 
 class Continue(NamedTuple):

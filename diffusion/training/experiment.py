@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from diffusion import checks, devices
 from diffusion.data import augment, pipeline, sources, splits
+from diffusion.data.pipeline import NormalizationStatistics
 from diffusion.data.records import DiskRecords
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
@@ -238,7 +239,7 @@ def evaluation_plan(experiment: Experiment, data: SplitData) -> Plan:
   )
 
 
-def fitted(experiment: Experiment, units: pipeline.NormalizationStatistics) -> Experiment:
+def fitted(experiment: Experiment, units: NormalizationStatistics) -> Experiment:
   """The experiment with the plain `clip_x0` of its sampling set to the range that the data has in these units."""
   if units.levels is None or units.range == (-1.0, 1.0):
     return experiment

@@ -10,6 +10,7 @@ import optax
 from diffusion import rng
 from diffusion.citations import technique
 from diffusion.data import pipeline
+from diffusion.data.pipeline import NormalizationStatistics
 from diffusion.process import gaussian
 from diffusion.training.experiment import Experiment, live_terms
 from diffusion.training.state import Parameters, TrainState
@@ -212,7 +213,7 @@ def noise_estimates(small: Array, large: Array, rows: int, parts: int) -> dict[s
 
 def take_batch(
   experiment: Experiment,
-  units: pipeline.NormalizationStatistics,
+  units: NormalizationStatistics,
   state: TrainState,
   data: pipeline.InMemoryData | None,
   given: Array | pipeline.StoredBatch,

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion import devices
 from diffusion.data import pipeline, prefetch, splits
-from diffusion.data.pipeline import Order
+from diffusion.data.pipeline import NormalizationStatistics, Order
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.training import state as states
@@ -31,23 +31,18 @@ class Program(Protocol):
 
     It returns at once, but for waiting until the dispatch before the last is through: at most two are in flight.
     """
-    ...
 
   def recompute_statistics(self, k: int) -> None:
     """Gives the evaluation parameters of a run batch statistics of their own, where the network has any."""
-    ...
 
   def validate(self, k: int) -> dict[str, float]:
     """The validation row of a run whose statistics are recomputed."""
-    ...
 
   def get(self, k: int) -> TrainState:
     """The state of a run, replicated."""
-    ...
 
   def put(self, k: int, state: TrainState) -> None:
     """Goes on from another state of a run, replicated."""
-    ...
 
 
 class Batches(NamedTuple):
@@ -143,7 +138,7 @@ class SingleRun:
 
 
 def make_losses(
-  experiment: Experiment, units: pipeline.NormalizationStatistics
+  experiment: Experiment, units: NormalizationStatistics
 ) -> Callable[..., np.ndarray]:
   """(weights, x as stored [n, ...], condition, position [n]) -> losses [n, L] on the evaluation noise."""
   return gap.evaluation_losses(

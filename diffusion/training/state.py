@@ -9,6 +9,7 @@ import numpy as np
 
 from diffusion import devices, rng
 from diffusion.data import pipeline
+from diffusion.data.pipeline import NormalizationStatistics, StoredBatch
 from diffusion.evaluation import gap
 from diffusion.training.experiment import Experiment, live_terms
 from diffusion.types import Array, Batch, Conditioning, Params, Variables
@@ -70,7 +71,7 @@ def empty_window(experiment: Experiment) -> dict[str, Array]:
 
 
 def make_init(
-  experiment: Experiment, example: pipeline.StoredBatch, units: pipeline.NormalizationStatistics
+  experiment: Experiment, example: StoredBatch, units: NormalizationStatistics
 ) -> Callable[[Array, Array], TrainState]:
   """(seed, one example as stored, with a batch axis) -> the state before the first step.
 
@@ -108,7 +109,7 @@ def make_init(
 
 
 def _augment_label(
-  experiment: Experiment, example: pipeline.StoredBatch, units: pipeline.NormalizationStatistics
+  experiment: Experiment, example: StoredBatch, units: NormalizationStatistics
 ) -> Array:
   zero = jnp.zeros(1, jnp.int32)
   batch = pipeline.in_units(example, units)
@@ -143,7 +144,7 @@ def init_parameters(
 
 
 def init_state(
-  experiment: Experiment, example: pipeline.StoredBatch, units: pipeline.NormalizationStatistics
+  experiment: Experiment, example: StoredBatch, units: NormalizationStatistics
 ) -> TrainState:
   """The state before the first step, on one device.
 

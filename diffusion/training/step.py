@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusion.data import pipeline
+from diffusion.data.pipeline import NormalizationStatistics
 from diffusion.data.splits import SplitData
 from diffusion.process import gaussian
 from diffusion.training import gradient
@@ -42,7 +43,7 @@ def summarize(
   }
 
 
-def make_step(experiment: Experiment, units: pipeline.NormalizationStatistics) -> Callable:
+def make_step(experiment: Experiment, units: NormalizationStatistics) -> Callable:
   """The step: (state, data, given, rows, cross_mean) -> (state, metrics); `data` and `given` as `take_batch` has them.
 
   A step is all or nothing: where the loss, the gradient or the update is not finite, the whole old state stays, and
@@ -115,9 +116,7 @@ def make_step(experiment: Experiment, units: pipeline.NormalizationStatistics) -
   return step
 
 
-def make_recompute_statistics(
-  experiment: Experiment, units: pipeline.NormalizationStatistics
-) -> Callable:
+def make_recompute_statistics(experiment: Experiment, units: NormalizationStatistics) -> Callable:
   """(state, data, given, rows, cross_mean) -> the state with batch statistics of its evaluation parameters.
 
   The plain mean over the first `STATISTICS_BATCHES` batches of the run, which `given` has along a leading axis, with

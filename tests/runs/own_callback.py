@@ -1,5 +1,6 @@
 """The mixture with a callback of this file's own: `python -m tests.runs.own_callback --workdir=... --smoke`."""
 
+import diffusion
 from diffusion import launch
 from diffusion.training import callbacks
 from experiments.mixture import SMOKE, Config
@@ -18,7 +19,7 @@ def middle(every):
   return callbacks.Callback('middle', every, lambda: {'looks': 0}, update)
 
 
-def build(c: Config) -> launch.Experiment:
+def build(c: Config) -> diffusion.Experiment:
   """The mixture's experiment and one line."""
   made = build_mixture(c)
   return made._replace(callbacks=[*made.callbacks, middle(c.log_every)])

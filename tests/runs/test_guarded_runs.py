@@ -72,7 +72,7 @@ def compiled(averages):
 
 
 class Ended:
-  """A start of a run that came to its end, or to a signal; batches at the cursors of `bad` are multiplied by 1,000."""
+  """A start of a run that came to its end, or to a signal; the batches of `bad` are multiplied by 1,000."""
 
   def __init__(self, folder, made, bad=(), interrupt_at=None):
     self.folder = folder

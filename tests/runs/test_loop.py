@@ -438,6 +438,7 @@ def logging(update):
   [
     ({'mean': 1.0}, r"has a group before its name, e.g. mine/mean, got 'mean'"),
     ({'loss_bucket/0': 1.0}, 'loss_bucket/0 is in the row of step 10 already'),
+    ({'validation/mine': 1.0}, "the group of validation/mine is the run's own"),
     ({'mine/x': [1.0, 2.0]}, r'mine/x must be one number, got \[1.0, 2.0\]'),
     ({'mine/x': 'high'}, "mine/x must be one number, got 'high'"),
   ],
