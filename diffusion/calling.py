@@ -71,9 +71,9 @@ def evaluate(
     workdir: of the run.
     experiment: in place of the one that is recorded; needed where the run has no experiment file.
     samples: how many, rounded up to equally many of each class; 0 as the run did.
-    metrics: names of `evaluation.by_name.METRICS`, or 'all'; () as the run did.
+    metrics: names of `evaluation.by_name.metrics()`, or 'all'; () as the run did.
     features: what metrics compare: 'pixels', the name of a classifier, or a file of Inception weights.
-    sampler: of `sampling.plan.SAMPLERS`; '' as the run did.
+    sampler: of `sampling.plan.sampler_names()`; '' as the run did.
     steps: of the sampler; 0 as the run did.
     seed: of the sampler.
 

@@ -5,7 +5,6 @@ An experiment file ends in `launch.run(build, Config(), SMOKE)`. Nothing below t
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import itertools
 import math
@@ -19,13 +18,13 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion import checks, devices, processes, provenance
+from diffusion import checks, devices, naming, processes, provenance
 from diffusion.data import sources
-from diffusion.evaluation.by_name import METRICS
+from diffusion.evaluation import by_name
 from diffusion.provenance import read_record
 from diffusion.runs import training
 from diffusion.runs.run import prepare
-from diffusion.sampling.plan import SAMPLERS
+from diffusion.sampling.plan import sampler_names
 from diffusion.training.experiment import EvaluationSettings, Experiment
 
 # How each flag is defined, its name, its default, and what --help says of it.
@@ -34,10 +33,10 @@ _FLAGS = (
   (flags.DEFINE_boolean, 'smoke', False, 'Start from the small configuration: seconds, no download.'),
   (flags.DEFINE_integer, 'seed', None, 'Seed of training; with --mode=sample or evaluate, of the sampler.'),
   (flags.DEFINE_integer, 'num_samples', 0, 'Samples that --mode=evaluate judges; 0: as the run did.'),
-  (flags.DEFINE_string, 'sampler', '', f"Sampler instead of the run's: {', '.join(SAMPLERS)}."),
+  (flags.DEFINE_string, 'sampler', '', f"Sampler instead of the run's: {', '.join(sampler_names())}."),
   (flags.DEFINE_integer, 'sampler_steps', 0, 'Steps of the sampler; 0: as the run did.'),
   (flags.DEFINE_list, 'metrics', [],
-   f"Metrics of --mode=evaluate instead of the run's: all, or {', '.join(METRICS)}."),
+   f"Metrics of --mode=evaluate instead of the run's: all, or {', '.join(by_name.metrics())}."),
   (flags.DEFINE_string, 'features', 'pixels',
    'What metrics compare: pixels, digits, mnist, or a file of Inception weights.'),
   (flags.DEFINE_integer, 'extend', 0, 'Train so many steps past the end of a finished run.'),
@@ -89,9 +88,9 @@ def _check_keys(argv: Sequence[str], config: Any) -> None:
   for argument in argv:
     key = re.match(r'--?config\.?([^=]*)', argument)
     if key and key[1] not in names:
-      near = difflib.get_close_matches(key[1], names, 1, 0.0)
+      near = naming.nearest(key[1], names)
       _fail(
-        f'unknown configuration key --config.{key[1]}: the nearest is --config.{near[0]} (all: {", ".join(names)})'
+        f'unknown configuration key --config.{key[1]}: the nearest is --config.{near} (all: {", ".join(names)})'
       )
 
 
@@ -144,10 +143,8 @@ def _configured(
     overrides = overrides | {'arm': f.arm}
   config = dataclasses.replace(smoke if f.smoke else config, **overrides)
   if arms is not None and config.arm not in arms:
-    near = difflib.get_close_matches(config.arm, arms, 1, 0.0)
-    raise ValueError(
-      f'unknown arm {config.arm!r}: the nearest is {near[0]!r}; --list_arms shows all'
-    )
+    near = naming.nearest(config.arm, list(arms))
+    raise ValueError(f'unknown arm {config.arm!r}: the nearest is {near!r}; --list_arms shows all')
   return config, overrides
 
 
@@ -190,8 +187,8 @@ def members(texts: Sequence[str], config: Any) -> list[dict[str, int | float]]:
   for text in texts:
     name, _, listed = text.partition('=')
     if name not in names:
-      near = difflib.get_close_matches(name, names, 1, 0.0)
-      raise ValueError(f'--population: unknown field {name!r}: the nearest is {near[0]!r}')
+      near = naming.nearest(name, names)
+      raise ValueError(f'--population: unknown field {name!r}: the nearest is {near!r}')
     if name in choices:
       raise ValueError(f'--population: {name} is given twice: list its values with commas')
     kind = type(getattr(config, name))

@@ -122,7 +122,7 @@ def build(c: Config) -> diffusion.Experiment:
     callbacks=stopping(),
     evaluation_noise=gap.evaluation_noise(draws=2),
     sampling=plan(c),
-    metrics=[recognition.support_vectors(), memorization.nearest_neighbor_ratio()],
+    metrics=[recognition.recognition(), memorization.nearest_neighbor_ratio()],
   )
   return baseline._replace(**ARMS[c.arm](c))
 

@@ -75,7 +75,7 @@ def build(c: Config) -> diffusion.Experiment:
     sampling=diffusion.Sampling(
       samplers.ddim, c.sampling_steps, c.guidance, grid_rows=8, per_class=c.samples_per_class
     ),
-    metrics=[recognition.support_vectors(), memorization.nearest_neighbor_ratio()],
+    metrics=[recognition.recognition(), memorization.nearest_neighbor_ratio()],
   )
 
 

@@ -98,7 +98,7 @@ def build(c: Config) -> diffusion.Experiment:
       samplers.ancestral, c.sampling_steps, grid_rows=64, per_class=c.samples
     ),
     metrics=[
-      bits_per_dim.variational_bound(c.likelihood_examples),
+      bits_per_dim.likelihood(c.likelihood_examples),
       memorization.nearest_neighbor_ratio(),
     ],
   )

@@ -104,7 +104,7 @@ def build(c: Config) -> diffusion.Experiment:
     sampling=diffusion.Sampling(
       solvers.dpm_solver, c.sampling_steps, c.guidance, per_class=c.samples_per_class
     ),
-    metrics=[recognition.support_vectors(), memorization.nearest_neighbor_ratio()],
+    metrics=[recognition.recognition(), memorization.nearest_neighbor_ratio()],
   )
 
 

@@ -18,9 +18,9 @@ from diffusion import devices, provenance
 from diffusion.commands import run_command
 from diffusion.data import pipeline, sources
 from diffusion.data.splits import SplitData
+from diffusion.evaluation import by_name, neighbors
 from diffusion.evaluation import features as features_
-from diffusion.evaluation import neighbors
-from diffusion.evaluation.by_name import METRICS, choose_features, choose_metrics
+from diffusion.evaluation.by_name import choose_features, choose_metrics
 from diffusion.evaluation.metric import (
   Examples,
   MetricInputs,
@@ -38,7 +38,7 @@ def define_flags() -> None:
   """Of this command."""
   flags.DEFINE_string('images', None, 'Folder of images, or .npz.', required=True)
   flags.DEFINE_string('run', None, 'Folder of the run whose data is taken.', required=True)
-  flags.DEFINE_list('metrics', ['all'], f'all, or of {", ".join(METRICS)}.')
+  flags.DEFINE_list('metrics', ['all'], f'all, or of {", ".join(by_name.metrics())}.')
   flags.DEFINE_string('features', 'pixels', 'pixels, digits, mnist, or Inception weights.')
   flags.DEFINE_string('output', None, 'JSON file for the results.')
 
@@ -142,16 +142,11 @@ def measure(
     shape=data.x.shape[1:],
     train=sizes['train'],
     held_out=sizes['validation'] + sizes['test'],
+    network=False,
+    labels=given.label is not None,
   )
   chosen = choose_features(features)
-  found, left_out = choose_metrics(metrics, chosen, plan, network=False)
-  if given.label is None and 'recognition' in found:
-    if 'all' not in metrics:
-      raise ValueError(
-        f'recognition needs to know what was asked for: put the images of {images} into class folders'
-      )
-    left_out['recognition'] = 'the images have no labels'
-    del found['recognition']
+  found, left_out = choose_metrics(metrics, chosen, plan)
   notes += [f'left out {name}: {why}' for name, why in left_out.items()]
   findings = [finding for metric in found.values() for finding in metric.measure(inputs)]
   record = {

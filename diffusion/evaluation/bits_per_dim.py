@@ -12,12 +12,12 @@ from diffusion.evaluation.metric import (
   MetricInputs,
   MetricResult,
   Query,
-  check_nothing,
+  check_network,
 )
-from diffusion.sampling import likelihood
+from diffusion.sampling import likelihood as likelihoods
 
 
-def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = None) -> Metric:
+def likelihood(limit: int = 1000, draws: int = 64, steps: int | None = None) -> Metric:
   """The variational bound in bits a dimension, of validation, test and training examples, without guidance.
 
   For stored levels it bounds the probability of the levels; for continuous data the density.
@@ -39,7 +39,7 @@ def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = No
 
   def measure(inputs: MetricInputs) -> list[MetricResult]:
     def rows(query: Query, shared: Any):
-      return likelihood.bound(
+      return likelihoods.bound(
         query.denoise,
         query.path,
         query.x,
@@ -56,7 +56,7 @@ def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = No
       chosen = np.linspace(0, len(x) - 1, min(limit, len(x))).round().astype(int)
       parts = inputs.network.apply(rows, x[chosen], label[chosen])
       total, *each = (
-        likelihood.bits_per_dim(np.asarray(part, np.float64), x[0].size)
+        likelihoods.bits_per_dim(np.asarray(part, np.float64), x[0].size)
         for part in (parts.total, *parts)
       )
       if (
@@ -68,7 +68,7 @@ def variational_bound(limit: int = 1000, draws: int = 64, steps: int | None = No
       found.append(MetricResult(f'{name} bits/dim', statistics.mean_t(total), meaning))
     return found
 
-  return Metric(check_nothing, measure)
+  return Metric(check_network, measure)
 
 
 def _splits(

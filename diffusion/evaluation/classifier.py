@@ -134,41 +134,52 @@ def features(name: str) -> Features:
     ValueError: another name; when applied, images of another shape.
   """
   one = load(name)
-  return Features(f'{name} classifier', one.digest, 64, lambda x: one.call(x)[0])
+  return Features(
+    name=f'{name} classifier',
+    digest=one.digest,
+    width=64,
+    apply=lambda x: one.call(x)[0],
+    call=lambda x: one.call(x)[1],
+    shape=one.shape,
+  )
 
 
 @technique('class balance of samples', 'core', 'salimans2016improved')
-def class_balance(name: str) -> Metric:
+def class_balance(features: Features) -> Metric:
   """How evenly the samples spread over the classes.
 
   The effective number of classes is exp of the entropy of the share of each class among the calls: the number of
   classes where all are equally frequent, 1 where all samples are of one class. Beside it stands held-out data's.
 
   Args:
-    name: of the classifier: 'digits' or 'mnist'.
+    features: of a classifier, e.g. `features('digits')`.
 
   Raises:
-    ValueError: another name; before training, data of another shape.
+    ValueError: features that call no classes; before training, data of another shape.
 
   Source: the marginal entropy of Salimans et al. (2016), section 4.
   """
-  one = load(name)
+  call = features.call
+  if call is None:
+    raise ValueError(
+      f'features must be of a classifier ({", ".join(NAMES)}), {features.name} call no classes'
+    )
 
   def check(plan: Plan) -> None:
-    if plan.shape != one.shape:
+    if plan.shape != features.shape:
       raise ValueError(
-        f'the {name} classifier takes images {list(one.shape)}, the data has {list(plan.shape)}'
+        f'the {features.name} takes images {list(features.shape)}, the data has {list(plan.shape)}'
       )
 
   def calls(inputs: MetricInputs, which: str) -> Float[np.ndarray, 'rows k']:
     probabilities = inputs.once(
-      (one, which), lambda: one.call(shown(inputs.x(which), inputs.units.levels))[1]
+      (call, which), lambda: call(shown(inputs.x(which), inputs.units.levels))
     )
     return np.eye(probabilities.shape[1])[probabilities.argmax(1)]
 
   def measure(inputs: MetricInputs) -> list[MetricResult]:
     called = {which: calls(inputs, which) for which in ('samples', 'held_out')}
-    label = f'{name} classifier, {one.digest}'
+    label = features_.label(features)
     meaning = f'exp of the entropy of the shares of the classes, of {called["samples"].shape[1]}'
     return [
       MetricResult(

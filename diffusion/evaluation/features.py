@@ -28,12 +28,16 @@ class Features(NamedTuple):
     digest: the first digits of the SHA-256 of its weights; '' without weights.
     width: f; 0 if it is the examples' own number of values.
     apply: uint8 images [n, h, w, c] (brightness 0 to 255), or float vectors [n, d] -> features.
+    call: the same -> class probabilities [n, k], where they are a classifier's.
+    shape: of the images that the classifier takes.
   """
 
   name: str
   digest: str
   width: int
   apply: Callable[[Shown], Embedded]
+  call: Callable[[Shown], Float32[np.ndarray, 'n k']] | None = None
+  shape: tuple[int, ...] | None = None
 
 
 def label(features: Features) -> str:

@@ -11,7 +11,14 @@ from jaxtyping import Float, Integer, Num
 from diffusion import checks, statistics
 from diffusion.citations import technique
 from diffusion.evaluation import gap
-from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, Query
+from diffusion.evaluation.metric import (
+  Metric,
+  MetricInputs,
+  MetricResult,
+  Plan,
+  Query,
+  check_network,
+)
 from diffusion.process import analytic
 from diffusion.types import Array, Denoiser, Examples, Path, PerRow
 
@@ -83,6 +90,7 @@ def membership(
 
 
 def _two_of_each(plan: Plan) -> None:
+  check_network(plan)
   if min(plan.train, plan.held_out) < 2:
     raise ValueError(
       f'membership needs at least 2 training and held-out examples, got {plan.train} and {plan.held_out}'

@@ -23,13 +23,18 @@ HeldOut = tuple[Num[np.ndarray, ' h *shape'], Integer[np.ndarray, ' h']]
 
 
 class Plan(NamedTuple):
-  """What will be measured, known before training: numbers of samples, classes and examples, and an example's shape."""
+  """What will be measured, known before training: numbers of samples, classes and examples, and an example's shape.
+
+  `network` is False where there are images alone, `labels` where nobody knows what was asked for.
+  """
 
   samples: int
   classes: int
   shape: tuple[int, ...]
   train: int
   held_out: int
+  network: bool = True
+  labels: bool = True
 
 
 class Query(NamedTuple):
@@ -158,6 +163,16 @@ class Metric(NamedTuple):
 
 def check_nothing(plan: Plan) -> None:
   """The check of a metric that can judge anything."""
+
+
+def check_network(plan: Plan) -> None:
+  """The check of a metric that asks the network.
+
+  Raises:
+    ValueError: there is none.
+  """
+  if not plan.network:
+    raise ValueError('it asks the network, and there are images alone')
 
 
 def make_network(

@@ -9,7 +9,7 @@ from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan
 
 
 @technique('support-vector recognition of samples', 'core', 'cortes1995support')
-def support_vectors(c: float = 10.0) -> Metric:
+def recognition(c: float = 10.0) -> Metric:
   """The share of samples that a support-vector classifier of the real training data calls by their label.
 
   A radial kernel on pixels, its width from their variance (scikit-learn's 'scale'). Beside the share stands the
@@ -19,7 +19,7 @@ def support_vectors(c: float = 10.0) -> Metric:
     c: the classifier's penalty, > 0.
 
   Raises:
-    ValueError: c out of its range.
+    ValueError: c out of its range; before training, one class, or samples of unknown classes.
 
   Source: Cortes & Vapnik (1995).
   """
@@ -29,6 +29,10 @@ def support_vectors(c: float = 10.0) -> Metric:
     if plan.classes < 2:
       raise ValueError(
         f'recognition needs at least two classes, the data has {plan.classes}: leave it out of the metrics'
+      )
+    if not plan.labels:
+      raise ValueError(
+        'recognition needs to know what was asked for: put the images into class folders'
       )
 
   def measure(inputs: MetricInputs) -> list[MetricResult]:

@@ -1,9 +1,10 @@
 """The project's BibTeX entries: `references.bib`, by key."""
 
-import difflib
 import importlib.resources
 import re
 from collections.abc import Iterable
+
+from diffusion import naming
 
 ENTRY_START = re.compile(r'^@\w+\{([^,\s]+),', re.MULTILINE)
 
@@ -45,6 +46,6 @@ def entries(keys: Iterable[str]) -> str:
   chosen = list(dict.fromkeys(keys))
   for key in chosen:
     if key not in known:
-      near = difflib.get_close_matches(key, known, n=1, cutoff=0)
-      raise KeyError(f'no entry {key!r} in references.bib; the nearest is {near[0]!r}')
+      near = naming.nearest(key, list(known))
+      raise KeyError(f'no entry {key!r} in references.bib; the nearest is {near!r}')
   return '\n\n'.join(known[key] for key in chosen)

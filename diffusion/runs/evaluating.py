@@ -238,7 +238,7 @@ def _apply(run: Run, request: EvaluationSettings) -> None:
   plan = evaluation_plan(experiment, run.data)
   if request.metrics:
     features = choose_features(request.features)
-    found, left_out = choose_metrics(request.metrics, features, plan, network=True)
+    found, left_out = choose_metrics(request.metrics, features, plan)
     experiment = experiment._replace(metrics=list(found.values()))
     for name, why in left_out.items():
       print(f'left out {name}: {why}', flush=True)

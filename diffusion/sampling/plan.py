@@ -1,27 +1,18 @@
 """The plan by which samples are drawn: sampler, grid, guidance, and what is wrapped around the denoiser."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, rng
+from diffusion import checks, naming, rng
 from diffusion.process import gaussian
-from diffusion.sampling import grids, samplers, solvers
+from diffusion.sampling import grids, samplers
 from diffusion.sampling.ensembles import monte_carlo
 from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval
 from diffusion.types import Denoiser, Diffusion, Examples, Keys, Path, PerRow, Prediction, Sampler
-
-SAMPLERS: dict[str, Callable[[Path], Sampler]] = {
-  'ddim': samplers.ddim,
-  'ancestral': samplers.ancestral,
-  'euler': solvers.euler,
-  'euler_maruyama': solvers.euler_maruyama,
-  'heun': solvers.heun,
-  'dpm_solver': solvers.dpm_solver,
-}
 
 
 class Sampling(NamedTuple):
@@ -49,6 +40,20 @@ class Sampling(NamedTuple):
   per_class: int = 100
   grid: Callable[[Path, int], grids.Grid] = lambda path, steps: grids.uniform_time(steps)
   monte_carlo: int = 0
+
+
+def sampler_names() -> Mapping[str, str]:
+  """name -> module: every function of this room that makes a sampler of a path alone."""
+  return naming.factories('sampling', 'Sampler', ('path',))
+
+
+def sampler(name: str) -> Callable[[Path], Sampler]:
+  """The sampler of a name, with its own defaults.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  return naming.find(name, sampler_names(), 'sampler')
 
 
 class Planned(NamedTuple):

@@ -1,14 +1,13 @@
 """An experiment: everything a run is, as values and pure functions, and the checks that need all of it."""
 
 import dataclasses
-import difflib
 import functools
 import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from diffusion import checks, devices
+from diffusion import checks, devices, naming
 from diffusion.data import augment, pipeline, sources, splits
 from diffusion.data.pipeline import NormalizationStatistics
 from diffusion.data.records import DiskRecords
@@ -19,7 +18,7 @@ from diffusion.objectives import times
 from diffusion.optimizers import averaging
 from diffusion.sampling import plan as plans
 from diffusion.sampling.guidance import clip_x0
-from diffusion.sampling.plan import SAMPLERS, Sampling
+from diffusion.sampling.plan import Sampling
 from diffusion.training.callbacks import Callback, checkpoint
 from diffusion.types import Augment, Average, Curriculum, Diffusion, Model, Optimizer, Term, Times
 
@@ -129,7 +128,7 @@ def _check_names(fields: Mapping[str, Any]) -> None:
     if name in RENAMED:
       raise TypeError(f'the field {name} of an Experiment is now {RENAMED[name]}')
     if name not in _Fields._fields:
-      near = difflib.get_close_matches(name, _Fields._fields, 1, 0.0)[0]
+      near = naming.nearest(name, _Fields._fields)
       raise TypeError(f'an Experiment has no field {name}: the nearest is {near}')
 
 
@@ -260,9 +259,9 @@ class EvaluationSettings(NamedTuple):
   Attributes:
     seed: of the sampler.
     samples: how many, rounded up to equally many of each class.
-    sampler: of `plan.SAMPLERS`.
+    sampler: a name of `plan.sampler_names()`.
     steps: of the sampler's grid.
-    metrics: of `by_name.METRICS`, or 'all'.
+    metrics: names of `by_name.metrics()`, or 'all'.
     features: see `by_name.choose_features`.
   """
 
@@ -281,9 +280,7 @@ class EvaluationSettings(NamedTuple):
     """
     plan = experiment.sampling
     if self.sampler:
-      if self.sampler not in SAMPLERS:
-        raise ValueError(f'sampler must be one of {", ".join(SAMPLERS)}, got {self.sampler!r}')
-      plan = plan._replace(sampler=SAMPLERS[self.sampler])
+      plan = plan._replace(sampler=plans.sampler(self.sampler))
     if self.steps:
       plan = plan._replace(steps=self.steps)
     metrics = () if self.metrics else experiment.metrics

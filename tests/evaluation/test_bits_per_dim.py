@@ -32,7 +32,7 @@ def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
   data, state, _ = tiny.start(made)
   weights = states.weights(made, devices.replicate(state))
   given = inputs_of(made, data, weights)
-  found = {f.name: f for f in bits_per_dim.variational_bound(limit=40, draws=4).measure(given)}
+  found = {f.name: f for f in bits_per_dim.likelihood(limit=40, draws=4).measure(given)}
   assert set(found) == {'validation bits/dim', 'test bits/dim', 'training bits/dim'}
   value = found['training bits/dim'].value
   assert value.low < value.estimate < value.high
@@ -54,7 +54,7 @@ def test_images_are_evaluated_by_their_levels():
   made = tiny.images()
   data, state, _ = tiny.start(made)
   given = inputs_of(made, data, states.weights(made, devices.replicate(state)))
-  found = bits_per_dim.variational_bound(limit=8, draws=8).measure(given)
+  found = bits_per_dim.likelihood(limit=8, draws=8).measure(given)
   for finding in found:
     assert np.isfinite(finding.value.estimate)
     assert finding.value.estimate > 1
@@ -64,4 +64,4 @@ def test_images_are_evaluated_by_their_levels():
 def test_bad_arguments_are_named_with_their_value(numbers):
   (name, value), *_ = numbers.items()
   with pytest.raises(ValueError, match=f'{name} .* got {value}'):
-    bits_per_dim.variational_bound(**numbers)
+    bits_per_dim.likelihood(**numbers)

@@ -54,7 +54,7 @@ def test_weights_are_read_as_they_were_written(tmp_path):
 def test_collapse_shows_in_the_effective_number_of_classes(digits):
   x, label = digits
   ones = x[label == 1]
-  found = values(classifier.class_balance('digits'), inputs_of(ones, x, x))
+  found = values(classifier.class_balance(classifier.features('digits')), inputs_of(ones, x, x))
   assert found['effective classes'] < 1.5
   assert found['effective classes, held-out'] > 9
 
@@ -66,4 +66,4 @@ def test_other_images_and_other_names_are_refused(digits):
     classifier.features('mnist').apply(digits[0])
   plan = Plan(samples=100, classes=10, shape=(32, 32, 3), train=300, held_out=100)
   with pytest.raises(ValueError, match=r'takes images \[8, 8, 1\], the data has \[32, 32, 3\]'):
-    classifier.class_balance('digits').check(plan)
+    classifier.class_balance(classifier.features('digits')).check(plan)

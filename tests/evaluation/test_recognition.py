@@ -34,7 +34,7 @@ def judge(digits, relabel):
     None,
     {},
   )
-  return {finding.name: finding for finding in recognition.support_vectors().measure(given)}
+  return {finding.name: finding for finding in recognition.recognition().measure(given)}
 
 
 def test_real_digits_are_recognized(digits):
@@ -66,7 +66,7 @@ def test_the_worst_class_is_named(digits):
 @pytest.mark.parametrize('penalty', [0.0, -1.0, float('nan')])
 def test_a_bad_penalty_is_named_in_the_factory(penalty):
   with pytest.raises(ValueError, match=rf'c must .* got {penalty}'):
-    recognition.support_vectors(penalty)
+    recognition.recognition(penalty)
 
 
 def test_unlabelled_data_is_refused_before_training():
@@ -75,7 +75,7 @@ def test_unlabelled_data_is_refused_before_training():
       'noise', np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32), levels=None
     ),
     model=mlp.mlp(16, 2, 0.0),
-    metrics=[recognition.support_vectors()],
+    metrics=[recognition.recognition()],
   )
   with pytest.raises(ValueError, match='at least two classes'):
     experiments.load_data(experiment)

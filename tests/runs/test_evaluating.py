@@ -15,7 +15,7 @@ from diffusion.evaluation.metric import Plan
 from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json
 from diffusion.runs import samples
-from diffusion.training.experiment import EvaluationSettings
+from diffusion.sampling import plan as plans
 
 NUMBERS = (
   '--config.num_steps=20', '--config.log_every=5', '--config.validate_every=10', '--config.width=8',
@@ -199,26 +199,21 @@ def test_missing_unreadable_and_strange_folders_are_refused(tmp_path):
 def test_the_metrics_by_name_say_what_it_cannot_do():
   plan = Plan(samples=100, classes=0, shape=(8, 8, 1), train=300, held_out=100)
   pixels = by_name.choose_features('pixels')
-  found, left_out = by_name.choose_metrics(['all'], pixels, plan, network=False)
+  alone = plan._replace(network=False)
+  found, left_out = by_name.choose_metrics(['all'], pixels, alone)
   assert {'recognition', 'calibrated_ratio', 'frechet', 'membership', 'class_balance'} <= set(
     left_out
   )
   assert 'authenticity' in found
   assert not set(found) & set(left_out)
-  assert set(found) | set(left_out) == set(by_name.METRICS)
+  assert set(found) | set(left_out) == set(by_name.metrics())
   with pytest.raises(ValueError, match="unknown metric 'frechat': the nearest is 'frechet'"):
-    by_name.choose_metrics(['frechat'], pixels, plan, network=True)
+    by_name.choose_metrics(['frechat'], pixels, plan)
   with pytest.raises(ValueError, match='metric membership: it asks the network'):
-    by_name.choose_metrics(['membership'], pixels, plan, network=False)
+    by_name.choose_metrics(['membership'], pixels, alone)
   with pytest.raises(
     ValueError, match="features must be pixels, digits, mnist, or the path of .* got 'resnet'"
   ):
     by_name.choose_features('resnet')
-  with pytest.raises(ValueError, match='sampler must be one of ddim'):
-    EvaluationSettings(sampler='ddpm').applied(_Plain())
-
-
-class _Plain:
-  """An experiment as far as a request looks at it before it refuses."""
-
-  sampling = None
+  with pytest.raises(ValueError, match="unknown sampler 'ddpm': the nearest is 'ddim'"):
+    plans.sampler('ddpm')
