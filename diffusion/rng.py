@@ -9,9 +9,12 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Integer
 
 from diffusion.types import Array, Examples, Key, Keys
+
+Count = Integer[Array, ''] | int | np.integer
 
 
 def tag(name: str) -> int:
@@ -19,15 +22,13 @@ def tag(name: str) -> int:
   return zlib.crc32(name.encode())
 
 
-def stream(seed: Integer[Array, ''] | int, purpose: str) -> Key:
+def stream(seed: Count, purpose: str) -> Key:
   """The key of one purpose: 'init', 'order', 'time', 'noise', 'dropout', 'augmentation', 'curriculum',
   'term', 'sampler', 'validation', 'likelihood'."""
   return jax.random.fold_in(jax.random.key(jnp.asarray(seed, jnp.uint32)), tag(purpose))
 
 
-def batch_key(
-  seed: Integer[Array, ''] | int, purpose: str, batches_seen: Integer[Array, ''] | int
-) -> Key:
+def batch_key(seed: Count, purpose: str, batches_seen: Count) -> Key:
   """The key of one purpose for one batch: fold_in(stream(seed, purpose), batches seen).
 
   Args:

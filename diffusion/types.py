@@ -135,7 +135,7 @@ class Model(NamedTuple):
   """
 
   init: Callable[..., Variables]
-  apply: Callable[..., tuple[Array, Variables]]
+  apply: Callable[..., tuple[Examples, Variables]]
   num_classes: int = 0
 
 

@@ -86,9 +86,9 @@ def test_the_weight_of_the_page_weighs_the_loss(tmp_path):
   follow(page[: last + 1], tmp_path)
   log_snr = np.array([-9.0, -2.0, 0.0, 1.0, 7.0], np.float32)
   random = np.random.default_rng(0)
-  x, eps, guess = (random.normal(size=(5, 8, 8, 1)).astype(np.float32) for _ in range(3))
+  x, eps, guess = (jnp.asarray(random.normal(size=(5, 8, 8, 1)), jnp.float32) for _ in range(3))
   context = Context(
-    params=None, batch=Batch(x, None, None, None), eps=jnp.asarray(eps), z=None, t=None,
+    params=None, batch=Batch(x, None, None, None), eps=eps, z=None, t=None,
     log_snr=jnp.asarray(log_snr), slope=None, marginal=None, prediction=Prediction(guess, guess),
     predict=None, keys=None,
   )  # fmt: skip

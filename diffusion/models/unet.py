@@ -18,7 +18,7 @@ from diffusion.models.embeddings import ConditioningEmbedding
 from diffusion.models.functional import Mode, block_output, from_linen
 from diffusion.models.initializers import Initializer
 from diffusion.models.normalization import Norm
-from diffusion.types import Array, Conditioning, Examples, Key, Model, PerRow, Variables
+from diffusion.types import AnyShape, Array, Conditioning, Examples, Key, Model, PerRow, Variables
 
 
 class Style(NamedTuple):
@@ -30,7 +30,7 @@ class Style(NamedTuple):
   output_init: Initializer  # of the last layer of a block, and of the network
   rescale: bool
 
-  def add(self, x: Images, h: Images) -> Images:
+  def add(self, x: AnyShape, h: AnyShape) -> AnyShape:
     """A residual sum."""
     return (x + h) / jnp.sqrt(2.0).astype(x.dtype) if self.rescale else x + h
 
