@@ -1,5 +1,8 @@
 """The tests do check what signatures say of arrays, in every numerical room, and nothing else that they say."""
 
+import ast
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -17,6 +20,13 @@ from diffusion.sampling import samplers
 from diffusion.types import Marginal, Prediction
 from tests import shapes
 
+ROOT = pathlib.Path(__file__).parents[1] / 'diffusion'
+FILES = [
+  ROOT / 'types.py',
+  ROOT / 'rng.py',
+  *(f for r in shapes.ROOMS for f in (ROOT / r).glob('*.py')),
+]
+OPAQUE = {'label', 'conditioned'}  # what the network is told: a tree, in time
 ROWS = jnp.zeros((3, 2))
 ZERO = jnp.zeros(3)
 WRONG = {
@@ -80,3 +90,34 @@ def test_the_codes_own_errors_are_its_own():
 def test_one_test_may_go_unchecked(unchecked):
   with pytest.raises(ValueError, match=r'shape \(2, 2\)'):
     betas.alpha_bars(np.full((2, 2), 0.1))
+
+
+def bare(annotation):
+  """Whether an annotation holds an array of which it says no shape."""
+  if isinstance(annotation, ast.Subscript) and hasattr(jaxtyping, ast.unparse(annotation.value)):
+    return False
+  if isinstance(annotation, (ast.Name, ast.Attribute)):
+    return ast.unparse(annotation) in ('Array', 'AnyArray', 'jax.Array', 'np.ndarray')
+  return any(bare(part) for part in ast.iter_child_nodes(annotation))
+
+
+def said(tree):
+  """(name, annotation) of all arguments, results and fields of a file."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.FunctionDef):
+      every = [*node.args.args, *node.args.kwonlyargs]
+      yield from (
+        (f'{node.name}({one.arg})', one.annotation) for one in every if one.arg not in OPAQUE
+      )
+      yield f'{node.name} ->', node.returns
+    if isinstance(node, ast.ClassDef) and node.name not in ('Batch', 'Conditioning'):
+      fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+      yield from (
+        (f'{node.name}.{f.target.id}', f.annotation) for f in fields if f.target.id not in OPAQUE
+      )
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_array_of_a_signature_has_a_shape(path):
+  found = list(said(ast.parse(path.read_text())))
+  assert not [name for name, annotation in found if annotation is not None and bare(annotation)]

@@ -76,7 +76,9 @@ def _by_platform(
 ) -> Callable[[Images, Kernels], Convolved]:
   """(x, kernel) -> convolution; the platform that a program is lowered for chooses its form, there and back."""
 
-  def blocks(x: Images, kernel: Kernels) -> tuple[Array, Array]:
+  def blocks(
+    x: Images, kernel: Kernels
+  ) -> tuple[Float[Array, 'b hh hw cc'], Float[Array, 'hkh hkw cc o']]:
     return (x, kernel) if strides == (1, 1) else _halved(x, kernel, padding)
 
   inner = padding if strides == (1, 1) else ((0, 0), (0, 0))

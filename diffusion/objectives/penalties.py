@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from diffusion import rng
 from diffusion.citations import technique
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Context, Params, PerRow, Term
+from diffusion.types import AnyShape, Context, Params, PerRow, Term
 
 
-def _kernels(params: Params) -> list[Array]:
+def _kernels(params: Params) -> list[AnyShape]:
   """Weight matrices and convolution kernels: no biases, norms' scales or embeddings."""
   return [
     leaf
@@ -20,7 +20,7 @@ def _kernels(params: Params) -> list[Array]:
   ]
 
 
-def _over_kernels(measure: Callable[[Array], Array], context: Context) -> PerRow:
+def _over_kernels(measure: Callable[[AnyShape], AnyShape], context: Context) -> PerRow:
   """The sum of a measure over all kernels, the same for each row."""
   total = sum((measure(kernel).sum() for kernel in _kernels(context.params)), jnp.zeros(()))
   return jnp.broadcast_to(total, context.t.shape)

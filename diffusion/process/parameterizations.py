@@ -6,18 +6,21 @@ serves.
 """
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from diffusion import checks
 from diffusion.citations import technique
 from diffusion.process.marginals import expand
 from diffusion.types import Array, Examples, Marginal, Parameterization, PerRow, Prediction
 
+Spread = Float[Array, ' b *ones']  # a coefficient of each row, with unit axes
+
 
 def _encode(z: Examples, marginal: Marginal) -> tuple[Examples, PerRow]:
   return z, jnp.log(marginal.sigma / marginal.alpha) / 4
 
 
-def _coefficients(marginal: Marginal, like: Examples) -> tuple[Array, Array]:
+def _coefficients(marginal: Marginal, like: Examples) -> tuple[Spread, Spread]:
   return expand(marginal.alpha, like), expand(marginal.sigma, like)
 
 
@@ -114,7 +117,7 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
   """
   checks.positive('sigma_data', sigma_data)
 
-  def scales(marginal: Marginal, like: Examples) -> tuple[Array, Array, Array]:
+  def scales(marginal: Marginal, like: Examples) -> tuple[Spread, Spread, Spread]:
     alpha, sigma = _coefficients(marginal, like)
     s = sigma / alpha
     return alpha, s, jnp.hypot(s, sigma_data)

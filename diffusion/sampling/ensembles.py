@@ -61,7 +61,7 @@ def disagreement(members: Sequence[Denoiser], z: Examples, t: PerRow) -> PerRow:
 @technique(
   'Monte-Carlo dropout', 'sampling', 'gal2016dropout', active=lambda draws: not checks.off(draws)
 )  # fmt: skip
-def monte_carlo(denoise: Denoiser, keys: Keys, draws: int) -> Denoiser:
+def monte_carlo(denoise: Denoiser, keys: Keys | None, draws: int) -> Denoiser:
   """The mean of `draws` thinned networks; each keeps what it dropped throughout all steps of a sample.
 
   With one draw a sample comes from one thinned network, so samples of one starting noise show what the weights do not
@@ -69,7 +69,7 @@ def monte_carlo(denoise: Denoiser, keys: Keys, draws: int) -> Denoiser:
 
   Args:
     denoise: a denoiser whose network has dropout.
-    keys: one a sample.
+    keys: one a sample; None without draws.
     draws: >= 0; 0 is off.
 
   Raises:

@@ -65,7 +65,7 @@ class Planned(NamedTuple):
 
 
 def plan(
-  sampling: Sampling, path: Path, conditional: Denoiser, null: Denoiser, keys: Keys
+  sampling: Sampling, path: Path, conditional: Denoiser, null: Denoiser, keys: Keys | None
 ) -> Planned:
   """The plan around two denoisers.
 
@@ -73,7 +73,7 @@ def plan(
     sampling: the plan.
     path: bound.
     conditional, null: denoisers with the labels and without.
-    keys: one a sample, for Monte-Carlo dropout.
+    keys: one a sample, for Monte-Carlo dropout; None without it.
 
   Raises:
     ValueError: what the plan's pieces refuse.

@@ -2,11 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 
 from diffusion import checks, rng
 from diffusion.citations import technique
-from diffusion.process import gaussian
 from diffusion.process.marginals import expand
 from diffusion.types import Array, Denoiser, Examples, Keys, Path, PerRow, Sampler
 
@@ -60,14 +59,18 @@ def predictor_corrector(
 
 @technique('inpainting by replacement', 'sampling', 'song2021score', 'lugmayr2022repaint')
 def inpaint(
-  path: Path, sampler: Sampler, known: Examples, mask: Shaped[Array, '...'], repeats: int = 1
+  path: Path,
+  sampler: Sampler,
+  known: Float[Array, '#b *shape'],
+  mask: Shaped[Array, '...'],
+  repeats: int = 1,
 ) -> Sampler:
   """After every step the known pixels are replaced by themselves, noised to the level of the step.
 
   Args:
     path: the bound schedule and process.
     sampler: a sampler whose state is z alone.
-    known: x0 where it is known, in network units.
+    known: x0 where it is known, in network units; one row for all samples, or one each.
     mask: 1 where it is known, 0 elsewhere, broadcastable to `known`.
     repeats: times a step is made, >= 1; between two of them z is noised back, so that both halves come to agree.
 
@@ -80,13 +83,15 @@ def inpaint(
   checks.integer('repeats', repeats)
   _check_plain(sampler)
 
-  def step(denoise: Denoiser, keys: Keys, z: Examples, t: PerRow, s: PerRow) -> Examples:
+  # An experiment is checked before its data is read, with z of another shape than what is known.
+  def step(denoise: Denoiser, keys: Keys, z: Examples, t: PerRow, s: PerRow) -> Float[Array, '...']:
     now, then = path.marginal(t), path.marginal(s)
     split = jax.vmap(lambda key: jax.random.split(key, 3 * repeats))(keys)
     for i in range(repeats):
       step_key, eps_key, back_key = (split[:, 3 * i + j] for j in range(3))
       moved = sampler.step(denoise, step_key, z, t, s)
-      noised = gaussian.diffuse(known, rng.normal(eps_key, z.shape[1:]), then)
+      noise = rng.normal(eps_key, z.shape[1:])
+      noised = expand(then.alpha, z) * known + expand(then.sigma, z) * noise
       moved = jnp.where(mask, noised, moved)
       if i + 1 < repeats:  # q(z_t | z_s)
         fresh = now.sigma * jnp.sqrt(-jnp.expm1(path.log_snr(t) - path.log_snr(s)))
