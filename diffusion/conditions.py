@@ -3,6 +3,7 @@
 A class label, an integer a row, is the plainest. What stands for "not told" is the network's affair, its `Model.null`.
 """
 
+import hashlib
 from typing import Any
 
 import jax
@@ -22,6 +23,23 @@ def take(condition: Any, rows: Any) -> Any:
   return jax.tree.map(lambda leaf: leaf[rows], condition)
 
 
+def check(condition: Any, n: int) -> None:
+  """Whether a condition is one of n examples.
+
+  Raises:
+    ValueError: what `describe` refuses, an array of other than n rows, or one that is not finite.
+  """
+  describe(condition)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(condition):
+    where = f'condition{jax.tree_util.keystr(path)}'
+    if leaf.shape[:1] != (n,):
+      raise ValueError(
+        f'{where} must have a row for each of the {n} examples, got {list(leaf.shape)}'
+      )
+    if leaf.dtype.kind not in 'iufb' or not np.isfinite(leaf).all():
+      raise ValueError(f'{where} must be finite numbers, got {leaf.dtype}: encode what it says')
+
+
 def describe(condition: Any) -> Any:
   """The tree with [type, shape of a row] in place of each array, for run.json; a class label is None.
 
@@ -37,6 +55,14 @@ def describe(condition: Any) -> Any:
       f'a condition is a tree of dicts, lists and NumPy arrays, got {type(condition).__name__}'
     )
   return {'dtype': condition.dtype.name, 'row': list(condition.shape[1:])}
+
+
+def fingerprint(condition: Any, salt: str) -> str:
+  """A hash of a salt and of all that a condition says, 16 hexadecimal digits."""
+  whole = hashlib.sha256(f'{salt}|{describe(condition)}'.encode())
+  for leaf in jax.tree.leaves(condition):
+    whole.update(np.ascontiguousarray(leaf).data)
+  return whole.hexdigest()[:16]
 
 
 def example(description: Any) -> Any:

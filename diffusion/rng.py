@@ -9,12 +9,9 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Integer
 
 from diffusion.types import Array, Examples, Key, Keys, Whole
-
-Count = Integer[Array, ''] | int | np.integer
 
 
 def tag(name: str) -> int:

@@ -139,7 +139,7 @@ class Model(NamedTuple):
   """
 
   init: Callable[..., Variables]
-  apply: Callable[..., tuple[Array, Variables]]
+  apply: Callable[..., tuple[Examples, Variables]]
   null: Callable[[Condition], Condition] | None = None
   num_classes: int = 0
 

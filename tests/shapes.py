@@ -31,15 +31,13 @@ def unchecked() -> Iterator[None]:
 
 def check(function: Callable) -> Callable:
   """The function with the arrays among its arguments and results checked at every call."""
-  hints = {name: arrays(hint) for name, hint in function.__annotations__.items()}
-  hints = {name: hint for name, hint in hints.items() if hint is not None}
-  if not hints:
-    return function
+  # By what the hints say: one that stands within a factory is an object of its own at every call.
   names = function.__module__, function.__qualname__, function.__code__.co_varnames
-  key = (*names, *hints.items())
+  key = (*names, str(function.__annotations__))
   if key not in _checked:
-    function.__annotations__ = hints
-    _checked[key] = beartype(conf=CONF)(function)
+    hints = {name: arrays(hint) for name, hint in function.__annotations__.items()}
+    function.__annotations__ = {name: hint for name, hint in hints.items() if hint is not None}
+    _checked[key] = beartype(conf=CONF)(function) if function.__annotations__ else function
   return _checked[key]
 
 

@@ -8,8 +8,9 @@ import pytest
 
 import diffusion
 from diffusion import conditions
-from diffusion.data import augment, splits
-from diffusion.data.sources import Dataset, Source
+from diffusion.data import augment, cleaning, pipeline, sources, splits
+from diffusion.evaluation import bits_per_dim, membership
+from diffusion.evaluation.metric import Metric, MetricResult, Plan, check_network
 from diffusion.models.functional import from_linen
 from diffusion.objectives import losses, weights
 from diffusion.optimizers import chains, schedules
@@ -24,8 +25,7 @@ def series(n=240):
   vector = random.normal(size=(n, 4)).astype(np.float32)
   x = vector.mean(1)[:, None, None] + 0.05 * random.normal(size=(n, 12, 3))
   told = {'vector': vector, 'parts': [np.ones((n, 2), np.int32)]}
-  dataset = Dataset('series', x.astype(np.float32), np.zeros(n, np.int32), None, condition=told)
-  return Source('series', lambda: dataset, lambda: dataset)
+  return sources.arrays('series', x, levels=None, condition=told)
 
 
 class Network(nn.Module):
@@ -41,6 +41,21 @@ def null(told):
   return jax.tree.map(jnp.zeros_like, told)
 
 
+def obeyed():
+  """A metric that asks the network, at pure noise, of held-out examples: does its x0 follow what it is told of each?"""
+
+  def measure(inputs):
+    x, told = inputs.x('held_out'), inputs.told('held_out')
+
+    def x0(query, shared):
+      return query.denoise(jnp.zeros_like(query.x), jnp.ones(len(query.x))).x0.mean((1, 2))
+
+    found = np.corrcoef(inputs.network.apply(x0, x, told), x.mean((1, 2)))[0, 1]
+    return [MetricResult('obeyed', float(found), 'correlation of x0 and x')]
+
+  return Metric(check_network, measure)
+
+
 def experiment(num_steps=400):
   return diffusion.Experiment(
     seed=0, num_steps=num_steps, batch_size=64, log_every=100, validate_every=200, steps_per_dispatch=20,
@@ -52,6 +67,7 @@ def experiment(num_steps=400):
     terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))},
     optimizer=chains.adamw(schedules.constant(3e-3)),
     sampling=diffusion.Sampling(samplers.ddim, 20, 1.5, wrappers=(), per_class=30),
+    metrics=[obeyed(), membership.membership((0.0,), 4, 20), bits_per_dim.likelihood(20, 4)],
   )  # fmt: skip
 
 
@@ -61,6 +77,8 @@ def test_series_told_by_a_tree_train_and_sample(tmp_path):
   assert run.record['data']['class_names'] == []
   results = run.record['results']
   assert results['test/eps']['estimate'] < 0.5
+  assert results['obeyed'] > 0.9
+  assert {'membership AUC, log-SNR 0', 'test bits/dim'} <= set(results)
   with np.load(tmp_path / 'run' / 'samples.npz') as kept:
     assert kept['samples'].shape == (30, 12, 3)
   trained = diffusion.load(tmp_path / 'run', experiment())
@@ -73,6 +91,42 @@ def test_series_told_by_a_tree_train_and_sample(tmp_path):
     trained.sample({'vector': vector})
   again = trained.denoiser(told)(jnp.ones((21, 12, 3)), jnp.full(21, 0.5))
   assert again.x0.shape == (21, 12, 3)
+
+
+def test_a_condition_that_does_not_fit_is_refused():
+  x = np.zeros((5, 3))
+  load = lambda told, **more: sources.arrays('s', x, levels=None, condition=told, **more).load()  # noqa: E731
+  for told, error in (
+    ({'a': np.ones(4)}, r"condition\['a'\] must have a row for each of the 5 examples, got \[4\]"),
+    ([np.full(5, np.nan)], r'condition\[0\] must be finite'),
+    (np.array(['a'] * 5), 'must be finite numbers, got <U1: encode'),
+    ((np.ones(5),), 'a tree of dicts, lists and NumPy arrays, got tuple'),
+  ):
+    with pytest.raises(ValueError, match=error):
+      load(told)
+  with pytest.raises(ValueError, match='a test set of its own does not go with conditions'):
+    load(np.ones(5), test=(x, np.zeros(5, int)))
+  with pytest.raises(ValueError, match='part examples from their conditions'):
+    cleaning.checked(sources.arrays('s', x, levels=None, condition=np.ones(5))).load()
+  plan = Plan(samples=9, classes=0, shape=(3,), train=9, held_out=9, conditions=True)
+  with pytest.raises(ValueError, match='knows class labels alone'):
+    membership.copying_distance().check(plan)
+
+
+def test_what_is_told_is_of_the_data():
+  """Other conditions are other data, and those of a split are its examples' own."""
+  n = 50
+  x = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
+
+  def split(told):
+    data = sources.arrays('s', x, levels=None, condition=told).load()
+    return splits.split_data(data, splits.Fractions(0.2, 0.2), pipeline.unit_range)
+
+  one, other = split({'a': x[:, :1].copy()}), split({'a': x[:, 1:2].copy()})
+  assert one.split.fingerprint != other.split.fingerprint
+  assert one.split.fingerprint == split({'a': x[:, :1].copy()}).split.fingerprint
+  np.testing.assert_array_equal(one.told['train']['a'], one.train[0][:, :1])
+  np.testing.assert_array_equal(one.told['held_out']['a'], one.held_out[0][:, :1])
 
 
 def test_descriptions_are_json_and_give_one_row():

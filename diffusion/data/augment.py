@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from diffusion import checks
 from diffusion.citations import technique
@@ -18,6 +18,7 @@ from diffusion.conditions import null_label
 from diffusion.types import Array, Augment, Batch, Condition, Key, Keys
 
 Image = Float[Array, 'h w c']  # in network units
+Leaf = Shaped[Array, ' b *rest']  # of a condition
 Did = Float[Array, ' size']  # what a transformation did
 
 
@@ -338,7 +339,7 @@ def label_dropout(rate: float, null: Callable[[Condition], Condition] = null_lab
       return batch
     dropped = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
 
-    def leaf(nothing: Array, told: Array) -> Array:
+    def leaf(nothing: Leaf, told: Leaf) -> Leaf:
       return jnp.where(dropped.reshape(-1, *[1] * (told.ndim - 1)), nothing, told)
 
     return batch._replace(condition=jax.tree.map(leaf, null(batch.condition), batch.condition))

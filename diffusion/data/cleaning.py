@@ -43,6 +43,8 @@ def checked(source: Source, missing: str = 'refuse', copies: str = 'report') -> 
       raise ValueError(
         f'checks look at all of {data.name} at once: they do not go with streamed data'
       )
+    if data.condition is not None:
+      raise ValueError(f'checks of {data.name} would part examples from their conditions')
     found = dict(data.found)
     train, test = (data.x, data.label), data.test
     if data.levels is None and missing != 'refuse':

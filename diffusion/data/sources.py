@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Integer, Num, UInt8
 
-from diffusion import checks
+from diffusion import checks, conditions
 from diffusion.citations import technique
 from diffusion.data import records
 from diffusion.types import Condition
@@ -86,7 +86,7 @@ def validated(data: Dataset) -> Dataset:
   """The same data, if it has nothing that would surface hours later.
 
   Raises:
-    ValueError: wrong types, NaN, labels out of range, or no example.
+    ValueError: wrong types, NaN, labels out of range, no example, or a condition that does not fit the examples.
   """
   parts = {'train': (data.x, data.label)} | ({'test': data.test} if data.test else {})
   for part, (x, label) in parts.items():
@@ -103,6 +103,12 @@ def validated(data: Dataset) -> Dataset:
     if label.min() < 0 or label.max() >= max(1, data.num_classes):
       labels = f'labels {label.min()} to {label.max()}'
       raise ValueError(f'{where}: {labels} for {data.num_classes} classes')
+  if data.condition is not None:
+    if data.test is not None:
+      raise ValueError(
+        f'{data.name}: a test set of its own does not go with conditions: leave it out'
+      )
+    conditions.check(data.condition, len(data.x))
   return data
 
 
@@ -115,17 +121,20 @@ def arrays(
   class_names: Sequence[str] = (),
   test: Test | None = None,
   note: str = '',
+  condition: Condition | None = None,
 ) -> Source:
   """Arrays of your own.
 
   Args:
     name: what tables call the data.
-    x: uint8 images [n, h, w, c] with `levels` levels, or floats [n, d] with levels=None.
+    x: uint8 images [n, h, w, c] with `levels` levels, or floats [n, ...] with levels=None.
     label: of each example, or None for unlabelled data.
     levels: levels a value can have; None for floats.
     class_names: one a class; without labels, none.
     test: (x, label) of a test set kept apart, or None to have one carved.
     note: printed beside every result.
+    condition: what a network may be told of each example where that is not its label: arrays [n, ...] in dicts and
+      lists.
 
   Raises:
     ValueError: (on load) shapes, types, ranges or labels that do not fit.
@@ -149,6 +158,7 @@ def arrays(
       class_names=tuple(class_names),
       test=None if test is None else part(*test),
       note=note,
+      condition=condition,
     )
 
   return _source(name, load, lambda: min(np.shape(x)[1:3]) if np.ndim(x) == 4 else 0)
@@ -183,7 +193,8 @@ def unlabelled(source: Source) -> Source:
   def load() -> Dataset:
     data = source.raw()
     test = data.test and (data.test[0], np.zeros_like(data.test[1]))
-    return data._replace(label=np.zeros_like(data.label), class_names=(), test=test)
+    label = np.zeros_like(data.label)
+    return data._replace(label=label, class_names=(), test=test, condition=None)
 
   return _source(source.name, load, source.side)
 

@@ -240,6 +240,15 @@ class SplitData(NamedTuple):
     return tuple(np.concatenate(pair) for pair in zip(self.validation, self.test, strict=True))
 
   @property
+  def told(self) -> dict[str, Condition] | None:
+    """What a network may be told of the 'train' and the 'held_out' examples, where that is not the label."""
+    if self.dataset.condition is None:
+      return None
+    held_out = np.concatenate([self.split.validation, self.split.test])
+    rows = {'train': self.split.train, 'held_out': held_out}
+    return {name: conditions.take(self.dataset.condition, part) for name, part in rows.items()}
+
+  @property
   def sizes(self) -> dict[str, int]:
     """How many training, validation and test examples there are."""
     test = self.split.test if self.dataset.test is None else self.dataset.test[1]
@@ -304,6 +313,9 @@ def split_data(
   if dataset.test is not None:
     digests = content_hashes(dataset.test[0], fractions.salt)
     parts.hashes['test'] = fingerprint(digests)
+  if dataset.condition is not None:
+    told = conditions.fingerprint(dataset.condition, parts.fingerprint)
+    parts = parts._replace(fingerprint=told)
   train = select(dataset.x, parts.train), dataset.label[parts.train]
   order = None
   if curriculum is not None:

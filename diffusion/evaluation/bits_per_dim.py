@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, Num
+from jaxtyping import Num
 
-from diffusion import checks, statistics
+from diffusion import checks, conditions, statistics
 from diffusion.evaluation.metric import (
   Metric,
   MetricInputs,
@@ -15,6 +15,7 @@ from diffusion.evaluation.metric import (
   check_network,
 )
 from diffusion.sampling import likelihood as likelihoods
+from diffusion.types import Condition
 
 
 def likelihood(limit: int = 1000, draws: int = 64, steps: int | None = None) -> Metric:
@@ -52,9 +53,9 @@ def likelihood(limit: int = 1000, draws: int = 64, steps: int | None = None) -> 
 
     found = []
     time = 'continuous time' if steps is None else f'{steps} steps'
-    for name, (x, label) in _splits(inputs).items():
+    for name, (x, condition) in _splits(inputs).items():
       chosen = np.linspace(0, len(x) - 1, min(limit, len(x))).round().astype(int)
-      parts = inputs.network.apply(rows, x[chosen], label[chosen])
+      parts = inputs.network.apply(rows, x[chosen], conditions.take(condition, chosen))
       total, *each = (
         likelihoods.bits_per_dim(np.asarray(part, np.float64), x[0].size)
         for part in (parts.total, *parts)
@@ -71,14 +72,13 @@ def likelihood(limit: int = 1000, draws: int = 64, steps: int | None = None) -> 
   return Metric(check_network, measure)
 
 
-def _splits(
-  inputs: MetricInputs,
-) -> dict[str, tuple[Num[np.ndarray, ' k *shape'], Integer[np.ndarray, ' k']]]:
+def _splits(inputs: MetricInputs) -> dict[str, tuple[Num[np.ndarray, ' k *shape'], Condition]]:
   """The splits by name; one of fewer than two examples is left out."""
   cut = inputs.validation
-  held_out = {
-    'validation': tuple(part[:cut] for part in inputs.held_out),
-    'test': tuple(part[cut:] for part in inputs.held_out),
+  held_out = inputs.x('held_out'), inputs.told('held_out')
+  every = {
+    'validation': conditions.take(held_out, slice(None, cut)),
+    'test': conditions.take(held_out, slice(cut, None)),
+    'training': (inputs.x('train'), inputs.told('train')),
   }
-  every = held_out | {'training': inputs.train}
   return {name: split for name, split in every.items() if len(split[0]) > 1}

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, Num
+from jaxtyping import Float64, Num
 
 from diffusion import checks, statistics
 from diffusion.citations import technique
@@ -161,15 +161,18 @@ def kernel_distance(
 
 def _discrepancy(a: Num[np.ndarray, 'm f'], b: Num[np.ndarray, 'n f']) -> float:
   a, b = a.astype(np.float64), b.astype(np.float64)
+  return float(_within(a) + _within(b) - 2 * _cubic(a, b).mean())
 
-  def kernel(x: Float[np.ndarray, 'm f'], y: Float[np.ndarray, 'n f']) -> Float[np.ndarray, 'm n']:
-    return (x @ y.T / x.shape[1] + 1) ** 3
 
-  def within(x: Float[np.ndarray, 'n f']) -> float:
-    k = kernel(x, x)
-    return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+def _cubic(
+  x: Float64[np.ndarray, 'm f'], y: Float64[np.ndarray, 'n f']
+) -> Float64[np.ndarray, 'm n']:
+  return (x @ y.T / x.shape[1] + 1) ** 3
 
-  return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+
+def _within(x: Float64[np.ndarray, 'n f']) -> float:
+  k = _cubic(x, x)
+  return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
 
 
 @technique('kernel distance', 'core', 'binkowski2018demystifying')

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer, Num
 
-from diffusion import checks, statistics
+from diffusion import checks, conditions, statistics
 from diffusion.citations import technique
 from diffusion.evaluation import gap
 from diffusion.evaluation.metric import (
@@ -20,7 +20,7 @@ from diffusion.evaluation.metric import (
   check_network,
 )
 from diffusion.process import analytic
-from diffusion.types import Array, Denoiser, Examples, Path, PerRow
+from diffusion.types import Array, Condition, Denoiser, Examples, Path, PerRow
 
 Reference = Callable[[Examples, PerRow], Examples]  # (z, t) -> x0
 Train = Float[Array, ' n *shape']  # the training examples in network units
@@ -28,10 +28,11 @@ Distances = Float[np.ndarray, 'n l']
 
 
 def _some(
-  x: Num[np.ndarray, ' n *shape'], label: Integer[np.ndarray, ' n'], limit: int
-) -> tuple[Num[np.ndarray, ' m *shape'], Integer[np.ndarray, ' m']]:
+  inputs: MetricInputs, which: str, limit: int
+) -> tuple[Num[np.ndarray, ' some *shape'], Condition]:
+  x = inputs.x(which)
   chosen = np.sort(np.random.default_rng(0).permutation(len(x))[:limit])
-  return x[chosen], label[chosen]
+  return x[chosen], conditions.take(inputs.told(which), chosen)
 
 
 def _noise(log_snr: Sequence[float], draws: int) -> gap.EvaluationNoise:
@@ -75,7 +76,7 @@ def membership(
   def measure(inputs: MetricInputs) -> list[MetricResult]:
     _check_levels(noise, inputs)
     train, held_out = (
-      inputs.network.apply(rows, *_some(*split, limit)) for split in (inputs.train, inputs.held_out)
+      inputs.network.apply(rows, *_some(inputs, which, limit)) for which in ('train', 'held_out')
     )
     return [
       MetricResult(
@@ -113,7 +114,7 @@ def copying_distance(
     limit: held-out examples, >= 2.
 
   Raises:
-    ValueError: arguments out of range.
+    ValueError: arguments out of range; before training, a network that is told other things than class labels.
 
   Source: the empirical denoiser: Gu et al. (2023), equation 3. The normalization is this project's.
   """
@@ -143,7 +144,7 @@ def score_position(
     limit: held-out examples, >= 2.
 
   Raises:
-    ValueError: arguments out of range.
+    ValueError: arguments out of range; before training, a network that is told other things than class labels.
 
   Source: this project's.
   """
@@ -174,7 +175,7 @@ def _beside_copyist(
   def rows(
     query: Query, train: tuple[Train, Integer[Array, ' n']]
   ) -> tuple[Float[Array, 'b l'], ...]:
-    copyist = analytic.empirical(query.path, *train, query.label)
+    copyist = analytic.empirical(query.path, *train, query.condition)
     other = reference(query.path, train[0])
 
     def measure(z: Examples, t: PerRow, eps: Examples) -> tuple[PerRow, ...]:
@@ -188,7 +189,7 @@ def _beside_copyist(
     _check_levels(noise, inputs)
     x, label = inputs.train
     train = inputs.network.normalize(x), jnp.asarray(label)
-    near, far, scale = inputs.network.apply(rows, *_some(*inputs.held_out, limit), train)
+    near, far, scale = inputs.network.apply(rows, *_some(inputs, 'held_out', limit), train)
     top = numerator(near, far)
     return [
       MetricResult(
@@ -197,4 +198,11 @@ def _beside_copyist(
       for i, level in enumerate(noise.log_snr)
     ]
 
-  return Metric(_two_of_each, measure)
+  def check(plan: Plan) -> None:
+    _two_of_each(plan)
+    if plan.conditions:
+      raise ValueError(
+        'the denoiser that copies knows class labels alone, and the network is told other things'
+      )
+
+  return Metric(check, measure)

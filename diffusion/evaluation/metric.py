@@ -1,8 +1,9 @@
 """What the metrics of a finished run are given, and what they return."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Integer, Num
@@ -14,7 +15,7 @@ from diffusion.evaluation.features import Embedded, Features, remembered
 from diffusion.process import gaussian
 from diffusion.sampling.draw import make_denoiser
 from diffusion.statistics import Interval
-from diffusion.types import NULL, Array, Denoiser, Diffusion, Keys, Model, Path
+from diffusion.types import NULL, Array, Condition, Denoiser, Diffusion, Keys, Model, Path
 from diffusion.types import Examples as InNetworkUnits
 
 Stored = Num[np.ndarray, ' n *shape']
@@ -25,7 +26,8 @@ HeldOut = tuple[Num[np.ndarray, ' h *shape'], Integer[np.ndarray, ' h']]
 class Plan(NamedTuple):
   """What will be measured, known before training: numbers of samples, classes and examples, and an example's shape.
 
-  `network` is False where there are images alone, `labels` where nobody knows what was asked for.
+  `network` is False where there are images alone, `labels` where nobody knows what was asked for; `conditions` is True
+  where the network is told other things than class labels.
   """
 
   samples: int
@@ -35,31 +37,32 @@ class Plan(NamedTuple):
   held_out: int
   network: bool = True
   labels: bool = True
+  conditions: bool = False
 
 
 class Query(NamedTuple):
   """What the evaluated network is asked about, on a device.
 
   Attributes:
-    denoise: the denoiser, of rows with these labels.
+    denoise: the denoiser, of rows with these conditions.
     path: the bound schedule and process.
     keys: one a row.
     x: examples in network units.
-    label: what the network is told of each; the null label where it is told nothing.
+    condition: what the network is told of each; null labels where it is told nothing.
   """
 
   denoise: Denoiser
   path: Path
   keys: Keys
   x: InNetworkUnits
-  label: Array
+  condition: Condition
 
 
 class Network(NamedTuple):
   """The evaluated network.
 
   Attributes:
-    apply: (function(Query, shared) -> tree of [b, ...], x as stored [n, *shape], label [n], shared tree) -> tree of
+    apply: (function(Query, shared) -> tree of [b, ...], x as stored [n, *shape], condition, shared tree) -> tree of
       NumPy arrays [n, ...], row by row on all devices.
     normalize: x as stored -> network units.
     log_snr: the lowest and the highest of its schedule, nats.
@@ -82,6 +85,7 @@ class MetricInputs(NamedTuple):
     units: of the stored data.
     network: the evaluated one; None where there are samples only.
     kept: what `once` remembers.
+    conditions: what the network may be told of the 'train' and the 'held_out' examples, where that is not the label.
   """
 
   samples: Num[np.ndarray, ' m *shape']
@@ -93,6 +97,7 @@ class MetricInputs(NamedTuple):
   units: NormalizationStatistics
   network: Network | None
   kept: dict[Hashable, Any]
+  conditions: Mapping[str, Condition] | None = None
 
   def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
     """What `make` returns, computed for the first metric that asks for `key` and remembered for the others."""
@@ -103,6 +108,10 @@ class MetricInputs(NamedTuple):
   def x(self, which: str) -> Stored:
     """The 'samples', or the 'train' or 'held_out' examples, as stored."""
     return self.samples if which == 'samples' else getattr(self, which)[0]
+
+  def told(self, which: str) -> Condition:
+    """What the network may be told of the 'train' or 'held_out' examples."""
+    return getattr(self, which)[1] if self.conditions is None else self.conditions[which]
 
   def embed(self, features: Features, which: str) -> Embedded:
     """Features of the 'samples', 'train' or 'held_out'; computed once; of the data kept on disk."""
@@ -187,30 +196,26 @@ def make_network(
     chunk: rows a device takes at a time.
   """
 
-  def tell(label: Integer[np.ndarray, ' n']) -> Integer[np.ndarray, ' n']:
-    return label if model.num_classes else np.full_like(label, NULL)
+  def tell(condition: Condition) -> Condition:
+    if model.null is not None:
+      return condition
+    return jax.tree.map(lambda leaf: np.full_like(leaf, NULL), condition)
 
-  def apply(
-    function: Callable, x: Stored, label: Integer[np.ndarray, ' n'], shared: Any = ()
-  ) -> Any:
+  def apply(function: Callable, x: Stored, condition: Condition, shared: Any = ()) -> Any:
     def rows(
-      given,
-      x: Num[Array, ' b *shape'],
-      label: Array,
-      conditioned: Array,
-      position: Integer[Array, ' b'],
+      given, x: Num[Array, ' b *shape'], condition: Condition, position: Integer[Array, ' b']
     ) -> Any:
       (parameters, statistics, seed), more = given
       path = gaussian.bind(diffusion, parameters.schedule)
       denoise = make_denoiser(
-        model, diffusion, path, parameters.network, statistics, label, forward_mode=True
+        model, diffusion, path, parameters.network, statistics, condition, forward_mode=True
       )
       keys = rng.row_keys(rng.stream(seed, 'likelihood'), position)
       x = pipeline.normalize(x, units)
-      return function(Query(denoise=denoise, path=path, keys=keys, x=x, label=conditioned), more)
+      return function(Query(denoise=denoise, path=path, keys=keys, x=x, condition=condition), more)
 
     given = (weights, devices.replicate(shared))
-    return devices.over_rows(rows, chunk)(given, x, label, tell(label), np.arange(len(x)))
+    return devices.over_rows(rows, chunk)(given, x, tell(condition), np.arange(len(x)))
 
   path = gaussian.bind(diffusion, devices.first(weights[0]).schedule)
   ends = tuple(float(path.log_snr(jnp.asarray(t))) for t in (1.0, 0.0))

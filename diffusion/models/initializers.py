@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from diffusion import checks
 from diffusion.citations import technique
@@ -51,7 +52,7 @@ def orthogonal(gain: float = 1.0) -> Initializer:
 
 
 @technique('zero-initialized outputs', 'network', 'goyal2017accurate', 'ho2020denoising')
-def zeros(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def zeros(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, '...']:
   """Zeros for the last layer of a residual block and of the network, so that a block starts as the identity.
 
   Args:

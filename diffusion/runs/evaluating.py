@@ -131,6 +131,7 @@ def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings)
     units=data.units,
     network=make_network(experiment.model, experiment.diffusion, data.units, weights),
     kept={},
+    conditions=data.told,
   )
 
 

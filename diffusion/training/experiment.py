@@ -235,6 +235,7 @@ def evaluation_plan(experiment: Experiment, data: SplitData) -> Plan:
     shape=data.dataset.x.shape[1:],
     train=sizes['train'],
     held_out=sizes['validation'] + sizes['test'],
+    conditions=data.dataset.condition is not None,
   )
 
 

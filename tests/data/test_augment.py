@@ -39,7 +39,7 @@ def apply(transform, seed=0, data=None):
 
 
 def assert_only_x_changed(before, after):
-  for name in ('label', 'augment_label', 'index'):
+  for name in ('condition', 'augment_label', 'index'):
     np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
 
 

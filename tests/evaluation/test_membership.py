@@ -95,7 +95,9 @@ def test_a_conditional_copyist_is_of_the_class(monkeypatch):
   weights = states.weights(made, devices.replicate(state))
   real = make_network(made.model, made.diffusion, data.units, weights)
   got = real.apply(
-    lambda query, shared: (query.label, query.x + shared), *(part[:3] for part in data.test), 2.0
+    lambda query, shared: (query.condition, query.x + shared),
+    *(part[:3] for part in data.test),
+    2.0,
   )
   np.testing.assert_array_equal(got[0], data.test[1][:3])
   np.testing.assert_allclose(
@@ -103,7 +105,7 @@ def test_a_conditional_copyist_is_of_the_class(monkeypatch):
   )
   assert real.log_snr == pytest.approx((-15, 15))
   free = make_network(made.model._replace(num_classes=0), made.diffusion, data.units, weights)
-  told = free.apply(lambda query, shared: query.label, *(part[:3] for part in data.test))
+  told = free.apply(lambda query, shared: query.condition, *(part[:3] for part in data.test))
   np.testing.assert_array_equal(told, [NULL] * 3)
   with pytest.raises(ValueError, match=r'log_snr has 20, the schedule spans \[-15, 15\]'):
     membership.membership(log_snr=(20.0,)).measure(given(truth(), draw(0, 10)))
