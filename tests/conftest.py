@@ -39,8 +39,15 @@ def unchecked():
 
 
 def pytest_collection_modifyitems(items):
-  """Slow tests first in each half of the list, which two workers begin with: none is left to run alone at the end."""
-  slow = [item for item in items if 'slow' in item.keywords]
-  quick = [item for item in items if 'slow' not in item.keywords]
-  half = len(quick) // 2
-  items[:] = slow[::2] + quick[:half] + slow[1::2] + quick[half:]
+  """File by file, those with slow tests first in each half of the list, with which two workers begin.
+
+  So none of them is left to run alone at the end, and what a file's tests share is made once.
+  """
+  files = {}
+  for item in items:
+    files.setdefault(item.path, []).append(item)
+  slow = [file for file in files.values() if any('slow' in item.keywords for item in file)]
+  first, second = ([item for file in part for item in file] for part in (slow[::2], slow[1::2]))
+  quick = [item for file in files.values() if file not in slow for item in file]
+  cut = max(0, len(items) // 2 - len(first))
+  items[:] = first + quick[:cut] + second + quick[cut:]

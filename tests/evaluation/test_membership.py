@@ -104,7 +104,7 @@ def test_a_conditional_copyist_is_of_the_class(monkeypatch):
     got[1], pipeline.normalize(data.test[0][:3], data.units) + 2, rtol=1e-6
   )
   assert real.log_snr == pytest.approx((-15, 15))
-  free = make_network(made.model._replace(num_classes=0), made.diffusion, data.units, weights)
+  free = make_network(made.model._replace(null=None), made.diffusion, data.units, weights)
   told = free.apply(lambda query, shared: query.condition, *(part[:3] for part in data.test))
   np.testing.assert_array_equal(told, [NULL] * 3)
   with pytest.raises(ValueError, match=r'log_snr has 20, the schedule spans \[-15, 15\]'):

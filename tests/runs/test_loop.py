@@ -76,6 +76,7 @@ class Noted(Run):
     self.rows, self.saves, self.drawn, self.order = [], [], [], []
     self.data = types.SimpleNamespace(
       dataset=types.SimpleNamespace(num_classes=3),
+      asked=lambda count: (np.arange(count) % 3, np.arange(count) % 3),
       train_in_memory=(np.eye(4),),
       held_out=(np.eye(4),),
     )
