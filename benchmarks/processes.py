@@ -1,13 +1,16 @@
-"""Experiments as processes of their own, without seconds of imports for each.
+"""Programs as processes of their own, without seconds of imports for each.
 
 They are forked from a server that has done the imports and nothing of JAX.
 """
 
+import contextlib
+import gc
 import multiprocessing
 import os
 import pathlib
 import runpy
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 _IMPORTED = (
@@ -16,12 +19,42 @@ _IMPORTED = (
 )  # fmt: skip
 
 
-def _program(experiment: str, arguments: tuple[str, ...], log: pathlib.Path) -> None:
+def _program(
+  module: str, arguments: tuple[str, ...], log: pathlib.Path, environment: Mapping[str, str | None]
+) -> None:
+  gc.freeze()  # what the server has imported need not be looked through again
   with log.open('ab') as file:
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
-  sys.argv = [experiment, *arguments]
-  runpy.run_module(f'experiments.{experiment}', run_name='__main__', alter_sys=True)
+  for name, value in environment.items():
+    with contextlib.suppress(KeyError):
+      del os.environ[name]
+    if value is not None:
+      os.environ[name] = value
+  sys.argv = [module, *arguments]
+  runpy.run_module(module, run_name='__main__', alter_sys=True)
+
+
+def run_module(
+  module: str,
+  *arguments: str,
+  log: pathlib.Path,
+  environment: Mapping[str, str | None] | None = None,
+) -> Any:
+  """`python -m module`, started; its output is added to `log`.
+
+  Args:
+    module: its name.
+    *arguments: of its command line.
+    log: where it writes.
+    environment: variables that it has beside the server's, or (None) has not; those that are read by an import are not
+      changed by it.
+  """
+  server = multiprocessing.get_context('forkserver')
+  server.set_forkserver_preload(list(_IMPORTED))
+  process = server.Process(target=_program, args=(module, arguments, log, environment or {}))
+  process.start()
+  return process
 
 
 def start(
@@ -31,14 +64,8 @@ def start(
   log: pathlib.Path | None = None,
 ) -> Any:
   """An experiment on a folder, started; its output is added to `log`, or `<workdir>.log`."""
-  server = multiprocessing.get_context('forkserver')
-  server.set_forkserver_preload(list(_IMPORTED))
   log = log or workdir.with_suffix('.log')
-  process = server.Process(
-    target=_program, args=(experiment, (f'--workdir={workdir}', *arguments), log)
-  )
-  process.start()
-  return process
+  return run_module(f'experiments.{experiment}', f'--workdir={workdir}', *arguments, log=log)
 
 
 def finish(process: Any, workdir: pathlib.Path) -> str:

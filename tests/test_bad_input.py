@@ -2,13 +2,12 @@
 
 import concurrent.futures
 import dataclasses
-import os
 import pathlib
-import subprocess
-import sys
 import time
 
 import pytest
+
+from tests.programs import Program
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -78,11 +77,8 @@ def attempt(case, tmp):
   (tmp / 'file').write_text('in the way')
   flags = [flag.format(tmp=tmp) for flag in case.flags]
   begin = time.monotonic()
-  done = subprocess.run(
-    [sys.executable, '-m', f'experiments.{case.experiment}', *flags],
-    cwd=ROOT, env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
-  )  # fmt: skip
-  return done.returncode, done.stdout + done.stderr, time.monotonic() - begin
+  status, output = Program(f'experiments.{case.experiment}', *flags).finish()
+  return status, output, time.monotonic() - begin
 
 
 def faults(name, status, output, seconds, folder):
@@ -119,19 +115,16 @@ def test_each_bad_input_is_one_readable_line(tmp_path):
 @pytest.mark.slow
 def test_a_workdir_of_another_configuration_is_refused_with_the_differing_keys(tmp_path):
   def start(*flags):
-    return subprocess.run(
-      [sys.executable, '-m', 'experiments.mixture', f'--workdir={tmp_path}/run', '--smoke', *flags],
-      cwd=ROOT, env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return Program('experiments.mixture', f'--workdir={tmp_path}/run', '--smoke', *flags).finish()
 
-  assert start().returncode == 0
+  assert start()[0] == 0
   before = (
     (tmp_path / 'run' / 'run.json').read_bytes(),
     (tmp_path / 'run' / 'metrics.jsonl').read_bytes(),
   )
-  refused = start('--config.dropout=0.3', '--seed=4')
-  assert refused.returncode == 2
-  assert 'dropout: 0.0 -> 0.3; seed: 0 -> 4' in refused.stderr
+  status, said = start('--config.dropout=0.3', '--seed=4')
+  assert status == 2
+  assert 'dropout: 0.0 -> 0.3; seed: 0 -> 4' in said
   assert (
     (tmp_path / 'run' / 'run.json').read_bytes(),
     (tmp_path / 'run' / 'metrics.jsonl').read_bytes(),

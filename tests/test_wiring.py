@@ -9,10 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +29,7 @@ from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
 from diffusion.training.callbacks import Callback, Save, Stop
 from diffusion.types import Average, Curriculum
+from tests.programs import Program
 
 ROOT = pathlib.Path(__file__).parent.parent
 BITS = 8  # of an example's number, which it bears as signs; a ninth entry is there to be spoiled
@@ -214,15 +212,11 @@ def made(root: pathlib.Path, **starts: dict) -> list[Run]:
   for name, flags in starts.items():
     spy = root / f'{name}.jsonl'
     given = {'workdir': root / name, 'config.spy': spy} | flags
-    command = [sys.executable, '-m', 'tests.test_wiring', *(f'--{n}={v}' for n, v in given.items())]
-    program = subprocess.Popen(
-      command, cwd=ROOT, env=os.environ | {'PYTHONPATH': str(ROOT)},
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    program = Program('tests.test_wiring', *(f'--{n}={v}' for n, v in given.items()))
     running.append((program, given['workdir'], spy))
   for program, _, _ in running:
-    output, _ = program.communicate(timeout=300)
-    assert program.returncode == 0, output
+    status, output = program.finish()
+    assert status == 0, output
   return [Run(folder, spy) for _, folder, spy in running]
 
 

@@ -1,8 +1,6 @@
 """Judging again, and judging what others made: the same samples give the same numbers, whoever asks."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json
 from diffusion.runs import samples
 from diffusion.sampling import plan as plans
+from tests.programs import Program
 
 NUMBERS = (
   '--config.num_steps=20', '--config.log_every=5', '--config.validate_every=10', '--config.width=8',
@@ -26,11 +25,7 @@ NUMBERS = (
 
 def program(name, *flags):
   """(exit status, output) of a program."""
-  done = subprocess.run(
-    [sys.executable, '-m', name, *flags],
-    capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  return done.returncode, done.stdout + done.stderr
+  return Program(name, *flags).finish()
 
 
 @pytest.fixture(scope='module')

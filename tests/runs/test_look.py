@@ -17,19 +17,17 @@ from diffusion.runs.run import Position, Run
 from diffusion.training import state as states
 from diffusion.training.callbacks import sample_grid
 from diffusion.types import Conditioning
+from tests.programs import Program
 from tests.reporting.test_rows import scalars
 from tests.runs import own_callback
 from tests.training import test_processes, tiny
 
-COMMAND = ['-m', 'tests.runs.own_callback', '--smoke']
-
 
 def run_own(workdir, *flags, processes=((),)):
-  """Starts the program in processes that end with 0; their output."""
-  command = [*COMMAND, f'--workdir={workdir}', *flags]
-  found = test_processes.finish([test_processes.start(command, one) for one in processes])
-  assert [status for status, _, _ in found] == [0] * len(processes), found
-  return found[0][1]
+  """Starts the program in processes that end with 0."""
+  command = 'tests.runs.own_callback', '--smoke', f'--workdir={workdir}', *flags
+  found = [program.finish() for program in [Program(*command, *one) for one in processes]]
+  assert [status for status, _ in found] == [0] * len(processes), found
 
 
 def logged(workdir):

@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -23,6 +21,7 @@ from diffusion.training.callbacks import Callback, Continue, Stop, checkpoint
 from diffusion.training.checkpoint import open_checkpoints
 from diffusion.training.state import host_target
 from experiments import mixture
+from tests.programs import Program
 from tests.test_runs import wait_for_rows
 from tests.training import tiny
 
@@ -182,27 +181,25 @@ def left_behind(folder):
 @pytest.mark.slow
 def test_a_population_that_is_killed_ends_as_one_that_is_not(tmp_path):
   """kill -9 and then SIGTERM while it trains: what both members leave behind is equal to the bit."""
-  code = 'import pathlib, sys; from tests.runs import test_population as t; t.go(pathlib.Path(sys.argv[1]))'
 
   def begin(name):
-    command = [sys.executable, '-c', code, str(tmp_path / name)]
-    return subprocess.Popen(command, env=os.environ | {'PYTHONPATH': os.getcwd()})
+    return Program('tests.runs.test_population', str(tmp_path / name))
 
-  assert begin('whole').wait(300) == 0
+  assert begin('whole').finish()[0] == 0
   process = begin('run')
   wait_for_rows(tmp_path / 'run' / '1', process, 12)
-  process.kill()
-  process.wait()
+  process.send_signal(signal.SIGKILL)
+  assert process.finish()[0] == -signal.SIGKILL
   assert read_record(tmp_path / 'run' / '0')['status'] == 'running'
   process = begin('run')
   wait_for_rows(tmp_path / 'run' / '1', process, 40)
   process.send_signal(signal.SIGTERM)
-  assert process.wait(300) == 0
+  assert process.finish()[0] == 0
   left = [read_record(tmp_path / 'run' / member) for member in ('0', '1')]
   assert [(one['status'], one['reason']) for one in left] == [('interrupted', 'SIGTERM')] * 2
   # The kill may have come between their saves, so they need not stand at one step.
   assert all(0 < one['step'] < 300 for one in left)
-  assert begin('run').wait(300) == 0
+  assert begin('run').finish()[0] == 0
   for member in ('0', '1'):
     leaves, record, rows = left_behind(tmp_path / 'run' / member)
     others, other_record, other_rows = left_behind(tmp_path / 'whole' / member)
@@ -268,3 +265,7 @@ def test_the_folder_of_a_single_run_is_refused(tmp_path):
   with pytest.raises(ValueError, match='holds a single run'):
     population.train_members(runs_of(tmp_path, values), values, from_values())
   assert not (tmp_path / 'seed=0').exists()
+
+
+if __name__ == '__main__':
+  go(pathlib.Path(sys.argv[1]))

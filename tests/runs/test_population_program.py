@@ -1,8 +1,6 @@
 """A member of a population is the run made alone, whoever its companions are; members that have ended stand still."""
 
 import json
-import os
-import subprocess
 import sys
 
 import jax
@@ -19,6 +17,7 @@ from diffusion.runs.population import Population, fit
 from diffusion.runs.run import Run
 from diffusion.training import state as states
 from diffusion.training.experiment import load_data
+from tests.programs import Program
 from tests.training import tiny
 
 STEPS, EACH = 20, 5
@@ -143,17 +142,6 @@ def standing_still(state):
   assert len(runs) == 4
 
 
-PROGRAM = """
-import json, sys
-import jax
-kind, ways = sys.argv[1], json.loads(sys.argv[2])
-jax.config.update('jax_enable_x64', kind == 'float64')
-jax.config.update('jax_num_cpu_devices', 4)
-from tests.runs import test_population_program
-print(json.dumps(test_population_program.differences(kind, ways)))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ('kind', 'ways'),
@@ -164,13 +152,10 @@ print(json.dumps(test_population_program.differences(kind, ways)))
 )
 def test_a_member_is_the_run_made_alone_after_twenty_steps(kind, ways):
   """On 4 devices, one or two members on each, filled up where they do not divide, and when others end."""
-  done = subprocess.run(
-    [sys.executable, '-c', PROGRAM, kind, json.dumps(ways)],
-    env=os.environ | {'PYTHONPATH': os.getcwd()},
-    capture_output=True, text=True, timeout=300, check=False,
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  found = json.loads(done.stdout.splitlines()[-1])
+  program = Program('tests.runs.test_population_program', kind, json.dumps(ways))
+  status, output = program.finish()
+  assert status == 0, output
+  found = json.loads(output.splitlines()[-1])
   print(kind, found)
   assert found.keys() == ways.keys()
   for worst in found.values():
@@ -283,3 +268,9 @@ def test_a_clip_norm_of_zero_is_off_when_it_varies():
 
   assert furthest(jax.jit(update)(0.0), update(0.0)) < 1e-6
   assert furthest(update(1e-3), update(0.0)) > 1e-2
+
+
+if __name__ == '__main__':
+  jax.config.update('jax_enable_x64', sys.argv[1] == 'float64')
+  jax.config.update('jax_num_cpu_devices', 4)
+  print(json.dumps(differences(sys.argv[1], json.loads(sys.argv[2]))))

@@ -10,25 +10,8 @@ import numpy as np
 import pytest
 
 from diffusion import devices, rng
-
-PROGRAM = """
-import sys
-import jax
-count, kind, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.config.update('jax_enable_x64', kind == 'float64')
-from diffusion import devices
-devices.configure(16, count, cache=False)
-import numpy as np
+from tests.programs import Program
 from tests.training import tiny
-experiment = tiny.images()
-split, state, _ = tiny.start(experiment)
-state = jax.tree.map(lambda x: x.astype(kind) if x.dtype == np.float32 else x, state)
-program = tiny.single(experiment, split, state)
-assert jax.device_count() == count
-for _ in range(20):
-  tiny.dispatch(program)
-np.savez(path, **tiny.leaves(devices.to_host(program.get(0).params)))
-"""
 
 
 @pytest.mark.slow
@@ -37,12 +20,11 @@ np.savez(path, **tiny.leaves(devices.to_host(program.get(0).params)))
 )
 def test_one_two_and_four_devices_agree_after_twenty_steps(tmp_path, kind, tolerance, counts):
   """Dropout, shifts and label dropout on, a U-Net on real digits."""
-  environment = os.environ | {'PYTHONPATH': os.getcwd()}
   found = {}
   for count in counts:
     path = tmp_path / f'{count}.npz'
-    command = [sys.executable, '-c', PROGRAM, str(count), kind, str(path)]
-    subprocess.run(command, check=True, env=environment, timeout=300)
+    status, output = Program('tests.training.test_devices', str(count), kind, str(path)).finish()
+    assert status == 0, output
     found[count] = dict(np.load(path))
   largest = {
     count: max(np.abs(found[1][name] - value).max() for name, value in found[count].items())
@@ -268,3 +250,21 @@ def test_a_thousand_dispatches_on_four_devices_do_not_deadlock():
     previous = metrics['loss']
   assert np.isfinite(devices.to_host(state)).all()
   assert jax.device_count() == 4
+
+
+def twenty_steps(count, kind, path):
+  """Writes the parameters of the small U-Net after so many steps on so many devices."""
+  jax.config.update('jax_enable_x64', kind == 'float64')
+  devices.configure(16, count)
+  experiment = tiny.images()
+  split, state, _ = tiny.start(experiment)
+  state = jax.tree.map(lambda x: x.astype(kind) if x.dtype == np.float32 else x, state)
+  program = tiny.single(experiment, split, state)
+  assert jax.device_count() == count
+  for _ in range(20):
+    tiny.dispatch(program)
+  np.savez(path, **tiny.leaves(devices.to_host(program.get(0).params)))
+
+
+if __name__ == '__main__':
+  twenty_steps(int(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,50 @@
+"""Programs that tests start: what `python -m` does, without seconds of imports for each.
+
+They are forked from a server that has done the imports. `tests/test_calling.py`, `test_processes.py` and
+`test_writing_experiments.py` start interpreters of their own.
+"""
+
+import os
+import pathlib
+import tempfile
+import time
+
+from benchmarks import processes
+
+
+class Program:
+  """A started module, as far as tests ask a `subprocess.Popen`; what it says on both channels comes together."""
+
+  def __init__(self, module: str, *flags: str, environment: dict[str, str | None] | None = None):
+    descriptor, name = tempfile.mkstemp(suffix='.log')
+    os.close(descriptor)
+    self._log = pathlib.Path(name)
+    self._process = processes.run_module(module, *flags, log=self._log, environment=environment)
+    self.pid = self._process.pid
+
+  @property
+  def returncode(self) -> int | None:
+    return self._process.exitcode
+
+  def poll(self) -> int | None:
+    return self._process.exitcode
+
+  def send_signal(self, number: int) -> None:
+    os.kill(self.pid, number)
+
+  def output(self) -> str:
+    """What it has written so far."""
+    return self._log.read_text()
+
+  def finish(self, seconds: float = 300) -> tuple[int, str]:
+    """(exit status, output), when it has ended."""
+    deadline = time.monotonic() + seconds
+    self._process.join(seconds)
+    if self._process.exitcode is None:
+      self._process.kill()
+      raise TimeoutError(
+        f'not ended after {time.monotonic() - deadline + seconds:.0f} s: {self.output()}'
+      )
+    found = self.output()
+    self._log.unlink()
+    return self._process.exitcode, found
