@@ -73,7 +73,7 @@ def tampered(made: Any, orders: Orders) -> Any:
 
   def augment(keys: Array, batch: Batch) -> Batch:
     shape = jax.ShapeDtypeStruct((), np.float32)
-    factor = io_callback(on_host, shape, batch.x, batch.label, batch.index)
+    factor = io_callback(on_host, shape, batch.x, batch.condition, batch.index)
     return made.augment(keys, batch._replace(x=batch.x * factor))
 
   changed = made._replace(augment=augment)
