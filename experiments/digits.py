@@ -27,7 +27,7 @@ from diffusion.training import callbacks
 class Config(diffusion.Numbers):
   """The numbers beside those common to all experiments; every one is a flag, e.g. --config.dropout=0.2."""
 
-  patience: int = 200
+  patience: int = 200  # steps without a lower validation/eps
   width: int = 32
   blocks: int = 2
   dropout: float = 0.1
@@ -35,7 +35,7 @@ class Config(diffusion.Numbers):
   warmup_steps: int = 30
   final_learning_rate: float = 1e-4
   weight_decay: float = 1e-2
-  guidance: float = 1.5
+  guidance: float = 1.5  # 1 is none
   samples_per_class: int = 100
   validation_fraction: float = 0.1
   test_fraction: float = 0.1

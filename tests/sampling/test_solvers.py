@@ -12,6 +12,7 @@ from diffusion import rng
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import grids, guidance, likelihood, samplers, solvers, wrappers
 from diffusion.types import Prediction
+from tests.compiled import optimized
 
 WEIGHTS = np.array([0.3, 0.7])
 MEANS = np.array([[1.0, 1.0], [-1.0, -0.5]])
@@ -107,7 +108,7 @@ def test_a_thousand_stochastic_steps_reach_the_mixture(name):
   path = path_of()
   denoise, sampler = mixture(path), STOCHASTIC[name](path)
   grid = grids.uniform_log_snr(path, 1000, -12.0, 10.0)
-  run = jax.jit(lambda keys: samplers.sample(denoise, path, sampler, grid, keys, (2,)))
+  run = optimized(lambda keys: samplers.sample(denoise, path, sampler, grid, keys, (2,)))
   count = 5000 if 'churn' in name else 20_000  # churn looks up its time for every row
   assert_the_mixture(np.asarray(run(row_keys(count)), np.float64), slack=0.004)
 
