@@ -89,6 +89,8 @@ def test_series_told_by_a_tree_train_and_sample(tmp_path):
   assert np.corrcoef(samples.mean((1, 2)), vector.mean(1))[0, 1] > 0.9
   with pytest.raises(ValueError, match='conditions must be like'):
     trained.sample({'vector': vector})
+  with pytest.raises(ValueError, match=r'must have a row for each of the \d+ examples'):
+    trained.sample(told | {'vector': vector[:5]})
   again = trained.denoiser(told)(jnp.ones((21, 12, 3)), jnp.full(21, 0.5))
   assert again.x0.shape == (21, 12, 3)
 

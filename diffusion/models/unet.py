@@ -132,7 +132,7 @@ class UNet(nn.Module):
   dropout: tuple[Drop, ...]
   drops: tuple[Drop, ...]
   num_classes: int
-  join: Callable[[Images, Images], Images]  # (maps on the way up, those on the way down)
+  join: Callable[..., Float[Array, 'b h w _']]  # (maps on the way up, those on the way down)
   style: Style
 
   @nn.compact

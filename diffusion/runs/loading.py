@@ -56,7 +56,9 @@ class Trained(NamedTuple):
         for one, wanted in zip(jax.tree.leaves(condition), jax.tree.leaves(row), strict=True)
       ):
         raise ValueError(f'conditions must be like {self.condition}, rows before the shape of each')
-      return jax.tree.map(lambda one, wanted: np.asarray(one, wanted.dtype), condition, row)
+      told = jax.tree.map(lambda one, wanted: np.asarray(one, wanted.dtype), condition, row)
+      conditions.check(told, len(jax.tree.leaves(told)[0]))
+      return told
     labels = np.asarray(condition, np.int32)
     outside = labels[(labels < NULL) | (labels >= max(1, self.num_classes))]
     if outside.size:

@@ -108,7 +108,7 @@ def test_members_stop_by_themselves_and_their_folders_are_those_of_runs_alone(tm
     record = read_record(folder)
     assert (record['status'], record['step']) == ('finished', step)
     assert len(read_json_lines(folder / 'metrics.jsonl')) == rows
-  # MetricInputs now, as by the same command again, and loaded as any run.
+  # Judged now, as by the same command again, and loaded as any run.
   assert population.train(runs_of(tmp_path / 'all', values), values, from_values()) == 0
   assert '0 of 2 members to train' in capsys.readouterr().out
   assert (tmp_path / 'all' / 'seed=0' / 'report.md').exists()
