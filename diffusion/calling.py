@@ -62,6 +62,7 @@ def evaluate(
   metrics: Sequence[str] = (),
   features: str = 'pixels',
   sampler: str = '',
+  grid: str = '',
   steps: int = 0,
   seed: int = 0,
 ) -> dict[str, Any]:
@@ -73,8 +74,9 @@ def evaluate(
     samples: how many, rounded up to equally many of each class; 0 as the run did.
     metrics: names of `evaluation.by_name.metrics()`, or 'all'; () as the run did.
     features: what metrics compare: 'pixels', the name of a classifier, or a file of Inception weights.
-    sampler: of `sampling.plan.sampler_names()`; '' as the run did.
-    steps: of the sampler; 0 as the run did.
+    sampler: of `sampling.plan.sampler_names()`, with the grid that suits it; '' as the run did.
+    grid: of `sampling.plan.grid_names()`; '' as the run did.
+    steps: of the grid; 0 as the run did.
     seed: of the sampler.
 
   Returns:
@@ -88,7 +90,7 @@ def evaluate(
   folder = _absolute(workdir)
   record = read_record(folder)
   settings = EvaluationSettings(
-    seed=seed, samples=samples, sampler=sampler, steps=steps, metrics=tuple(metrics), features=features,
+    seed=seed, samples=samples, sampler=sampler, grid=grid, steps=steps, metrics=tuple(metrics), features=features,
   )  # fmt: skip
   made = recorded_experiment(folder, record) if experiment is None else experiment
   devices.configure_or_keep(made.batch_size)

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def traced(value: Any) -> bool:
@@ -94,3 +95,42 @@ def integer(name: str, value: Any, low: int = 1, remedy: str = '') -> None:
   tail = f': {remedy}' if remedy else ''
   if isinstance(value, bool) or not isinstance(value, int) or value < low:
     raise ValueError(f'{name} must be an integer >= {low}, got {value!r}{tail}')
+
+
+def finite(name: str, values: Any) -> None:
+  """Whether all numbers of an array are finite.
+
+  Args:
+    name: the argument's name, quoted in the error.
+    values: an array, or a tracer, which passes.
+
+  Raises:
+    ValueError: one is not, named with its place.
+  """
+  if traced(values):
+    return
+  wrong = np.argwhere(~np.isfinite(np.asarray(values)))
+  if len(wrong):
+    place = ', '.join(map(str, wrong[0]))
+    raise ValueError(
+      f'{name} must be finite, got {np.asarray(values)[tuple(wrong[0])]} at [{place}]'
+    )
+
+
+def shares(name: str, values: Any) -> None:
+  """Whether the numbers are the weights of a mixture: finite, positive, and summing to one within 1e-5.
+
+  Args:
+    name: the argument's name, quoted in the error.
+    values: an array, or a tracer, which passes.
+
+  Raises:
+    ValueError: they are not.
+  """
+  if traced(values):
+    return
+  given = np.asarray(values, np.float64)
+  if not ((given > 0).all() and abs(given.sum() - 1) <= 1e-5):
+    raise ValueError(
+      f'{name} must be positive and sum to one, got {given}: divide them by {given.sum():g}'
+    )

@@ -24,7 +24,7 @@ from diffusion.evaluation import by_name
 from diffusion.provenance import read_record
 from diffusion.runs import training
 from diffusion.runs.run import prepare
-from diffusion.sampling.plan import sampler_names
+from diffusion.sampling.plan import grid_names, sampler_names
 from diffusion.training.experiment import EvaluationSettings, Experiment
 
 # How each flag is defined, its name, its default, and what --help says of it.
@@ -35,6 +35,8 @@ _FLAGS = (
   (flags.DEFINE_integer, 'num_samples', 0, 'Samples that --mode=evaluate judges; 0: as the run did.'),
   (flags.DEFINE_string, 'sampler', '', f"Sampler instead of the run's: {', '.join(sampler_names())}."),
   (flags.DEFINE_integer, 'sampler_steps', 0, 'Steps of the sampler; 0: as the run did.'),
+  (flags.DEFINE_string, 'sampler_grid', '',
+   f"Times of the steps instead of the sampler's own: {', '.join(grid_names())}."),
   (flags.DEFINE_list, 'metrics', [],
    f"Metrics of --mode=evaluate instead of the run's: all, or {', '.join(by_name.metrics())}."),
   (flags.DEFINE_string, 'features', 'pixels',
@@ -263,6 +265,7 @@ def _main(build: Callable[[Any], Experiment], config: Any, overrides: dict[str, 
     seed=f.seed or 0,
     samples=f.num_samples,
     sampler=f.sampler,
+    grid=f.sampler_grid,
     steps=f.sampler_steps,
     metrics=tuple(f.metrics),
     features=f.features,
@@ -303,7 +306,9 @@ def _checked_workdir() -> pathlib.Path | None:
   if f.profile and f.mode != 'train':
     raise ValueError(f'--profile is for training, and the mode is {f.mode}')
   evaluated = ('num_samples', 'metrics', 'features')
-  idle = {'evaluate': (), 'sample': evaluated}.get(f.mode, (*evaluated, 'sampler', 'sampler_steps'))
+  idle = {'evaluate': (), 'sample': evaluated}.get(
+    f.mode, (*evaluated, 'sampler', 'sampler_grid', 'sampler_steps')
+  )
   for name in idle:
     if f[name].present:
       raise ValueError(f'--{name} is for --mode=evaluate, and the mode is {f.mode}')

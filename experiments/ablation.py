@@ -34,7 +34,7 @@ from diffusion.objectives import losses, penalties, times, weights
 from diffusion.optimizers import averaging, chains, clipping, optimizers, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
-from diffusion.sampling import grids, guidance, samplers, solvers
+from diffusion.sampling import guidance, samplers, solvers
 from diffusion.training import callbacks, guards
 from diffusion.types import Diffusion, Model, Optimizer
 
@@ -224,7 +224,7 @@ ARMS: dict[str, Callable[[Config], dict[str, Any]]] = {
   # sampling
   'monte_carlo_dropout': lambda c: {'model': network(c, dropout=0.1), 'sampling': plan(c, monte_carlo=4)},
   'ancestral': lambda c: {'sampling': plan(c, samplers.ancestral)},
-  'dpm_solver': lambda c: {'sampling': plan(c, solvers.dpm_solver, grid=grids.karras)},
+  'dpm_solver': lambda c: {'sampling': plan(c, solvers.dpm_solver)},
   'cool_samples': lambda c: {'sampling': plan(c, wrappers=(lambda d, p: guidance.score_temperature(d, p, 0.9),))},
 }
 # fmt: on

@@ -271,8 +271,8 @@ def gaussian_mixture(
     )
   if not ((scales > 0).all() and np.isfinite(scales).all()):
     raise ValueError(f'scales must be positive and finite, got {scales}')
-  if not ((weights > 0).all() and abs(weights.sum() - 1) <= 1e-6):
-    raise ValueError(f'weights must be positive and sum to one, got {weights}')
+  checks.shares('weights', weights)
+  checks.finite('means', means)
 
   def load() -> Dataset:
     random = np.random.default_rng(seed)

@@ -54,8 +54,12 @@ def mixture(
     scales: standard deviations of round components, >= 0, or covariances.
 
   Raises:
-    ValueError: shapes that do not agree, or covariances that are not symmetric and positive semidefinite.
+    ValueError: shapes that do not agree, weights that are no shares, numbers that are not finite, negative scales, or
+      covariances that are not symmetric and positive semidefinite.
   """
+  checks.shares('weights', weights)
+  checks.finite('means', means)
+  checks.finite('scales', scales)
   weights, means, scales = jnp.asarray(weights), jnp.asarray(means), jnp.asarray(scales)
   fits = means.ndim == 2 and scales.shape in (means.shape[:1], (*means.shape, means.shape[-1]))
   if not fits or weights.shape != means.shape[:1]:
@@ -64,6 +68,8 @@ def mixture(
       f'{weights.shape}, {means.shape}, {scales.shape}'
     )
   if scales.ndim == 1:
+    if not checks.traced(scales) and (scales < 0).any():
+      raise ValueError(f'scales must be >= 0, got {np.asarray(scales)}')
     return Mixture(weights, means, jnp.broadcast_to(scales[:, None] ** 2, means.shape), None)
   covariance = np.asarray(scales, np.float64)
   values, vectors = np.linalg.eigh(covariance)
@@ -214,7 +220,8 @@ def empirical(
     A Denoiser of z [b, *shape].
 
   Raises:
-    ValueError: no examples, only one of labels and wanted, or a bad chunk.
+    ValueError: no examples, some that are not finite, only one of labels and wanted, a wanted label that no example
+      has, or a bad chunk.
 
   Source: Bayes' rule for the empirical distribution. The squares are expanded to a matrix product, so float32 keeps
   about 1e-6 / sigma^2 nats of the exponent: use float64 below sigma = 0.01.
@@ -224,6 +231,13 @@ def empirical(
     raise ValueError(
       f'an empirical denoiser needs examples, and labels and wanted together; got {len(x)} examples'
     )
+  checks.finite('x', x)
+  if wanted is not None and not checks.traced(wanted):
+    missing = np.setdiff1d(wanted, [NULL, *np.asarray(labels)])
+    if missing.size:
+      raise ValueError(
+        f'no example of label {missing[0]}, which is wanted: its denoiser is not defined'
+      )
   checks.integer('chunk', chunk)
   tags = jnp.zeros(len(x), jnp.int32) if labels is None else jnp.asarray(labels)
   if flip:
@@ -285,10 +299,12 @@ def box_mixture(
     A Denoiser of z [b, d].
 
   Raises:
-    ValueError: shapes that do not agree, or a bad width.
+    ValueError: shapes that do not agree, weights that are no shares, centers that are not finite, or a bad width.
 
   Source: Bayes' rule for uniform boxes.
   """
+  checks.shares('weights', weights)
+  checks.finite('centers', centers)
   weights, centers = jnp.asarray(weights), jnp.asarray(centers)
   checks.positive('width', width)
   if centers.ndim != 2 or weights.shape != centers.shape[:1]:

@@ -16,6 +16,7 @@ from diffusion.types import (
   Examples,
   Keys,
   Marginal,
+  Number,
   Parameterization,
   Params,
   Path,
@@ -100,18 +101,19 @@ def posterior(
   return mean, rest * then.sigma**2
 
 
-def prior(path: Path, keys: Keys, shape: tuple[int, ...]) -> Examples:
-  """Draws z at t = 1: N(0, sigma_1^2 I), row i from keys[i] alone.
+def prior(path: Path, keys: Keys, shape: tuple[int, ...], t: Number = 1.0) -> Examples:
+  """Draws z at a time at which there is nothing but noise: N(0, sigma_t^2 I), row i from keys[i] alone.
 
-  The data's share alpha_1 x0 is left out, as everywhere in the literature; it is below exp(log_snr_min / 2).
+  The data's share alpha_t x0 is left out, as everywhere in the literature; it is alpha_t / sigma_t of the noise.
 
   Args:
     path: the bound schedule and process.
     keys: of the rows.
     shape: of one example.
+    t: the time.
   """
   noise = rng.normal(keys, shape)
-  return expand(path.marginal(jnp.ones(noise.shape[0], noise.dtype)).sigma, noise) * noise
+  return expand(path.marginal(jnp.full(noise.shape[0], t, noise.dtype)).sigma, noise) * noise
 
 
 def denoiser(

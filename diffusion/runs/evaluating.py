@@ -119,6 +119,7 @@ def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings)
     'built': fingerprint.digest(fingerprint.describe(drawn_with)),
     'seed': request.seed,
     'sampler': request.sampler,
+    'grid': request.grid,
     'steps': request.steps,
   }
   return MetricInputs(

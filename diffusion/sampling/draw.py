@@ -94,7 +94,7 @@ def make_sample(
       for told in (condition, model.null(condition) if model.null else condition)
     )
     keys = rng.row_keys(rng.stream(seed, 'sampler'), number)
-    planned = plan(sampling, path, conditional, null, keys)
+    planned = plan(sampling, path, conditional, null, keys, number)
     return samplers.sample(planned.denoise, path, planned.sampler, planned.grid, keys, shape)
 
   return devices.over_rows(draw, chunk)

@@ -1,4 +1,10 @@
-"""Grids of times a sampler walks: from t = 1 (noise) down to t = 0 (data)."""
+"""Grids of times a sampler walks, from noise down to data; each is (path, steps) -> times.
+
+They begin at t = 1, or at a lower noise that is pure noise for all that samples show; the prior is drawn at their first
+time. A sampler brings the one that suits it (`Sampler.grid`).
+"""
+
+import math
 
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -9,10 +15,11 @@ from diffusion.types import Array, Path
 Grid = Float[Array, ' l']  # times, one more than steps
 
 
-def uniform_time(steps: int) -> Grid:
+def uniform_time(path: Path, steps: int) -> Grid:
   """t_i = 1 - i / steps, i = 0 ... steps.
 
   Args:
+    path: any; the times are the same for all.
     steps: >= 1.
 
   Raises:
@@ -22,21 +29,26 @@ def uniform_time(steps: int) -> Grid:
   return jnp.linspace(1.0, 0.0, steps + 1)
 
 
-def uniform_log_snr(path: Path, steps: int, low: float, high: float) -> Grid:
+def uniform_log_snr(
+  path: Path, steps: int, low: float | None = None, high: float | None = None
+) -> Grid:
   """Times whose log-SNR rises from `low` to `high` in equal steps.
 
   Args:
     path: the bound schedule.
     steps: >= 1.
-    low, high: nats, low < high, both inside the schedule's range.
+    low, high: nats, low < high, both inside the schedule's range; None for its end.
 
   Raises:
     ValueError: steps or range that do not fit.
   """
   checks.integer('sampling_steps', steps)
-  if not low < high:
+  if low is not None and high is not None and not low < high:
     raise ValueError(f'a grid needs low < high, got low={low!r}, high={high!r}')
   ends = path.log_snr(jnp.array([1.0, 0.0]))
+  low, high = (
+    end if given is None else given for given, end in zip((low, high), ends, strict=True)
+  )
   slack = 1e-3  # nats; the ends of a float32 schedule are rounded
   if not checks.traced(ends) and not ends[0] - slack <= low < high <= ends[1] + slack:
     raise ValueError(
@@ -46,10 +58,11 @@ def uniform_log_snr(path: Path, steps: int, low: float, high: float) -> Grid:
   return path.time(jnp.linspace(low, high, steps + 1))
 
 
-def quadratic_time(steps: int) -> Grid:
+def quadratic_time(path: Path, steps: int) -> Grid:
   """t_i = (1 - i / steps)^2, i = 0 ... steps: steps get finer toward the data.
 
   Args:
+    path: any; the times are the same for all.
     steps: >= 1.
 
   Raises:
@@ -57,7 +70,7 @@ def quadratic_time(steps: int) -> Grid:
 
   Source: Song et al. (2021), "Denoising diffusion implicit models", appendix D.2.
   """
-  return uniform_time(steps) ** 2
+  return uniform_time(path, steps) ** 2
 
 
 def karras(path: Path, steps: int, rho: float = 7.0) -> Grid:
@@ -83,3 +96,30 @@ def karras(path: Path, steps: int, rho: float = 7.0) -> Grid:
   # The inverse is a bisection: the ends are put in exactly.
   ends = jnp.zeros(min(steps, 2))
   return jnp.concatenate([jnp.ones(1), path.time(-2 * inner), ends])
+
+
+def geometric(path: Path, steps: int, s_max: float = 80.0) -> Grid:
+  """s_i = s_max (s_min / s_max)^(i / (steps - 1)), i = 0 ... steps - 1, s_min = 1 / steps, and the end.
+
+  s = sigma / alpha; both ends are the schedule's own where it does not reach so far. For solvers of second order: no
+  ratio of two levels is larger than another, and denoising from s_min in one step errs by O(s_min^2), which falls with
+  the number of steps as the solver's own error does. Above s = 80 there is nothing to see of data of order 1, even of
+  what the pixels of an image have in common. As in `karras`, whose limit for a large rho this is, the last step is
+  `samplers.sample` with denoise_last.
+
+  Args:
+    path: the bound schedule.
+    steps: >= 1.
+    s_max: > 0; 80 as in Karras et al. (2022).
+
+  Raises:
+    ValueError: steps or s_max out of range.
+  """
+  checks.integer('sampling_steps', steps)
+  checks.positive('s_max', s_max)
+  noisiest, cleanest = path.log_snr(jnp.array([1.0, 0.0]))
+  first = jnp.maximum(noisiest, -2 * math.log(s_max))
+  last = jnp.minimum(cleanest, 2 * math.log(steps))
+  inner = jnp.linspace(first, jnp.maximum(last, first), steps)
+  start = jnp.where(first > noisiest, path.time(first), 1.0)  # the inverse is a bisection
+  return jnp.concatenate([start[None], path.time(inner[1:]), jnp.zeros(1)])

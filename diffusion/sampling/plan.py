@@ -6,13 +6,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Integer
 
 from diffusion import checks, naming, rng
 from diffusion.process import gaussian
 from diffusion.sampling import grids, samplers
 from diffusion.sampling.ensembles import monte_carlo
 from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval
-from diffusion.types import Denoiser, Diffusion, Examples, Keys, Path, PerRow, Prediction, Sampler
+from diffusion.types import (
+  Array,
+  Denoiser,
+  Diffusion,
+  Examples,
+  Keys,
+  Path,
+  PerRow,
+  Prediction,
+  Sampler,
+)
 
 
 class Sampling(NamedTuple):
@@ -27,7 +38,7 @@ class Sampling(NamedTuple):
       is for images.
     grid_rows: samples of each class in `samples.png`.
     per_class: samples of each class that the metrics judge; unlabelled data counts as one class.
-    grid: (path, steps) -> times, from `sampling.grids`; uniform in t by default.
+    grid: (path, steps) -> times, from `sampling.grids`; None for the one that suits the sampler.
     monte_carlo: thinned networks averaged in every evaluation, which keeps dropout on; 0 turns it off.
   """
 
@@ -38,7 +49,7 @@ class Sampling(NamedTuple):
   wrappers: Sequence[Callable[[Denoiser, Path], Denoiser]] = (clip_x0,)
   grid_rows: int = 8
   per_class: int = 100
-  grid: Callable[[Path, int], grids.Grid] = lambda path, steps: grids.uniform_time(steps)
+  grid: Callable[[Path, int], grids.Grid] | None = None
   monte_carlo: int = 0
 
 
@@ -56,6 +67,20 @@ def sampler(name: str) -> Callable[[Path], Sampler]:
   return naming.find(name, sampler_names(), 'sampler')
 
 
+def grid_names() -> Mapping[str, str]:
+  """name -> module: every function of this room that makes a grid of a path and a number of steps alone."""
+  return naming.factories('sampling', 'Grid', ('path', 'steps'))
+
+
+def grid(name: str) -> Callable[[Path, int], grids.Grid]:
+  """The grid of a name, with its own defaults.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  return naming.find(name, grid_names(), 'sampler_grid')
+
+
 class Planned(NamedTuple):
   """What a plan comes to, once the path is bound."""
 
@@ -65,7 +90,12 @@ class Planned(NamedTuple):
 
 
 def plan(
-  sampling: Sampling, path: Path, conditional: Denoiser, null: Denoiser, keys: Keys | None
+  sampling: Sampling,
+  path: Path,
+  conditional: Denoiser,
+  null: Denoiser,
+  keys: Keys | None,
+  number: Integer[Array, ' b'],
 ) -> Planned:
   """The plan around two denoisers.
 
@@ -74,6 +104,7 @@ def plan(
     path: bound.
     conditional, null: denoisers with the labels and without.
     keys: one a sample, for Monte-Carlo dropout; None without it.
+    number: of each sample, for samplers that are others for each.
 
   Raises:
     ValueError: what the plan's pieces refuse.
@@ -86,7 +117,9 @@ def plan(
     denoise = in_interval(denoise, conditional, path, *sampling.interval)
   for wrap in sampling.wrappers:
     denoise = wrap(denoise, path)
-  return Planned(denoise, sampling.sampler(path), sampling.grid(path, sampling.steps))
+  sampler = sampling.sampler(path)
+  times = (sampling.grid or sampler.grid or grids.uniform_time)(path, sampling.steps)
+  return Planned(denoise, sampler.of_rows(number) if sampler.of_rows else sampler, times)
 
 
 def rehearsed(sampling: Sampling, diffusion: Diffusion) -> tuple[Path, Planned]:
@@ -96,8 +129,9 @@ def rehearsed(sampling: Sampling, diffusion: Diffusion) -> tuple[Path, Planned]:
   def nothing(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     return Prediction(z, z)
 
-  keys = rng.row_keys(jax.random.key(0), jnp.arange(1))
-  return path, plan(sampling, path, nothing, nothing, keys)
+  number = jnp.arange(1)
+  keys = rng.row_keys(jax.random.key(0), number)
+  return path, plan(sampling, path, nothing, nothing, keys, number)
 
 
 def check(sampling: Sampling, diffusion: Diffusion, conditional: bool) -> None:
@@ -109,15 +143,44 @@ def check(sampling: Sampling, diffusion: Diffusion, conditional: bool) -> None:
     conditional: whether the network is told anything.
 
   Raises:
-    ValueError: steps or guidance out of range, guidance of an unconditional network, a grid that does not decrease, or
-      what the plan's pieces refuse.
+    ValueError: steps or guidance out of range, guidance of an unconditional network, a grid that does not decrease or
+      has a step that the sampler cannot take, or what the plan's pieces refuse.
   """
   checks.integer('sampling_steps', sampling.steps)
   checks.at_least('guidance', sampling.guidance, 0)
   if sampling.guidance != 1 and not conditional:
     raise ValueError(f'guidance of an unconditional network must be 1, got {sampling.guidance}')
-  _, planned = rehearsed(sampling, diffusion)
+  path, planned = rehearsed(sampling, diffusion)
   samplers.check_grid(planned.grid[:-1] if len(planned.grid) > 2 else planned.grid)
+  _check_steps(planned.sampler, np.exp(-0.5 * np.asarray(path.log_snr(planned.grid[:-1]))))
+
+
+def _check_steps(sampler: Sampler, s: np.ndarray) -> None:
+  """Raises ValueError where one of the steps between these s = sigma / alpha is longer than the sampler takes."""
+  ratios = s[:-1] / np.maximum(s[1:], 1)
+  if ratios.size and ratios.max() > sampler.longest:
+    i = ratios.argmax()
+    raise ValueError(
+      f'sampler_grid: this sampler may lower s = sigma / alpha {sampler.longest:g}-fold in a step while s > 1, and the '
+      f'grid has a step from {s[i]:.4g} to {s[i + 1]:.4g}: leave the grid to the sampler, or take more steps than '
+      f'{len(s)}'
+    )
+
+
+def too_few(sampling: Sampling, diffusion: Diffusion) -> str:
+  """What to tell of a plan that asks for fewer steps than its sampler's samples need; empty where it does not.
+
+  Args:
+    sampling: the plan, checked.
+    diffusion: whose schedule is taken as it begins.
+  """
+  fewest = rehearsed(sampling, diffusion)[1].sampler.fewest
+  if sampling.steps >= fewest:
+    return ''
+  return (
+    f'sampling_steps = {sampling.steps} are few for this sampler: its samples may be poor below {fewest} '
+    'steps (the table of samplers in docs/STUDIES.md)'
+  )
 
 
 def evaluations(sampling: Sampling, diffusion: Diffusion, shape: tuple[int, ...]) -> int:

@@ -91,7 +91,7 @@ def _walker(
   """Where sampling starts, and its step number i: (state, i) -> state, with fresh row keys for each."""
   split = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
   if z is None:
-    z = gaussian.prior(path, split[:, 0], shape)
+    z = gaussian.prior(path, split[:, 0], shape, grid[0])
   ones = jnp.ones(z.shape[0], z.dtype)
 
   def advance(state: Any, i: Integer[Array, '']) -> Any:
@@ -128,7 +128,7 @@ def sample(
     grid: times in [0, 1], decreasing from the start to the end.
     keys: one a sample; sample i is a function of keys[i] alone.
     shape: of one sample.
-    z: where to start, at grid[0]; drawn from the prior by default.
+    z: where to start, at grid[0]; by default the noise of that time.
     denoise_last: return the prediction of x0 made at grid[-2] instead of stepping to grid[-1], whose leftover noise
       nobody wants to see.
 
@@ -146,7 +146,9 @@ def sample(
     lambda state, i: (advance(state, i), None), sampler.init(z), jnp.arange(walked)
   )
   z = jax.tree.leaves(state)[0]
-  return denoise(z, jnp.full(len(z), grid[steps - 1], z.dtype)).x0 if denoise_last else z
+  if denoise_last:
+    z = denoise(z, jnp.full(len(z), grid[steps - 1], z.dtype)).x0
+  return sampler.finish(z)
 
 
 def trace(
@@ -170,7 +172,7 @@ def trace(
     grid: times in [0, 1], decreasing.
     keys: one a sample.
     shape: of one sample.
-    z: where to start, at grid[0]; drawn from the prior by default.
+    z: where to start, at grid[0]; by default the noise of that time.
 
   Raises:
     ValueError: a grid that does not decrease inside [0, 1].

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.process.marginals import expand
+from diffusion.sampling import grids
 from diffusion.types import Array, Denoiser, Examples, Keys, Path, PerRow, Prediction, Sampler
 
 
@@ -75,7 +76,10 @@ def euler_maruyama(path: Path, temperature: float = 1.0) -> Sampler:
     noise = temperature * sigma * jnp.sqrt(rate * (t - s))
     return z + expand(s - t, z) * drift + expand(noise, z) * rng.normal(keys, z.shape[1:])
 
-  return Sampler(init=lambda z: z, step=step)
+  # A first step throws z as far as log-SNR would change in it at this slope; 300 nats are made good by those after it.
+  slope = path.slope(jnp.ones(()))
+  fewest = 1 if checks.traced(slope) else math.ceil(-float(slope) / 300)
+  return Sampler(init=lambda z: z, step=step, fewest=fewest)
 
 
 @technique('Heun sampler with churn', 'sampling', 'karras2022edm')
@@ -100,7 +104,8 @@ def heun(
   Raises:
     ValueError: arguments out of range.
 
-  Source: Karras et al. (2022), algorithm 2. Their last step, to s = 0, is `sample`'s denoise_last.
+  Source: Karras et al. (2022), algorithm 2. Their last step, to s = 0, is `sample`'s denoise_last, which adds no noise
+  before it, as theirs does where churn_low does not keep it from that.
   """
   checks.in_range('churn', churn, 0, math.sqrt(2) - 1)
   checks.at_least('churn_low', churn_low, 0)
@@ -130,7 +135,8 @@ def heun(
     second = denoise(expand(then.alpha, z) * (y + length * first), s).eps
     return expand(then.alpha, z) * (y + length * (first + second) / 2)
 
-  return Sampler(init=lambda z: z, step=step)
+  # Its error above the scale of the data grows with the ratio, beyond Euler's from 3 on.
+  return Sampler(init=lambda z: z, step=step, grid=grids.geometric, fewest=10, longest=10.0)
 
 
 class _Memory(NamedTuple):
@@ -182,4 +188,4 @@ def dpm_solver(path: Path, stochastic: bool = False, temperature: float = 1.0) -
       moved = expand(kept, z) * z - expand(then.alpha * jnp.expm1(-h), z) * d
     return _Memory(moved, x0, level, jnp.zeros((), bool))
 
-  return Sampler(init, step)
+  return Sampler(init, step, grid=grids.geometric)

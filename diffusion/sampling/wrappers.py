@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Integer, Shaped
 
 from diffusion import checks, rng
 from diffusion.citations import technique
 from diffusion.process.marginals import expand
-from diffusion.types import Array, Denoiser, Examples, Keys, Path, PerRow, Sampler
+from diffusion.types import AnyArray, Array, Denoiser, Examples, Keys, Path, PerRow, Sampler
 
 
 def _check_plain(sampler: Sampler) -> None:
@@ -54,23 +54,24 @@ def predictor_corrector(
       z = z + size * score + jnp.sqrt(2 * size) * rng.normal(split[:, i + 1], z.shape[1:])
     return z
 
-  return Sampler(predictor.init, step)
+  return predictor._replace(step=step)
 
 
 @technique('inpainting by replacement', 'sampling', 'song2021score', 'lugmayr2022repaint')
 def inpaint(
   path: Path,
   sampler: Sampler,
-  known: Float[Array, '#b *shape'],
-  mask: Shaped[Array, '...'],
+  known: Float[AnyArray, ' m *shape'],
+  mask: Shaped[AnyArray, '...'],
   repeats: int = 1,
 ) -> Sampler:
-  """After every step the known pixels are replaced by themselves, noised to the level of the step.
+  """After every step the known pixels are replaced by themselves, noised to the level of the step; at last as they are.
 
   Args:
     path: the bound schedule and process.
     sampler: a sampler whose state is z alone.
-    known: x0 where it is known, in network units; one row for all samples, or one each.
+    known: x0 where it is known, in network units; one row for all samples, or m rows, of which row i mod m is known of
+      sample i.
     mask: 1 where it is known, 0 elsewhere, broadcastable to `known`.
     repeats: times a step is made, >= 1; between two of them z is noised back, so that both halves come to agree.
 
@@ -82,6 +83,14 @@ def inpaint(
   """
   checks.integer('repeats', repeats)
   _check_plain(sampler)
+
+  known, mask = jnp.asarray(known), jnp.asarray(mask)
+
+  def of_rows(number: Integer[Array, ' b']) -> Sampler:
+    own = sampler.of_rows(number) if sampler.of_rows else sampler
+    each = mask.ndim == known.ndim and len(mask) > 1
+    shown = mask[number % len(mask)] if each else mask
+    return inpaint(path, own, known[number % len(known)], shown, repeats)
 
   # An experiment is checked before its data is read, with z of another shape than what is known.
   def step(denoise: Denoiser, keys: Keys, z: Examples, t: PerRow, s: PerRow) -> Float[Array, '...']:
@@ -99,4 +108,8 @@ def inpaint(
         z = expand(now.alpha / then.alpha, z) * moved + expand(fresh, z) * back
     return moved
 
-  return Sampler(sampler.init, step)
+  return sampler._replace(
+    step=step,
+    finish=lambda z: jnp.where(mask, known, sampler.finish(z)),
+    of_rows=of_rows if len(known) > 1 or sampler.of_rows else None,
+  )

@@ -215,6 +215,9 @@ def load_data(experiment: Experiment) -> SplitData:
       'a curriculum that ranks the examples needs them in memory: it does not go with streamed data'
     )
   evaluations_of_a_sample(experiment, dataset.x.shape[1:])  # what its steps refuse, they refuse now
+  few = plans.too_few(experiment.sampling, experiment.diffusion)
+  if few:
+    print(f'warning: {few}', file=sys.stderr, flush=True)
   data = splits.split_data(dataset, experiment.split, experiment.normalization, curriculum)
   if experiment.metrics:
     data.check_comparable('metrics')
@@ -260,8 +263,9 @@ class EvaluationSettings(NamedTuple):
   Attributes:
     seed: of the sampler.
     samples: how many, rounded up to equally many of each class.
-    sampler: a name of `plan.sampler_names()`.
-    steps: of the sampler's grid.
+    sampler: a name of `plan.sampler_names()`; it comes with the grid that suits it.
+    grid: a name of `plan.grid_names()`.
+    steps: of the grid.
     metrics: names of `by_name.metrics()`, or 'all'.
     features: see `by_name.choose_features`.
   """
@@ -269,19 +273,22 @@ class EvaluationSettings(NamedTuple):
   seed: int = 0
   samples: int = 0
   sampler: str = ''
+  grid: str = ''
   steps: int = 0
   metrics: tuple[str, ...] = ()
   features: str = 'pixels'
 
   def applied(self, experiment: Experiment) -> Experiment:
-    """The experiment with this sampler and steps, and without its own metrics where others are asked for.
+    """The experiment with this sampler, grid and steps, and without its own metrics where others are asked for.
 
     Raises:
-      ValueError: an unknown sampler.
+      ValueError: an unknown sampler or grid.
     """
     plan = experiment.sampling
     if self.sampler:
-      plan = plan._replace(sampler=plans.sampler(self.sampler))
+      plan = plan._replace(sampler=plans.sampler(self.sampler), grid=None)
+    if self.grid:
+      plan = plan._replace(grid=plans.grid(self.grid))
     if self.steps:
       plan = plan._replace(steps=self.steps)
     metrics = () if self.metrics else experiment.metrics

@@ -1,5 +1,6 @@
 """Grids of times."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ def bound(schedule):
 
 @pytest.mark.parametrize('steps', [1, 2, 7, 1000])
 def test_uniform_time_walks_down_in_equal_steps(steps):
-  grid = np.asarray(grids.uniform_time(steps), np.float64)
+  grid = np.asarray(grids.uniform_time(bound(COSINE), steps), np.float64)
   assert grid.shape == (steps + 1,)
   assert (grid[0], grid[-1]) == (1, 0)
   np.testing.assert_allclose(np.diff(grid), -1 / steps, atol=2e-7)
@@ -25,7 +26,7 @@ def test_uniform_time_with_the_table_of_ddpm_visits_its_steps(x64):
   """999 steps of t are the 1,000 rows of the table, last to first."""
   table = betas.linear()()
   path = bound(schedules.discrete(table))
-  alpha = path.marginal(grids.uniform_time(999)).alpha
+  alpha = path.marginal(grids.uniform_time(bound(COSINE), 999)).alpha
   np.testing.assert_allclose(alpha**2, np.cumprod(1 - table)[::-1], rtol=1e-9)
 
 
@@ -53,9 +54,9 @@ COSINE = schedules.cosine()
 @pytest.mark.parametrize(
   'make, names',
   [
-    (lambda: grids.uniform_time(0), 'sampling_steps .* got 0'),
-    (lambda: grids.uniform_time(2.0), 'sampling_steps .* got 2.0'),
-    (lambda: grids.uniform_time(True), 'sampling_steps .* got True'),
+    (lambda: grids.uniform_time(bound(COSINE), 0), 'sampling_steps .* got 0'),
+    (lambda: grids.uniform_time(bound(COSINE), 2.0), 'sampling_steps .* got 2.0'),
+    (lambda: grids.uniform_time(bound(COSINE), True), 'sampling_steps .* got True'),
     (lambda: grids.uniform_log_snr(bound(COSINE), -3, -1.0, 1.0), 'sampling_steps .* got -3'),
     (lambda: grids.uniform_log_snr(bound(COSINE), 3, 1.0, 1.0), 'low=1.0, high=1.0'),
     (lambda: grids.uniform_log_snr(bound(COSINE), 3, np.nan, 1.0), 'low=nan'),
@@ -70,11 +71,11 @@ def test_bad_arguments_are_named_with_their_value(make, names):
 
 
 def test_grid_is_in_jax():
-  assert grids.uniform_time(3).dtype == jnp.float32
+  assert grids.uniform_time(bound(COSINE), 3).dtype == jnp.float32
 
 
 def test_quadratic_time_is_the_square_of_uniform():
-  grid = np.asarray(grids.quadratic_time(20), np.float64)
+  grid = np.asarray(grids.quadratic_time(bound(COSINE), 20), np.float64)
   np.testing.assert_allclose(np.diff(np.sqrt(grid)), -1 / 20, atol=1e-6)
   assert (grid[0], grid[-1]) == (1, 0)
 
@@ -108,9 +109,49 @@ def test_one_karras_step_is_from_the_top_to_the_end():
   [
     (lambda p: grids.karras(p, 0), 'sampling_steps .* got 0'),
     (lambda p: grids.karras(p, 5, rho=0.0), 'rho .* got 0.0'),
-    (lambda p: grids.quadratic_time(0), 'sampling_steps .* got 0'),
+    (lambda p: grids.quadratic_time(bound(COSINE), 0), 'sampling_steps .* got 0'),
   ],
 )
 def test_bad_steps_of_the_other_grids_are_named(make, names):
   with pytest.raises(ValueError, match=names):
     make(bound(schedules.edm()))
+
+
+@pytest.mark.parametrize('steps', [2, 10, 25])
+@pytest.mark.parametrize(
+  'schedule', [schedules.cosine(), schedules.cosine(log_snr_min=-60.0), schedules.edm()]
+)
+def test_geometric_keeps_the_ratio_of_levels_from_80_to_the_inverse_of_the_steps(
+  schedule, steps, x64
+):
+  path = bound(schedule)
+  grid = grids.geometric(path, steps)
+  assert grid.shape == (steps + 1,)
+  assert grid[-1] == 0
+  s = np.exp(-0.5 * np.asarray(path.log_snr(grid[:-1])))
+  np.testing.assert_allclose(s, np.geomspace(80, 1 / steps, steps), rtol=1e-9)
+
+
+def test_geometric_has_the_schedules_own_ends_where_it_does_not_reach_so_far():
+  path = bound(schedules.cosine(-4.0, 4.0))
+  grid = np.asarray(grids.geometric(path, 50))
+  assert (grid[0], grid[-1]) == (1, 0)
+  np.testing.assert_allclose(
+    path.log_snr(jnp.asarray(grid)[jnp.array([0, -2])]), [-4, 4], atol=1e-4
+  )
+
+
+def test_geometric_follows_a_schedule_that_learns():
+  schedule = schedules.learned()
+  made = gaussian.Diffusion(schedule, marginals.variance_preserving, parameterizations.v())
+  grid = jax.jit(lambda params: grids.geometric(gaussian.bind(made, params), 12))
+  found = grid(schedule.init(jax.random.key(0)))
+  assert found[0] == 1
+  assert (np.diff(found) < 0).all()
+
+
+def test_uniform_log_snr_takes_the_schedules_ends_for_those_that_are_not_given():
+  path = bound(COSINE)
+  np.testing.assert_allclose(
+    grids.uniform_log_snr(path, 8), grids.uniform_log_snr(path, 8, -15.0, 15.0), atol=1e-6
+  )

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from diffusion import citations
+from diffusion import citations, rng
 from diffusion.process import gaussian, marginals, parameterizations, schedules
-from diffusion.sampling import grids, plan, samplers, solvers
+from diffusion.sampling import grids, plan, samplers, solvers, wrappers
 from diffusion.sampling.plan import Sampling
 from diffusion.types import Prediction
 
@@ -43,7 +44,9 @@ def test_it_counts_the_calls_that_a_sample_makes(changes):
 
   with jax.disable_jit():  # the scan becomes a loop: every call is a call
     keys = jax.random.split(jax.random.key(0), 1)
-    planned = plan.plan(sampling, path, network('conditional'), network('null'), keys)
+    planned = plan.plan(
+      sampling, path, network('conditional'), network('null'), keys, jnp.arange(1)
+    )
     samplers.sample(planned.denoise, path, planned.sampler, planned.grid, keys, (8,))
   calls = asked if sampling.interval is None else set(asked)
   assert check(sampling) == len(calls)
@@ -84,3 +87,63 @@ def test_it_notes_what_it_plans_and_nothing_that_is_off():
   more = planned(Sampling(guidance=1.5, interval=(-3.0, 3.0), monte_carlo=2)) - planned(Sampling())
   assert {'classifier-free guidance', 'guidance interval'} <= more
   assert len(more) == 3  # and the Monte-Carlo dropout
+
+
+@pytest.mark.parametrize('lowest', [-15.0, -40.0])  # the second ends in noise alone
+def test_a_step_that_heun_cannot_take_is_refused_and_its_own_grid_has_none(lowest):
+  made = DIFFUSION._replace(schedule=schedules.cosine(log_snr_min=lowest))
+  plan.check(Sampling(solvers.heun), made, True)
+  with pytest.raises(
+    ValueError, match=r'sampler_grid: .* 10-fold in a step .* leave the grid to the sampler'
+  ):
+    plan.check(Sampling(solvers.heun, grid=grids.uniform_time), made, True)
+  for sampler in (samplers.ddim, samplers.ancestral, solvers.euler_maruyama):
+    plan.check(Sampling(sampler, 1), made, True)  # those of first order never are
+    plan.check(Sampling(sampler, 3, grid=grids.geometric), made, True)
+
+
+def test_every_grid_of_the_room_is_found_by_name_and_walks():
+  path = gaussian.bind(DIFFUSION, ())
+  assert set(plan.grid_names()) == {
+    'geometric',
+    'karras',
+    'quadratic_time',
+    'uniform_log_snr',
+    'uniform_time',
+  }
+  for name in plan.grid_names():
+    assert plan.grid(name)(path, 7).shape == (8,)
+  with pytest.raises(ValueError, match="unknown sampler_grid 'kerras': the nearest is 'karras'"):
+    plan.grid('kerras')
+
+
+@pytest.mark.parametrize('mask_rows', [1, 3])
+def test_each_sample_gets_back_exactly_what_is_known_of_it(mask_rows):
+  path = gaussian.bind(DIFFUSION, ())
+  random = np.random.default_rng(0)
+  known = random.normal(size=(3, 4)).astype(np.float32)
+  mask = random.random((mask_rows, 4)) < 0.5
+  sampling = Sampling(lambda p: wrappers.inpaint(p, samplers.ancestral(p), known, mask), steps=4)
+  number = jnp.array([5, 0, 1, 4])
+  keys = rng.row_keys(jax.random.key(0), number)
+
+  def zero(z, t, key=None):
+    return Prediction(jnp.zeros_like(z), z)
+
+  planned = plan.plan(sampling, path, zero, zero, keys, number)
+  found = np.asarray(
+    samplers.sample(planned.denoise, path, planned.sampler, planned.grid, keys, (4,))
+  )
+  shown = np.broadcast_to(mask, known.shape)[number % 3]
+  np.testing.assert_array_equal(found[shown], known[number % 3][shown])
+  np.testing.assert_array_equal(found[~shown], 0)  # what the denoiser says
+
+
+def test_a_run_is_told_of_steps_that_are_few_for_its_sampler():
+  assert plan.too_few(Sampling(solvers.heun, 10), DIFFUSION) == ''
+  assert 'sampling_steps = 9 are few' in plan.too_few(Sampling(solvers.heun, 9), DIFFUSION)
+  zero = DIFFUSION._replace(
+    schedule=schedules.cosine(log_snr_min=-30.0)
+  )  # 2 pi / sin(pi u) is its slope
+  assert 'poor below 34222 steps' in plan.too_few(Sampling(solvers.euler_maruyama, 1000), zero)
+  assert plan.too_few(Sampling(solvers.euler_maruyama, 20), DIFFUSION) == ''

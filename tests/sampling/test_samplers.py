@@ -69,7 +69,9 @@ def ddim_factor(alpha_t, sigma_t, alpha_s, sigma_s):
 @pytest.mark.parametrize('grid', ['time', 'log-SNR'])
 def test_ddim_of_a_gaussian_is_the_product_of_its_step_factors(grid):
   path = cosine_path()
-  grid = grids.uniform_time(12) if grid == 'time' else grids.uniform_log_snr(path, 12, -9.0, 6.0)
+  grid = (
+    grids.uniform_time(path, 12) if grid == 'time' else grids.uniform_log_snr(path, 12, -9.0, 6.0)
+  )
   z = jnp.asarray(np.random.default_rng(1).normal(size=(4, 2)), jnp.float32)
   found = samplers.sample(
     one_gaussian(path, 2),
@@ -167,10 +169,10 @@ def test_few_stochastic_steps_have_the_moments_of_the_recursion(name):
 def test_many_stochastic_steps_reach_the_data(name):
   make, variance = STOCHASTIC[name]
   path = cosine_path()
-  grid = grids.uniform_time(400)
+  grid = grids.uniform_time(path, 400)
   expected = moments(path, grid, variance)
   # What discretization leaves is first order, and about as small as the Monte-Carlo error below.
-  coarse = moments(path, grids.uniform_time(100), variance)
+  coarse = moments(path, grids.uniform_time(path, 100), variance)
   bias, coarse_bias = abs(expected[1] - SPREAD**2), abs(coarse[1] - SPREAD**2)
   assert bias < 0.025 * SPREAD**2
   assert 3 < coarse_bias / bias < 5
@@ -259,7 +261,7 @@ def mixture_sampler(path, make=samplers.ancestral):
   denoise = analytic.gaussian_mixture(
     path, np.full(2, 0.5), np.array([[1.0, 1.0], [-1.0, -1.0]]), np.full(2, 0.3)
   )
-  grid = grids.uniform_time(10)
+  grid = grids.uniform_time(path, 10)
   return jax.jit(lambda keys: samplers.sample(denoise, path, make(path), grid, keys, (2,)))
 
 
@@ -298,7 +300,7 @@ def test_evaluations_are_as_many_as_steps(steps, denoise_last):
     counting,
     cosine_path(),
     COUNTER,
-    grids.uniform_time(steps),
+    grids.uniform_time(cosine_path(), steps),
     row_keys(2),
     (3,),
     z=jnp.zeros((2, 3)),
@@ -357,7 +359,7 @@ def test_every_step_draws_new_noise_and_none_is_the_prior():
 
   path, log = cosine_path(), Sampler(init=lambda z: z, step=step)
   draws = samplers.sample(
-    counting, path, log, grids.uniform_time(5), row_keys(3), (6,), denoise_last=False
+    counting, path, log, grids.uniform_time(path, 5), row_keys(3), (6,), denoise_last=False
   )
   assert (
     len(np.unique(np.asarray(draws))) == 18
@@ -374,7 +376,7 @@ def test_the_first_leaf_of_a_larger_state_is_returned():
     counting,
     cosine_path(),
     log,
-    grids.uniform_time(4),
+    grids.uniform_time(cosine_path(), 4),
     row_keys(2),
     (3,),
     z=jnp.zeros((2, 3)),
@@ -387,7 +389,7 @@ def test_without_a_start_the_walk_begins_at_the_prior():
   path = cosine_path(-1.0, 15.0)  # sigma_1^2 = e / (1 + e): the prior is not simply N(0, I)
   stay = Sampler(init=lambda z: z, step=lambda denoise, keys, z, t, s: z)
   z = samplers.sample(
-    counting, path, stay, grids.uniform_time(2), row_keys(4096), (8,), denoise_last=False
+    counting, path, stay, grids.uniform_time(path, 2), row_keys(4096), (8,), denoise_last=False
   )
   assert_moments(np.asarray(z, np.float64), 0.0, np.e / (1 + np.e))
 
@@ -404,3 +406,17 @@ def test_without_a_start_the_walk_begins_at_the_prior():
 def test_bad_arguments_are_named_with_their_value(make, names):
   with pytest.raises(ValueError, match=names):
     make(cosine_path())
+
+
+@pytest.mark.parametrize('start', [1.0, 0.6])
+def test_the_noise_is_that_of_the_first_time_of_the_grid(start):
+  """Of variance exploding, where the noise of t = 1 is 30 times that of t = 0.6."""
+  made = gaussian.Diffusion(
+    schedules.geometric(), marginals.variance_exploding, parameterizations.eps()
+  )
+  path = gaussian.bind(made, ())
+  stay = Sampler(init=lambda z: z, step=lambda denoise, keys, z, t, s: z)
+  grid = jnp.array([start, 0.0])
+  found = samplers.sample(counting, path, stay, grid, row_keys(4096), (8,), denoise_last=False)
+  expected = 0.01 * (50 / 0.01) ** start  # sigma(t), in closed form
+  np.testing.assert_allclose(np.std(found), expected, rtol=0.02)

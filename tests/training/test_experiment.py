@@ -76,7 +76,9 @@ def test_wrappers_act_in_turn_around_the_guided_denoiser():
   made = plan(wrappers=(one_more, doubled))
   path = gaussian.bind(made.diffusion, ())
   keys = rng.row_keys(jax.random.key(0), jnp.arange(1))
-  found = planned(made.sampling, path, lambda z, t, key=None: z, lambda z, t, key=None: z, keys)
+  found = planned(
+    made.sampling, path, lambda z, t, key=None: z, lambda z, t, key=None: z, keys, jnp.arange(1)
+  )
   # The last wrapper is the outermost: doubled, then plus one.
   assert found.denoise(3.0, None) == 7.0
 
