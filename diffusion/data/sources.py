@@ -39,6 +39,7 @@ class Dataset(NamedTuple):
     condition: what a network may be told of each example beside or in place of its label, a tree of arrays [n, ...] in
       dicts and lists; None where that is the label.
     oriented: a mirrored or turned example may be of another class, as with digits and letters.
+    validation: rows of x that the data itself holds out for validation; None where they are carved.
   """
 
   name: str
@@ -51,6 +52,7 @@ class Dataset(NamedTuple):
   found: Mapping[str, int | str] = MappingProxyType({})
   oriented: bool = False
   condition: Condition | None = None
+  validation: Integer[np.ndarray, ' v'] | None = None
 
   @property
   def conditions(self) -> Condition:
@@ -197,6 +199,59 @@ def unlabelled(source: Source) -> Source:
     return data._replace(label=label, class_names=(), test=test, condition=None)
 
   return _source(source.name, load, source.side)
+
+
+def with_held_out(
+  source: Source, validation: Source | None = None, test: Source | None = None
+) -> Source:
+  """The same data, with examples of your own held out from training: nothing is carved for the parts that are given.
+
+  Args:
+    source: what is trained on.
+    validation: examples to validate by, at least two; None carves them.
+    test: examples for the final test; None keeps those of `source`, or carves them.
+
+  Raises:
+    ValueError: (on load) examples of another shape or other levels, classes that `source` does not have, or conditions.
+  """
+
+  def load() -> Dataset:
+    data = source.load()
+    if test is not None:
+      data = data._replace(test=_fitting(data, test))
+    if validation is None:
+      return data
+    x, label = _fitting(data, validation)
+    rows = np.arange(len(data.x), len(data.x) + len(x))
+    both = np.concatenate([data.x, x]), np.concatenate([data.label, label])
+    return data._replace(x=both[0], label=both[1], validation=rows)
+
+  return _source(source.name, load, source.side)
+
+
+def _fitting(data: Dataset, source: Source) -> Test:
+  """The examples of another source, labelled as the classes of the data."""
+  other = source.load()
+  for name, one, two in (
+    ('examples of shape', data.x.shape[1:], other.x.shape[1:]),
+    ('levels', data.levels, other.levels),
+  ):
+    if one != two:
+      raise ValueError(
+        f'{other.name} is to be held out of {data.name} and has {name} {two}, not {one}'
+      )
+  if data.condition is not None or other.condition is not None:
+    raise ValueError(f'{other.name} cannot be held out of {data.name}: one of them has conditions')
+  unknown = [name for name in other.class_names if name not in data.class_names]
+  if data.class_names and (unknown or not other.class_names):
+    named = repr(unknown[0]) if unknown else 'no labels'
+    raise ValueError(
+      f'{other.name} is to be held out of {data.name} and has {named}; the classes are {", ".join(data.class_names)}'
+    )
+  if not data.class_names:
+    return other.x, np.zeros(len(other.x), np.int32)
+  own = np.array([data.class_names.index(name) for name in other.class_names], np.int32)
+  return other.x, own[other.label]
 
 
 def synthetic_images(

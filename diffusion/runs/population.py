@@ -379,6 +379,7 @@ def train_members(
     raise ValueError(f'{folder} holds a single run: choose another --workdir for a population')
   check_dispatches(runs[0], extend)
   check_numbers(runs, values, build)
+  runs[0].say_data()
   first = first_states(runs, values, build)
   with contextlib.ExitStack() as stack:
     saved = []

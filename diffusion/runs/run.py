@@ -224,6 +224,12 @@ class Run:
         stack.callback(self._checkpoints.close)
     self._checkpoints, self._rows = None, rows.chain()
 
+  def say_data(self) -> None:
+    """Says what was found in the data, if anything was."""
+    said = found_in_words(self.record['data'])
+    if said:
+      print(said, flush=True)
+
   def say_resumed(self, saved: Mapping[str, Any]) -> None:
     """Says that the run goes on from what was `saved`."""
     print(f'resuming from step {self.position.step}', flush=True)
@@ -325,6 +331,12 @@ def data_record(data: SplitData) -> dict[str, Any]:
     'examples': data.sizes,
     'split_hashes': data.split.hashes,
   }
+
+
+def found_in_words(data: Mapping[str, Any]) -> str:
+  """One line of what was found in the data of a record; '' for nothing."""
+  said = '; '.join(f'{name}: {value}' for name, value in data['found'].items())
+  return said and f'data {data["name"]}: {said}'
 
 
 def _fresh_record(

@@ -98,6 +98,7 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
   """
   begin, steps, name = time.perf_counter(), run.experiment.steps_per_dispatch, None
   check_dispatches(run, extend)
+  run.say_data()
   first = run.first_state()
   run.claim()
   with contextlib.closing(run):

@@ -228,10 +228,10 @@ def load_data(experiment: Experiment) -> SplitData:
 
 def evaluation_plan(experiment: Experiment, data: SplitData) -> Plan:
   """What the metrics will be given."""
-  classes, sizes = data.dataset.num_classes, data.sizes
+  sizes = data.sizes
   return Plan(
-    samples=experiment.sampling.per_class * max(1, classes),
-    classes=classes,
+    samples=experiment.sampling.per_class * data.kinds,
+    classes=len(data.classes),
     shape=data.dataset.x.shape[1:],
     train=sizes['train'],
     held_out=sizes['validation'] + sizes['test'],
