@@ -1,6 +1,5 @@
 """Where data comes from. A Source is a name and a function that loads; nothing is read before it is called."""
 
-import concurrent.futures
 import functools
 import importlib.util
 import os
@@ -10,11 +9,11 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Integer, Num, UInt8
+from jaxtyping import Float, Integer, Num
 
 from diffusion import checks, conditions
 from diffusion.citations import technique
-from diffusion.data import records
+from diffusion.data import pictures, records
 from diffusion.types import Condition
 
 _ORIENTED = ('mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot')
@@ -344,35 +343,33 @@ def gaussian_mixture(
   return _source('Gaussian mixture', load)
 
 
-def _read_image(path: pathlib.Path, size: int | None) -> UInt8[np.ndarray, 'h w c']:
-  from PIL import Image, UnidentifiedImageError
-
-  try:
-    with Image.open(path) as opened:
-      if opened.mode.startswith(('I', 'F')):  # Pillow would clip them to white
-        raise ValueError(f'{path} has more than 8 bits a channel ({opened.mode}): convert it first')
-      image = opened.convert('L' if opened.mode in ('1', 'L') else 'RGB')
-    if size is not None:
-      side = min(image.size)
-      left, top = (image.width - side) // 2, (image.height - side) // 2
-      image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.LANCZOS)
-    pixels = np.asarray(image, np.uint8)
-  except (UnidentifiedImageError, OSError) as error:
-    raise ValueError(f'cannot read image {path}: {error}') from None
-  return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-def folder(directory: str, size: int | None = None) -> Source:
+def folder(
+  directory: str, size: int | None = None, *, background: int = 255, white: float | None = None
+) -> Source:
   """A folder of images: one subfolder a class, or images directly in it for unlabelled data.
+
+  Every format that Pillow reads, as a viewer shows it: see `pictures.read`. What was converted or left out is counted
+  in `Dataset.found`. Gray images among color ones are made color. Class folders may be links; they are in the order of
+  the alphabet, or of numbers where they differ by a number alone. Hidden files and folders are ignored.
 
   Args:
     directory: path of the folder.
     size: side in pixels to which every image is center-cropped and resized; None keeps images of one size as they are.
+    background: brightness, 0 to 255, that is seen through transparent pixels; by default white.
+    white: the value that is white in images of more than 8 bits a channel, which are read at 8, e.g. 4095 for 12 bits;
+      None refuses them.
 
   Raises:
-    ValueError: (on load) no folder, no image, an unreadable image, or images of several shapes.
+    ValueError: an argument out of its range; (on load) no folder, no image, an unreadable or too large or deep image,
+      a name that is not UTF-8, or images of several sizes.
   """
-  suffixes = {'.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff'}
+  if size is not None:
+    checks.integer('size', size)
+  checks.integer('background', background, 0)
+  checks.in_range('background', background, 0, 255)
+  if white is not None:
+    checks.positive('white', white)
+  reading = pictures.Reading(size, background, white)
   root = pathlib.Path(directory).expanduser()
 
   def load() -> Dataset:
@@ -380,26 +377,24 @@ def folder(directory: str, size: int | None = None) -> Source:
       raise ValueError("a folder of images needs a directory, got ''")
     if not root.is_dir():
       raise ValueError(f'no folder of images at {root}')
-    paths = sorted(p for p in root.rglob('*') if p.suffix.lower() in suffixes)
+    paths, left_out = pictures.find(root)
     if not paths:
-      raise ValueError(f'no image ({", ".join(sorted(suffixes))}) in {root}')
+      said = ''.join(f'; {reason}: {count}' for reason, count in left_out.items())
+      raise ValueError(f'no image that Pillow reads in {root}{said}')
     owners = [p.relative_to(root).parts[0] if p.parent != root else '' for p in paths]
-    names = sorted(set(owners))
+    names = pictures.in_order(set(owners))
     if '' in names and len(names) > 1:
       raise ValueError(
         f'{root} has images beside class folders, e.g. {paths[owners.index("")].name}'
       )
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-      images = list(pool.map(lambda p: _read_image(p, size), paths))
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-      raise ValueError(f'images of several shapes in {root}: {sorted(shapes)[:4]}; give size=')
+    x, found = pictures.read_all(paths, reading)
     return Dataset(
       name=root.name,
-      x=np.stack(images),
+      x=x,
       label=np.array([names.index(owner) for owner in owners], np.int32),
       levels=256,
       class_names=() if names == [''] else tuple(names),
+      found=found | left_out,
     )
 
   return _source(root.name, load, lambda: size or 0)

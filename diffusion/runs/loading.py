@@ -34,6 +34,7 @@ class Trained(NamedTuple):
     state: its TrainState, NumPy arrays.
     shape, units, num_classes: of the data.
     condition: what `conditions.describe` says of it; None for class labels.
+    class_names: as they were when it was trained, label after label.
     parameters: the judged (averaged) weights.
   """
 
@@ -45,6 +46,7 @@ class Trained(NamedTuple):
   num_classes: int
   parameters: Any
   condition: Any = None
+  class_names: tuple[str, ...] = ()
 
   def _checked(self, condition: Condition) -> Condition:
     """Labels or other conditions as the data has them; raises ValueError for what it does not have."""
@@ -127,6 +129,7 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Tr
     num_classes=len(data['class_names']),
     parameters=states.evaluation_parameters(experiment, best.state),
     condition=data['condition'],
+    class_names=tuple(data['class_names']),
   )
 
 

@@ -2,12 +2,16 @@
 
 import math
 import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from diffusion import conditions, processes
 from diffusion.data import pipeline, sources
+from diffusion.data.splits import SplitData
 from diffusion.runs.run import Run
 from diffusion.types import Condition
 
@@ -114,3 +118,45 @@ def picture(
   columns = dataset.num_classes or max(n for n in range(1, root + 1) if len(samples) % n == 0)
   images = pipeline.to_uint8(samples, dataset.levels).reshape(-1, columns, *samples.shape[1:])
   plots.image_grid(images, dataset.class_names or [''] * columns, path, title=title)
+
+
+def draw_data(runs: Sequence[tuple[pathlib.Path, SplitData]]) -> None:
+  """Writes data.png of runs on images where it is missing: 64 training examples as the network sees them, with classes.
+
+  The examples are taken evenly, class after class. What cannot be drawn is said, and ends no run.
+
+  Args:
+    runs: (folder, data) of each.
+  """
+  drawn: dict[bytes, pathlib.Path] = {}
+  for folder, data in runs if processes.is_writer() else ():
+    path, dataset, train = folder / 'data.png', data.dataset, data.split.train
+    if dataset.levels is None or path.exists():
+      continue
+    by_class = train[np.argsort(dataset.label[train], kind='stable')]
+    count = min(len(train), 64)
+    rows = by_class[np.linspace(0, len(train) - 1, count // 8 * 8 or count).astype(int)]
+    try:
+      if rows.tobytes() in drawn:
+        shutil.copyfile(drawn[rows.tobytes()], path)
+      else:
+        _draw_examples(dataset, rows, path)
+      drawn[rows.tobytes()] = path
+    except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
+      print(f'{path.name} could not be drawn: {processes.one_line(error)}', file=sys.stderr)
+
+
+def _draw_examples(dataset: sources.Dataset, rows: np.ndarray, path: pathlib.Path) -> None:
+  from diffusion.reporting import plots
+
+  images = pipeline.to_uint8(dataset.x[rows], dataset.levels)
+  names = [dataset.class_names[k] if dataset.num_classes else '' for k in dataset.label[rows]]
+  if images.shape[-1] not in (1, 3):  # a panel for each channel
+    channels = images.shape[-1]
+    names = [f'{name} {channel}'.strip() for name in names for channel in range(channels)]
+    images = np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3], 1)
+  columns = min(8, len(images))
+  images = images[: len(images) // columns * columns]
+  titles = [names[i : i + columns] for i in range(0, len(images), columns)]
+  title = f'{dataset.name}: training examples as the network sees them'
+  plots.image_grid(images.reshape(-1, columns, *images.shape[1:]), titles, path, title=title)

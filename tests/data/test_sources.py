@@ -213,25 +213,14 @@ def test_folder_size_crops_the_middle_and_resizes(tmp_path):
   np.testing.assert_array_equal(data.x, np.broadcast_to(np.uint8([0, 200, 0]), (2, 4, 4, 3)))
 
 
-def test_folder_keeps_the_brightness_of_sixteen_bits(tmp_path):
-  deep = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
-  Image.fromarray(deep).save(tmp_path / 'deep.png')
-  try:
-    x = sources.folder(str(tmp_path)).load().x[0, ..., 0]
-  except ValueError as refusal:
-    assert 'deep.png' in str(refusal)  # a refusal is as good; to clip it in silence is not
-  else:
-    np.testing.assert_allclose(x, deep / 257, atol=1)
-
-
 def test_folder_refuses(tmp_path):
   with pytest.raises(ValueError, match=r'no folder of images at .*absent'):
     sources.folder(str(tmp_path / 'absent')).load()
-  with pytest.raises(ValueError, match=r'no image \(.*\.png.*\) in'):
+  with pytest.raises(ValueError, match='no image that Pillow reads in'):
     sources.folder(str(tmp_path)).load()
   write_images(tmp_path, {'a': 2})
   write_images(tmp_path, {'b': 1}, (6, 6))
-  with pytest.raises(ValueError, match=r'several shapes .*\(5, 4, 1\), \(6, 6, 1\).*size='):
+  with pytest.raises(ValueError, match='several sizes .*, 5x4, 6x6: give size='):
     sources.folder(str(tmp_path)).load()
   Image.fromarray(np.zeros((5, 4), np.uint8)).save(tmp_path / 'stray.png')
   with pytest.raises(ValueError, match=r'beside class folders, e\.g\. stray\.png'):
