@@ -211,7 +211,7 @@ def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:
     ValueError: other data than the run's, no run, or no checkpoint.
   """
   record = processes.from_folder(lambda: read_record(run.folder))
-  changed = provenance.differences(record['data'], run.record['data'])
+  changed = provenance.data_changes(record['data'], run.record['data'])
   if changed:
     raise ValueError(f'the data is not what {run.folder} was trained on: {"; ".join(changed)}')
   run.record = record
