@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -17,7 +16,6 @@ from diffusion.data import pictures, records
 from diffusion.types import Condition
 
 _ORIENTED = ('mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot')
-PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10')  # what `diffusion.commands.prepare` knows
 
 Test = tuple[Num[np.ndarray, ' m *shape'], Integer[np.ndarray, ' m']]
 
@@ -409,16 +407,18 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
     size: side in pixels to which images are reduced by averaging equal blocks; None keeps them.
 
   Raises:
-    ValueError: (on load) an unknown name, or a data set that is not prepared in `data_dir` as array_record.
+    ValueError: (on load) an unknown name, or a data set that is not prepared in `data_dir` as array_record or has no
+      images, classes or training split.
   """
 
   def read(workers: int | None) -> Dataset:
-    builder = _prepared_builder(name, data_dir)
+    builder = records.prepared(name, data_dir)
     parts = {
       split: records.of_split(builder, split, size, workers or 0)
       for split in ('train', 'test')
       if split in builder.info.splits
     }
+    others = set(builder.info.splits) - set(parts)
     train = parts.pop('train')
     x, label = train.whole() if workers is None else (train, train.labels())
     return Dataset(
@@ -429,13 +429,14 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
       class_names=tuple(builder.info.features['label'].names),
       test=parts['test'].whole() if parts else None,
       note='' if size is None else f'images reduced to {size}x{size} by averaging blocks',
+      found={'splits, left out': ', '.join(sorted(others))} if others else {},
       oriented=name in _ORIENTED,
     )
 
   def side() -> int:
     if size is not None:
       return size
-    shape = _prepared_builder(name, data_dir).info.features['image'].shape
+    shape = records.prepared(name, data_dir).info.features['image'].shape
     return min(length or 0 for length in shape[:2])
 
   return _source(name, lambda: read(None), side)._replace(stream=read)
@@ -464,32 +465,3 @@ def streamed(source: Source, workers: int = 0) -> Source:
     raise ValueError('streamed data is read by Grain, which is not installed: pip install grain')
   load = functools.partial(source.stream, workers)
   return Source(source.name, lambda: validated(load()), load, side=source.side)
-
-
-def _prepared_builder(name: str, data_dir: str | None):
-  import tensorflow_datasets
-  from tensorflow_datasets.core import registered  # here, or a package that TFDS lacks is hidden
-
-  data_dir = data_dir and os.path.expanduser(data_dir)
-  directory = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  try:
-    builder = tensorflow_datasets.builder(name, data_dir=data_dir)
-  except registered.DatasetNotFoundError:
-    raise ValueError(f'no TFDS data set is called {name!r}') from None
-  if not builder.info.splits:  # TFDS itself would retry a download for minutes: look before reading
-    prepare = (
-      f'python -m diffusion.commands.prepare {name} --data_dir={directory}'
-      if name in PREPARABLE
-      else f'tfds build {name} --file_format=array_record --data_dir={directory}'
-    )
-    raise ValueError(
-      f'TFDS data set {name!r} is not prepared in {directory}: set --config.data_dir to where it is, or run '
-      f'`{prepare}`'
-    )
-  form = builder.info.file_format
-  if form is None or form.value != 'array_record':
-    raise ValueError(
-      f'TFDS data set {name!r} in {directory} is stored as {form and form.value}, which needs TensorFlow: prepare it '
-      'again with --file_format=array_record'
-    )
-  return builder

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffusion import conditions, processes
-from diffusion.data import pipeline, sources
+from diffusion.data import files, pipeline, sources
 from diffusion.data.splits import SplitData
 from diffusion.runs.run import Run
 from diffusion.types import Condition
@@ -34,8 +34,9 @@ def drawn(
   file = next((name for name, one in kept.items() if one['identity'] == identity), None)
   have = None
   if file:
-    have = processes.from_folder(lambda: stored(run.folder / file)[0])
-    have = have[: len(labels)]
+    have = processes.from_folder(lambda: _kept(run.folder / file))
+    everywhere = processes.gather(np.asarray(have is not None)).all()  # or drawing would not meet
+    have = have[: len(labels)] if everywhere else None
   start = 0 if have is None else len(have)
   if start == len(labels):
     return have
@@ -81,9 +82,18 @@ def save(path: pathlib.Path, samples: np.ndarray, labels: np.ndarray, levels: in
 
 
 def stored(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-  """(samples, labels) that `save` wrote."""
-  with np.load(path) as arrays:
-    return arrays['samples'], arrays['labels']
+  """(samples, labels) that `save` wrote; raises ValueError for a file that is missing or damaged."""
+  found = files.arrays(path, 'its samples are to be drawn again', ('samples', 'labels'))
+  return found['samples'], found['labels']
+
+
+def _kept(path: pathlib.Path) -> np.ndarray | None:
+  """The samples that were drawn before; None, and said so, where they are lost."""
+  try:
+    return stored(path)[0]
+  except ValueError as error:
+    print(error, flush=True)
+    return None
 
 
 def picture(

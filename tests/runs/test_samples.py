@@ -1,4 +1,4 @@
-"""data.png: training examples as the network sees them, with their classes, in the folder of every run on images."""
+"""Pictures and files of examples: data.png in the folder of every run on images, and stored samples."""
 
 import numpy as np
 import pytest
@@ -52,3 +52,16 @@ def test_vectors_have_none_and_a_failure_is_a_line(tmp_path, capsys):
   (tmp_path / 'file').touch()
   samples.draw_data([(tmp_path / 'file', images)])
   assert 'data.png could not be drawn: ' in capsys.readouterr().err
+
+
+def test_stored_samples_that_are_cut_short_or_gone_are_named(tmp_path):
+  path = tmp_path / 'samples.npz'
+  x, label = np.arange(60, dtype=np.uint8).reshape(5, 3, 4, 1), np.arange(5)
+  samples.save(path, x, label, 256)
+  for one, two in zip(samples.stored(path), (x, label), strict=True):
+    np.testing.assert_array_equal(one, two)
+  path.write_bytes(path.read_bytes()[:-40])
+  for _ in range(2):
+    with pytest.raises(ValueError, match=r'samples\.npz cannot be read .*drawn again'):
+      samples.stored(path)
+    path.unlink(missing_ok=True)
