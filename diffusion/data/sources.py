@@ -215,19 +215,21 @@ def with_held_out(
   def load() -> Dataset:
     data = source.load()
     if test is not None:
-      data = data._replace(test=_fitting(data, test))
+      part, found = _fitting(data, test)
+      data = data._replace(test=part, found={**data.found, **found})
     if validation is None:
       return data
-    x, label = _fitting(data, validation)
+    (x, label), found = _fitting(data, validation)
     rows = np.arange(len(data.x), len(data.x) + len(x))
     both = np.concatenate([data.x, x]), np.concatenate([data.label, label])
-    return data._replace(x=both[0], label=both[1], validation=rows)
+    found = {**data.found, **found}
+    return data._replace(x=both[0], label=both[1], validation=rows, found=found)
 
   return _source(source.name, load, source.side)
 
 
-def _fitting(data: Dataset, source: Source) -> Test:
-  """The examples of another source, labelled as the classes of the data."""
+def _fitting(data: Dataset, source: Source) -> tuple[Test, dict[str, int | str]]:
+  """The examples of another source, labelled as the classes of the data, and what was found in it."""
   other = source.load()
   for name, one, two in (
     ('examples of shape', data.x.shape[1:], other.x.shape[1:]),
@@ -245,10 +247,27 @@ def _fitting(data: Dataset, source: Source) -> Test:
     raise ValueError(
       f'{other.name} is to be held out of {data.name} and has {named}; the classes are {", ".join(data.class_names)}'
     )
+  found = {f'{what} ({other.name})': count for what, count in other.found.items()}
   if not data.class_names:
-    return other.x, np.zeros(len(other.x), np.int32)
+    return (other.x, np.zeros(len(other.x), np.int32)), found
   own = np.array([data.class_names.index(name) for name in other.class_names], np.int32)
-  return other.x, own[other.label]
+  return (other.x, own[other.label]), found
+
+
+def in_order_of(data: Dataset, class_names: Sequence[str]) -> Dataset:
+  """The same data, its classes in this order where they are the same: a run's labels stay what they were.
+
+  Args:
+    data: as it was read.
+    class_names: as a run recorded them; none where there is no run.
+  """
+  if set(class_names) != set(data.class_names) or len(class_names) != data.num_classes:
+    return data
+  place = np.array([class_names.index(name) for name in data.class_names], np.int32)
+  if not data.num_classes or (place == np.arange(place.size)).all():
+    return data
+  test = data.test and (data.test[0], place[data.test[1]])
+  return data._replace(label=place[data.label], class_names=tuple(class_names), test=test)
 
 
 def synthetic_images(

@@ -254,7 +254,7 @@ def data_of(folder: pathlib.Path, moved: Mapping[str, str] = MappingProxyType({}
   experiment = recorded_experiment(folder, record, moved)
   try:
     devices.choose_convolutions(experiment.data.side())
-    split = load_data(experiment._replace(metrics=()))
+    split = load_data(experiment._replace(metrics=()), record['data']['class_names'])
   except ValueError as error:
     said, config = str(error), record['config']
     names = sorted(_texts(record), key=lambda name: not config[name] or config[name] not in said)

@@ -273,7 +273,7 @@ def prepare(
     devices.choose_convolutions(experiment.data.side())  # before JAX starts, with the check
     experiments.check(experiment)
     used, built = techniques(experiment), fingerprint.describe(experiment)
-    data = experiments.load_data(experiment)
+    data = experiments.load_data(experiment, _recorded_classes(folder))
     experiment = experiments.fitted(experiment, data.units)
   processes.check_same('the data', data.split.fingerprint)
   record = _fresh_record(experiment, data, config, source, used) | {
@@ -283,6 +283,13 @@ def prepare(
   return Run(
     experiment=experiment, data=data, config=config, source=source, folder=folder, used=used, record=record
   )  # fmt: skip
+
+
+def _recorded_classes(folder: pathlib.Path | None) -> list[str]:
+  """The class names of the run in a folder, in their order there; none where there is no run."""
+  if folder is None or not (folder / 'run.json').exists():
+    return []
+  return provenance.read_record(folder)['data']['class_names']
 
 
 def techniques(experiment: Experiment) -> list[Technique]:

@@ -127,3 +127,20 @@ def test_a_class_folder_that_has_another_name_is_the_same_class(place, capsys):
   place.prepared().claim()
   assert "class_names: ['cat', 'dog'] -> ['cat', 'hound']" in capsys.readouterr().out
   assert provenance.read_record(place.run)['data']['class_names'] == ['cat', 'dog']
+
+
+def test_a_run_keeps_the_order_of_its_classes_that_it_was_trained_with(place):
+  """Its labels are those of run.json, whatever order folders are read in by now."""
+  record = provenance.read_record(place.run)
+  assert record['data']['class_names'] == ['cat', 'dog']
+  (place.photos / 'cat').rename(place.photos / '10')
+  (place.photos / 'dog').rename(place.photos / '9')
+  record['data']['class_names'] = ['10', '9']  # as the alphabet has them
+  provenance.write_record(place.run, record)
+  run = place.prepared()
+  run.claim()
+  assert run.data.dataset.class_names == ('10', '9')
+  assert run.record['data']['fingerprint'] == record['data']['fingerprint']
+  fresh = prepare(place.module.build, place.module.Config(batch_size=32), place.source, None)
+  assert fresh.data.dataset.class_names == ('9', '10')
+  np.testing.assert_array_equal(fresh.data.dataset.label, 1 - run.data.dataset.label)
