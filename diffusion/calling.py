@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from diffusion import devices
@@ -65,6 +66,7 @@ def evaluate(
   grid: str = '',
   steps: int = 0,
   seed: int = 0,
+  moved: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
   """Evaluates the best checkpoint of a run anew; what stands in its record and its report stays beside it.
 
@@ -78,6 +80,7 @@ def evaluate(
     grid: of `sampling.plan.grid_names()`; '' as the run did.
     steps: of the grid; 0 as the run did.
     seed: of the sampler.
+    moved: where the data lies now, by the texts of the configuration that say so, e.g. {'data_dir': '/sets'}.
 
   Returns:
     Name of the result -> a number, or {estimate, low, high}.
@@ -92,11 +95,11 @@ def evaluate(
   settings = EvaluationSettings(
     seed=seed, samples=samples, sampler=sampler, grid=grid, steps=steps, metrics=tuple(metrics), features=features,
   )  # fmt: skip
-  made = recorded_experiment(folder, record) if experiment is None else experiment
+  made = recorded_experiment(folder, record, moved) if experiment is None else experiment
   devices.configure_or_keep(made.batch_size)
   file = folder / 'experiment.py'
   source = file if file.exists() else record['experiment']
-  run = prepare(lambda _: settings.applied(made), record['config'], source, folder)
+  run = prepare(lambda _: settings.applied(made), record['config'] | dict(moved), source, folder)
   evaluating.evaluate(run, 'evaluate', settings)
   return run.record['evaluations'][-1]['results']
 

@@ -4,6 +4,7 @@ run.json        what ran: configuration, code, versions, data, every start, how 
 experiment.py   the experiment file as it was
 metrics.jsonl   one row a logged step; events/ has the same for TensorBoard
 checkpoints/    the latest and the best, each with its manifest (.sha256); damaged/ what was not as it was saved
+data.png        training examples as the network sees them, where they are images
 samples.png, curves.png, nearest.png, report.md, references.bib, samples.npz; later judgments add
 _evaluation1, _evaluation2, ... to these names
 """
@@ -24,6 +25,12 @@ from diffusion.reporting import encoding
 from diffusion.reporting.rows import read_json, write_json
 
 RECORD_FORMAT = 4
+_NAMES = (
+  'name',
+  'note',
+  'found',
+  'class_names',
+)  # of a data set: what it is called, not what it is
 PACKAGES = (
   'diffusion', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy', 'scipy',
 )  # fmt: skip
@@ -127,8 +134,73 @@ def write_record(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
   write_json(workdir / 'run.json', record)
 
 
+def data_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """How the data of two records differs, `differences` of all they say; none where the same examples were read.
+
+  Where the data lies and what it and its classes are called makes no other data: its fingerprint is of what was read.
+
+  Args:
+    old, new: what `data_record` says.
+  """
+
+  def read(data: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in data.items() if name not in _NAMES}
+    return kept | {'classes': len(data['class_names'])}
+
+  return differences(old, new) if differences(read(old), read(new)) else []
+
+
+def built_changes(record: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str]:
+  """How what was built differs in two records, but for the data, which is known by its own fingerprint."""
+  built = (one['fingerprint']['built'] for one in (record, fresh))
+  return differences(
+    *({name: part for name, part in one.items() if name != 'data'} for one in built)
+  )
+
+
+def _is_place(name: str, *configs: Mapping[str, Any]) -> bool:
+  """Whether a field may say where data lies: a text, or several. What a number does, no description need show."""
+
+  def is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+  values = [config[name] for config in configs if name in config]
+  texts = [all(map(is_text, one)) if isinstance(one, list) else is_text(one) for one in values]
+  return len(values) == len(configs) and all(texts)
+
+
+def _moved(record: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str]:
+  """How two records of one run differ in where its data lies and what it is called.
+
+  A text of the configuration says no more than that where the data and all else that was built are the same with it.
+
+  Args:
+    record: of the run.
+    fresh: of a start.
+
+  Raises:
+    ValueError: they are of two runs; it says how.
+  """
+  old, new = record['config'], fresh['config']
+  config, data = differences(old, new), data_changes(record['data'], fresh['data'])
+  fields = [
+    name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]
+  ]
+  if not all(_is_place(name, old, new) for name in fields):
+    raise ValueError(f'another config ({"; ".join(config)})')
+  if data:
+    raise ValueError(f'another data ({"; ".join(config + data)})')
+  if config and built_changes(record, fresh):
+    parts = ', '.join(one.partition(':')[0] for one in built_changes(record, fresh))
+    raise ValueError(f'another config ({"; ".join(config)}), with which there is another {parts}')
+  names = [{name: one['data'][name] for name in ('name', 'class_names')} for one in (record, fresh)]
+  return config + differences(*names)
+
+
 def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path | str) -> None:
   """Takes a folder for a run, or finds that it is this run's already; run.json then has this start in its `starts`.
+
+  A run whose data lies elsewhere than before is the same run; its configuration then says where it lies now.
 
   Args:
     workdir: the folder; created if need be.
@@ -143,16 +215,21 @@ def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path | s
   workdir.mkdir(parents=True, exist_ok=True)
   if (workdir / 'run.json').exists():
     record = read_record(workdir)
-    parts = {part: (record[part], fresh[part]) for part in ('config', 'data')}
-    if isinstance(source, str):
-      parts['experiment'] = record['fingerprint']['built'], fresh['fingerprint']['built']
-    for part, pair in parts.items():
-      changed = differences(*pair)
+    try:
+      moved = _moved(record, fresh)
+      changed = built_changes(record, fresh) if isinstance(source, str) else []
       if changed:
-        raise ValueError(
-          f'{workdir} holds a run of another {part} ({"; ".join(changed)}): choose another --workdir, or undo this'
-        )
+        raise ValueError(f'another experiment ({"; ".join(changed)})')
+    except ValueError as error:
+      raise ValueError(
+        f'{workdir} holds a run of {error}: choose another --workdir, or undo this'
+      ) from None
     record['starts'].append(fresh['starts'][0])
+    if moved:
+      print(f'the data of {workdir} is the same, and has moved: {"; ".join(moved)}', flush=True)
+      record['starts'][-1]['moved'] = moved
+      record['config'] = fresh['config']
+      record['data']['name'] = fresh['data']['name']
   else:
     # A start that was killed before its record was written leaves the copy, or a part of either.
     leftover = re.compile(r'experiment\.py|\..*\.tmp')

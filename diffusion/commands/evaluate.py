@@ -8,7 +8,8 @@ the data, its splits and its units. `--output=FILE` writes the results with thei
 
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,11 @@ def define_flags() -> None:
   """Of this command."""
   flags.DEFINE_string('images', None, 'Folder of images, or .npz.', required=True)
   flags.DEFINE_string('run', None, 'Folder of the run whose data is taken.', required=True)
+  flags.DEFINE_multi_string(
+    'moved',
+    [],
+    "FIELD=PLACE: where the run's data lies now, by the field of its configuration, e.g. data_dir=~/sets.",
+  )
   flags.DEFINE_list('metrics', ['all'], f'all, or of {", ".join(by_name.metrics())}.')
   flags.DEFINE_string('features', 'pixels', 'pixels, digits, mnist, or Inception weights.')
   flags.DEFINE_string('output', None, 'JSON file for the results.')
@@ -49,12 +55,22 @@ def main(_: Sequence[str], given: flags.FlagValues) -> None:
   devices.configure(
     provenance.read_record(pathlib.Path(given.run).expanduser())['config']['batch_size']
   )
-  findings, notes, record = measure(given.images, given.run, given.metrics, given.features)
+  findings, notes, record = measure(
+    given.images, given.run, given.metrics, given.features, places(given.moved)
+  )
   if given.output:
     write_json(given.output, record)
   for note in notes:
     print(note)
   print(markdown(['quantity', 'value', 'meaning'], findings))
+
+
+def places(texts: Sequence[str]) -> dict[str, str]:
+  """Where the data lies now, by the name of the field; raises ValueError for what is no FIELD=PLACE."""
+  for text in texts:
+    if not text.partition('=')[0] or '=' not in text:
+      raise ValueError(f'--moved takes FIELD=PLACE, e.g. data_dir=~/sets, got {text!r}')
+  return dict(text.split('=', 1) for text in texts)
 
 
 class Images(NamedTuple):
@@ -112,7 +128,11 @@ def read(path: str | pathlib.Path, class_names: Sequence[str]) -> Images:
 
 
 def measure(
-  images: str | pathlib.Path, run: str | pathlib.Path, metrics: Sequence[str], features: str
+  images: str | pathlib.Path,
+  run: str | pathlib.Path,
+  metrics: Sequence[str],
+  features: str,
+  moved: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[MetricResult], list[str], dict[str, Any]]:
   """What the metrics say of images beside a run's data, split as the run split it.
 
@@ -120,6 +140,7 @@ def measure(
     images: see `read`.
     run: folder of the run whose data, splits and units are taken.
     metrics, features: see `by_name.choose_metrics` and `by_name.choose_features`.
+    moved: where the run's data lies now, see `loading.recorded_experiment`.
 
   Returns:
     (findings, what a reader must know, a record of what was inputs).
@@ -128,7 +149,7 @@ def measure(
     ValueError: as those raise; other data than the run's; images of another shape.
   """
   begin = time.perf_counter()
-  split = data_of(pathlib.Path(run).expanduser().absolute())
+  split = data_of(pathlib.Path(run).expanduser().absolute(), moved)
   data = split.dataset
   given = read(images, data.class_names)
   if given.x.shape[1:] != data.x.shape[1:]:

@@ -45,6 +45,10 @@ def checked(source: Source, missing: str = 'refuse', copies: str = 'report') -> 
       )
     if data.condition is not None:
       raise ValueError(f'checks of {data.name} would part examples from their conditions')
+    if data.validation is not None:
+      raise ValueError(
+        f'checks of {data.name} would mix what is held out: check each source before sources.with_held_out'
+      )
     found = dict(data.found)
     train, test = (data.x, data.label), data.test
     if data.levels is None and missing != 'refuse':

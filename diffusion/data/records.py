@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Integer, Num, UInt8
 
+PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10')  # what `diffusion.commands.prepare` knows
 WHOLE = 4 * 2**30  # bytes of images that are read into memory at once, at most
 _PIECE = 250  # rows that a thread decodes at a time
 
@@ -140,6 +141,65 @@ def _first_bad(source: Any, rows: Integer[np.ndarray, ' n']) -> int:
     except Exception:  # noqa: BLE001 - see `_examples`
       return row
   return rows[0]  # it was unreadable only then
+
+
+def prepared(name: str, data_dir: str | None) -> Any:
+  """The TFDS builder of a data set that is prepared as array_record and has labelled images to train on.
+
+  Args:
+    name: the official name, or that of a folder in `data_dir`.
+    data_dir: where it was prepared; None for TFDS's own default.
+
+  Raises:
+    ValueError: there is none, or one of another kind.
+  """
+  import tensorflow_datasets
+  from tensorflow_datasets.core import registered  # here, or a package that TFDS lacks is hidden
+
+  data_dir = data_dir and os.path.expanduser(data_dir)
+  directory = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  try:
+    builder = tensorflow_datasets.builder(name, data_dir=data_dir)
+  except registered.DatasetNotFoundError:
+    raise ValueError(f'no TFDS data set is called {name!r}') from None
+  if not builder.info.splits:  # TFDS itself would retry a download for minutes: look before reading
+    prepare = (
+      f'python -m diffusion.commands.prepare {name} --data_dir={directory}'
+      if name in PREPARABLE
+      else f'tfds build {name} --file_format=array_record --data_dir={directory}'
+    )
+    raise ValueError(
+      f'TFDS data set {name!r} is not prepared in {directory}: set --config.data_dir to where it is, or run '
+      f'`{prepare}`'
+    )
+  form = builder.info.file_format
+  if form is None or form.value != 'array_record':
+    raise ValueError(
+      f'TFDS data set {name!r} in {directory} is stored as {form and form.value}, which needs TensorFlow: prepare it '
+      'again with --file_format=array_record'
+    )
+  _check_contents(builder, f'TFDS data set {name!r} in {directory}')
+  return builder
+
+
+def _check_contents(builder: Any, where: str) -> None:
+  """Raises ValueError for a data set without uint8 images, classes or a training split, saying what it has."""
+  from tensorflow_datasets import features as kinds
+
+  features = builder.info.features
+  has = sorted(features) if isinstance(features, kinds.FeaturesDict) else []
+  remedy = 'read it with TFDS yourself and give sources.arrays what you want of it'
+  for name, kind, what in (
+    ('image', kinds.Image, 'an image'), ('label', kinds.ClassLabel, 'a class')
+  ):  # fmt: skip
+    if name not in has or not isinstance(features[name], kind):
+      raise ValueError(f'{where} has no {name!r} that is {what}; it has {", ".join(has)}: {remedy}')
+  stored = np.dtype(features['image'].np_dtype)
+  if stored != np.uint8:
+    raise ValueError(f'{where} has images of {stored}, and only those of uint8 are read: {remedy}')
+  if 'train' not in builder.info.splits:
+    splits = ', '.join(sorted(builder.info.splits))
+    raise ValueError(f"{where} has no split 'train'; it has {splits}: {remedy}")
 
 
 def of_split(builder: Any, split: str, size: int | None = None, workers: int = 0) -> DiskRecords:

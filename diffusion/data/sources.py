@@ -1,24 +1,21 @@
 """Where data comes from. A Source is a name and a function that loads; nothing is read before it is called."""
 
-import concurrent.futures
 import functools
 import importlib.util
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Integer, Num, UInt8
+from jaxtyping import Float, Integer, Num
 
 from diffusion import checks, conditions
 from diffusion.citations import technique
-from diffusion.data import records
+from diffusion.data import pictures, records
 from diffusion.types import Condition
 
 _ORIENTED = ('mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot')
-PREPARABLE = ('mnist', 'fashion_mnist', 'cifar10')  # what `diffusion.commands.prepare` knows
 
 Test = tuple[Num[np.ndarray, ' m *shape'], Integer[np.ndarray, ' m']]
 
@@ -39,6 +36,7 @@ class Dataset(NamedTuple):
     condition: what a network may be told of each example beside or in place of its label, a tree of arrays [n, ...] in
       dicts and lists; None where that is the label.
     oriented: a mirrored or turned example may be of another class, as with digits and letters.
+    validation: rows of x that the data itself holds out for validation; None where they are carved.
   """
 
   name: str
@@ -51,6 +49,7 @@ class Dataset(NamedTuple):
   found: Mapping[str, int | str] = MappingProxyType({})
   oriented: bool = False
   condition: Condition | None = None
+  validation: Integer[np.ndarray, ' v'] | None = None
 
   @property
   def conditions(self) -> Condition:
@@ -199,6 +198,78 @@ def unlabelled(source: Source) -> Source:
   return _source(source.name, load, source.side)
 
 
+def with_held_out(
+  source: Source, validation: Source | None = None, test: Source | None = None
+) -> Source:
+  """The same data, with examples of your own held out from training: nothing is carved for the parts that are given.
+
+  Args:
+    source: what is trained on.
+    validation: examples to validate by, at least two; None carves them.
+    test: examples for the final test; None keeps those of `source`, or carves them.
+
+  Raises:
+    ValueError: (on load) examples of another shape or other levels, classes that `source` does not have, or conditions.
+  """
+
+  def load() -> Dataset:
+    data = source.load()
+    if test is not None:
+      part, found = _fitting(data, test)
+      data = data._replace(test=part, found={**data.found, **found})
+    if validation is None:
+      return data
+    (x, label), found = _fitting(data, validation)
+    rows = np.arange(len(data.x), len(data.x) + len(x))
+    both = np.concatenate([data.x, x]), np.concatenate([data.label, label])
+    found = {**data.found, **found}
+    return data._replace(x=both[0], label=both[1], validation=rows, found=found)
+
+  return _source(source.name, load, source.side)
+
+
+def _fitting(data: Dataset, source: Source) -> tuple[Test, dict[str, int | str]]:
+  """The examples of another source, labelled as the classes of the data, and what was found in it."""
+  other = source.load()
+  for name, one, two in (
+    ('examples of shape', data.x.shape[1:], other.x.shape[1:]),
+    ('levels', data.levels, other.levels),
+  ):
+    if one != two:
+      raise ValueError(
+        f'{other.name} is to be held out of {data.name} and has {name} {two}, not {one}'
+      )
+  if data.condition is not None or other.condition is not None:
+    raise ValueError(f'{other.name} cannot be held out of {data.name}: one of them has conditions')
+  unknown = [name for name in other.class_names if name not in data.class_names]
+  if data.class_names and (unknown or not other.class_names):
+    named = repr(unknown[0]) if unknown else 'no labels'
+    raise ValueError(
+      f'{other.name} is to be held out of {data.name} and has {named}; the classes are {", ".join(data.class_names)}'
+    )
+  found = {f'{what} ({other.name})': count for what, count in other.found.items()}
+  if not data.class_names:
+    return (other.x, np.zeros(len(other.x), np.int32)), found
+  own = np.array([data.class_names.index(name) for name in other.class_names], np.int32)
+  return (other.x, own[other.label]), found
+
+
+def in_order_of(data: Dataset, class_names: Sequence[str]) -> Dataset:
+  """The same data, its classes in this order where they are the same: a run's labels stay what they were.
+
+  Args:
+    data: as it was read.
+    class_names: as a run recorded them; none where there is no run.
+  """
+  if set(class_names) != set(data.class_names) or len(class_names) != data.num_classes:
+    return data
+  place = np.array([class_names.index(name) for name in data.class_names], np.int32)
+  if not data.num_classes or (place == np.arange(place.size)).all():
+    return data
+  test = data.test and (data.test[0], place[data.test[1]])
+  return data._replace(label=place[data.label], class_names=tuple(class_names), test=test)
+
+
 def synthetic_images(
   shape: tuple[int, int, int], num_classes: int = 10, examples: int = 512, seed: int = 0
 ) -> Source:
@@ -289,35 +360,33 @@ def gaussian_mixture(
   return _source('Gaussian mixture', load)
 
 
-def _read_image(path: pathlib.Path, size: int | None) -> UInt8[np.ndarray, 'h w c']:
-  from PIL import Image, UnidentifiedImageError
-
-  try:
-    with Image.open(path) as opened:
-      if opened.mode.startswith(('I', 'F')):  # Pillow would clip them to white
-        raise ValueError(f'{path} has more than 8 bits a channel ({opened.mode}): convert it first')
-      image = opened.convert('L' if opened.mode in ('1', 'L') else 'RGB')
-    if size is not None:
-      side = min(image.size)
-      left, top = (image.width - side) // 2, (image.height - side) // 2
-      image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.LANCZOS)
-    pixels = np.asarray(image, np.uint8)
-  except (UnidentifiedImageError, OSError) as error:
-    raise ValueError(f'cannot read image {path}: {error}') from None
-  return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-def folder(directory: str, size: int | None = None) -> Source:
+def folder(
+  directory: str, size: int | None = None, *, background: int = 255, white: float | None = None
+) -> Source:
   """A folder of images: one subfolder a class, or images directly in it for unlabelled data.
+
+  Every format that Pillow reads, as a viewer shows it: see `pictures.read`. What was converted or left out is counted
+  in `Dataset.found`. Gray images among color ones are made color. Class folders may be links; they are in the order of
+  the alphabet, or of numbers where they differ by a number alone. Hidden files and folders are ignored.
 
   Args:
     directory: path of the folder.
     size: side in pixels to which every image is center-cropped and resized; None keeps images of one size as they are.
+    background: brightness, 0 to 255, that is seen through transparent pixels; by default white.
+    white: the value that is white in images of more than 8 bits a channel, which are read at 8, e.g. 4095 for 12 bits;
+      None refuses them.
 
   Raises:
-    ValueError: (on load) no folder, no image, an unreadable image, or images of several shapes.
+    ValueError: an argument out of its range; (on load) no folder, no image, an unreadable or too large or deep image,
+      a name that is not UTF-8, or images of several sizes.
   """
-  suffixes = {'.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff'}
+  if size is not None:
+    checks.integer('size', size)
+  checks.integer('background', background, 0)
+  checks.in_range('background', background, 0, 255)
+  if white is not None:
+    checks.positive('white', white)
+  reading = pictures.Reading(size, background, white)
   root = pathlib.Path(directory).expanduser()
 
   def load() -> Dataset:
@@ -325,26 +394,24 @@ def folder(directory: str, size: int | None = None) -> Source:
       raise ValueError("a folder of images needs a directory, got ''")
     if not root.is_dir():
       raise ValueError(f'no folder of images at {root}')
-    paths = sorted(p for p in root.rglob('*') if p.suffix.lower() in suffixes)
+    paths, left_out = pictures.find(root)
     if not paths:
-      raise ValueError(f'no image ({", ".join(sorted(suffixes))}) in {root}')
+      said = ''.join(f'; {reason}: {count}' for reason, count in left_out.items())
+      raise ValueError(f'no image that Pillow reads in {root}{said}')
     owners = [p.relative_to(root).parts[0] if p.parent != root else '' for p in paths]
-    names = sorted(set(owners))
+    names = pictures.in_order(set(owners))
     if '' in names and len(names) > 1:
       raise ValueError(
         f'{root} has images beside class folders, e.g. {paths[owners.index("")].name}'
       )
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-      images = list(pool.map(lambda p: _read_image(p, size), paths))
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-      raise ValueError(f'images of several shapes in {root}: {sorted(shapes)[:4]}; give size=')
+    x, found = pictures.read_all(paths, reading)
     return Dataset(
       name=root.name,
-      x=np.stack(images),
+      x=x,
       label=np.array([names.index(owner) for owner in owners], np.int32),
       levels=256,
       class_names=() if names == [''] else tuple(names),
+      found=found | left_out,
     )
 
   return _source(root.name, load, lambda: size or 0)
@@ -359,16 +426,18 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
     size: side in pixels to which images are reduced by averaging equal blocks; None keeps them.
 
   Raises:
-    ValueError: (on load) an unknown name, or a data set that is not prepared in `data_dir` as array_record.
+    ValueError: (on load) an unknown name, or a data set that is not prepared in `data_dir` as array_record or has no
+      images, classes or training split.
   """
 
   def read(workers: int | None) -> Dataset:
-    builder = _prepared_builder(name, data_dir)
+    builder = records.prepared(name, data_dir)
     parts = {
       split: records.of_split(builder, split, size, workers or 0)
       for split in ('train', 'test')
       if split in builder.info.splits
     }
+    others = set(builder.info.splits) - set(parts)
     train = parts.pop('train')
     x, label = train.whole() if workers is None else (train, train.labels())
     return Dataset(
@@ -379,13 +448,14 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
       class_names=tuple(builder.info.features['label'].names),
       test=parts['test'].whole() if parts else None,
       note='' if size is None else f'images reduced to {size}x{size} by averaging blocks',
+      found={'splits, left out': ', '.join(sorted(others))} if others else {},
       oriented=name in _ORIENTED,
     )
 
   def side() -> int:
     if size is not None:
       return size
-    shape = _prepared_builder(name, data_dir).info.features['image'].shape
+    shape = records.prepared(name, data_dir).info.features['image'].shape
     return min(length or 0 for length in shape[:2])
 
   return _source(name, lambda: read(None), side)._replace(stream=read)
@@ -414,32 +484,3 @@ def streamed(source: Source, workers: int = 0) -> Source:
     raise ValueError('streamed data is read by Grain, which is not installed: pip install grain')
   load = functools.partial(source.stream, workers)
   return Source(source.name, lambda: validated(load()), load, side=source.side)
-
-
-def _prepared_builder(name: str, data_dir: str | None):
-  import tensorflow_datasets
-  from tensorflow_datasets.core import registered  # here, or a package that TFDS lacks is hidden
-
-  data_dir = data_dir and os.path.expanduser(data_dir)
-  directory = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  try:
-    builder = tensorflow_datasets.builder(name, data_dir=data_dir)
-  except registered.DatasetNotFoundError:
-    raise ValueError(f'no TFDS data set is called {name!r}') from None
-  if not builder.info.splits:  # TFDS itself would retry a download for minutes: look before reading
-    prepare = (
-      f'python -m diffusion.commands.prepare {name} --data_dir={directory}'
-      if name in PREPARABLE
-      else f'tfds build {name} --file_format=array_record --data_dir={directory}'
-    )
-    raise ValueError(
-      f'TFDS data set {name!r} is not prepared in {directory}: set --config.data_dir to where it is, or run '
-      f'`{prepare}`'
-    )
-  form = builder.info.file_format
-  if form is None or form.value != 'array_record':
-    raise ValueError(
-      f'TFDS data set {name!r} in {directory} is stored as {form and form.value}, which needs TensorFlow: prepare it '
-      'again with --file_format=array_record'
-    )
-  return builder

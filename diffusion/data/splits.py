@@ -1,32 +1,31 @@
 """What each example is for: deterministic splits by hashed content, and a data set that was split.
 
 The same images land in the same split on every machine: within each class the distinct examples are ranked by a salted
-hash of their content, and the ranks are cut in proportion. Copies of an example hash alike, so they share a split, and
-adding data moves few examples.
+hash of their content, and the ranks are cut in proportion, but that each class keeps its last one for training. Copies
+of an example hash alike, so they share a split, and adding data moves few examples.
 """
 
 import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int32, Integer, Num, Shaped
+from jaxtyping import Int32, Integer, Num
 
 from diffusion import checks, conditions
-from diffusion.data import pipeline, records, sources
+from diffusion.data import cut, pipeline, records, sources
+from diffusion.data.cut import Digests, Labels
 from diffusion.data.pipeline import check_size
 from diffusion.data.records import DiskRecords, Stored, select
 from diffusion.types import Condition, Curriculum
 
 _ROWS = 1000  # that are in memory at a time, where the data stays in its files
-Digests = Shaped[np.ndarray, ' n']  # 32-byte strings
-Labels = Integer[np.ndarray, ' n']
 
 
 class Fractions(NamedTuple):
   """How much of the training data is held out.
 
   Attributes:
-    validation: share for validation, in [0, 1).
+    validation: share for validation, in [0, 1); used only where the data does not hold out examples of its own.
     test: share for the final test, in [0, 1); used only where the data has no test set of its own.
     limit: if not 0, keep only so many training examples (of those left after both splits), the first in hash order
       with the classes in balance.
@@ -93,76 +92,89 @@ def hashes_and_fingerprint(x: Stored, label: Labels, salt: str = '') -> tuple[Di
   return digests, whole.hexdigest()[:16]
 
 
-def _rank(
-  digests: Digests, labels: Labels
-) -> tuple[Float[np.ndarray, ' n'], Float[np.ndarray, ' n']]:
-  """For each example: the relative rank in [0, 1) and the number of its distinct content within its class."""
-  unique, inverse = np.unique(digests, return_inverse=True)
-  # Copies that carry different labels still share a split: the smallest of their classes speaks for all, wherever
-  # they lie in the data.
-  owner = np.full(unique.size, np.iinfo(labels.dtype).max)
-  np.minimum.at(owner, inverse, labels)
-  rank = np.empty(unique.size)
-  count = np.empty(unique.size)
-  for label in np.unique(owner):
-    members = np.flatnonzero(owner == label)  # `unique` is sorted: ascending hash within the class
-    rank[members] = np.arange(members.size) / members.size
-    count[members] = np.arange(members.size)
-  return rank[inverse], count[inverse]
-
-
-def make(x: Stored, labels: Labels, fractions: Fractions, official_test: bool) -> Split:
+def make(
+  x: Stored,
+  labels: Labels,
+  fractions: Fractions,
+  official_test: bool,
+  validation: Integer[np.ndarray, ' v'] | None = None,
+) -> Split:
   """Cuts a training set into train, validation and (unless the data has an official one) test.
+
+  At least one example of every class is kept for training, the last by hash.
 
   Args:
     x: the examples as stored.
     labels: theirs.
     fractions: the shares.
     official_test: the data has a test set of its own, so none is carved.
+    validation: rows that the data itself holds out for validation, so none are carved; None where it does not.
 
   Returns:
     The split; `test` is empty when `official_test`.
 
   Raises:
-    ValueError: a share out of range, both together leaving nothing to train on, or a part that would be empty.
+    ValueError: a share out of range, both together leaving nothing to train on, or parts that would be too small.
   """
-  checks.in_range('validation_fraction', fractions.validation, 0, 1, ends='[)')
-  checks.in_range('test_fraction', fractions.test, 0, 1, ends='[)')
-  checks.integer('train_limit', fractions.limit, 0)
-  checks.integer('train_offset', fractions.offset, 0)
+  _check_shares(fractions)
   test_share = 0.0 if official_test else fractions.test
-  if fractions.validation + test_share >= 1:
+  validation_share = fractions.validation if validation is None else 0.0
+  if validation_share + test_share >= 1:
     raise ValueError(
       f'validation_fraction {fractions.validation} and test_fraction {test_share} leave nothing to train on'
     )
   # A salted hash may start with zero bytes, which NumPy's S32 strips only at the end: order and equality hold.
   digests, whole = hashes_and_fingerprint(x, labels, fractions.salt)
-  rank, _ = _rank(digests, labels)
-  in_test = rank < test_share
-  in_validation = ~in_test & (rank < test_share + fractions.validation)
-  train = np.flatnonzero(~in_test & ~in_validation)
+  rest = np.arange(len(x)) if validation is None else np.setdiff1d(np.arange(len(x)), validation)
+  contents = cut.contents(digests[rest], labels[rest])
+  if validation is None:
+    cut.check(contents, labels, fractions.validation, test_share)
+  in_validation, in_test = (
+    part[contents.of_row]
+    for part in cut.held_out(contents, labels[rest], validation_share, test_share)
+  )
+  train = rest[~in_test & ~in_validation]
   if fractions.limit:
-    end = fractions.offset + fractions.limit
-    if end > train.size:
-      raise ValueError(
-        f'train_limit must be at most {train.size - fractions.offset}, got {fractions.limit}'
-      )
-    # Counted anew: how many of a class went to the other parts grows with its size.
-    order = (
-      content_hashes(select(x, train), fractions.subset) if fractions.subset else digests[train]
-    )
-    _, count = _rank(order, labels[train])
-    train = np.sort(train[np.lexsort((order, count))][fractions.offset : end])
+    train = _limited(x, labels, digests, train, fractions)
   parts = {
     'train': train,
-    'validation': np.flatnonzero(in_validation),
-    'test': np.flatnonzero(in_test),
+    'validation': rest[in_validation] if validation is None else np.sort(validation),
+    'test': rest[in_test],
   }
-  for name, share in (('train', 1.0), ('validation', fractions.validation), ('test', test_share)):
-    if share and not parts[name].size:
-      raise ValueError(f'the {name} split of {len(x)} examples is empty: give it a larger share')
+  if test_share and not parts['test'].size:
+    raise ValueError(
+      f'the test split of {len(rest)} examples is empty, as each class keeps one to train on: set test_fraction 0, or '
+      'give examples of your own (sources.with_held_out)'
+    )
   hashes = {name: fingerprint(digests[index]) for name, index in parts.items()}
   return Split(**parts, hashes=hashes, fingerprint=whole)
+
+
+def _check_shares(fractions: Fractions) -> None:
+  checks.in_range('validation_fraction', fractions.validation, 0, 1, ends='[)')
+  checks.in_range('test_fraction', fractions.test, 0, 1, ends='[)')
+  checks.integer('train_limit', fractions.limit, 0)
+  checks.integer('train_offset', fractions.offset, 0)
+
+
+def _limited(
+  x: Stored,
+  labels: Labels,
+  digests: Digests,
+  train: Integer[np.ndarray, ' k'],
+  fractions: Fractions,
+) -> Integer[np.ndarray, ' m']:
+  """As many of the training rows as the limit says, with the classes in balance; see `Fractions`."""
+  end = fractions.offset + fractions.limit
+  if end > train.size:
+    raise ValueError(
+      f'train_limit must be at most {train.size - fractions.offset}, got {fractions.limit}'
+    )
+  # Counted anew: how many of a class went to the other parts grows with its size.
+  order = content_hashes(select(x, train), fractions.subset) if fractions.subset else digests[train]
+  contents = cut.contents(order, labels[train])
+  count = contents.count[contents.of_row]
+  return np.sort(train[np.lexsort((order, count))][fractions.offset : end])
 
 
 InMemory = tuple[Num[np.ndarray, ' n *shape'], Labels]  # examples as stored
@@ -199,8 +211,24 @@ class SplitData(NamedTuple):
     """The test examples, likewise."""
     return self.test if self.dataset.test is not None else self.shown(self.split.test)
 
+  @property
+  def classes(self) -> Labels:
+    """The classes that have a training example, ascending: those that samples can be asked for; none without labels."""
+    return np.unique(self.train[1]) if self.dataset.num_classes else np.zeros(0, np.int32)
+
+  @property
+  def kinds(self) -> int:
+    """How many kinds of samples can be asked for: the number of `classes`, or 1 without labels."""
+    return max(1, len(self.classes))
+
+  @property
+  def pictured(self) -> sources.Dataset:
+    """The data set with the names of `classes` alone, as pictures of samples have them."""
+    names = tuple(self.dataset.class_names[k] for k in self.classes)
+    return self.dataset._replace(class_names=names)
+
   def asked(self, count: int) -> tuple[Labels, Condition]:
-    """What so many samples are drawn of: the classes in turn, or the conditions of the validation examples.
+    """What so many samples are drawn of: the `classes` in turn, or the conditions of the validation examples.
 
     Args:
       count: of samples.
@@ -210,7 +238,8 @@ class SplitData(NamedTuple):
     """
     turn = np.arange(count)
     if self.dataset.condition is None:
-      labels = (turn % max(1, self.dataset.num_classes)).astype(np.int32)
+      kinds = self.classes if self.dataset.num_classes else np.zeros(1, np.int32)
+      labels = kinds[turn % len(kinds)].astype(np.int32)
       return labels, labels
     rows = self.split.validation[turn % len(self.split.validation)]
     return self.dataset.label[rows], conditions.take(self.dataset.condition, rows)
@@ -304,7 +333,7 @@ def split_data(
   Raises:
     ValueError: what `make` refuses, no training example, or fewer than 2 for validation.
   """
-  parts = make(dataset.x, dataset.label, fractions, dataset.test is not None)
+  parts = make(dataset.x, dataset.label, fractions, dataset.test is not None, dataset.validation)
   check_size(len(parts.train))
   if len(parts.validation) < 2:
     raise ValueError(
@@ -321,7 +350,22 @@ def split_data(
   if curriculum is not None:
     score = curriculum.rank(*train) if curriculum.rank else np.zeros(len(parts.train))
     order = parts.train[np.argsort(score, kind='stable')].astype(np.int32)
+  dataset = dataset._replace(found={**dataset.found, **_missing_classes(dataset, parts)})
   return SplitData(dataset, parts, normalization(train[0], dataset.levels), order)
+
+
+def _missing_classes(dataset: sources.Dataset, parts: Split) -> dict[str, int]:
+  """How many classes have no training example, or one but none that is held out, where there are such."""
+  if not dataset.num_classes:
+    return {}
+  test = dataset.label[parts.test] if dataset.test is None else dataset.test[1]
+  trained = np.unique(dataset.label[parts.train])
+  alone = np.setdiff1d(trained, np.concatenate([dataset.label[parts.validation], test]))
+  found = {
+    'classes without a training example, not asked for': dataset.num_classes - trained.size,
+    'classes without a held-out example': alone.size,
+  }
+  return {name: count for name, count in found.items() if count}
 
 
 def evenly(data: SplitData) -> Integer[np.ndarray, ' k']:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Num
 
 from diffusion import devices, processes
+from diffusion.data import files
 
 Shown = Num[np.ndarray, ' n *shape']
 Embedded = Float32[np.ndarray, 'n f']
@@ -93,7 +94,7 @@ def remembered(features: Features, x: Shown) -> Embedded:
   # Else none of several processes reads it: computing takes all.
   if processes.gather(np.asarray(here)).all():
     with processes.together('the features'):
-      return np.load(path)
+      return files.array(path, 'remove it, and it is computed again')
   found = features.apply(x)
   if not here:  # hosts may have a cache each
     folder.mkdir(parents=True, exist_ok=True)

@@ -60,13 +60,18 @@ def rate_range(
 
 
 def image_grid(
-  images: np.ndarray, titles: Sequence[str], path: Path, *, title: str = '', gap: int = 4
+  images: np.ndarray,
+  titles: Sequence[str] | Sequence[Sequence[str]],
+  path: Path,
+  *,
+  title: str = '',
+  gap: int = 4,
 ) -> pathlib.Path:
-  """A grid of images, one class a column, its name above.
+  """A grid of images, one class a column, its name above; or each image with its own name.
 
   Args:
     images: uint8 [rows, columns, H, W, C], C in {1, 3}.
-    titles: the columns' names, as many as columns.
+    titles: the columns' names, as many as columns; or for each row the names of its images.
     path: the picture's file, as a rule a .png; its folder is created.
     title: title of the whole.
     gap: pixels between two images, >= 0.
@@ -79,21 +84,25 @@ def image_grid(
     OSError: where the file cannot be written.
   """
   images = _checked_images('images', images, ndim=5)
-  if len(titles) != images.shape[1]:
-    raise ValueError(f'titles must name {images.shape[1]} columns, got {list(titles)!r}')
+  rows, columns = images.shape[:2]
+  lines = [titles] if all(isinstance(one, str) for one in titles) else list(titles)
+  if len(lines) not in (1, rows) or any(len(line) != columns for line in lines):
+    raise ValueError(f'titles must name {columns} columns, or all images, got {list(titles)!r}')
   tiles = _enlarged(images)
   height, width = tiles.shape[2:4]
-  text_size = _fitting_size(titles, width + gap)
-  canvas = Canvas(
-    (images.shape[1] * (width + gap) - gap, images.shape[0] * (height + gap) - gap),
-    title,
-    top=line_height(text_size) if any(titles) else 0,
-  )
-  for column, name in enumerate(titles):
-    left = column * (width + gap)
-    canvas.write(left + width / 2, -6, name, size=text_size, align='center')
-    for row in range(images.shape[0]):
-      canvas.draw(left, row * (height + gap), tiles[row, column])
+  names = [name for line in lines for name in line]
+  text_size = _fitting_size(names, width + gap)
+  head = line_height(text_size) if any(names) else 0
+  pitch = height + gap + (head if len(lines) > 1 else 0)
+  size = columns * (width + gap) - gap, (rows - 1) * pitch + height
+  canvas = Canvas(size, title, top=head)
+  for row in range(rows):
+    for column in range(columns):
+      left, top = column * (width + gap), row * pitch
+      canvas.draw(left, top, tiles[row, column])
+      if row < len(lines):
+        middle = left + width / 2
+        canvas.write(middle, top - 6, lines[row][column], size=text_size, align='center')
   return canvas.save(path)
 
 

@@ -35,6 +35,7 @@ def write_report(
     f'samples{suffix}.png': 'Samples from the best checkpoint.',
     'curves.png': 'Training and held-out loss, their gap, and the optimizer.',
     f'nearest{suffix}.png': 'Samples above their nearest training examples, the smallest distance ratio first.',
+    'data.png': 'Training examples as the network sees them.',
   }
   pictures = [(text, name) for name, text in captions.items() if (workdir / name).exists()]
   start = record['starts'][-1]

@@ -9,7 +9,7 @@ from diffusion import devices, provenance
 from diffusion.data import pipeline
 from diffusion.models import summary
 from diffusion.reporting import tables
-from diffusion.runs.run import Run
+from diffusion.runs.run import Run, found_in_words
 from diffusion.types import Conditioning
 
 
@@ -38,6 +38,7 @@ def describe(run: Run) -> str:
   return '\n\n'.join([
     json.dumps(provenance.config_to_json(run.config), indent=2),
     f'data: {data["name"]}, {shape}. {data["note"]}',
+    *filter(None, [found_in_words(data)]),
     f'standard deviation of the training split in network units: {deviation:.4g}',
     tables.markdown(['split', 'examples', 'hash'], sizes),
     tables.markdown(['module', 'parameters', 'rms'], [*rows, ('total', total, '')]),

@@ -106,7 +106,7 @@ def _measured(metric: Metric, inputs: MetricInputs) -> list[MetricResult]:
 def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings) -> MetricInputs:
   """Samples of the best checkpoint beside the data."""
   experiment, data, dataset = run.experiment, run.data, run.data.dataset
-  labels, condition = data.asked(experiment.sampling.per_class * max(1, dataset.num_classes))
+  labels, condition = data.asked(experiment.sampling.per_class * data.kinds)
   print(f'{len(labels)} samples from the best checkpoint, step {best.record["step"]}', flush=True)
   seeded = (*weights[:2], devices.replicate(jnp.asarray(request.seed, jnp.uint32)))
   # What of the experiment a sample depends on: an evaluation may be given another one than the run's.
@@ -177,7 +177,7 @@ def _loss_findings(run: Run, weights: Any, row: Mapping[str, float]) -> list[Met
 
 
 def _pictures(run: Run, inputs: MetricInputs, step: int, suffix: str) -> None:
-  data, folder = run.data.dataset, run.folder
+  data, folder = run.data.pictured, run.folder
   images = data.levels is not None and run.data.comparable
   ratios = memorization.input_ratios(inputs, 'samples') if images else None
   if not processes.is_writer():
@@ -212,7 +212,7 @@ def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:
     ValueError: other data than the run's, no run, or no checkpoint.
   """
   record = processes.from_folder(lambda: read_record(run.folder))
-  changed = provenance.differences(record['data'], run.record['data'])
+  changed = provenance.data_changes(record['data'], run.record['data'])
   if changed:
     raise ValueError(f'the data is not what {run.folder} was trained on: {"; ".join(changed)}')
   run.record = record
@@ -221,7 +221,7 @@ def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:
     run.target = run.make_target()
     evaluate_best(run, request, again=True)
     return 0
-  trained, dataset = load(run.folder, run.experiment), run.data.dataset
+  trained, dataset = load(run.folder, run.experiment), run.data.pictured
   count = len(picture_labels(run.experiment.sampling, dataset.levels, dataset.num_classes))
   samples = trained.sample(run.data.asked(count)[1], request.seed)
   path = run.folder / f'samples_seed{request.seed}.png'
@@ -235,7 +235,7 @@ def _apply(run: Run, request: EvaluationSettings) -> None:
   """Gives a run the number of samples and the metrics of a request; says which metrics it leaves out, and why."""
   experiment = run.experiment
   if request.samples:
-    per_class = -(-request.samples // max(1, run.data.dataset.num_classes))
+    per_class = -(-request.samples // run.data.kinds)
     experiment = experiment._replace(sampling=experiment.sampling._replace(per_class=per_class))
   plan = evaluation_plan(experiment, run.data)
   if request.metrics:

@@ -3,7 +3,8 @@
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ class Trained(NamedTuple):
     state: its TrainState, NumPy arrays.
     shape, units, num_classes: of the data.
     condition: what `conditions.describe` says of it; None for class labels.
+    class_names: as they were when it was trained, label after label.
     parameters: the judged (averaged) weights.
   """
 
@@ -45,6 +47,7 @@ class Trained(NamedTuple):
   num_classes: int
   parameters: Any
   condition: Any = None
+  class_names: tuple[str, ...] = ()
 
   def _checked(self, condition: Condition) -> Condition:
     """Labels or other conditions as the data has them; raises ValueError for what it does not have."""
@@ -127,6 +130,7 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Tr
     num_classes=len(data['class_names']),
     parameters=states.evaluation_parameters(experiment, best.state),
     condition=data['condition'],
+    class_names=tuple(data['class_names']),
   )
 
 
@@ -199,16 +203,29 @@ def load_snapshots(folder: str | pathlib.Path) -> dict[int, dict[str, Any]]:
   return {int(path.name.removeprefix('step_')): ocp.load(path) for path in paths}
 
 
-def recorded_experiment(folder: pathlib.Path, record: dict[str, Any]) -> Experiment:
+def recorded_experiment(
+  folder: pathlib.Path, record: dict[str, Any], moved: Mapping[str, str] = MappingProxyType({})
+) -> Experiment:
   """Builds from the copy of the experiment file, so that a later edit of the original changes nothing.
 
+  Args:
+    folder: of the run.
+    record: its run.json.
+    moved: texts of its configuration that say where the data lies now, by name.
+
   Raises:
-    ValueError: a run that was trained from Python and has no such file.
+    ValueError: a run that was trained from Python and has no such file, or a name that is no text of the configuration.
   """
   if not (folder / 'experiment.py').exists():
     raise ValueError(
       f'{folder} has no experiment.py, as {record["experiment"]!r} was trained from Python: build the experiment again '
       'and pass it, e.g. load(folder, experiment)'
+    )
+  texts = _texts(record)
+  unknown = [name for name in moved if name not in texts]
+  if unknown:
+    raise ValueError(
+      f'{unknown[0]!r} does not say where the data of {folder} lies: its texts are {", ".join(texts) or "none"}'
     )
   spec = importlib.util.spec_from_file_location(
     f'experiment_of_{folder.name}', folder / 'experiment.py'
@@ -216,16 +233,34 @@ def recorded_experiment(folder: pathlib.Path, record: dict[str, Any]) -> Experim
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module  # dataclasses look their module up by name
   spec.loader.exec_module(module)
-  return module.build(provenance.config_from_json(module.Config(), record['config']))
+  return module.build(provenance.config_from_json(module.Config(), record['config'] | dict(moved)))
 
 
-def data_of(folder: pathlib.Path) -> SplitData:
-  """The data of a run, split as it was; raises ValueError if it is not what the run recorded."""
+def _texts(record: dict[str, Any]) -> list[str]:
+  return [name for name, value in record['config'].items() if isinstance(value, str)]
+
+
+def data_of(folder: pathlib.Path, moved: Mapping[str, str] = MappingProxyType({})) -> SplitData:
+  """The data of a run, split as it was.
+
+  Args:
+    folder: of the run.
+    moved: as `recorded_experiment` takes it.
+
+  Raises:
+    ValueError: it cannot be read, or is not what the run recorded.
+  """
   record = read_record(folder)
-  experiment = recorded_experiment(folder, record)
-  devices.choose_convolutions(experiment.data.side())
-  split = load_data(experiment._replace(metrics=()))
-  changed = provenance.differences(record['data'], data_record(split))
+  experiment = recorded_experiment(folder, record, moved)
+  try:
+    devices.choose_convolutions(experiment.data.side())
+    split = load_data(experiment._replace(metrics=()), record['data']['class_names'])
+  except ValueError as error:
+    said, config = str(error), record['config']
+    names = sorted(_texts(record), key=lambda name: not config[name] or config[name] not in said)
+    remedy = f'; if it has moved, say where to, e.g. --moved={names[0]}=PLACE' if names else ''
+    raise ValueError(f'the data of {folder}: {error}{remedy}') from None
+  changed = provenance.data_changes(record['data'], data_record(split))
   if changed:
     raise ValueError(f'the data is not what {folder} was trained on: {"; ".join(changed)}')
   return split

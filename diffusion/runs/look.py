@@ -88,7 +88,7 @@ class LookAtRun:
   def picture(self, samples: np.ndarray, name: str) -> None:
     """See `callbacks.Look`."""
     path = self.folder / 'samples' / f'{name}.png'
-    picture(self.data.dataset, self.data.validation[0], samples, path, f'step {self.step}')
+    picture(self.data.pictured, self.data.validation[0], samples, path, f'step {self.step}')
 
   def once(self, key: str, make: Callable[[], Any]) -> Any:
     """See `callbacks.Look`."""

@@ -25,6 +25,7 @@ from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.models.functional import identity
 from diffusion.runs.run import Run
+from diffusion.runs.samples import draw_data
 from diffusion.runs.training import check_dispatches, check_extend, finish, to_train, train_together
 from diffusion.training import state as states
 from diffusion.training.experiment import Experiment
@@ -379,6 +380,7 @@ def train_members(
     raise ValueError(f'{folder} holds a single run: choose another --workdir for a population')
   check_dispatches(runs[0], extend)
   check_numbers(runs, values, build)
+  runs[0].say_data()
   first = first_states(runs, values, build)
   with contextlib.ExitStack() as stack:
     saved = []
@@ -389,6 +391,7 @@ def train_members(
       # A number that is 0 leaves nothing in the state of the run alone.
       target = jax.tree.map(np.zeros_like, state) if all(own.values()) else run.make_target()
       saved.append(run.resume(target))
+    draw_data([(run.folder, run.data) for run in runs])
     for run in runs:  # all of them before any is changed
       check_extend(run, extend)
     todo = [k for k, run in enumerate(runs) if to_train(run, extend)]

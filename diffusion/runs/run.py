@@ -224,6 +224,12 @@ class Run:
         stack.callback(self._checkpoints.close)
     self._checkpoints, self._rows = None, rows.chain()
 
+  def say_data(self) -> None:
+    """Says what was found in the data, if anything was."""
+    said = found_in_words(self.record['data'])
+    if said:
+      print(said, flush=True)
+
   def say_resumed(self, saved: Mapping[str, Any]) -> None:
     """Says that the run goes on from what was `saved`."""
     print(f'resuming from step {self.position.step}', flush=True)
@@ -267,7 +273,7 @@ def prepare(
     devices.choose_convolutions(experiment.data.side())  # before JAX starts, with the check
     experiments.check(experiment)
     used, built = techniques(experiment), fingerprint.describe(experiment)
-    data = experiments.load_data(experiment)
+    data = experiments.load_data(experiment, _recorded_classes(folder))
     experiment = experiments.fitted(experiment, data.units)
   processes.check_same('the data', data.split.fingerprint)
   record = _fresh_record(experiment, data, config, source, used) | {
@@ -277,6 +283,13 @@ def prepare(
   return Run(
     experiment=experiment, data=data, config=config, source=source, folder=folder, used=used, record=record
   )  # fmt: skip
+
+
+def _recorded_classes(folder: pathlib.Path | None) -> list[str]:
+  """The class names of the run in a folder, in their order there; none where there is no run."""
+  if folder is None or not (folder / 'run.json').exists():
+    return []
+  return provenance.read_record(folder)['data']['class_names']
 
 
 def techniques(experiment: Experiment) -> list[Technique]:
@@ -325,6 +338,12 @@ def data_record(data: SplitData) -> dict[str, Any]:
     'examples': data.sizes,
     'split_hashes': data.split.hashes,
   }
+
+
+def found_in_words(data: Mapping[str, Any]) -> str:
+  """One line of what was found in the data of a record; '' for nothing."""
+  said = '; '.join(f'{name}: {value}' for name, value in data['found'].items())
+  return said and f'data {data["name"]}: {said}'
 
 
 def _fresh_record(

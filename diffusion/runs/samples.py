@@ -2,12 +2,16 @@
 
 import math
 import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from diffusion import conditions, processes
-from diffusion.data import pipeline, sources
+from diffusion.data import files, pipeline, sources
+from diffusion.data.splits import SplitData
 from diffusion.runs.run import Run
 from diffusion.types import Condition
 
@@ -30,8 +34,9 @@ def drawn(
   file = next((name for name, one in kept.items() if one['identity'] == identity), None)
   have = None
   if file:
-    have = processes.from_folder(lambda: stored(run.folder / file)[0])
-    have = have[: len(labels)]
+    have = processes.from_folder(lambda: _kept(run.folder / file))
+    everywhere = processes.gather(np.asarray(have is not None)).all()  # or drawing would not meet
+    have = have[: len(labels)] if everywhere else None
   start = 0 if have is None else len(have)
   if start == len(labels):
     return have
@@ -77,9 +82,18 @@ def save(path: pathlib.Path, samples: np.ndarray, labels: np.ndarray, levels: in
 
 
 def stored(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-  """(samples, labels) that `save` wrote."""
-  with np.load(path) as arrays:
-    return arrays['samples'], arrays['labels']
+  """(samples, labels) that `save` wrote; raises ValueError for a file that is missing or damaged."""
+  found = files.arrays(path, 'its samples are to be drawn again', ('samples', 'labels'))
+  return found['samples'], found['labels']
+
+
+def _kept(path: pathlib.Path) -> np.ndarray | None:
+  """The samples that were drawn before; None, and said so, where they are lost."""
+  try:
+    return stored(path)[0]
+  except ValueError as error:
+    print(error, flush=True)
+    return None
 
 
 def picture(
@@ -114,3 +128,45 @@ def picture(
   columns = dataset.num_classes or max(n for n in range(1, root + 1) if len(samples) % n == 0)
   images = pipeline.to_uint8(samples, dataset.levels).reshape(-1, columns, *samples.shape[1:])
   plots.image_grid(images, dataset.class_names or [''] * columns, path, title=title)
+
+
+def draw_data(runs: Sequence[tuple[pathlib.Path, SplitData]]) -> None:
+  """Writes data.png of runs on images where it is missing: 64 training examples as the network sees them, with classes.
+
+  The examples are taken evenly, class after class. What cannot be drawn is said, and ends no run.
+
+  Args:
+    runs: (folder, data) of each.
+  """
+  drawn: dict[bytes, pathlib.Path] = {}
+  for folder, data in runs if processes.is_writer() else ():
+    path, dataset, train = folder / 'data.png', data.dataset, data.split.train
+    if dataset.levels is None or path.exists():
+      continue
+    by_class = train[np.argsort(dataset.label[train], kind='stable')]
+    count = min(len(train), 64)
+    rows = by_class[np.linspace(0, len(train) - 1, count // 8 * 8 or count).astype(int)]
+    try:
+      if rows.tobytes() in drawn:
+        shutil.copyfile(drawn[rows.tobytes()], path)
+      else:
+        _draw_examples(dataset, rows, path)
+      drawn[rows.tobytes()] = path
+    except Exception as error:  # noqa: BLE001 - whatever it is, the training is worth more
+      print(f'{path.name} could not be drawn: {processes.one_line(error)}', file=sys.stderr)
+
+
+def _draw_examples(dataset: sources.Dataset, rows: np.ndarray, path: pathlib.Path) -> None:
+  from diffusion.reporting import plots
+
+  images = pipeline.to_uint8(dataset.x[rows], dataset.levels)
+  names = [dataset.class_names[k] if dataset.num_classes else '' for k in dataset.label[rows]]
+  if images.shape[-1] not in (1, 3):  # a panel for each channel
+    channels = images.shape[-1]
+    names = [f'{name} {channel}'.strip() for name in names for channel in range(channels)]
+    images = np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3], 1)
+  columns = min(8, len(images))
+  images = images[: len(images) // columns * columns]
+  titles = [names[i : i + columns] for i in range(0, len(images), columns)]
+  title = f'{dataset.name}: training examples as the network sees them'
+  plots.image_grid(images.reshape(-1, columns, *images.shape[1:]), titles, path, title=title)

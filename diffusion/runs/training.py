@@ -12,6 +12,7 @@ from diffusion.processes import Signals, caught_signals
 from diffusion.reporting import rows
 from diffusion.runs import loop
 from diffusion.runs.run import Run
+from diffusion.runs.samples import draw_data
 from diffusion.training.program import Program, SingleRun
 from diffusion.training.state import host_target
 
@@ -98,8 +99,10 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
   """
   begin, steps, name = time.perf_counter(), run.experiment.steps_per_dispatch, None
   check_dispatches(run, extend)
+  run.say_data()
   first = run.first_state()
   run.claim()
+  draw_data([(run.folder, run.data)])
   with contextlib.closing(run):
     restored = run.resume(host_target(lambda: first))
     check_extend(run, extend)

@@ -270,7 +270,7 @@ def sample_grid(every: int) -> Callback:
   checks.integer('every', every)
 
   def update(state: CallbackState, look: Look) -> tuple[CallbackState, Action]:
-    dataset = look.data.dataset
+    dataset = look.data.pictured
     labels = draw.picture_labels(look.experiment.sampling, dataset.levels, dataset.num_classes)
     look.picture(look.samples(len(labels)), f'step_{look.step:08d}')
     return state, Continue()
@@ -301,7 +301,7 @@ def watch_memorization(every: int, per_class: int = 50, growth: float = 1.0) -> 
       return state, Continue()
     train, held_out = look.data.train_in_memory[0], look.data.held_out[0]
     measure = look.once('watch_memorization', lambda: memorization.watch(train, held_out))
-    look.log(measure(look.samples(per_class * max(1, look.data.dataset.num_classes))))
+    look.log(measure(look.samples(per_class * look.data.kinds)))
     return {'next': growth * look.step}, Continue()
 
   return Callback(

@@ -189,13 +189,17 @@ def check_cadence(experiment: Experiment) -> None:
       raise ValueError(f'{name} must be a positive multiple of {other} = {unit}, got {value}')
 
 
-def load_data(experiment: Experiment) -> SplitData:
+def load_data(experiment: Experiment, class_names: Sequence[str] = ()) -> SplitData:
   """Reads and splits the data, and checks what of the experiment can be checked now.
+
+  Args:
+    experiment: checked.
+    class_names: in the order in which the run recorded them, if there is one.
 
   Raises:
     ValueError: one readable error where the data cannot be read or split, or does not go with the experiment.
   """
-  dataset = experiment.data.load()
+  dataset = sources.in_order_of(experiment.data.load(), class_names)
   if dataset.condition is None and experiment.model.num_classes not in (0, dataset.num_classes):
     raise ValueError(
       f'the network has num_classes={experiment.model.num_classes}, {dataset.name} has {dataset.num_classes} classes: '
@@ -231,10 +235,10 @@ def load_data(experiment: Experiment) -> SplitData:
 
 def evaluation_plan(experiment: Experiment, data: SplitData) -> Plan:
   """What the metrics will be given."""
-  classes, sizes = data.dataset.num_classes, data.sizes
+  sizes = data.sizes
   return Plan(
-    samples=experiment.sampling.per_class * max(1, classes),
-    classes=classes,
+    samples=experiment.sampling.per_class * data.kinds,
+    classes=len(data.classes),
     shape=data.dataset.x.shape[1:],
     train=sizes['train'],
     held_out=sizes['validation'] + sizes['test'],

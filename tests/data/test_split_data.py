@@ -86,6 +86,47 @@ def test_training_rows_are_taken_evenly_over_the_split_and_as_many_as_are_held_o
   np.testing.assert_array_equal(splits.evenly(few), few.split.train)
 
 
+def test_samples_are_asked_of_the_classes_that_were_trained_and_the_others_are_counted():
+  """Four classes are named: one has no example, one only what a limit leaves out, one nothing to hold out."""
+  x = np.arange(41, dtype=np.float32)[:, None]
+  label = np.repeat(np.array([0, 1, 3], np.int32), [20, 20, 1])
+  names = ('zero', 'one', 'nobody', 'three')
+  whole = split(sources.arrays('rows', x, label, levels=None, class_names=names).load())
+  assert whole.classes.tolist() == [0, 1, 3]
+  assert whole.dataset.found == {
+    'classes without a training example, not asked for': 1, 'classes without a held-out example': 1,
+  }  # fmt: skip
+  np.testing.assert_array_equal(whole.asked(7)[0], [0, 1, 3, 0, 1, 3, 0])
+  assert whole.pictured.class_names == ('zero', 'one', 'three')
+  one = split(whole.dataset, fractions=splits.Fractions(0.25, 0.25, limit=1))
+  assert one.kinds == len(one.classes) == 1
+  assert set(one.asked(5)[0]) == set(one.classes)
+
+
+def test_examples_of_your_own_are_held_out_where_every_class_has_one():
+  """A hundred classes of one image, which nothing can be carved from."""
+  random = np.random.default_rng(0)
+  x = random.integers(0, 256, (100, 4, 4, 1), dtype=np.uint8)
+  names = [f'class {k}' for k in range(100)]
+  train = sources.arrays('one each', x, np.arange(100), class_names=names)
+  mine = sources.arrays('mine', x[:3] ^ 1, np.array([0, 1, 1]), class_names=names[5:3:-1])
+  data = split(sources.with_held_out(train, mine, mine).load())
+  assert data.sizes == {'train': 100, 'validation': 3, 'test': 3}
+  np.testing.assert_array_equal(data.validation[0], x[:3] ^ 1)
+  np.testing.assert_array_equal(data.validation[1], [5, 4, 4])  # by name
+  np.testing.assert_array_equal(data.train[0], x)
+  with pytest.raises(ValueError, match='set test_fraction 0, or give examples of your own'):
+    split(sources.with_held_out(train, mine).load())
+  with pytest.raises(
+    ValueError, match="mine is to be held out of few and has 'class 5'; .* class 0"
+  ):
+    few = sources.arrays('few', x[:1], np.zeros(1, int), class_names=names[:1])
+    sources.with_held_out(few, mine).load()
+  small = sources.arrays('small', x[:, :2])
+  with pytest.raises(ValueError, match=r'has examples of shape \(2, 4, 1\), not \(4, 4, 1\)'):
+    sources.with_held_out(train, small).load()
+
+
 def test_too_few_for_validation_are_refused():
   with pytest.raises(ValueError, match='validation needs at least 2 examples, got 0: hold out'):
     split(vectors(), fractions=splits.Fractions(0.0, 0.25))

@@ -197,5 +197,68 @@ def test_bad_fractions_name_the_value(fractions, official, message):
 
 def test_a_part_that_would_be_empty_is_refused():
   x = np.zeros((20, 2, 2, 1), np.uint8)  # twenty copies of one image: they cannot be parted
-  with pytest.raises(ValueError, match='of 20 examples is empty'):
+  with pytest.raises(ValueError, match='validation needs at least 2 examples, got 0 of 20'):
     splits.make(x, np.zeros(20, np.int32), splits.Fractions(0.1, 0.1), official_test=False)
+
+
+def test_every_class_keeps_its_last_example_by_hash_for_training():
+  """Two large classes and eight single ones; and a class whose only image is a copy of another class's."""
+  x, _ = images(13, 128)
+  label = np.repeat(np.arange(10, dtype=np.int32), [60, 60] + [1] * 8)
+  split = splits.make(x, label, splits.Fractions(0.1, 0.1), official_test=False)
+  assert set(label[split.train]) == set(range(10))
+  assert [len(part) for part in split[:3]] == [104, 12, 12]
+  digests = splits.content_hashes(x, splits.Fractions().salt)
+  first = np.flatnonzero(label == 0)[np.argsort(digests[:60])]
+  assert first[-1] in split.train
+  greedy = splits.make(x, label, splits.Fractions(0.5, 0.499), official_test=False)
+  assert greedy.train.tolist() == sorted(
+    np.flatnonzero(label == k)[np.argsort(digests[label == k])][-1] for k in range(10)
+  )
+  copied = splits.make(
+    np.concatenate([x, x[first[:1]]]), np.append(label, 10), splits.Fractions(0.1, 0.1), False
+  )
+  assert {int(first[0]), 128} <= set(copied.train.tolist())  # it would be the first of the test
+
+
+def test_what_small_classes_hold_out_is_shared_by_validation_and_test():
+  """Twenty classes of five, of each of which one is held out."""
+  x, _ = images(14, 100)
+  label = np.repeat(np.arange(20, dtype=np.int32), 5)
+  split = splits.make(x, label, splits.Fractions(0.1, 0.1), official_test=False)
+  assert [len(part) for part in split[:3]] == [80, 10, 10]
+  assert np.bincount(label[split.train]).tolist() == [4] * 20
+
+
+def test_a_split_of_large_classes_is_the_one_it_always_was():
+  """These names stand in the records of runs."""
+  from sklearn import datasets
+
+  data = datasets.load_digits()
+  x, label = data.images.astype(np.uint8)[..., None], data.target.astype(np.int32)
+  known = {
+    'train': '0ce6e1930d17d001',
+    'validation': '8fef347f0d75add3',
+    'test': '6779ed8421d3d70f',
+  }
+  assert splits.make(x, label, splits.Fractions(), official_test=False).hashes == known
+
+
+@pytest.mark.parametrize(
+  ('classes', 'fractions', 'remedy'),
+  [
+    (np.arange(100), (0.1, 0.1), 'train without labels .*sources.unlabelled.*sources.with_held_out'),
+    (np.zeros(6), (0.1, 0.1), 'validation_fraction 0.24 would do'),
+    (np.zeros(3), (0.1, 0.1), 'validation_fraction 0.34 and test_fraction 0 would do'),
+  ],
+)  # fmt: skip
+def test_what_cannot_be_split_is_refused_with_what_would_do(classes, fractions, remedy):
+  x, _ = images(15, len(classes))
+  with pytest.raises(ValueError, match=f'validation needs at least 2 .* of {len(x)}.*{remedy}'):
+    splits.make(x, classes.astype(np.int32), splits.Fractions(*fractions), official_test=False)
+  if 'would' in remedy:
+    validation, test = 0.24 if len(x) == 6 else 0.34, 0.1 if len(x) == 6 else 0.0
+    given = x, np.zeros(len(x), np.int32)
+    assert len(splits.make(*given, splits.Fractions(validation, test), False).validation) >= 2
+    with pytest.raises(ValueError, match='at least 2'):
+      splits.make(*given, splits.Fractions(validation - 0.01, test), False)

@@ -1,0 +1,48 @@
+"""Arrays in files: one line names a file that is damaged or of another kind, and what to do about it."""
+
+import pathlib
+
+import numpy as np
+
+
+def arrays(path: pathlib.Path, remedy: str, names: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+  """The arrays of an .npz, by name.
+
+  Args:
+    path: the file.
+    remedy: what to do where it cannot be read.
+    names: of arrays that it must hold.
+
+  Raises:
+    ValueError: it cannot be read, naming it, or holds no array of one of these names.
+  """
+  try:
+    with np.load(path) as stored:
+      found = dict(stored)
+  except Exception as error:  # noqa: BLE001 - whatever a damaged file makes its readers raise
+    raise _unreadable(path, error, remedy) from None
+  for name in names:
+    if name not in found:
+      raise ValueError(f'{path} holds {", ".join(found) or "nothing"} and no {name!r}: {remedy}')
+  return found
+
+
+def array(path: pathlib.Path, remedy: str) -> np.ndarray:
+  """The array of an .npy.
+
+  Args:
+    path: the file.
+    remedy: what to do where it cannot be read.
+
+  Raises:
+    ValueError: it cannot be read, naming it.
+  """
+  try:
+    return np.load(path)
+  except Exception as error:  # noqa: BLE001 - see `arrays`
+    raise _unreadable(path, error, remedy) from None
+
+
+def _unreadable(path: pathlib.Path, error: Exception, remedy: str) -> ValueError:
+  reason = ' '.join(str(error).split()).partition('. If you trust')[0]
+  return ValueError(f'{path} cannot be read ({type(error).__name__}: {reason}): {remedy}')
