@@ -266,8 +266,9 @@ def prepare(
     experiment = build(config)
     devices.choose_convolutions(experiment.data.side())  # before JAX starts, with the check
     experiments.check(experiment)
-    used, built = techniques(experiment), fingerprint.describe(experiment)
     data = experiments.load_data(experiment)
+    experiment = experiments.resolved(experiment, data.dataset.levels)
+    used, built = techniques(experiment), fingerprint.describe(experiment)
     experiment = experiments.fitted(experiment, data.units)
   processes.check_same('the data', data.split.fingerprint)
   record = _fresh_record(experiment, data, config, source, used) | {

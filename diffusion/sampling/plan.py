@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import checks, naming, rng
+from diffusion import checks, citations, naming, rng
 from diffusion.process import gaussian
 from diffusion.sampling import grids, samplers
 from diffusion.sampling.ensembles import monte_carlo
-from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval
+from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval, threshold_x0
 from diffusion.types import Denoiser, Diffusion, Examples, Keys, Path, PerRow, Prediction, Sampler
+
+Wrapper = Callable[[Denoiser, Path], Denoiser]
 
 
 class Sampling(NamedTuple):
@@ -23,8 +25,8 @@ class Sampling(NamedTuple):
     steps: steps of the grid.
     guidance: classifier-free guidance scale; 1 is the conditional model alone.
     interval: of log-SNR (low, high) in nats to guide in; None guides everywhere.
-    wrappers: (denoiser, path) -> denoiser, in turn around the guided one; by default x0 is clipped to [-1, 1], which
-      is for images.
+    wrappers: (denoiser, path) -> denoiser, in turn around the guided one; None is `usual_wrappers` of the data: x0 is
+      clipped to the range of images, and nothing else is.
     grid_rows: samples of each class in `samples.png`.
     per_class: samples of each class that the metrics judge; unlabelled data counts as one class.
     grid: (path, steps) -> times, from `sampling.grids`; uniform in t by default.
@@ -35,7 +37,7 @@ class Sampling(NamedTuple):
   steps: int = 50
   guidance: float = 1.0
   interval: tuple[float, float] | None = None
-  wrappers: Sequence[Callable[[Denoiser, Path], Denoiser]] = (clip_x0,)
+  wrappers: Sequence[Wrapper] | None = None
   grid_rows: int = 8
   per_class: int = 100
   grid: Callable[[Path, int], grids.Grid] = lambda path, steps: grids.uniform_time(steps)
@@ -54,6 +56,11 @@ def sampler(name: str) -> Callable[[Path], Sampler]:
     ValueError: an unknown name.
   """
   return naming.find(name, sampler_names(), 'sampler')
+
+
+def usual_wrappers(levels: int | None) -> tuple[Wrapper, ...]:
+  """What a plan that names no wrappers has: `clip_x0` for images, whose levels end; nothing for floats."""
+  return () if levels is None else (clip_x0,)
 
 
 class Planned(NamedTuple):
@@ -84,7 +91,7 @@ def plan(
   denoise = classifier_free(conditional, null, sampling.guidance)
   if sampling.interval is not None:
     denoise = in_interval(denoise, conditional, path, *sampling.interval)
-  for wrap in sampling.wrappers:
+  for wrap in sampling.wrappers or ():
     denoise = wrap(denoise, path)
   return Planned(denoise, sampling.sampler(path), sampling.grid(path, sampling.steps))
 
@@ -118,6 +125,30 @@ def check(sampling: Sampling, diffusion: Diffusion, conditional: bool) -> None:
     raise ValueError(f'guidance of an unconditional network must be 1, got {sampling.guidance}')
   _, planned = rehearsed(sampling, diffusion)
   samplers.check_grid(planned.grid[:-1] if len(planned.grid) > 2 else planned.grid)
+
+
+def check_range(sampling: Sampling, diffusion: Diffusion, low: float, high: float) -> None:
+  """Raises ValueError where a wrapper thresholds x0 so that data between `low` and `high` would not pass unchanged.
+
+  Args:
+    sampling: the plan, with its wrappers.
+    diffusion: whose schedule is taken as it begins.
+    low, high: the range of the data in network units.
+  """
+  path = gaussian.bind(diffusion, diffusion.schedule.init(jax.random.key(0)))
+  ends = jnp.array([[low], [high]])
+
+  def exact(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
+    return Prediction(ends, jnp.zeros_like(ends))
+
+  thresholds = {clip_x0.technique, threshold_x0.technique}
+  for wrapped in [wrap(exact, path) for wrap in sampling.wrappers or ()]:
+    used = thresholds.intersection(citations.techniques(wrapped))
+    if used and not np.allclose(wrapped(ends, jnp.full(2, 0.5)).x0, ends, rtol=1e-4, atol=1e-6):
+      raise ValueError(
+        f'{used.pop().name} would cut the data off, which spans [{low:.4g}, {high:.4g}] in the units of the network: '
+        'leave it out of sampling.wrappers (wrappers=()), or give it this range'
+      )
 
 
 def evaluations(sampling: Sampling, diffusion: Diffusion, shape: tuple[int, ...]) -> int:
