@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion import checks, devices, naming, processes, provenance
+from diffusion import checks, devices, naming, processes, provenance, rng
 from diffusion.data import sources
 from diffusion.evaluation import by_name
 from diffusion.provenance import read_record
@@ -94,6 +94,19 @@ def _check_keys(argv: Sequence[str], config: Any) -> None:
       )
 
 
+def _check_config(config: Any) -> None:
+  """Ends the program for a configuration that is no dataclass of its own, or lacks what every run needs."""
+  kind, file = type(config), inspect.getsourcefile(type(config))
+  if '__dataclass_fields__' not in vars(kind):  # an inherited one has none of its own numbers
+    _fail(f'{file}: {kind.__name__} is no dataclass: write @dataclasses.dataclass above it')
+  names = [field.name for field in dataclasses.fields(config)]
+  if 'batch_size' not in names:
+    _fail(
+      f'{file}: {kind.__name__} has no batch_size, which says how many devices suit the run (it has '
+      f'{", ".join(names)}): let it inherit diffusion.Numbers, or give it that field'
+    )
+
+
 def run(
   build: Callable[[Any], Experiment], config: Any, smoke: Any, arms: Mapping[str, Any] | None = None
 ) -> None:
@@ -105,6 +118,7 @@ def run(
     smoke: another instance of it, for --smoke.
     arms: named variants, one of which `config.arm` names; they give the program --arm and --list_arms.
   """
+  _check_config(config)
   _check_keys(sys.argv[1:], config)
   _define_flags(arms)
   config_flags.DEFINE_config_dataclass('config', config)
@@ -300,6 +314,8 @@ def _checked_workdir() -> pathlib.Path | None:
     raise ValueError('--workdir is missing: name a folder for the run, e.g. --workdir=runs/first')
   for name in ('num_samples', 'sampler_steps', 'extend'):
     checks.integer(f'--{name}', f[name].value, 0)
+  if f.seed is not None:
+    rng.check_seed('--seed', f.seed)
   if f.profile and f.mode != 'train':
     raise ValueError(f'--profile is for training, and the mode is {f.mode}')
   evaluated = ('num_samples', 'metrics', 'features')
@@ -314,6 +330,10 @@ def _resolved(config: Any, overrides: dict[str, Any], workdir: pathlib.Path | No
   """The configuration to run: a finished run is judged as it was configured, but for what the command line names."""
   f = flags.FLAGS
   if f.mode in ('train', 'lr_range'):
-    return config if f.seed is None else dataclasses.replace(config, seed=f.seed)
+    if f.seed is None:
+      return config
+    if 'seed' not in {field.name for field in dataclasses.fields(config)}:
+      raise ValueError(f'--seed={f.seed}: {type(config).__name__} has no seed: give it that field')
+    return dataclasses.replace(config, seed=f.seed)
   recorded = provenance.config_from_json(config, read_record(workdir)['config'])
   return dataclasses.replace(recorded, **overrides)

@@ -30,6 +30,10 @@ CASES = {
   'wrong type': Case(('--workdir={tmp}/run', '--config.num_steps=many'), ('num_steps', 'many')),
   'dropout': Case(('--workdir={tmp}/run', '--config.dropout=1.2'), ('dropout must be a number in [0, 1)', '1.2')),
   'learning rate': Case(('--workdir={tmp}/run', '--config.learning_rate=-0.1'), ('learning_rate', '-0.1')),
+  'seed of more than 32 bits': Case(
+    ('--workdir={tmp}/run', '--seed=4294967296'), ('--seed must be an integer from 0 to 2^32 - 1', '4294967296')
+  ),
+  'negative seed': Case(('--workdir={tmp}/run', '--mode=sample', '--seed=-1'), ('--seed must be an integer', '-1')),
   'zero steps': Case(('--workdir={tmp}/run', '--config.num_steps=0'), ('num_steps must be an integer >= 1, got 0',)),
   'batch and devices': Case(
     ('--workdir={tmp}/run', '--config.batch_size=30', '--cpu_devices=4'), ('batch_size 30', 'cpu_devices 4')

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from diffusion import checks, devices, naming
+from diffusion import checks, devices, naming, rng
 from diffusion.data import augment, pipeline, sources, splits
 from diffusion.data.pipeline import NormalizationStatistics
 from diffusion.data.records import DiskRecords
@@ -137,7 +137,7 @@ def check(experiment: Experiment) -> None:
   """Raises ValueError for what no single factory can see: names, cadences and batches that do not fit together."""
   for name in ('num_steps', 'batch_size', 'log_every', 'validate_every', 'steps_per_dispatch'):
     checks.integer(name, getattr(experiment, name))
-  checks.integer('seed', experiment.seed, 0)
+  rng.check_seed('seed', experiment.seed)
   devices.check_batch(experiment.batch_size)
   parts, rows = experiment.micro_batches, devices.rows_of_a_device(experiment.batch_size)
   checks.integer('micro_batches', parts)
@@ -297,8 +297,11 @@ class EvaluationSettings(NamedTuple):
     """The experiment with this sampler and steps, and without its own metrics where others are asked for.
 
     Raises:
-      ValueError: an unknown sampler.
+      ValueError: an unknown sampler, or a number out of its range.
     """
+    rng.check_seed('seed', self.seed)
+    for name in ('samples', 'steps'):
+      checks.integer(name, getattr(self, name), 0)
     plan = experiment.sampling
     if self.sampler:
       plan = plan._replace(sampler=plans.sampler(self.sampler))
