@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion import checks, devices, naming, processes, provenance, rng
+from diffusion.commands import fail, parse_flags
 from diffusion.data import sources
 from diffusion.evaluation import by_name
 from diffusion.provenance import read_record
@@ -77,19 +78,16 @@ def _define_flags(arms: Mapping[str, Any] | None) -> None:
     flags.DEFINE_boolean('list_arms', False, 'Print the arms and leave.')
 
 
-def _fail(message: str) -> NoReturn:
-  print(f'error: {message}', file=sys.stderr, flush=True)
-  raise SystemExit(2)
-
-
 def _check_keys(argv: Sequence[str], config: Any) -> None:
   """Ends the program for a --config key that does not exist, naming the nearest one."""
   names = [field.name for field in dataclasses.fields(config)]
   for argument in argv:
     key = re.match(r'--?config\.?([^=]*)', argument)
+    if key and not key[1]:
+      fail(f'{argument!r} names no number: give --config.key=value (keys: {", ".join(names)})')
     if key and key[1] not in names:
       near = naming.nearest(key[1], names)
-      _fail(
+      fail(
         f'unknown configuration key --config.{key[1]}: the nearest is --config.{near} (all: {", ".join(names)})'
       )
 
@@ -98,10 +96,10 @@ def _check_config(config: Any) -> None:
   """Ends the program for a configuration that is no dataclass of its own, or lacks what every run needs."""
   kind, file = type(config), inspect.getsourcefile(type(config))
   if '__dataclass_fields__' not in vars(kind):  # an inherited one has none of its own numbers
-    _fail(f'{file}: {kind.__name__} is no dataclass: write @dataclasses.dataclass above it')
+    fail(f'{file}: {kind.__name__} is no dataclass: write @dataclasses.dataclass above it')
   names = [field.name for field in dataclasses.fields(config)]
   if 'batch_size' not in names:
-    _fail(
+    fail(
       f'{file}: {kind.__name__} has no batch_size, which says how many devices suit the run (it has '
       f'{", ".join(names)}): let it inherit diffusion.Numbers, or give it that field'
     )
@@ -110,7 +108,7 @@ def _check_config(config: Any) -> None:
 def run(
   build: Callable[[Any], Experiment], config: Any, smoke: Any, arms: Mapping[str, Any] | None = None
 ) -> None:
-  """Runs an experiment file as a program; leaves with status 0, 2 for bad input, 128 + n for signal n.
+  """Runs an experiment file as a program, and leaves with a status of the table in README.md.
 
   Args:
     build: configuration -> Experiment; pure.
@@ -125,7 +123,7 @@ def run(
 
   def main(arguments: Sequence[str]) -> int:
     if len(arguments) > 1:
-      _fail(
+      fail(
         f'unexpected argument {arguments[1]!r}: every setting is a --flag or a --config.key=value'
       )
     if arms is not None and flags.FLAGS.list_arms:
@@ -144,7 +142,7 @@ def run(
       )
       processes.leave(130)
 
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)
 
 
 def _configured(

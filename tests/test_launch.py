@@ -1,13 +1,19 @@
 """What a command line refuses before it starts anything, each in one line."""
 
 import dataclasses
+import math
+from typing import NamedTuple
 
+import absl.app
+import absl.flags
 import numpy as np
 import pytest
 
 import diffusion
-from diffusion import launch, rng
+from diffusion import commands, launch, rng
+from diffusion.runs import training
 from diffusion.runs.loading import Ensemble, Trained
+from diffusion.training import callbacks, guards
 from diffusion.training.experiment import EvaluationSettings
 from tests.training import tiny
 
@@ -82,3 +88,67 @@ def test_numbers_of_an_evaluation_from_python_are_in_range(given):
   (name,) = given
   with pytest.raises(ValueError, match=f'{name} must be an integer >= 0'):
     EvaluationSettings(**given).applied(tiny.experiment())
+
+
+@pytest.mark.parametrize(
+  ('reason', 'status'),
+  [
+    ('all 40 steps done', 'finished'),
+    ('early stopping: validation/eps has not fallen below 1 at step 20 for 20 steps', 'finished'),
+    ('diverged: loss 50 is more than 10 times the first one, 1', 'diverged'),
+  ],
+)
+def test_a_run_that_a_guard_ended_has_a_status_of_its_own_and_leaves_with_3(reason, status):
+  assert training.ending(reason) == status
+
+  class Judged(NamedTuple):
+    record: dict
+    status: str
+
+  fine = Judged({'results': {}}, 'finished')
+  run = Judged({'results': {}}, training.ending(reason))
+  assert training.finish([run], None) == (3 if status == 'diverged' else 0)
+  assert training.finish([fine, run], None) == (3 if status == 'diverged' else 0)
+  assert training.finish([run], 'SIGTERM') == 143
+
+
+@pytest.mark.parametrize(
+  ('guard', 'row'),
+  [
+    (callbacks.divergence_guard(1, max_skipped=2), {'skipped_in_a_row': 2, 'loss': math.nan}),
+    (callbacks.divergence_guard(1), {'skipped_in_a_row': 0, 'loss': 50.0}),
+    (guards.spike_guard(1, back=1, limit=0), {'loss': math.nan, 'gradient_norm': math.nan}),
+  ],
+)
+def test_the_reason_of_every_guard_that_stops_a_run_says_so(guard, row):
+  class Seen(NamedTuple):
+    row: dict
+    step: int = 1
+
+  _, action = guard.update(guard.init() | {'first': 1.0}, Seen(row))
+  assert training.ending(action.reason) == 'diverged'
+
+
+def test_what_flags_refuse_is_one_line_with_the_nearest_name_and_help_is_no_error(
+  monkeypatch, capsys
+):
+  flags = absl.flags.FlagValues()
+  absl.flags.DEFINE_enum('way', 'straight', ('straight', 'curved'), 'The way.', flag_values=flags)
+  absl.flags.DEFINE_integer('count', 1, 'How many.', flag_values=flags)
+  absl.flags.DEFINE_flag(absl.app.HelpFlag(), flags)
+  monkeypatch.setattr(absl.flags, 'FLAGS', flags)
+  for given, says in (
+    ('--way=curvd', "should be one of <straight|curved>: the nearest is 'curved'"),
+    ('--coumt=3', "'coumt'. Did you mean: count ?"),
+    ('--count=many', "invalid literal for int() with base 10: 'many'"),
+    ('--count', 'Missing value for flag --count'),
+  ):
+    with pytest.raises(SystemExit) as left:
+      commands.parse_flags(['program', given])
+    said = capsys.readouterr().err
+    assert left.value.code == 2
+    assert said.startswith('error: ') and said.count('\n') == 1 and says in said
+  with pytest.raises(SystemExit) as left:
+    commands.parse_flags(['program', '--help'])
+  assert left.value.code == 0
+  assert commands.parse_flags(['program', '--way=curved', 'rest']) == ['program', 'rest']

@@ -72,7 +72,7 @@ class Run:
 
   @property
   def status(self) -> str:
-    """How its last start ended: 'finished' or 'interrupted'; 'running' until then."""
+    """How its last start ended: 'finished', 'diverged' (a guard ended it) or 'interrupted'; 'running' until then."""
     return self.record['status']
 
   @property
