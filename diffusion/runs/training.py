@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from diffusion import devices, processes
 from diffusion.processes import Signals, caught_signals
 from diffusion.reporting import rows
-from diffusion.runs import loop
+from diffusion.runs import loop, rehearsal
 from diffusion.runs.run import Run
 from diffusion.training.callbacks import DIVERGED
 from diffusion.training.program import Program, SingleRun
@@ -103,6 +103,8 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
   begin, steps, name = time.perf_counter(), run.experiment.steps_per_dispatch, None
   check_dispatches(run, extend)
   first = run.first_state()
+  with processes.together('sampling'):
+    rehearsal.trace_sampling(run, first)
   run.claim()
   with contextlib.closing(run):
     restored = run.resume(host_target(lambda: first))
@@ -116,6 +118,8 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
       devices.give_back_memory()
       with contextlib.ExitStack() as stack:
         stack.callback(program.close)
+        if run.position.step == 0:
+          stack.enter_context(rehearsal.alongside(run))
         if profile is not None and processes.is_writer():
           program.dispatch = stack.enter_context(
             traced(program.dispatch, profile, steps, run.folder / 'profile')

@@ -116,10 +116,12 @@ def check(sampling: Sampling, diffusion: Diffusion, conditional: bool) -> None:
     conditional: whether the network is told anything.
 
   Raises:
-    ValueError: steps or guidance out of range, guidance of an unconditional network, a grid that does not decrease, or
-      what the plan's pieces refuse.
+    ValueError: steps, samples or guidance out of range, guidance of an unconditional network, a grid that does not
+      decrease, or what the plan's pieces refuse.
   """
   checks.integer('sampling_steps', sampling.steps)
+  checks.integer('per_class (samples of each class)', sampling.per_class)
+  checks.integer('grid_rows (samples of each class in a picture)', sampling.grid_rows)
   checks.at_least('guidance', sampling.guidance, 0)
   if sampling.guidance != 1 and not conditional:
     raise ValueError(f'guidance of an unconditional network must be 1, got {sampling.guidance}')

@@ -88,6 +88,8 @@ def test_wrappers_act_in_turn_around_the_guided_denoiser():
     ({'guidance': -1.0}, 'guidance .* got -1.0'),
     ({'guidance': 2.0, 'interval': (1.0, -1.0)}, 'log_snr_low < log_snr_high, got 1.0, -1.0'),
     ({'steps': 0}, 'sampling_steps .* got 0'),
+    ({'per_class': 0}, 'per_class .samples of each class. must be an integer >= 1, got 0'),
+    ({'grid_rows': 0}, 'grid_rows .* must be an integer >= 1, got 0'),
     ({'sampler': lambda path: samplers.ddim(path, eta=3.0)}, 'eta .* got 3.0'),
     (
       {'grid': lambda path, steps: jnp.array([1.0, 0.2, 0.4, 0.0])},
