@@ -1,7 +1,6 @@
 """Evaluating a run: samples, metrics, pictures and the report."""
 
 import functools
-import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion import citations, devices, fingerprint, processes, provenance, statistics
-from diffusion.data import pipeline
-from diffusion.evaluation import gap, memorization, stability
+from diffusion.evaluation import stability
 from diffusion.evaluation.by_name import choose_features, choose_metrics
 from diffusion.evaluation.metric import (
   MetricInputs,
@@ -20,13 +18,13 @@ from diffusion.evaluation.metric import (
   results_to_json,
 )
 from diffusion.provenance import read_record
-from diffusion.reporting import plots, tables
+from diffusion.reporting import tables
 from diffusion.reporting.rows import read_json_lines
-from diffusion.reporting.run_report import write_report
 from diffusion.runs.attempts import attempt
 from diffusion.runs.loading import load
 from diffusion.runs.run import Run, restore
 from diffusion.runs.samples import drawn, picture
+from diffusion.runs.showing import draw_pictures, nearest_images, write_run_report
 from diffusion.sampling.draw import picture_labels
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Restored, open_checkpoints
@@ -76,7 +74,7 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   states_of_callbacks = checkpoints.last_record()['callbacks']
   findings += _found('callbacks', lambda: _callback_findings(run, states_of_callbacks))
   samples = None if inputs is None else inputs.samples
-  nearest, failed = attempt('nearest training images', lambda: _nearest(run, inputs))
+  nearest, failed = attempt('nearest training images', lambda: nearest_images(run, inputs))
   findings += failed
   findings += draw_pictures(
     run, run.folder, samples=samples, nearest=nearest, rows=rows, step=step, suffix=suffix
@@ -100,28 +98,6 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
     print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
     print(f'report: {path}', flush=True)
   run.note(**known)  # at last: a run with results is complete
-
-
-def write_run_report(
-  run: Run,
-  folder: pathlib.Path,
-  record: Mapping[str, Any],
-  findings: Sequence[MetricResult],
-  row: Mapping[str, float],
-  suffix: str,
-) -> pathlib.Path:
-  """Writes the report of an evaluation and returns its path.
-
-  Args:
-    run: that is evaluated.
-    folder: where it is written, beside its pictures.
-    record: run.json, as it is when this is done.
-    findings: what was found.
-    row: of the validation.
-    suffix: of the report's and the pictures' names.
-  """
-  levels = gap.per_level(row, run.experiment.evaluation_noise)
-  return write_report(folder, record, findings, levels, run.used, suffix)
 
 
 def _found(name: str, make: Callable[[], list[MetricResult]]) -> list[MetricResult]:
@@ -201,72 +177,6 @@ def _loss_findings(run: Run, weights: Any, row: Mapping[str, float]) -> list[Met
       1, MetricResult('test/eps', statistics.mean_t(values), 'the same on the test split')
     )
   return found
-
-
-def _nearest(run: Run, inputs: MetricInputs | None) -> memorization.Ratios | None:
-  """The nearest training image of each sample and how near it is; None where there are no images to compare."""
-  images = run.data.dataset.levels is not None and run.data.comparable
-  return memorization.input_ratios(inputs, 'samples') if images and inputs else None
-
-
-def draw_pictures(
-  run: Run,
-  folder: pathlib.Path,
-  *,
-  samples: np.ndarray | None,
-  nearest: memorization.Ratios | None,
-  rows: Sequence[Mapping[str, Any]],
-  step: int,
-  suffix: str = '',
-) -> list[MetricResult]:
-  """Draws the pictures of an evaluation, on the process that writes.
-
-  Args:
-    run: whose pictures they are.
-    folder: where they are written.
-    samples: [n, ...] as stored, at least those of the picture; None where there are none.
-    nearest: (row of the nearest training image, ratio of distances) of each, for images.
-    rows: of metrics.jsonl.
-    step: of the checkpoint.
-    suffix: of the names.
-
-  Returns:
-    A line for each picture that failed.
-
-  Raises:
-    OSError: one cannot be written.
-  """
-  if not processes.is_writer():
-    return []
-  data = run.data.dataset
-  note = f' ({data.note})' if data.note else ''
-
-  def grid() -> None:
-    # The picture's labels are the first of the metrics' labels, so its samples are too.
-    count = len(picture_labels(run.experiment.sampling, data.levels, data.num_classes))
-    title = f'{data.name}: samples from step {step}{note}'
-    path = folder / f'samples{suffix}.png'
-    picture(data, run.data.validation[0], samples[:count], path, title)
-
-  def curves() -> None:
-    plots.curves(rows, folder / 'curves.png', title=f'{data.name}{note}', best_step=step)
-
-  def strip() -> None:
-    index, ratio = nearest
-    closest = np.argsort(ratio)[:24]
-    train = run.data.split.train[index[closest]]
-    pairs = (samples[closest], data.x[train])
-    plots.memorization_strip(
-      *(pipeline.to_uint8(x, data.levels) for x in pairs), ratio[closest], folder / f'nearest{suffix}.png',
-      title='samples above their nearest training images',
-    )  # fmt: skip
-
-  drawn = {
-    'curves.png': curves,
-    f'samples{suffix}.png': grid if samples is not None else None,
-    f'nearest{suffix}.png': strip if nearest is not None else None,
-  }
-  return [line for name, draw in drawn.items() if draw for line in attempt(name, draw)[1]]
 
 
 def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:

@@ -76,7 +76,7 @@ def rehearse(run: Run) -> list[MetricResult]:
   Raises:
     Exception: whatever the report raises.
   """
-  from diffusion.runs import evaluating  # here, because a training that goes on needs none
+  from diffusion.runs import showing  # here, because a training that goes on needs none
 
   levels = len(run.experiment.evaluation_noise.log_snr)
   row = gap.summarize(*np.random.default_rng(0).exponential(size=(2, 9, levels)))
@@ -88,11 +88,9 @@ def rehearse(run: Run) -> list[MetricResult]:
   nearest = (index[: len(samples)], np.linspace(0, 1, 24)[: len(samples)]) if images else None
   with tempfile.TemporaryDirectory(prefix='diffusion-rehearsal-') as name:
     folder = pathlib.Path(name)
-    failed = evaluating.draw_pictures(
-      run, folder, samples=samples, nearest=nearest, rows=rows, step=1
-    )
+    failed = showing.draw_pictures(run, folder, samples=samples, nearest=nearest, rows=rows, step=1)
     findings = [MetricResult(name='rehearsal', value=0.0, meaning='random samples')]
-    evaluating.write_run_report(run, folder, run.record, findings + failed, row, '')
+    showing.write_run_report(run, folder, run.record, findings + failed, row, '')
   return failed
 
 

@@ -13,7 +13,7 @@ import diffusion
 from diffusion.data import sources
 from diffusion.evaluation import memorization
 from diffusion.models import mlp, unet
-from diffusion.runs import evaluating, rehearsal
+from diffusion.runs import rehearsal, showing
 from diffusion.runs.attempts import attempt
 from diffusion.runs.run import prepare
 from diffusion.sampling.plan import Sampling
@@ -57,14 +57,14 @@ def shapes_of(run):
 def test_every_kind_of_data_is_traced_and_has_pictures_and_a_report(x, monkeypatch, tmp_path):
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
   seen = []
-  write = evaluating.write_run_report
+  write = showing.write_run_report
 
   def written(run, folder, *more):
     path = write(run, folder, *more)
     seen.extend(one.name for one in folder.iterdir())
     return path
 
-  monkeypatch.setattr(evaluating, 'write_run_report', written)
+  monkeypatch.setattr(showing, 'write_run_report', written)
   run = run_of(experiment(x))
   rehearsal.trace_sampling(run, shapes_of(run))
   begin = time.thread_time()
@@ -119,7 +119,7 @@ def test_a_network_for_images_refuses_a_series_before_anything_is_written(tmp_pa
 def test_a_picture_that_fails_is_a_line_and_the_others_are_drawn(tmp_path, capsys):
   run = run_of(experiment(levels(8, 8, 1)))
   nearest = np.zeros(9, np.int32), np.full(9, np.nan)
-  found = evaluating.draw_pictures(
+  found = showing.draw_pictures(
     run, tmp_path, samples=levels(8, 8, 1)[:9], nearest=nearest, rows=[], step=1
   )
   assert [(one.name, one.meaning[:40]) for one in found] == [
