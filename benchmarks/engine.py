@@ -30,7 +30,7 @@ from diffusion.runs.run import Run
 from diffusion.sampling import draw
 from diffusion.sampling.plan import Sampling
 from diffusion.training.checkpoint import open_checkpoints
-from diffusion.training.experiment import Experiment, load_data
+from diffusion.training.experiment import Experiment, fitted, load_data
 from diffusion.training.program import Fetch, make_batches
 from diffusion.training.state import init_state
 from diffusion.training.state import weights as judged_weights
@@ -187,10 +187,11 @@ def _on_one_device(made: Experiment, data: SplitData) -> tuple[Callable, Callabl
 
 def sampler(made: Experiment, count: int, evaluations: int) -> Callable[[], np.ndarray]:
   """() -> so many samples by DDIM in so many steps, as runs draw them."""
-  data, plan = load_data(made), Sampling(steps=evaluations, per_class=count)
+  data = load_data(made)
+  made = fitted(made._replace(sampling=Sampling(steps=evaluations, per_class=count)), data.units)
   state = init_state(made, data.example, data.units)
   chunk, shape = max(1, count // jax.device_count()), data.dataset.x.shape[1:]
-  sample = draw.make_sample(made.model, made.diffusion, plan, shape, chunk)
+  sample = draw.make_sample(made.model, made.diffusion, made.sampling, shape, chunk)
   held = judged_weights(made, devices.replicate(state))
   label, number = np.zeros(count, np.int32), np.arange(count)
   return lambda: sample(held, label, number)

@@ -19,7 +19,7 @@ from diffusion import devices, provenance, rng, statistics
 from diffusion.data import augment, pipeline, sources
 from diffusion.reporting import plots
 from diffusion.sampling import draw
-from diffusion.training.experiment import load_data
+from diffusion.training.experiment import fitted, load_data
 from diffusion.training.program import SingleRun
 from diffusion.training.state import init_state
 from diffusion.training.state import weights as judged_weights
@@ -69,6 +69,7 @@ def train(told: bool):
   chain = augment.chain(rotation if told else untold, augment.label_dropout(config.label_dropout))
   made = made._replace(augment=chain)
   data = load_data(made)
+  made = fitted(made, data.units)
   program = SingleRun(made, data)
   program.put(0, devices.replicate(init_state(made, data.example, data.units)))
   for seen in range(0, STEPS.value, made.steps_per_dispatch):

@@ -37,7 +37,7 @@ def train(
     extend: steps to go on past the end of a finished run.
 
   Returns:
-    The run, whose `record` has the `results`.
+    The run, whose `record` has the `results`; its `status` is `finished`, or `diverged` where a guard ended it.
 
   Raises:
     ValueError: an experiment that does not fit together, or a folder of another run.
@@ -49,7 +49,7 @@ def train(
   try:
     training.train(run, extend)
   except KeyboardInterrupt:
-    if run.status != 'finished':  # it did not come in the evaluation
+    if run.status not in training.ENDED:  # it did not come in the evaluation
       raise
     print('interrupted: the same call makes the evaluation', flush=True)
   return run

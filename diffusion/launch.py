@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion import checks, devices, naming, processes, provenance
+from diffusion import checks, devices, naming, processes, provenance, rng
+from diffusion.commands import fail, parse_flags
 from diffusion.data import sources
 from diffusion.evaluation import by_name
 from diffusion.provenance import read_record
@@ -79,27 +80,37 @@ def _define_flags(arms: Mapping[str, Any] | None) -> None:
     flags.DEFINE_boolean('list_arms', False, 'Print the arms and leave.')
 
 
-def _fail(message: str) -> NoReturn:
-  print(f'error: {message}', file=sys.stderr, flush=True)
-  raise SystemExit(2)
-
-
 def _check_keys(argv: Sequence[str], config: Any) -> None:
   """Ends the program for a --config key that does not exist, naming the nearest one."""
   names = [field.name for field in dataclasses.fields(config)]
   for argument in argv:
     key = re.match(r'--?config\.?([^=]*)', argument)
+    if key and not key[1]:
+      fail(f'{argument!r} names no number: give --config.key=value (keys: {", ".join(names)})')
     if key and key[1] not in names:
       near = naming.nearest(key[1], names)
-      _fail(
+      fail(
         f'unknown configuration key --config.{key[1]}: the nearest is --config.{near} (all: {", ".join(names)})'
       )
+
+
+def _check_config(config: Any) -> None:
+  """Ends the program for a configuration that is no dataclass of its own, or lacks what every run needs."""
+  kind, file = type(config), inspect.getsourcefile(type(config))
+  if '__dataclass_fields__' not in vars(kind):  # an inherited one has none of its own numbers
+    fail(f'{file}: {kind.__name__} is no dataclass: write @dataclasses.dataclass above it')
+  names = [field.name for field in dataclasses.fields(config)]
+  if 'batch_size' not in names:
+    fail(
+      f'{file}: {kind.__name__} has no batch_size, which says how many devices suit the run (it has '
+      f'{", ".join(names)}): let it inherit diffusion.Numbers, or give it that field'
+    )
 
 
 def run(
   build: Callable[[Any], Experiment], config: Any, smoke: Any, arms: Mapping[str, Any] | None = None
 ) -> None:
-  """Runs an experiment file as a program; leaves with status 0, 2 for bad input, 128 + n for signal n.
+  """Runs an experiment file as a program, and leaves with a status of the table in README.md.
 
   Args:
     build: configuration -> Experiment; pure.
@@ -107,13 +118,14 @@ def run(
     smoke: another instance of it, for --smoke.
     arms: named variants, one of which `config.arm` names; they give the program --arm and --list_arms.
   """
+  _check_config(config)
   _check_keys(sys.argv[1:], config)
   _define_flags(arms)
   config_flags.DEFINE_config_dataclass('config', config)
 
   def main(arguments: Sequence[str]) -> int:
     if len(arguments) > 1:
-      _fail(
+      fail(
         f'unexpected argument {arguments[1]!r}: every setting is a --flag or a --config.key=value'
       )
     if arms is not None and flags.FLAGS.list_arms:
@@ -132,7 +144,7 @@ def run(
       )
       processes.leave(130)
 
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)
 
 
 def _configured(
@@ -303,6 +315,8 @@ def _checked_workdir() -> pathlib.Path | None:
     raise ValueError('--workdir is missing: name a folder for the run, e.g. --workdir=runs/first')
   for name in ('num_samples', 'sampler_steps', 'extend'):
     checks.integer(f'--{name}', f[name].value, 0)
+  if f.seed is not None:
+    rng.check_seed('--seed', f.seed)
   if f.profile and f.mode != 'train':
     raise ValueError(f'--profile is for training, and the mode is {f.mode}')
   evaluated = ('num_samples', 'metrics', 'features')
@@ -319,6 +333,10 @@ def _resolved(config: Any, overrides: dict[str, Any], workdir: pathlib.Path | No
   """The configuration to run: a finished run is judged as it was configured, but for what the command line names."""
   f = flags.FLAGS
   if f.mode in ('train', 'lr_range'):
-    return config if f.seed is None else dataclasses.replace(config, seed=f.seed)
+    if f.seed is None:
+      return config
+    if 'seed' not in {field.name for field in dataclasses.fields(config)}:
+      raise ValueError(f'--seed={f.seed}: {type(config).__name__} has no seed: give it that field')
+    return dataclasses.replace(config, seed=f.seed)
   recorded = provenance.config_from_json(config, read_record(workdir)['config'])
   return dataclasses.replace(recorded, **overrides)

@@ -6,12 +6,20 @@ number of devices does not change a run.
 """
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Integer
 
 from diffusion.types import Array, Examples, Key, Keys, Whole
+
+
+def check_seed(name: str, seed: Any) -> None:
+  """Raises ValueError, with the argument's name, for what is no seed: they are 32 bits wide."""
+  if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+    raise ValueError(f'{name} must be an integer from 0 to 2^32 - 1 = {2**32 - 1}, got {seed!r}')
 
 
 def tag(name: str) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 import diffusion
 from diffusion import launch
-from diffusion.data import sources, splits
+from diffusion.data import pipeline, sources, splits
 from diffusion.evaluation import gap, membership, memorization
 from diffusion.models import mlp
 from diffusion.objectives import losses, weights
@@ -65,6 +65,7 @@ def build(c: Config) -> diffusion.Experiment:
       sources.gaussian_mixture(means, np.ones(2), np.full(2, 0.5), c.examples)
     ),
     split=splits.Fractions(0.25, 0.25, c.train_limit),
+    normalization=pipeline.unit_range,
     diffusion=gaussian.Diffusion(
       noise.cosine(), marginals.variance_preserving, parameterizations.v()
     ),

@@ -52,9 +52,9 @@ def define_flags() -> None:
 def main(_: Sequence[str], given: flags.FlagValues) -> None:
   """Judges and prints."""
   # As the run was, so that the same images get the same numbers to the bit.
-  devices.configure(
-    provenance.read_record(pathlib.Path(given.run).expanduser())['config']['batch_size']
-  )
+  config = provenance.read_record(pathlib.Path(given.run).expanduser())['config']
+  if 'batch_size' in config:  # a run from Python may say none, and `measure` says what it lacks
+    devices.configure(config['batch_size'])
   findings, notes, record = measure(
     given.images, given.run, given.metrics, given.features, places(given.moved)
   )

@@ -81,7 +81,7 @@ def moments(x: Stored) -> tuple[float, float]:
 
 
 def unit_range(x: Stored, levels: int | None) -> NormalizationStatistics:
-  """Levels to [-1, 1]; floats as they are."""
+  """Levels to [-1, 1]; floats as they are, which is for those of about unit size."""
   return NormalizationStatistics(levels)
 
 
@@ -106,6 +106,21 @@ def standardized() -> Normalization:
     return NormalizationStatistics(levels, mean, deviation)
 
   return normalization
+
+
+def usual(levels: int | None) -> Normalization:
+  """What an experiment that names no normalization has: `unit_range` for images, `standardized` for floats."""
+  return standardized() if levels is None else unit_range
+
+
+def span(x: Stored, units: NormalizationStatistics) -> tuple[float, float]:
+  """The lowest and the highest stored value in network units; of levels that stay in their files, all there may be."""
+  if not isinstance(x, np.ndarray):
+    return units.range
+  low, high = np.array([x.min(), x.max()], np.float64)
+  if units.levels is not None:
+    low, high = (2 * end / (units.levels - 1) - 1 for end in (low, high))
+  return (low - units.mean) / units.deviation, (high - units.mean) / units.deviation
 
 
 def normalize(x: Num[AnyArray, '*any'], units: NormalizationStatistics) -> Float[AnyArray, '*any']:

@@ -1,5 +1,6 @@
 """What the network itself says of its training set: membership, and how near it is to the denoiser that copies."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from jaxtyping import Float, Integer, Num
 
 from diffusion import checks, conditions, statistics
 from diffusion.citations import technique
+from diffusion.data.pipeline import NormalizationStatistics
 from diffusion.evaluation import gap
 from diffusion.evaluation.metric import (
   Metric,
@@ -119,7 +121,7 @@ def copying_distance(
   Source: the empirical denoiser: Gu et al. (2023), equation 3. The normalization is this project's.
   """
 
-  def mean(path: Path, x: Train) -> Reference:
+  def mean(path: Path, x: Train, units: NormalizationStatistics) -> Reference:
     center = x.mean(0)
     return lambda z, t: jnp.broadcast_to(center, z.shape)
 
@@ -138,7 +140,8 @@ def score_position(
   G = (E|D - D_emp| - E|D - D*|) / E|D_emp - D*|, over noised held-out examples.
 
   Args:
-    truth: path -> D*, the exact denoiser of the data in network units.
+    truth: path -> D*, the exact denoiser of the data in its own units (levels in [-1, 1]); it is brought to the
+      network's, where the data is standardized.
     log_snr: noise levels.
     draws: of eps at each, >= 1.
     limit: held-out examples, >= 2.
@@ -149,8 +152,8 @@ def score_position(
   Source: this project's.
   """
 
-  def population(path: Path, x: Train) -> Reference:
-    best = truth(path)
+  def population(path: Path, x: Train, units: NormalizationStatistics) -> Reference:
+    best = analytic.standardized(truth, path, units.mean, units.deviation)
     return lambda z, t: best(z, t).x0
 
   meaning = '1 is the denoiser of the population, -1 the one that copies'
@@ -161,22 +164,22 @@ def score_position(
 def _beside_copyist(
   name: str,
   meaning: str,
-  reference: Callable[[Path, Train], Reference],
+  reference: Callable[[Path, Train, NormalizationStatistics], Reference],
   numerator: Callable[[Distances, Distances], Distances],
   noise: gap.EvaluationNoise,
   limit: int,
 ) -> Metric:
   """E numerator(|D - D_emp|, |D - D_ref|) / E|D_emp - D_ref| at each level, over noised held-out examples.
 
-  `reference` makes D_ref of the path and the training examples.
+  `reference` makes D_ref of the path, the training examples, and their units.
   """
   checks.integer('limit', limit, 2)
 
   def rows(
-    query: Query, train: tuple[Train, Integer[Array, ' n']]
+    units: NormalizationStatistics, query: Query, train: tuple[Train, Integer[Array, ' n']]
   ) -> tuple[Float[Array, 'b l'], ...]:
     copyist = analytic.empirical(query.path, *train, query.condition)
-    other = reference(query.path, train[0])
+    other = reference(query.path, train[0], units)
 
     def measure(z: Examples, t: PerRow, eps: Examples) -> tuple[PerRow, ...]:
       parts = query.denoise(z, t).x0, copyist(z, t).x0, other(z, t)
@@ -189,7 +192,8 @@ def _beside_copyist(
     _check_levels(noise, inputs)
     x, label = inputs.train
     train = inputs.network.normalize(x), jnp.asarray(label)
-    near, far, scale = inputs.network.apply(rows, *_some(inputs, 'held_out', limit), train)
+    asked = functools.partial(rows, inputs.units)
+    near, far, scale = inputs.network.apply(asked, *_some(inputs, 'held_out', limit), train)
     top = numerator(near, far)
     return [
       MetricResult(

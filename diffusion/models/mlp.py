@@ -32,8 +32,8 @@ class ResidualMLP(nn.Module):
 
   @nn.compact
   def __call__(
-    self, z: Float[Array, 'b d'], noise: PerRow, conditioning: Conditioning, mode: Mode
-  ) -> Float[Array, 'b d']:
+    self, z: Float[Array, ' b *shape'], noise: PerRow, conditioning: Conditioning, mode: Mode
+  ) -> Float[Array, ' b *shape']:
     """The network's output.
 
     Args:
@@ -42,6 +42,7 @@ class ResidualMLP(nn.Module):
       conditioning: what it is told beside the noise level.
       mode: how it is applied.
     """
+    shape, z = z.shape, z.reshape(len(z), -1)
     embedding = ConditioningEmbedding(self.width, self.num_classes, self.activation)(
       noise, conditioning
     ).astype(z.dtype)
@@ -57,7 +58,7 @@ class ResidualMLP(nn.Module):
       h += Dropout(self.drops, 'branch', (i + 1) / self.depth, name=f'branch_{i}')(r, mode.keys)
       h = block_output(h)
     h = self.activation(self.norm(h, mode))
-    return nn.Dense(z.shape[-1], kernel_init=self.output_init, name='output')(h)
+    return nn.Dense(z.shape[-1], kernel_init=self.output_init, name='output')(h).reshape(shape)
 
 
 @technique('residual MLP', 'core', 'he2016residual')
@@ -87,7 +88,7 @@ def mlp(
     zero_outputs: start the last layer of every block and of the network at zero.
 
   Returns:
-    A Model of vectors z [b, d]; its output is zero at initialization, if `zero_outputs`.
+    A Model of z [b, ...], which it takes as vectors; its output is zero at initialization, if `zero_outputs`.
 
   Raises:
     ValueError: an argument out of its range.

@@ -1,5 +1,6 @@
 """Exact answers: denoisers, densities and draws that a perfect network would match. All else is tested against them."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from diffusion.process.marginals import expand
 from diffusion.types import (
   NULL,
   AnyArray,
+  AnyShape,
   Array,
   Denoiser,
   Examples,
@@ -190,6 +192,43 @@ def gaussian_mixture(
       1
     )  # -sigma score: no cancellation
     return Prediction(x0, eps)
+
+  return denoise
+
+
+def standardized(
+  exact: Callable[[Path], Denoiser], path: Path, mean: float, deviation: float
+) -> Denoiser:
+  """An exact denoiser of data x as the exact denoiser of (x - mean) / deviation.
+
+  z = alpha (x - mean) / deviation + sigma eps is y = deviation z + alpha mean = alpha x + (deviation sigma) eps, so
+  x0 = (D_x(y) - mean) / deviation on the path whose sigma is deviation times as large, and eps is the same.
+
+  Args:
+    exact: path -> the exact denoiser of x.
+    path: the bound schedule and process of the standardized data.
+    mean, deviation: finite, deviation > 0; with 0 and 1 the denoiser is `exact(path)` itself.
+  """
+  if (mean, deviation) == (0.0, 1.0):
+    return exact(path)
+  shift = 2 * math.log(deviation)
+
+  def marginal(t: AnyShape) -> Marginal:
+    alpha, sigma = path.marginal(t)
+    return Marginal(alpha, deviation * sigma)
+
+  own = Path(
+    log_snr=lambda t: path.log_snr(t) - shift,
+    slope=path.slope,
+    time=lambda log_snr: path.time(log_snr + shift),
+    marginal=marginal,
+  )
+  denoise_x = exact(own)
+
+  def denoise(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
+    y = deviation * z + expand(path.marginal(t).alpha, z) * mean
+    found = denoise_x(y, t, key)
+    return Prediction((found.x0 - mean) / deviation, found.eps)
 
   return denoise
 

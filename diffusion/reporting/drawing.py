@@ -1,7 +1,9 @@
 """What the pictures share: figures without global state, their look, a canvas of whole pixels."""
 
+import contextlib
 import os
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,25 @@ BLUE = '#2563a8'
 ORANGE = '#d97706'
 
 
-def new_figure(width: float, height: float) -> Any:
-  """A white figure of width x height inches that no global state knows of."""
+def figure_class() -> type:
+  """Matplotlib's Figure, whatever MPLBACKEND says: pictures are written without a backend.
+
+  A notebook hands its own to every program that it starts, and where that is not installed Matplotlib would not load.
+  """
+  backend = None if 'matplotlib' in sys.modules else os.environ.pop('MPLBACKEND', None)
+  import matplotlib
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(width, height), dpi=DPI, facecolor='white', layout='constrained')
+  if backend:
+    os.environ['MPLBACKEND'] = backend
+    with contextlib.suppress(ValueError):
+      matplotlib.rcParams['backend'] = backend
+  return Figure
+
+
+def new_figure(width: float, height: float) -> Any:
+  """A white figure of width x height inches that no global state knows of."""
+  figure = figure_class()(figsize=(width, height), dpi=DPI, facecolor='white', layout='constrained')
   figure.get_layout_engine().set(w_pad=0.09, h_pad=0.09)
   return figure
 
@@ -86,8 +102,6 @@ class Canvas:
       title: above it; '' for none.
       top: pixels between the title and what is drawn.
     """
-    from matplotlib.figure import Figure
-
     width, height = size
     title_size = 12
     title_width = int(text_width(title, title_size))
@@ -97,7 +111,7 @@ class Canvas:
     self.left = (self.width - width) // 2
     self.top = MARGIN + header
     inches = (self.width / DPI, self.height / DPI)
-    self.figure = Figure(figsize=inches, dpi=DPI, facecolor='white')
+    self.figure = figure_class()(figsize=inches, dpi=DPI, facecolor='white')
     if title:
       self.figure.text(
         0.5, 1 - MARGIN / self.height, title, size=title_size, ha='center', va='top', color=INK

@@ -23,7 +23,15 @@ from diffusion.reporting.drawing import (
 )
 from diffusion.reporting.history import curves
 
-__all__ = ['curves', 'image_grid', 'memorization_strip', 'rate_range', 'vector_scatter']
+__all__ = [
+  'curves',
+  'histogram',
+  'image_grid',
+  'memorization_strip',
+  'rate_range',
+  'vector_scatter',
+  'vectors',
+]
 
 TILE_WIDTH = 72  # pixels an image is enlarged to, at least
 
@@ -70,7 +78,7 @@ def image_grid(
   """A grid of images, one class a column, its name above; or each image with its own name.
 
   Args:
-    images: uint8 [rows, columns, H, W, C], C in {1, 3}.
+    images: uint8 [rows, columns, H, W, C]; unless C is 1 or 3, each channel is a gray panel beside the others.
     titles: the columns' names, as many as columns; or for each row the names of its images.
     path: the picture's file, as a rule a .png; its folder is created.
     title: title of the whole.
@@ -119,7 +127,7 @@ def memorization_strip(
   """Each sample above its nearest training image, the likeliest copies first.
 
   Args:
-    samples: uint8 [N, H, W, C], C in {1, 3}.
+    samples: uint8 [N, H, W, C], see `image_grid`.
     neighbors: uint8, of the samples' shape: the nearest training image of each.
     ratios: [N], distance to the nearest over distance to the second nearest, in [0, 1].
     path: the picture's file; its folder is created.
@@ -169,8 +177,74 @@ def memorization_strip(
   return canvas.save(path)
 
 
-def vector_scatter(
+def vectors(
   samples: np.ndarray, reference: np.ndarray, path: Path, *, title: str = ''
+) -> pathlib.Path:
+  """The picture of what is no image: a histogram of numbers, the first two coordinates of vectors [n, d], and of any
+  other shape the two principal components along which the reference varies most.
+
+  Args:
+    samples: [M, ...]; those that are not finite are left out and counted in the legend.
+    reference: [N, ...], N >= 2.
+    path: the picture's file; its folder is created.
+    title: title of the whole.
+
+  Returns:
+    The path.
+
+  Raises:
+    OSError: where the file cannot be written.
+  """
+  flat, data = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (samples, reference))
+  if flat.shape[1] == 1:
+    return histogram(flat[:, 0], data[:, 0], path, title=title)
+  if np.ndim(samples) == 2:
+    return vector_scatter(flat, data, path, title=title)
+  center = data.mean(0)
+  some = data[np.linspace(0, len(data) - 1, min(len(data), 500)).astype(int)]
+  main = np.linalg.svd(some - center, full_matrices=False)[2][:2].T
+  parts = ((x - center) @ main for x in (flat, data))
+  return vector_scatter(*parts, path, title=title, axis='principal component')
+
+
+def histogram(
+  samples: np.ndarray, reference: np.ndarray, path: Path, *, title: str = ''
+) -> pathlib.Path:
+  """The density of single numbers over that of reference data, in common bins.
+
+  Args:
+    samples: [M]; those that are not finite are left out and counted in the legend.
+    reference: [N], finite.
+    path: the picture's file; its folder is created.
+    title: title of the whole.
+
+  Returns:
+    The path.
+
+  Raises:
+    OSError: where the file cannot be written.
+  """
+  axes = new_axes(5.6, 3.8)
+  finite = samples[np.isfinite(samples)]
+  bins = int(np.clip(np.sqrt(min(len(finite) or 1, len(reference))), 8, 50))
+  edges = np.histogram_bin_edges(np.concatenate([finite, reference]), bins)
+  lost = len(samples) - len(finite)
+  label = f'samples ({len(samples)})' + (f', {lost} not finite' if lost else '')
+  axes.hist(reference, edges, density=True, color='#c3c9ce', label=f'data ({len(reference)})')
+  if len(finite):
+    axes.hist(finite, edges, density=True, histtype='step', color=BLUE, linewidth=1.6, label=label)
+  axes.set(xlabel='value', ylabel='density')
+  axes.legend(frameon=False, fontsize=9)
+  return save_axes(axes, path, title)
+
+
+def vector_scatter(
+  samples: np.ndarray,
+  reference: np.ndarray,
+  path: Path,
+  *,
+  title: str = '',
+  axis: str = 'coordinate',
 ) -> pathlib.Path:
   """The first two coordinates of samples over those of reference data.
 
@@ -179,6 +253,7 @@ def vector_scatter(
     reference: [N, d].
     path: the picture's file; its folder is created.
     title: title of the whole.
+    axis: what a coordinate is called.
 
   Returns:
     The path.
@@ -201,7 +276,7 @@ def vector_scatter(
     label = f'{name} ({len(points)})' + (f', {lost} not finite' if lost else '')
     axes.scatter(*finite[:, :2].T, s=size, color=color, alpha=alpha, linewidths=0, label=label)
   axes.set_aspect('equal', adjustable='datalim')
-  axes.set(xlabel='coordinate 1', ylabel='coordinate 2')
+  axes.set(xlabel=f'{axis} 1', ylabel=f'{axis} 2')
   # Below the points, or it would be read with those behind it.
   legend = axes.legend(
     frameon=False, fontsize=9, ncols=2, loc='upper center', bbox_to_anchor=(0.5, -0.1)
@@ -217,16 +292,24 @@ def _checked_images(name: str, images: np.ndarray, ndim: int) -> np.ndarray:
   layout = '[rows, columns, H, W, C]' if ndim == 5 else '[N, H, W, C]'
   if images.dtype != np.uint8:
     raise ValueError(f'{name} must be uint8, got {images.dtype}')
-  if images.ndim != ndim or images.shape[-1] not in (1, 3) or 0 in images.shape:
-    raise ValueError(f'{name} must be {layout} with C of 1 or 3, got shape {images.shape}')
+  if images.ndim != ndim or 0 in images.shape:
+    raise ValueError(f'{name} must be {layout}, none of them 0, got shape {images.shape}')
   return images
 
 
 def _enlarged(images: np.ndarray) -> np.ndarray:
-  """RGB, each pixel a square: the least whole factor that makes an image TILE_WIDTH wide."""
+  """RGB, each pixel a square: the least whole factor that makes an image TILE_WIDTH wide.
+
+  Channels that are no colors become gray images side by side, with a white line between two.
+  """
   factor = -(-TILE_WIDTH // images.shape[-2])
   images = images.repeat(factor, axis=-3).repeat(factor, axis=-2)
-  return images if images.shape[-1] == 3 else images.repeat(3, axis=-1)
+  if images.shape[-1] == 3:
+    return images
+  line = np.full((*images.shape[:-2], 2, 1), 255, np.uint8)
+  channels = np.split(images, images.shape[-1], axis=-1)
+  panels = [part for channel in channels for part in (line, channel)][1:]
+  return np.concatenate(panels, axis=-2).repeat(3, axis=-1)
 
 
 def _fitting_size(texts: Sequence[str], width: float) -> float:

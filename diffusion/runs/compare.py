@@ -97,9 +97,9 @@ def _marks(record: Mapping[str, Any]) -> tuple[str, ...]:
   """What makes a run other than a plain one."""
   results, start = record['results'], record['starts'][-1]
   marks = []
-  if record['status'] != 'finished':
+  if record['status'] not in ('finished', 'diverged'):
     marks.append(f'UNFINISHED at step {record["step"]}')
-  elif record['reason'].startswith('diverged'):
+  elif record['reason'].startswith('diverged'):  # earlier versions called it finished
     marks.append(f'DIVERGED at step {record["step"]}')
   elif record['step'] < record['num_steps']:
     marks.append(f'stopped early at step {record["step"]} of {record["num_steps"]}')

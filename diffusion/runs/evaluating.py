@@ -1,32 +1,30 @@
 """Evaluating a run: samples, metrics, pictures and the report."""
 
-import math
-import sys
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion import citations, devices, fingerprint, processes, provenance, statistics
-from diffusion.data import pipeline
-from diffusion.evaluation import gap, memorization, stability
+from diffusion.evaluation import stability
 from diffusion.evaluation.by_name import choose_features, choose_metrics
 from diffusion.evaluation.metric import (
-  Metric,
   MetricInputs,
   MetricResult,
   make_network,
   results_to_json,
 )
 from diffusion.provenance import read_record
-from diffusion.reporting import plots, tables
+from diffusion.reporting import tables
 from diffusion.reporting.rows import read_json_lines
-from diffusion.reporting.run_report import write_report
+from diffusion.runs.attempts import attempt
 from diffusion.runs.loading import load
 from diffusion.runs.run import Run, restore
 from diffusion.runs.samples import drawn, picture
+from diffusion.runs.showing import draw_pictures, nearest_images, write_run_report
 from diffusion.sampling.draw import picture_labels
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Restored, open_checkpoints
@@ -64,19 +62,29 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   row = run.validate(weights)
   step = best.record['step']
   meaning = 'of the lowest held-out loss; all below is of its averaged weights'
-  findings = [MetricResult('best step', step, meaning), *_loss_findings(run, weights, row)]
-  inputs = _inputs(run, weights, best, request)
-  for metric in experiment.metrics:
-    findings += _measured(metric, inputs)
-  findings += _findings_of_the_run(run, inputs, best)
-  findings += _callback_findings(run, checkpoints.last_record()['callbacks'])
-  _pictures(run, inputs, step, suffix)
+  findings = [MetricResult('best step', step, meaning)]
+  findings += _found('losses', lambda: _loss_findings(run, weights, row))
+  inputs, failed = attempt('samples', lambda: _inputs(run, weights, best, request))
+  findings += failed
+  for metric in experiment.metrics if inputs else ():
+    name = metric.measure.__qualname__.split('.')[0]
+    findings += _found(name, functools.partial(metric.measure, inputs))
+  rows = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
+  findings += _found('stability', lambda: _findings_of_the_run(run, best, rows))
+  states_of_callbacks = checkpoints.last_record()['callbacks']
+  findings += _found('callbacks', lambda: _callback_findings(run, states_of_callbacks))
+  samples = None if inputs is None else inputs.samples
+  nearest, failed = attempt('nearest training images', lambda: nearest_images(run, inputs))
+  findings += failed
+  findings += draw_pictures(
+    run, run.folder, samples=samples, nearest=nearest, rows=rows, step=step, suffix=suffix
+  )
   config = provenance.config_to_json(run.config)
   evaluation = {
     'time': provenance.now(),
     'code': provenance.code()['commit'],
     'request': request._asdict(),
-    'samples': len(inputs.samples),
+    'samples': 0 if samples is None else len(samples),
     'changed': provenance.differences(run.record['config'], config),
     'seconds': time.perf_counter() - begin,
     'results': results_to_json(findings),
@@ -86,21 +94,16 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
     known |= {'results': evaluation['results'], 'speed': _speed(run, best.state)}
   if processes.is_writer():
     record = run.record | known | {'config': config}
-    levels = gap.per_level(row, experiment.evaluation_noise)
-    path = write_report(run.folder, record, findings, levels, run.used, suffix)
+    path = write_run_report(run, run.folder, record, findings, row, suffix)
     print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
     print(f'report: {path}', flush=True)
   run.note(**known)  # at last: a run with results is complete
 
 
-def _measured(metric: Metric, inputs: MetricInputs) -> list[MetricResult]:
-  """What a metric finds; where these samples are beyond it, that it failed and why, so that the others are not lost."""
-  try:
-    return metric.measure(inputs)
-  except ValueError as error:
-    print(f'a metric failed: {error}', file=sys.stderr, flush=True)
-    name = metric.measure.__qualname__.split('.')[0]
-    return [MetricResult(f'{name} failed', math.nan, str(error))]
+def _found(name: str, make: Callable[[], list[MetricResult]]) -> list[MetricResult]:
+  """The findings that `make` returns; where it fails, that it failed and why, so that the others are not lost."""
+  found, failed = attempt(name, make)
+  return failed if found is None else found
 
 
 def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings) -> MetricInputs:
@@ -136,11 +139,12 @@ def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings)
   )
 
 
-def _findings_of_the_run(run: Run, inputs: MetricInputs, best: Restored) -> list[MetricResult]:
+def _findings_of_the_run(
+  run: Run, best: Restored, rows: Sequence[Mapping[str, Any]]
+) -> list[MetricResult]:
   """What sampling cost, and how steadily the run went."""
-  count = evaluations_of_a_sample(run.experiment, inputs.samples.shape[1:])
+  count = evaluations_of_a_sample(run.experiment, run.data.dataset.x.shape[1:])
   skipped = int(best.state.skipped)
-  rows = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
   return [
     MetricResult('evaluations a sample', count, 'of the network, guidance included'),
     MetricResult('skipped steps', skipped, 'steps left out because something was not finite'),
@@ -174,30 +178,6 @@ def _loss_findings(run: Run, weights: Any, row: Mapping[str, float]) -> list[Met
       1, MetricResult('test/eps', statistics.mean_t(values), 'the same on the test split')
     )
   return found
-
-
-def _pictures(run: Run, inputs: MetricInputs, step: int, suffix: str) -> None:
-  data, folder = run.data.pictured, run.folder
-  images = data.levels is not None and run.data.comparable
-  ratios = memorization.input_ratios(inputs, 'samples') if images else None
-  if not processes.is_writer():
-    return
-  note = f' ({data.note})' if data.note else ''
-  # The picture's labels are the first of the metrics' labels, so its samples are too.
-  count = len(picture_labels(run.experiment.sampling, data.levels, data.num_classes))
-  shown = inputs.samples[:count]
-  title = f'{data.name}: samples from step {step}{note}'
-  picture(data, run.data.validation[0], shown, folder / f'samples{suffix}.png', title)
-  rows = read_json_lines(folder / 'metrics.jsonl')
-  plots.curves(rows, folder / 'curves.png', title=f'{data.name}{note}', best_step=step)
-  if ratios is not None:
-    index, ratio = ratios
-    closest = np.argsort(ratio)[:24]
-    pairs = (inputs.samples[closest], inputs.train[0][index[closest]])
-    plots.memorization_strip(
-      *(pipeline.to_uint8(x, data.levels) for x in pairs), ratio[closest], folder / f'nearest{suffix}.png',
-      title='samples above their nearest training images',
-    )  # fmt: skip
 
 
 def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:

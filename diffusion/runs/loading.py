@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from diffusion import conditions, devices, processes, provenance
+from diffusion import conditions, devices, processes, provenance, rng
 from diffusion.data import pipeline
 from diffusion.data.splits import SplitData
 from diffusion.process import gaussian
@@ -62,13 +62,17 @@ class Trained(NamedTuple):
       told = jax.tree.map(lambda one, wanted: np.asarray(one, wanted.dtype), condition, row)
       conditions.check(told, len(jax.tree.leaves(told)[0]))
       return told
-    labels = np.asarray(condition, np.int32)
+    labels = np.asarray(condition)
+    if labels.ndim != 1 or labels.dtype.kind not in 'iu':
+      raise ValueError(
+        f'labels must be integers [n], n >= 1, got {labels.dtype} {list(labels.shape)}: {condition!r}'
+      )
     outside = labels[(labels < NULL) | (labels >= max(1, self.num_classes))]
     if outside.size:
       raise ValueError(
         f'labels must be in [0, {max(1, self.num_classes)}), or {NULL} for none, got {outside[0]}'
       )
-    return labels
+    return labels.astype(np.int32)
 
   def denoiser(self, labels: Condition) -> Denoiser:
     """(z [B, ...], t [B]) -> Prediction, for these labels [B] (-1 is the null label) or other conditions."""
@@ -86,6 +90,7 @@ class Trained(NamedTuple):
 
   def sample(self, labels: Condition, seed: int = 0) -> np.ndarray:
     """Samples of these labels [n] or other conditions, as the data is stored (uint8 levels, or floats): [n, *shape]."""
+    rng.check_seed('seed', seed)
     labels = self._checked(labels)
     weights = devices.replicate(
       (self.parameters, self.state.evaluation_statistics, jnp.asarray(seed, jnp.uint32))
@@ -162,6 +167,7 @@ class Ensemble(NamedTuple):
 
   def sample(self, labels: np.ndarray, seed: int = 0) -> np.ndarray:
     """Samples of the mean denoiser with these labels [n], as the data is stored: [n, *shape]."""
+    rng.check_seed('seed', seed)
     one = self.runs[0]
     labels = one._checked(labels)
     draw = one._draw(members=len(self.runs))

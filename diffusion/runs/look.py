@@ -10,6 +10,7 @@ import numpy as np
 from diffusion import conditions, devices
 from diffusion.process import gaussian
 from diffusion.reporting.rows import OWN_GROUPS
+from diffusion.runs.attempts import attempt
 from diffusion.runs.run import Run
 from diffusion.runs.samples import picture
 from diffusion.sampling.draw import make_denoiser
@@ -88,7 +89,8 @@ class LookAtRun:
   def picture(self, samples: np.ndarray, name: str) -> None:
     """See `callbacks.Look`."""
     path = self.folder / 'samples' / f'{name}.png'
-    picture(self.data.pictured, self.data.validation[0], samples, path, f'step {self.step}')
+    given = self.data.pictured, self.data.validation[0], samples, path, f'step {self.step}'
+    attempt(path.name, lambda: picture(*given))
 
   def once(self, key: str, make: Callable[[], Any]) -> Any:
     """See `callbacks.Look`."""

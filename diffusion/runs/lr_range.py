@@ -16,6 +16,7 @@ from diffusion.runs.run import Run
 from diffusion.training.program import SingleRun
 
 _LOST = 4.0  # times the lowest loss so far, where the test ends
+_ROWS = 10  # fewer show no slope
 
 
 @technique('learning-rate range test', 'update', 'smith2017cyclical')
@@ -45,10 +46,8 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[np.ndarray
   Raises:
     ValueError: fewer than 10 rows.
   """
-  if len(rates) < 10:
-    raise ValueError(
-      f'a range test needs at least 10 logged rows, got {len(rates)}: log more often'
-    )
+  if len(rates) < _ROWS:
+    raise ValueError(f'a range test needs at least {_ROWS} rows, got {len(rates)}')
   size = max(3, len(rates) // 10) | 1
   padded = np.pad(np.asarray(losses, np.float64), size // 2, mode='edge')
   smooth = np.convolve(padded, np.full(size, 1 / size), 'valid')
@@ -56,6 +55,17 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[np.ndarray
   slope = np.gradient(smooth, np.log(rates))
   steepest = int(np.argmin(slope[: lowest + 1])) if lowest else 0
   return smooth, float(rates[steepest]), float(rates[lowest])
+
+
+def check_rows(num_steps: int, steps_per_dispatch: int) -> None:
+  """Raises ValueError where a run has too few dispatches, each of which is a row but the last."""
+  if num_steps // steps_per_dispatch <= _ROWS:
+    enough = (_ROWS + 1) * steps_per_dispatch
+    raise ValueError(
+      f'a range test needs more than {_ROWS} dispatches, and num_steps = {num_steps} are '
+      f'{num_steps // steps_per_dispatch} of steps_per_dispatch = {steps_per_dispatch}: set '
+      f'--config.num_steps={enough} or more (100 times steps_per_dispatch show a smooth curve)'
+    )
 
 
 def train_rising(run: Run, low: float, high: float) -> int:
@@ -71,10 +81,12 @@ def train_rising(run: Run, low: float, high: float) -> int:
     The program's exit status.
 
   Raises:
-    ValueError: rates out of order, or too few rows to see a slope.
+    ValueError: before training, rates out of order or too few dispatches; after it, a loss that was lost at once.
   """
-  experiment, state = run.experiment, run.first_state()
+  experiment = run.experiment
+  check_rows(experiment.num_steps, experiment.steps_per_dispatch)
   schedule = rising(low, high, experiment.num_steps)
+  state = run.first_state()
   optimizer = chains.at_rate(experiment.optimizer, schedule)
   every = experiment.steps_per_dispatch
   experiment = experiment._replace(optimizer=optimizer, log_every=every)
@@ -93,6 +105,11 @@ def train_rising(run: Run, low: float, high: float) -> int:
     previous = fetch
   program.close()
   finite = [row for row in rows if math.isfinite(row[1])]
+  if len(finite) < _ROWS:
+    raise ValueError(
+      f'the loss was lost after {len(finite)} rows, at a learning rate of {rows[-1][0]:.2g}: begin lower, e.g. '
+      f'--lr_low={low / 1000:.2g}'
+    )
   rates, losses = (list(column) for column in zip(*finite, strict=True))
   smooth, steepest, best = suggest(rates, losses)
   if not processes.is_writer():

@@ -24,6 +24,7 @@ from diffusion.data.pipeline import InMemoryData, NormalizationStatistics, Order
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import gap
 from diffusion.models.functional import identity
+from diffusion.runs.rehearsal import alongside, trace_sampling
 from diffusion.runs.run import Run
 from diffusion.runs.samples import draw_data
 from diffusion.runs.training import check_dispatches, check_extend, finish, to_train, train_together
@@ -382,6 +383,7 @@ def train_members(
   check_numbers(runs, values, build)
   runs[0].say_data()
   first = first_states(runs, values, build)
+  trace_sampling(runs[0], first[0])
   with contextlib.ExitStack() as stack:
     saved = []
     for run, state, own in zip(runs, first, values, strict=True):
@@ -404,7 +406,8 @@ def train_members(
       now = [fit(saved[k].state, first[k], first[k]) if saved[k] else first[k] for k in todo]
       program = Population(some, [values[k] for k in todo], build, now)
       print(f'a program of {len(some)} members', file=sys.stderr, flush=True)
-      name = train_together(some, program, begin, bool(extend))
+      with contextlib.nullcontext() if any(saved) else alongside(some[0]):
+        name = train_together(some, program, begin, bool(extend))
       if name is not None:
         return name
       # Half of them have ended: the others go on as after an interruption, in a smaller program.

@@ -72,7 +72,7 @@ class Run:
 
   @property
   def status(self) -> str:
-    """How its last start ended: 'finished' or 'interrupted'; 'running' until then."""
+    """How its last start ended: 'finished', 'diverged' (a guard ended it) or 'interrupted'; 'running' until then."""
     return self.record['status']
 
   @property
@@ -272,8 +272,9 @@ def prepare(
     experiment = build(config)
     devices.choose_convolutions(experiment.data.side())  # before JAX starts, with the check
     experiments.check(experiment)
-    used, built = techniques(experiment), fingerprint.describe(experiment)
     data = experiments.load_data(experiment, _recorded_classes(folder))
+    experiment = experiments.resolved(experiment, data.dataset.levels)
+    used, built = techniques(experiment), fingerprint.describe(experiment)
     experiment = experiments.fitted(experiment, data.units)
   processes.check_same('the data', data.split.fingerprint)
   record = _fresh_record(experiment, data, config, source, used) | {

@@ -103,7 +103,7 @@ def picture(
   path: pathlib.Path,
   title: str,
 ) -> None:
-  """Images: one class a column. Vectors: a scatter plot over the reference. Nothing but on the process that writes.
+  """Images: one class a column. Anything else: `plots.vectors`, over the reference. Nothing but on the writing process.
 
   Args:
     dataset: of whose kind the samples are.
@@ -120,13 +120,14 @@ def picture(
   from diffusion.reporting import plots  # here, because most runs draw when they are over
 
   if dataset.levels is None:
-    flat = (x.reshape(len(x), -1) for x in (samples, reference))
-    plots.vector_scatter(*flat, path, title=title)
+    plots.vectors(samples, reference, path, title=title)
     return
   # Unlabelled samples in rows of the largest divisor of their number up to its root: a square if it is one.
   root = math.isqrt(len(samples))
   columns = dataset.num_classes or max(n for n in range(1, root + 1) if len(samples) % n == 0)
   images = pipeline.to_uint8(samples, dataset.levels).reshape(-1, columns, *samples.shape[1:])
+  if images.shape[-1] not in (1, 3):
+    title = f'{title}, {images.shape[-1]} channels side by side'
   plots.image_grid(images, dataset.class_names or [''] * columns, path, title=title)
 
 

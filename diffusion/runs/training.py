@@ -10,11 +10,15 @@ from typing import Any, NamedTuple
 from diffusion import devices, processes
 from diffusion.processes import Signals, caught_signals
 from diffusion.reporting import rows
-from diffusion.runs import loop
+from diffusion.runs import loop, rehearsal
 from diffusion.runs.run import Run
 from diffusion.runs.samples import draw_data
+from diffusion.training.callbacks import DIVERGED
 from diffusion.training.program import Program, SingleRun
 from diffusion.training.state import host_target
+
+DIVERGED_STATUS = 3  # of a program whose run a guard ended
+ENDED = ('finished', DIVERGED)
 
 
 class Span(NamedTuple):
@@ -101,6 +105,8 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
   check_dispatches(run, extend)
   run.say_data()
   first = run.first_state()
+  with processes.together('sampling'):
+    rehearsal.trace_sampling(run, first)
   run.claim()
   draw_data([(run.folder, run.data)])
   with contextlib.closing(run):
@@ -115,6 +121,8 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
       devices.give_back_memory()
       with contextlib.ExitStack() as stack:
         stack.callback(program.close)
+        if run.position.step == 0:
+          stack.enter_context(rehearsal.alongside(run))
         if profile is not None and processes.is_writer():
           program.dispatch = stack.enter_context(
             traced(program.dispatch, profile, steps, run.folder / 'profile')
@@ -124,7 +132,8 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
 
 
 def finish(runs: Sequence[Run], name: str | None) -> int:
-  """The exit status after training: that of the signal of this name, or 0 once each run's best checkpoint is judged."""
+  """The exit status after training: that of the signal of this name; or, once each run's best checkpoint is judged,
+  `DIVERGED_STATUS` if a guard ended any of them, else 0."""
   if name is not None:  # it may have come in the last save
     return 128 + signal.Signals[name]
   processes.end_on_sigterm()
@@ -136,7 +145,7 @@ def finish(runs: Sequence[Run], name: str | None) -> int:
       if len(runs) > 1:
         print(f'\n{run.folder}', flush=True)
       evaluate_best(run)
-  return 0
+  return DIVERGED_STATUS if any(run.status == DIVERGED for run in runs) else 0
 
 
 def train_together(
@@ -174,6 +183,11 @@ def is_done(run: Run) -> bool:
   return bool(run.reason) or run.position.step >= run.num_steps
 
 
+def ending(reason: str) -> str:
+  """The status of a run whose training ended for this reason."""
+  return DIVERGED if reason.startswith(DIVERGED) else 'finished'
+
+
 def is_extending(run: Run) -> bool:
   """Whether it stands where an extension began: one that was killed before its first checkpoint begins again."""
   return run.position.step > 0 and run.position.step == run.record['extended_at']
@@ -206,8 +220,9 @@ def to_train(run: Run, extend: int) -> bool:
     return True
   if not done:
     return True
-  if run.record['status'] != 'finished':  # a signal or a kill came after the last checkpoint
-    run.note(status='finished', reason=run.reason or f'all {step} steps done', step=step)
+  if run.status not in ENDED:  # a signal or a kill came after the last checkpoint
+    reason = run.reason or f'all {step} steps done'
+    run.note(status=ending(reason), reason=reason, step=step)
   if run.record['results'] is not None:
     end = run.record['reason']
     print(f'{run.folder} is finished at step {step} ({end}); --extend=N goes on')
@@ -218,7 +233,7 @@ def _conclude(run: Run, seconds: float, signals: Signals, extended: bool) -> Non
   """Notes how training ended, after so many seconds, and says so; `extended`: it was asked to extend a run."""
   name, step = signals.name, run.position.step
   run.note(
-    status='finished' if run.reason else 'interrupted',
+    status=ending(run.reason) if run.reason else 'interrupted',
     reason=run.reason or name,
     step=step,
     wall_seconds=run.record['wall_seconds'] + seconds,

@@ -79,6 +79,17 @@ def make_sample(
   Raises:
     ValueError: (when called) as `plan` does.
   """
+  return devices.over_rows(on_a_device(model, diffusion, sampling, shape, members), chunk)
+
+
+def on_a_device(
+  model: Model, diffusion: Diffusion, sampling: Sampling, shape: tuple[int, ...], members: int = 0
+) -> Callable[..., Examples]:
+  """What `make_sample` does on each device: ((parameters, statistics, seed), condition, number [b]) -> [b, *shape].
+
+  Args:
+    model, diffusion, sampling, shape, members: see `make_sample`.
+  """
 
   def denoiser(path: Path, parameters: Any, statistics: Any, condition: Condition) -> Denoiser:
     return make_denoiser(model, diffusion, path, parameters.network, statistics, condition)
@@ -97,7 +108,7 @@ def make_sample(
     planned = plan(sampling, path, conditional, null, keys, number)
     return samplers.sample(planned.denoise, path, planned.sampler, planned.grid, keys, shape)
 
-  return devices.over_rows(draw, chunk)
+  return draw
 
 
 def class_labels(num_classes: int, per_class: int) -> Integer[np.ndarray, ' n']:

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Integer
 
-from diffusion import checks, naming, rng
+from diffusion import checks, citations, naming, rng
 from diffusion.process import gaussian
 from diffusion.sampling import grids, samplers
 from diffusion.sampling.ensembles import monte_carlo
-from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval
+from diffusion.sampling.guidance import classifier_free, clip_x0, in_interval, threshold_x0
 from diffusion.types import (
   Array,
   Denoiser,
@@ -25,6 +25,8 @@ from diffusion.types import (
   Sampler,
 )
 
+Wrapper = Callable[[Denoiser, Path], Denoiser]
+
 
 class Sampling(NamedTuple):
   """How pictures and evaluation samples are drawn.
@@ -34,8 +36,8 @@ class Sampling(NamedTuple):
     steps: steps of the grid.
     guidance: classifier-free guidance scale; 1 is the conditional model alone.
     interval: of log-SNR (low, high) in nats to guide in; None guides everywhere.
-    wrappers: (denoiser, path) -> denoiser, in turn around the guided one; by default x0 is clipped to [-1, 1], which
-      is for images.
+    wrappers: (denoiser, path) -> denoiser, in turn around the guided one; None is `usual_wrappers` of the data: x0 is
+      clipped to the range of images, and nothing else is.
     grid_rows: samples of each class in `samples.png`.
     per_class: samples of each class that the metrics judge; unlabelled data counts as one class.
     grid: (path, steps) -> times, from `sampling.grids`; None for the one that suits the sampler.
@@ -46,7 +48,7 @@ class Sampling(NamedTuple):
   steps: int = 50
   guidance: float = 1.0
   interval: tuple[float, float] | None = None
-  wrappers: Sequence[Callable[[Denoiser, Path], Denoiser]] = (clip_x0,)
+  wrappers: Sequence[Wrapper] | None = None
   grid_rows: int = 8
   per_class: int = 100
   grid: Callable[[Path, int], grids.Grid] | None = None
@@ -79,6 +81,11 @@ def grid(name: str) -> Callable[[Path, int], grids.Grid]:
     ValueError: an unknown name.
   """
   return naming.find(name, grid_names(), 'sampler_grid')
+
+
+def usual_wrappers(levels: int | None) -> tuple[Wrapper, ...]:
+  """What a plan that names no wrappers has: `clip_x0` for images, whose levels end; nothing for floats."""
+  return () if levels is None else (clip_x0,)
 
 
 class Planned(NamedTuple):
@@ -115,7 +122,7 @@ def plan(
   denoise = classifier_free(conditional, null, sampling.guidance)
   if sampling.interval is not None:
     denoise = in_interval(denoise, conditional, path, *sampling.interval)
-  for wrap in sampling.wrappers:
+  for wrap in sampling.wrappers or ():
     denoise = wrap(denoise, path)
   sampler = sampling.sampler(path)
   times = (sampling.grid or sampler.grid or grids.uniform_time)(path, sampling.steps)
@@ -143,10 +150,12 @@ def check(sampling: Sampling, diffusion: Diffusion, conditional: bool) -> None:
     conditional: whether the network is told anything.
 
   Raises:
-    ValueError: steps or guidance out of range, guidance of an unconditional network, a grid that does not decrease or
-      has a step that the sampler cannot take, or what the plan's pieces refuse.
+    ValueError: steps, samples or guidance out of range, guidance of an unconditional network, a grid that does not
+      decrease or has a step that the sampler cannot take, or what the plan's pieces refuse.
   """
   checks.integer('sampling_steps', sampling.steps)
+  checks.integer('per_class (samples of each class)', sampling.per_class)
+  checks.integer('grid_rows (samples of each class in a picture)', sampling.grid_rows)
   checks.at_least('guidance', sampling.guidance, 0)
   if sampling.guidance != 1 and not conditional:
     raise ValueError(f'guidance of an unconditional network must be 1, got {sampling.guidance}')
@@ -181,6 +190,30 @@ def too_few(sampling: Sampling, diffusion: Diffusion) -> str:
     f'sampling_steps = {sampling.steps} are few for this sampler: its samples may be poor below {fewest} '
     'steps (the table of samplers in docs/STUDIES.md)'
   )
+
+
+def check_range(sampling: Sampling, diffusion: Diffusion, low: float, high: float) -> None:
+  """Raises ValueError where a wrapper thresholds x0 so that data between `low` and `high` would not pass unchanged.
+
+  Args:
+    sampling: the plan, with its wrappers.
+    diffusion: whose schedule is taken as it begins.
+    low, high: the range of the data in network units.
+  """
+  path = gaussian.bind(diffusion, diffusion.schedule.init(jax.random.key(0)))
+  ends = jnp.array([[low], [high]])
+
+  def exact(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
+    return Prediction(ends, jnp.zeros_like(ends))
+
+  thresholds = {clip_x0.technique, threshold_x0.technique}
+  for wrapped in [wrap(exact, path) for wrap in sampling.wrappers or ()]:
+    used = thresholds.intersection(citations.techniques(wrapped))
+    if used and not np.allclose(wrapped(ends, jnp.full(2, 0.5)).x0, ends, rtol=1e-4, atol=1e-6):
+      raise ValueError(
+        f'{used.pop().name} would cut the data off, which spans [{low:.4g}, {high:.4g}] in the units of the network: '
+        'leave it out of sampling.wrappers (wrappers=()), or give it this range'
+      )
 
 
 def evaluations(sampling: Sampling, diffusion: Diffusion, shape: tuple[int, ...]) -> int:

@@ -20,6 +20,7 @@ from diffusion.sampling import draw
 from diffusion.types import Condition, Denoiser
 
 CallbackState = dict[str, Any]
+DIVERGED = 'diverged'  # the reason of a guard that stops a run begins so
 
 
 class Look(Protocol):
@@ -72,7 +73,7 @@ class Continue(NamedTuple):
 
 
 class Stop(NamedTuple):
-  """End the run after saving it. `reason` goes into the record."""
+  """End the run after saving it. `reason` goes into the record; one that begins with `DIVERGED` is its status, too."""
 
   reason: str
 
@@ -333,10 +334,10 @@ def divergence_guard(every: int, max_skipped: int = 10, factor: float = 10.0) ->
     first = state['first'] if state['first'] is not None else loss
     state = {'first': first if math.isfinite(first) else None}
     if in_a_row >= max_skipped:
-      return state, Stop(f'diverged: {in_a_row} non-finite steps in a row (limit {max_skipped})')
+      return state, Stop(f'{DIVERGED}: {in_a_row} non-finite steps in a row (limit {max_skipped})')
     if state['first'] is not None and loss > factor * state['first']:
       return state, Stop(
-        f'diverged: loss {loss:.4g} is more than {factor:g} times the first one, {state["first"]:.4g}'
+        f'{DIVERGED}: loss {loss:.4g} is more than {factor:g} times the first one, {state["first"]:.4g}'
       )
     return state, Continue()
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from diffusion import checks, devices, naming
+from diffusion import checks, devices, naming, rng
 from diffusion.data import augment, pipeline, sources, splits
 from diffusion.data.pipeline import NormalizationStatistics
 from diffusion.data.records import DiskRecords
@@ -76,7 +76,7 @@ class _Fields(NamedTuple):
   sampling: Sampling = Sampling()
   metrics: Sequence[Metric] = ()
   steps_per_dispatch: int = 1
-  normalization: pipeline.Normalization = pipeline.unit_range
+  normalization: pipeline.Normalization | None = None
   curriculum: Curriculum | None = None
   micro_batches: int = 1
   gradient_noise: bool = False
@@ -104,7 +104,8 @@ class Experiment(_Fields):
     sampling: how samples are drawn.
     metrics: what measures the samples of the finished run.
     steps_per_dispatch: training steps in one call of the devices; more costs nothing but a slower reaction to signals.
-    normalization: (training split as stored, levels) -> units, from `data.pipeline`.
+    normalization: (training split as stored, levels) -> units, from `data.pipeline`; None is `pipeline.usual` of the
+      data: images to [-1, 1], anything else standardized.
     curriculum: which examples are drawn, from `data.curriculum`; None draws all.
     micro_batches: parts of a batch whose gradients are summed one after another, to fit a large batch into memory.
     gradient_noise: log the gradient's noise scale, in examples; it needs micro_batches >= 2 to compare.
@@ -136,7 +137,7 @@ def check(experiment: Experiment) -> None:
   """Raises ValueError for what no single factory can see: names, cadences and batches that do not fit together."""
   for name in ('num_steps', 'batch_size', 'log_every', 'validate_every', 'steps_per_dispatch'):
     checks.integer(name, getattr(experiment, name))
-  checks.integer('seed', experiment.seed, 0)
+  rng.check_seed('seed', experiment.seed)
   devices.check_batch(experiment.batch_size)
   parts, rows = experiment.micro_batches, devices.rows_of_a_device(experiment.batch_size)
   checks.integer('micro_batches', parts)
@@ -222,7 +223,10 @@ def load_data(experiment: Experiment, class_names: Sequence[str] = ()) -> SplitD
   few = plans.too_few(experiment.sampling, experiment.diffusion)
   if few:
     print(f'warning: {few}', file=sys.stderr, flush=True)
+  experiment = resolved(experiment, dataset.levels)
   data = splits.split_data(dataset, experiment.split, experiment.normalization, curriculum)
+  clipped = fitted(experiment, data.units).sampling
+  plans.check_range(clipped, experiment.diffusion, *pipeline.span(dataset.x, data.units))
   if experiment.metrics:
     data.check_comparable('metrics')
   for callback in experiment.callbacks:
@@ -246,8 +250,24 @@ def evaluation_plan(experiment: Experiment, data: SplitData) -> Plan:
   )
 
 
+def resolved(experiment: Experiment, levels: int | None) -> Experiment:
+  """The experiment with the normalization and the wrappers that it leaves to the kind of its data.
+
+  Args:
+    experiment: as it was built.
+    levels: of the data; None for floats.
+  """
+  if experiment.normalization is None:
+    experiment = experiment._replace(normalization=pipeline.usual(levels))
+  sampling = experiment.sampling
+  if sampling.wrappers is None:
+    sampling = sampling._replace(wrappers=plans.usual_wrappers(levels))
+  return experiment._replace(sampling=sampling)
+
+
 def fitted(experiment: Experiment, units: NormalizationStatistics) -> Experiment:
-  """The experiment with the plain `clip_x0` of its sampling set to the range that the data has in these units."""
+  """The experiment as it is `resolved`, its plain `clip_x0` set to the range that levels have in these units."""
+  experiment = resolved(experiment, units.levels)
   if units.levels is None or units.range == (-1.0, 1.0):
     return experiment
   low, high = units.range
@@ -286,8 +306,11 @@ class EvaluationSettings(NamedTuple):
     """The experiment with this sampler, grid and steps, and without its own metrics where others are asked for.
 
     Raises:
-      ValueError: an unknown sampler or grid.
+      ValueError: an unknown sampler or grid, or a number out of its range.
     """
+    rng.check_seed('seed', self.seed)
+    for name in ('samples', 'steps'):
+      checks.integer(name, getattr(self, name), 0)
     plan = experiment.sampling
     if self.sampler:
       plan = plan._replace(sampler=plans.sampler(self.sampler), grid=None)

@@ -9,6 +9,7 @@ from diffusion import checks
 from diffusion.citations import technique
 from diffusion.statistics import usual
 from diffusion.training.callbacks import (
+  DIVERGED,
   Action,
   Callback,
   CallbackState,
@@ -103,7 +104,7 @@ def spike_guard(
     if spiked is None:
       calm = not any(any(flags) for flags in state['recent'].values())
       return state, Remember() if calm and look.step % back == 0 else Continue()
-    reason = f'diverged: {spiked} at step {look.step} after {state["rollbacks"]} rollbacks'
+    reason = f'{DIVERGED}: {spiked} at step {look.step} after {state["rollbacks"]} rollbacks'
     if state['rollbacks'] >= limit:
       return state, Stop(reason)
     state |= {'rollbacks': state['rollbacks'] + 1, 'recent': {}}

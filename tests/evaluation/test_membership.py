@@ -88,6 +88,22 @@ def test_score_position_is_one_for_the_truth_and_minus_one_for_the_copyist():
       assert finding.value.estimate == pytest.approx(expected, abs=1e-4)
 
 
+def test_score_position_is_one_for_the_truth_in_the_units_of_standardized_data():
+  """The truth is told in the data's units; the network's is the mixture of (x - mean) / deviation, written out."""
+  units = pipeline.NormalizationStatistics(None, 7.0, 3.0)
+  truth_of_x = lambda path: analytic.gaussian_mixture(  # noqa: E731
+    path, jnp.ones(2) / 2, 7 + 3 * MEANS, jnp.full(2, 1.5)
+  )
+  fair = analytic.gaussian_mixture(PATH, jnp.ones(2) / 2, MEANS, jnp.full(2, 0.5))
+  train, held_out = 7 + 3 * draw(0, 100), 7 + 3 * draw(1, 200)
+  asked = network(fair)._replace(normalize=lambda x: pipeline.normalize(jnp.asarray(x), units))
+  apply = asked.apply
+  asked = asked._replace(apply=lambda f, x, *more: apply(f, pipeline.normalize(x, units), *more))
+  inputs = inputs_of(train[:5], train, held_out, network=asked)._replace(units=units)
+  for finding in membership.score_position(truth_of_x, (4.0, 0.0, -2.0)).measure(inputs):
+    assert finding.value.estimate == pytest.approx(1, abs=1e-3)
+
+
 def test_a_conditional_copyist_is_of_the_class(monkeypatch):
   """The real network of an experiment is asked with its labels, and an unconditional one without."""
   made = tiny.experiment()

@@ -148,3 +148,14 @@ def test_forward_mode_is_the_same_function():
 def test_bad_arguments_are_named_with_their_value(arguments, names):
   with pytest.raises(ValueError, match=names):
     mlp.mlp(**arguments)
+
+
+@pytest.mark.parametrize('shape', [(4, 3), (2, 2, 3), (3, 1, 2, 2)])
+def test_examples_of_any_shape_are_vectors(shape):
+  model = mlp.mlp(8, 1)
+  z, noise = inputs(5, 12)
+  variables = started(model, 12)
+  flat = evaluation(model)(variables, z, noise, conditioning(5))
+  shaped = evaluation(model)(variables, z.reshape(5, *shape), noise, conditioning(5))
+  assert shaped.shape == (5, *shape)
+  np.testing.assert_array_equal(shaped.reshape(5, -1), flat)

@@ -292,3 +292,28 @@ def test_bad_arguments_are_named(make, names):
 def test_shapes_that_do_not_agree_are_named(weights, means, scales, names):
   with pytest.raises(ValueError, match=names):
     analytic.gaussian_mixture(cosine_path(), weights, means, scales)
+
+
+def test_a_standardized_denoiser_keeps_log_snr_and_the_noise_that_was_added():
+  """Its path is that of the data: time and log-SNR invert each other, and a point mass gives back its own noise."""
+  path = gaussian.bind(
+    gaussian.Diffusion(schedules.cosine(), marginals.variance_preserving, parameterizations.v()), ()
+  )
+  given = []
+
+  def exact(own):
+    given.append(own)
+    return analytic.gaussian_mixture(own, np.ones(1), np.full((1, 2), 6.0), np.zeros(1))
+
+  denoise = analytic.standardized(exact, path, 4.0, 0.5)
+  t, eps = jnp.array([0.2, 0.9]), jnp.array([[1.0, -2.0], [0.5, 3.0]])
+  alpha, sigma = (c[:, None] for c in path.marginal(t))
+  found = denoise(alpha * 4.0 + sigma * eps, t)  # (6 - 4) / 0.5
+  np.testing.assert_allclose(found.x0, np.full((2, 2), 4.0), rtol=1e-5)
+  np.testing.assert_allclose(found.eps, eps, rtol=1e-4)
+  (own,) = given
+  ratio = own.marginal(t)
+  np.testing.assert_allclose(
+    own.log_snr(t), 2 * np.log(ratio.alpha / ratio.sigma), rtol=1e-4, atol=1e-4
+  )
+  np.testing.assert_allclose(own.time(own.log_snr(t)), t, rtol=1e-4)

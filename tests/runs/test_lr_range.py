@@ -1,12 +1,24 @@
 """The learning-rate range test: its rate, its suggestions, its files."""
 
+import dataclasses
+import importlib
 import json
+import pathlib
+import re
 
 import numpy as np
 import pytest
 
 from diffusion.runs import lr_range
+from diffusion.runs.run import Run
 from tests.test_runs import finish, start
+from tests.training import tiny
+
+EXPERIMENTS = [
+  file
+  for file in sorted((pathlib.Path(__file__).parents[2] / 'experiments').glob('*.py'))
+  if 'launch.run(' in file.read_text()
+]
 
 
 def test_the_rate_rises_geometrically():
@@ -27,8 +39,47 @@ def test_the_suggestions_are_the_steepest_fall_and_the_minimum():
 
 
 def test_too_few_rows_are_refused():
-  with pytest.raises(ValueError, match='at least 10 logged rows, got 3'):
+  with pytest.raises(ValueError, match='at least 10 rows, got 3'):
     lr_range.suggest([1, 2, 3], [1, 2, 3])
+
+
+def run_of(made):
+  return Run(
+    experiment=made, data=tiny.experiments.load_data(made), config=None, source='tiny', folder=None, used=[],
+    record={},
+  )  # fmt: skip
+
+
+def test_too_few_dispatches_are_refused_before_training_and_the_remedy_is_enough(monkeypatch):
+  run = run_of(tiny.experiment(num_steps=20, steps_per_dispatch=5, log_every=5))
+  monkeypatch.setattr(run, 'first_state', lambda: pytest.fail('it was about to train'))
+  with pytest.raises(ValueError, match=r'20 are 4 of steps_per_dispatch = 5') as error:
+    lr_range.train_rising(run, 1e-6, 1.0)
+  remedy = int(re.search(r'--config.num_steps=(\d+)', str(error.value))[1])
+  lr_range.check_rows(remedy, 5)
+  assert remedy // 5 - 1 >= 10
+  run.experiment = run.experiment._replace(num_steps=remedy)
+  with pytest.raises(ValueError, match='lr_high'):
+    lr_range.train_rising(run, 1.0, 0.5)
+
+
+@pytest.mark.parametrize('name', [f.stem for f in EXPERIMENTS])
+def test_smoke_runs_of_all_experiments_are_refused_by_a_remedy_that_they_take(name):
+  small = importlib.import_module(f'experiments.{name}').SMOKE
+  with pytest.raises(ValueError, match='--config.num_steps=') as error:
+    lr_range.check_rows(small.num_steps, small.steps_per_dispatch)
+  remedy = int(re.search(r'--config.num_steps=(\d+)', str(error.value))[1])
+  made = importlib.import_module(f'experiments.{name}').build(
+    dataclasses.replace(small, num_steps=remedy)
+  )
+  tiny.experiments.check_cadence(made)
+  lr_range.check_rows(made.num_steps, made.steps_per_dispatch)
+
+
+def test_a_loss_that_is_lost_at_once_names_a_lower_rate():
+  run = run_of(tiny.experiment(num_steps=40, clip_norm=None))
+  with pytest.raises(ValueError, match=r'lost after \d rows, at .* --lr_low=10'):
+    lr_range.train_rising(run, 1e4, 1e9)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from diffusion import rng
-from diffusion.data import pipeline
+from diffusion.data import pipeline, sources
 from diffusion.models import mlp
 from diffusion.optimizers import averaging
 from diffusion.process import gaussian
 from diffusion.runs.run import techniques
 from diffusion.sampling import grids, guidance, samplers, solvers
+from diffusion.sampling.draw import make_sample, stored
 from diffusion.sampling.plan import Sampling
 from diffusion.sampling.plan import plan as planned
 from diffusion.training import callbacks, guards
@@ -89,6 +90,8 @@ def test_wrappers_act_in_turn_around_the_guided_denoiser():
     ({'guidance': -1.0}, 'guidance .* got -1.0'),
     ({'guidance': 2.0, 'interval': (1.0, -1.0)}, 'log_snr_low < log_snr_high, got 1.0, -1.0'),
     ({'steps': 0}, 'sampling_steps .* got 0'),
+    ({'per_class': 0}, 'per_class .samples of each class. must be an integer >= 1, got 0'),
+    ({'grid_rows': 0}, 'grid_rows .* must be an integer >= 1, got 0'),
     ({'sampler': lambda path: samplers.ddim(path, eta=3.0)}, 'eta .* got 3.0'),
     (
       {'grid': lambda path, steps: jnp.array([1.0, 0.2, 0.4, 0.0])},
@@ -129,7 +132,63 @@ def test_clipping_follows_standardized_data():
   found = clip(lambda z, t, key=None: Prediction(z, z), path)(z, t).x0
   np.testing.assert_allclose(found, [[low], [high]], rtol=1e-6)
   plain = tiny.images()
-  assert experiments.fitted(plain, experiments.load_data(plain).units) is plain
+  fitted = experiments.fitted(plain, experiments.load_data(plain).units)
+  assert fitted.sampling.wrappers == (guidance.clip_x0,)
+
+
+def floats(x, **changes):
+  return tiny.experiment(
+    data=sources.arrays('floats', x.astype(np.float32), levels=None), model=mlp.mlp(32, 2, 0.0),
+    augment=tiny.augment.chain(), normalization=None, **changes,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(('mean', 'deviation'), [(0, 1), (5000, 1000)])
+def test_samples_of_floats_have_the_moments_of_their_data(mean, deviation):
+  """Whatever the data's units: the loss is of order 1, and no sample ends at a threshold."""
+  x = np.random.default_rng(0).normal(mean, deviation, (400, 3))
+  made = floats(x, steps_per_dispatch=100, log_every=100, validate_every=100, num_steps=300)
+  data, state, _ = tiny.start(made)
+  made = experiments.fitted(made, data.units)
+  program = tiny.single(made, data, state)
+  loss = [tiny.dispatch(program)['loss'] for _ in range(3)][-1]
+  draw = make_sample(made.model, made.diffusion, made.sampling, (3,))
+  numbers = np.arange(1000)
+  found = stored(draw, data.units)(states.weights(made, program.get(0)), 0 * numbers, numbers)
+  print(loss, found.mean(0), found.std(0))
+  assert 0.1 < loss < 3
+  assert np.unique(found, return_counts=True)[1].max() < 5
+  np.testing.assert_allclose(found.mean(), x.mean(), atol=0.15 * deviation)
+  np.testing.assert_allclose(found.std() / x.std(), 1, atol=0.15)
+
+
+@pytest.mark.parametrize(
+  ('made', 'says'),
+  [
+    (
+      lambda: floats(np.linspace(-2, 2, 400)[:, None] + np.zeros(3), sampling=Sampling(wrappers=(guidance.clip_x0,))),
+      r'static thresholding of x0 would cut .* \[-1.7',
+    ),
+    (
+      lambda: tiny.experiment(sampling=Sampling(wrappers=(lambda d, p: guidance.clip_x0(d, p, -2.0, 2.0),))),
+      'static thresholding of x0 would cut',
+    ),
+    (
+      lambda: tiny.images(normalization=pipeline.standardized(), sampling=Sampling(wrappers=(guidance.threshold_x0,))),
+      'dynamic thresholding of x0 would cut',
+    ),
+  ],
+)  # fmt: skip
+def test_data_that_leaves_the_range_of_a_threshold_is_refused(made, says):
+  with pytest.raises(ValueError, match=says):
+    experiments.load_data(made())
+
+
+@pytest.mark.parametrize(
+  'wrap', [guidance.clip_x0, guidance.threshold_x0, lambda d, p: guidance.score_temperature(d, p, 0.9)]
+)  # fmt: skip
+def test_images_in_their_range_pass_every_wrapper(wrap):
+  experiments.load_data(tiny.images(sampling=Sampling(wrappers=(wrap,))))
 
 
 def test_a_guard_needs_checkpoints_to_go_back_to():

@@ -53,6 +53,7 @@ def experiment(**changes) -> experiments.Experiment:
     callbacks=[],
     augment=augment.chain(augment.label_dropout(0.2)),
     split=splits.Fractions(0.25, 0.25),
+    normalization=pipeline.unit_range,
     evaluation_noise=gap.evaluation_noise(levels=3, draws=1),
   )
   return base._replace(**changes)

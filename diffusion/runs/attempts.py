@@ -1,0 +1,30 @@
+"""What may fail without harm to the rest: a picture, or one finding of an evaluation."""
+
+import math
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from diffusion import processes
+from diffusion.evaluation.metric import MetricResult
+
+Made = TypeVar('Made')
+
+
+def attempt(what: str, make: Callable[[], Made]) -> tuple[Made | None, list[MetricResult]]:
+  """(what `make` returns, []); where it fails, which is said, (None, [the line of the report that says so and why]).
+
+  A disk that is full, and another process that is gone, end the run as ever: nothing else would be written either.
+
+  Args:
+    what: is made, for the reader.
+    make: makes it.
+  """
+  try:
+    return make(), []
+  except Exception as error:
+    if isinstance(error, OSError) or (processes.joined() and processes.is_loss(error)):
+      raise
+    why = processes.one_line(error)
+    print(f'{what} failed: {why}', file=sys.stderr, flush=True)
+    return None, [MetricResult(name=f'{what} failed', value=math.nan, meaning=why)]
