@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -110,6 +112,15 @@ def test_the_least_p_is_that_of_the_most_extreme_signs():
       for signs in itertools.product((1, -1), repeat=len(sizes))
     ]
     assert statistics.least_sign_flip(sizes) == min(every)
+
+
+@pytest.mark.parametrize(
+  'page', ['README.md', 'docs/STUDIES.md', 'docs/PERFORMANCE.md', 'docs/METRICS.md']
+)
+def test_no_page_of_the_project_shows_an_interval_without_width(page):
+  text = (pathlib.Path(__file__).parents[1] / page).read_text()
+  pairs = re.findall(r'\[(-?[0-9][-+0-9.e]*), (-?[0-9][-+0-9.e]*)\]', text)
+  assert [low for low, high in pairs if low == high] == []
 
 
 def test_bad_counts_are_refused():

@@ -83,6 +83,8 @@ def membership(
         f'membership AUC, log-SNR {level:g}',
         statistics.auc(-train[:, i], -held_out[:, i]),
         f'{len(train)} training against {len(held_out)} held-out examples, {draws} draws; 0.5 is chance',
+        unit='share of pairs',
+        better='nearer 0.5',
       )
       for i, level in enumerate(noise.log_snr)
     ]

@@ -138,7 +138,10 @@ def data_copying(
     meaning = (
       f'below 0 copying, above 0 underfitting, N(0, sum w^2) if neither; z of the cells: {each}'
     )
-    return [MetricResult(f'C_T({features_.label(features)})', found.statistic, meaning)]
+    name = f'C_T({features_.label(features)})'
+    return [
+      MetricResult(name, found.statistic, meaning, unit='standard deviations', better='nearer 0')
+    ]
 
   return Metric(check, measure)
 

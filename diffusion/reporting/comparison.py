@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion import citations, statistics
+from diffusion import citations, proportions, statistics
 from diffusion.citations import Technique
+from diffusion.proportions import Counts
 from diffusion.reporting import bibliography, encoding, latex, run_report
 from diffusion.reporting.drawing import (
   ACCENT,
@@ -26,7 +27,7 @@ from diffusion.reporting.drawing import (
   new_axes,
   save_axes,
 )
-from diffusion.reporting.tables import markdown
+from diffusion.reporting.tables import markdown, reading
 from diffusion.statistics import Interval
 
 COLORS = (BLUE, ORANGE, '#2f855a', ACCENT, '#6b46c1', '#0f766e', '#a16207', '#be185d')
@@ -53,6 +54,8 @@ class ComparedRun(NamedTuple):
     seed: of training.
     results: name -> estimate of each quantity.
     own: name -> the run's own interval, where it has one.
+    counts: name -> what it was computed from, of a proportion.
+    readings: name -> (unit, what is better), see `tables.reading`.
     marks: what a reader must know: rollbacks, skipped steps, an early or an unfinished end, odd data or code.
     record: run.json.
     rows: of metrics.jsonl.
@@ -63,6 +66,8 @@ class ComparedRun(NamedTuple):
   seed: int
   results: dict[str, float]
   own: dict[str, Interval]
+  counts: dict[str, Counts]
+  readings: dict[str, tuple[str, str]]
   marks: tuple[str, ...]
   record: dict[str, Any]
   rows: list[dict[str, Any]]
@@ -74,9 +79,10 @@ class Effect(NamedTuple):
   Attributes:
     variant, quantity: which.
     pairs: seeds that both have.
-    difference: mean of the paired differences, Student's interval.
+    difference: mean of the paired differences, Student's interval; of proportions see `proportions.difference`.
     ratio: geometric mean of the paired ratios; None where a value is not positive.
     p: exact sign-flip p-value of the differences.
+    least_p: the least that differences of these sizes could give.
     adjusted: p after Holm's adjustment over the variants in this quantity.
 
   With one pair, or a value that is not finite, there are none of them.
@@ -88,6 +94,7 @@ class Effect(NamedTuple):
   difference: Interval | None = None
   ratio: Interval | None = None
   p: float | None = None
+  least_p: float | None = None
   adjusted: float | None = None
 
 
@@ -117,7 +124,8 @@ def write(
     (the tables, the files).
   """
   folder.mkdir(parents=True, exist_ok=True)
-  tables = [_summary(groups, names), *more, *_effects(paired, baseline), _provenance(runs)]
+  effects = _effects(paired, baseline, runs[0].readings)
+  tables = [_summary(groups, names), *more, *effects, _provenance(runs)]
   pictures = _pictures(groups, paired, baseline, folder)
   bibtex = bibliography.entries(citations.all_keys(techniques))
   title = f'{runs[0].record["data"]["name"]}: {len(runs)} runs'
@@ -135,10 +143,16 @@ def write(
 
 
 def _summary(groups: Mapping[str, Sequence[ComparedRun]], names: Sequence[str]) -> Table:
-  headers = ['quantity', *(f'{name} (n = {len(group)})' for name, group in groups.items())]
-  rows = [[name, *(summary(group, name) for group in groups.values())] for name in names]
+  columns = [f'{name} (n = {len(group)})' for name, group in groups.items()]
+  headers = ['quantity', *columns, 'reading']
+  readings = next(iter(groups.values()))[0].readings
+  rows = []
+  for name in names:
+    how = reading(*readings[name]) if name in readings else ''
+    rows.append([name, *(summary(group, name) for group in groups.values()), how or None])
   caption = (
-    "Results: mean over seeds with Student's 95 % interval; of a single run its own interval."
+    "Results: mean over seeds with Student's 95 % interval; of a proportion that of its counts, pooled over seeds and "
+    'then samples (Korn and Graubard); of a single run its own. All equal: nothing varied, and there is no interval.'
   )
   return caption, headers, rows
 
@@ -146,7 +160,9 @@ def _summary(groups: Mapping[str, Sequence[ComparedRun]], names: Sequence[str]) 
 def summary(group: Sequence[ComparedRun], quantity: str) -> Interval | float | str:
   """Mean over seeds with Student's interval; of a single run its own interval, or its number.
 
-  Where some seeds have no finite number there is no mean: how many have one.
+  A proportion is pooled from its counts (`proportions.pooled`). What is the same in all seeds with its interval, as are
+  numbers of the held-out data alone, keeps it. Where some seeds have no finite number there is no mean: how many have
+  one.
   """
   values = [run.results[quantity] for run in group]
   if len(group) == 1:
@@ -154,17 +170,33 @@ def summary(group: Sequence[ComparedRun], quantity: str) -> Interval | float | s
   finite = sum(map(math.isfinite, values))
   if finite < len(values):
     return f'{finite} of {len(values)} finite'
+  if all(quantity in run.counts for run in group):
+    return proportions.pooled([run.counts[quantity] for run in group])
+  own = {run.own.get(quantity) for run in group}
+  if len(own) == 1 and None not in own:
+    return own.pop()
   return statistics.mean_t(values)
 
 
-def _effects(paired: Sequence[Effect], base: str) -> list[Table]:
+def _effects(
+  paired: Sequence[Effect], base: str, readings: Mapping[str, tuple[str, str]]
+) -> list[Table]:
   if not paired:
     return []
-  headers = ['quantity', 'variant', 'pairs', 'difference', 'ratio', 'p', 'p (Holm)']
-  rows = [[e.quantity, e.variant, e.pairs, e.difference, e.ratio, e.p, e.adjusted] for e in paired]
+  headers = [
+    'quantity', 'better', 'variant', 'pairs', 'difference', 'ratio', 'p', 'least p', 'p (Holm)',
+  ]  # fmt: skip
+  rows = [
+    [
+      e.quantity, readings.get(e.quantity, ('', ''))[1] or None, e.variant, e.pairs, e.difference, e.ratio, e.p,
+      e.least_p, e.adjusted,
+    ]
+    for e in paired
+  ]  # fmt: skip
   caption = (
-    f'Effects against {base}, paired by seed: mean difference and geometric mean ratio with Student\'s 95 % intervals, '
-    'exact sign-flip p, and p adjusted by Holm over the variants, each quantity by itself.'
+    f'Effects against {base}, paired by seed: mean difference and geometric mean ratio with Student\'s 95 % intervals '
+    '(of proportions nowhere narrower than Newcombe\'s of all samples), exact sign-flip p, the least p that so many '
+    'pairs could give, and p adjusted by Holm over the variants, each quantity by itself.'
   )  # fmt: skip
   return [(caption, headers, rows)]
 
@@ -197,7 +229,7 @@ def _pictures(
   made = ['curves.png', 'levels.png']
   if copying(rows, folder / 'memorization.png') is not None:
     made.append('memorization.png')
-  moved = [e for e in paired if e.ratio is not None and e.ratio.low < e.ratio.high]
+  moved = [e for e in paired if e.ratio is not None and not statistics.is_point(e.ratio)]
   if moved:
     label, names = f'{moved[0].variant} over {base}', [e.quantity for e in moved]
     if len({e.variant for e in moved}) > 1:
@@ -239,18 +271,28 @@ def _runs_csv(runs: Sequence[ComparedRun], names: Sequence[str]) -> str:
   for run in runs:
     row = [run.folder, run.variant, run.seed]
     for name in names:
-      row += [run.results[name], *(run.own[name][1:] if name in run.own else (None, None))]
+      row += _cells(run.own[name]) if name in run.own else [run.results[name], None, None]
     rows.append([*row, '; '.join(run.marks)])
   return _csv(rows)
 
 
 def _effects_csv(paired: Sequence[Effect], base: str) -> str:
   bounds = _with_bounds(['difference', 'ratio'])
-  rows: list[list[Any]] = [['baseline', 'variant', 'quantity', 'pairs', *bounds, 'p', 'p, Holm']]
+  rows: list[list[Any]] = [
+    ['baseline', 'variant', 'quantity', 'pairs', *bounds, 'p', 'least p', 'p, Holm']
+  ]
   for e in paired:
-    intervals = [*(e.difference or [None] * 3), *(e.ratio or [None] * 3)]
-    rows.append([base, e.variant, e.quantity, e.pairs, *intervals, e.p, e.adjusted])
+    cells = [*_cells(e.difference), *_cells(e.ratio), e.p, e.least_p, e.adjusted]
+    rows.append([base, e.variant, e.quantity, e.pairs, *cells])
   return _csv(rows)
+
+
+def _cells(interval: Interval | None) -> list[float | None]:
+  """Estimate and bounds; without bounds where nothing varied."""
+  if interval is None:
+    return [None] * 3
+  bounds = (None, None) if statistics.is_point(interval) else interval[1:]
+  return [interval.estimate, *bounds]
 
 
 def _with_bounds(names: Sequence[str]) -> list[str]:
