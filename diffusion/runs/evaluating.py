@@ -188,7 +188,10 @@ def _pictures(run: Run, inputs: MetricInputs, step: int, suffix: str) -> None:
   title = f'{data.name}: samples from step {step}{note}'
   picture(data, run.data.validation[0], shown, folder / f'samples{suffix}.png', title)
   rows = read_json_lines(folder / 'metrics.jsonl')
-  plots.curves(rows, folder / 'curves.png', title=f'{data.name}{note}', best_step=step)
+  levels = run.experiment.evaluation_noise.log_snr
+  plots.curves(
+    rows, folder / 'curves.png', title=f'{data.name}{note}', best_step=step, log_snr=levels
+  )
   if ratios is not None:
     index, ratio = ratios
     closest = np.argsort(ratio)[:24]
