@@ -27,6 +27,7 @@ from diffusion.evaluation.metric import (
   MetricResult,
   Plan,
   results_to_json,
+  told,
 )
 from diffusion.reporting.rows import write_json
 from diffusion.reporting.tables import markdown
@@ -54,7 +55,7 @@ def main(_: Sequence[str], given: flags.FlagValues) -> None:
     write_json(given.output, record)
   for note in notes:
     print(note)
-  print(markdown(['quantity', 'value', 'meaning'], findings))
+  print(markdown(['quantity', 'value', 'reading', 'meaning'], told(findings)))
 
 
 class Images(NamedTuple):

@@ -14,6 +14,7 @@ from diffusion.data.pipeline import NormalizationStatistics
 from diffusion.evaluation.features import Embedded, Features, remembered
 from diffusion.process import gaussian
 from diffusion.proportions import Counts
+from diffusion.reporting import tables
 from diffusion.sampling.draw import make_denoiser
 from diffusion.statistics import Interval
 from diffusion.types import NULL, Array, Condition, Denoiser, Diffusion, Keys, Model, Path
@@ -171,6 +172,18 @@ def proportion(name: str, counts: Counts, meaning: str, better: str = '') -> Met
     counts: of what.
   """
   return MetricResult(name, counts.interval(), meaning, unit='share', better=better, counts=counts)
+
+
+def told(findings: Sequence[MetricResult]) -> list[tuple[str, float | Interval, str, str]]:
+  """(name, value, reading, meaning) of each, as tables show them.
+
+  Plain numbers that are 0 are left out: nothing was skipped, clipped or rolled back. The record has them.
+  """
+  return [
+    (one.name, one.value, tables.reading(one.unit, one.better), one.meaning)
+    for one in findings
+    if isinstance(one.value, Interval) or one.value != 0
+  ]
 
 
 def results_to_json(findings: Sequence[MetricResult]) -> dict[str, Any]:

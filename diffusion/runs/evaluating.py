@@ -19,15 +19,17 @@ from diffusion.evaluation.metric import (
   MetricResult,
   make_network,
   results_to_json,
+  told,
 )
 from diffusion.provenance import read_record
-from diffusion.reporting import plots, tables
+from diffusion.reporting import pace, plots, tables
 from diffusion.reporting.rows import read_json_lines
-from diffusion.reporting.run_report import write_report
+from diffusion.reporting.run_report import drawn_in_words, write_report
 from diffusion.runs.loading import load
 from diffusion.runs.run import Run, restore
 from diffusion.runs.samples import drawn, picture
 from diffusion.sampling.draw import picture_labels
+from diffusion.sampling.plan import Sampling
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Restored, open_checkpoints
 from diffusion.training.experiment import (
@@ -59,36 +61,50 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   if best is None:
     raise ValueError(f'no checkpoint in {run.folder}: train first')
   suffix = f'_evaluation{len(run.record["evaluations"])}' if again else ''
-  begin = time.perf_counter()
+  begin, metrics = time.perf_counter(), [_name(metric) for metric in experiment.metrics]
+  parts = ['losses', 'samples', *metrics, 'pictures and report']
+  following = pace.stages(parts, 'evaluation', shown=processes.is_writer())
+  following()
   weights = states.weights(experiment, devices.replicate(best.state))
   row = run.validate(weights)
   step = best.record['step']
   meaning = 'of the lowest held-out loss; all below is of its averaged weights'
-  findings = [MetricResult('best step', step, meaning), *_loss_findings(run, weights, row)]
+  findings = [MetricResult('best step', step, meaning, unit='steps')]
+  findings += _loss_findings(run, weights, row)
+  following()
   inputs = _inputs(run, weights, best, request)
   for metric in experiment.metrics:
+    following()
     findings += _measured(metric, inputs)
+  following()
   findings += _findings_of_the_run(run, inputs, best)
   findings += _callback_findings(run, checkpoints.last_record()['callbacks'])
-  _pictures(run, inputs, step, suffix)
+  sampling = sampling_record(run, inputs, request, best)
+  _pictures(run, inputs, step, suffix, sampling)
   config = provenance.config_to_json(run.config)
   evaluation = {
     'time': provenance.now(),
+    'command': provenance.command(),
     'code': provenance.code()['commit'],
+    'devices': devices.describe(),
     'request': request._asdict(),
     'samples': len(inputs.samples),
+    'sampling': sampling,
     'changed': provenance.differences(run.record['config'], config),
     'seconds': time.perf_counter() - begin,
     'results': results_to_json(findings),
+    'readings': {finding.name: [finding.unit, finding.better] for finding in findings},
   }
   known = {'evaluations': [*run.record['evaluations'], evaluation]}
   if not again:
-    known |= {'results': evaluation['results'], 'speed': _speed(run, best.state)}
+    known |= {name: evaluation[name] for name in ('results', 'readings')}
+    known |= {'speed': _speed(run, best.state)}
   if processes.is_writer():
     record = run.record | known | {'config': config}
     levels = gap.per_level(row, experiment.evaluation_noise)
-    path = write_report(run.folder, record, findings, levels, run.used, suffix)
-    print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
+    rows = told(findings)
+    path = write_report(run.folder, record, rows, levels, run.used, suffix)
+    print(tables.markdown(['quantity', 'value', 'reading'], [row[:3] for row in rows]))
     print(f'report: {path}', flush=True)
   run.note(**known)  # at last: a run with results is complete
 
@@ -99,8 +115,45 @@ def _measured(metric: Metric, inputs: MetricInputs) -> list[MetricResult]:
     return metric.measure(inputs)
   except ValueError as error:
     print(f'a metric failed: {error}', file=sys.stderr, flush=True)
-    name = metric.measure.__qualname__.split('.')[0]
-    return [MetricResult(f'{name} failed', math.nan, str(error))]
+    return [MetricResult(f'{_name(metric)} failed', math.nan, str(error))]
+
+
+def _name(metric: Metric) -> str:
+  """Of the function that made it."""
+  return metric.measure.__qualname__.split('.')[0].strip('_')
+
+
+def sampling_record(
+  run: Run, inputs: MetricInputs, request: EvaluationSettings, best: Restored
+) -> dict[str, Any]:
+  """How the samples that are judged were drawn, for the record and a reader.
+
+  Args:
+    run: with the experiment as it is evaluated.
+    inputs: the samples.
+    request: what the evaluation was asked to do differently.
+    best: the checkpoint.
+  """
+  plan = run.experiment.sampling
+  return {
+    'checkpoint': best.record['step'],
+    'weights': run.experiment.evaluation_average or 'as trained',
+    'sampler': fingerprint.short(plan.sampler),
+    'grid': grid_name(plan),
+    'steps': plan.steps,
+    'evaluations a sample': evaluations_of_a_sample(run.experiment, inputs.samples.shape[1:]),
+    'guidance': plan.guidance,
+    'guided log-SNR': plan.interval and list(plan.interval),
+    'around the denoiser': [fingerprint.short(wrap) for wrap in plan.wrappers],
+    'thinned networks': plan.monte_carlo,
+    'seed': request.seed,
+    'samples': len(inputs.samples),
+  }
+
+
+def grid_name(plan: Sampling) -> str:
+  """The grid of a plan, for a reader."""
+  return 'uniform in t' if plan.grid is Sampling().grid else fingerprint.short(plan.grid)
 
 
 def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings) -> MetricInputs:
@@ -141,8 +194,16 @@ def _findings_of_the_run(run: Run, inputs: MetricInputs, best: Restored) -> list
   skipped = int(best.state.skipped)
   rows = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
   return [
-    MetricResult('evaluations a sample', count, 'of the network, guidance included'),
-    MetricResult('skipped steps', skipped, 'steps left out because something was not finite'),
+    MetricResult(
+      'evaluations a sample', count, 'of the network, guidance included', unit='network calls'
+    ),
+    MetricResult(
+      'skipped steps',
+      skipped,
+      'left out because something was not finite',
+      unit='steps',
+      better='lower',
+    ),
     *stability.findings(rows),
   ]
 
@@ -150,32 +211,36 @@ def _findings_of_the_run(run: Run, inputs: MetricInputs, best: Restored) -> list
 def _callback_findings(run: Run, states: Mapping[str, Any]) -> list[MetricResult]:
   """What the callbacks have to report of the whole run; `states`: theirs in its last checkpoint."""
   said = [c.finding(states[c.name]) for c in run.experiment.callbacks if c.name in states]
-  return [MetricResult(*one) for one in said if one is not None]
+  return [MetricResult(*one, unit='times', better='lower') for one in said if one is not None]
 
 
 def _loss_findings(run: Run, weights: Any, row: Mapping[str, float]) -> list[MetricResult]:
   """Held-out losses of the best checkpoint; the only place where the test split's loss is looked at."""
   bounds = [row[f'validation/{name}'] for name in ('gap', 'gap_low', 'gap_high')]
+  unit, meaning = 'of the noise variance', 'unweighted eps-loss on the fixed evaluation noise'
   found = [
-    MetricResult(
-      'validation/eps', row['validation/eps'], 'unweighted eps-loss on the fixed evaluation noise'
-    ),
+    MetricResult('validation/eps', row['validation/eps'], meaning, unit=unit, better='lower'),
     MetricResult(
       'validation gap',
       statistics.Interval(*bounds),
       'held-out minus training loss on the same noise',
+      unit=unit,
+      better='nearer 0',
     ),
   ]
   test = run.data.shown_test
   if len(test[0]) > 1:
     values = run.losses(weights, *test, np.arange(len(test[0]))).mean(1)
+    loss = statistics.mean_t(values)
     found.insert(
-      1, MetricResult('test/eps', statistics.mean_t(values), 'the same on the test split')
+      1, MetricResult('test/eps', loss, 'the same on the test split', unit=unit, better='lower')
     )
   return found
 
 
-def _pictures(run: Run, inputs: MetricInputs, step: int, suffix: str) -> None:
+def _pictures(
+  run: Run, inputs: MetricInputs, step: int, suffix: str, sampling: Mapping[str, Any]
+) -> None:
   data, folder = run.data.dataset, run.folder
   images = data.levels is not None and run.data.comparable
   ratios = memorization.input_ratios(inputs, 'samples') if images else None
@@ -185,7 +250,8 @@ def _pictures(run: Run, inputs: MetricInputs, step: int, suffix: str) -> None:
   # The picture's labels are the first of the metrics' labels, so its samples are too.
   count = len(picture_labels(run.experiment.sampling, data.levels, data.num_classes))
   shown = inputs.samples[:count]
-  title = f'{data.name}: samples from step {step}{note}'
+  checkpoint, _, drawn = drawn_in_words(sampling).partition(': ')
+  title = f'{data.name}{note}: samples of {checkpoint}\n{drawn}'
   picture(data, run.data.validation[0], shown, folder / f'samples{suffix}.png', title)
   rows = read_json_lines(folder / 'metrics.jsonl')
   levels = run.experiment.evaluation_noise.log_snr

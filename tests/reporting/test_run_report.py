@@ -7,7 +7,10 @@ from diffusion.statistics import Interval
 
 def whole(**changes):
   arguments = {
-    'summary_rows': [('held-out loss', 0.1234567), ('copies', Interval(0.0, 0.0, 0.0037))],
+    'summary_rows': [
+      ('held-out loss', 0.1234567, 'lower is better'),
+      ('copies', Interval(0.0, 0.0, 0.0037), None),
+    ],
     'pictures': [('Samples', 'samples/final grid.png')],
     'tables': [('Samplers', ('name', 'nfe'), [('ddim', 50)])],
     'provenance': {'commit': 'abc', 'config': {'learning_rate': 0.00030000000000000003}},
