@@ -1,5 +1,7 @@
 """What the metrics of a finished run are given, and what they return."""
 
+import math
+import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -208,6 +210,20 @@ class Metric(NamedTuple):
 
   check: Callable[[Plan], None]
   measure: Callable[[MetricInputs], list[MetricResult]]
+
+
+def measured(metric: Metric, inputs: MetricInputs) -> list[MetricResult]:
+  """What a metric finds; where these samples are beyond it, that it failed and why, so that the others are not lost."""
+  try:
+    return metric.measure(inputs)
+  except ValueError as error:
+    print(f'a metric failed: {error}', file=sys.stderr, flush=True)
+    return [MetricResult(f'{name_of(metric)} failed', math.nan, str(error))]
+
+
+def name_of(metric: Metric) -> str:
+  """Of the function that made it."""
+  return metric.measure.__qualname__.split('.')[0].strip('_')
 
 
 def check_nothing(plan: Plan) -> None:

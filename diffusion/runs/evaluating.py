@@ -1,7 +1,5 @@
 """Evaluating a run: samples, metrics, pictures and the report."""
 
-import math
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +12,11 @@ from diffusion.data import pipeline
 from diffusion.evaluation import gap, memorization, stability
 from diffusion.evaluation.by_name import choose_features, choose_metrics
 from diffusion.evaluation.metric import (
-  Metric,
   MetricInputs,
   MetricResult,
   make_network,
+  measured,
+  name_of,
   results_to_json,
   told,
 )
@@ -61,7 +60,7 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   if best is None:
     raise ValueError(f'no checkpoint in {run.folder}: train first')
   suffix = f'_evaluation{len(run.record["evaluations"])}' if again else ''
-  begin, metrics = time.perf_counter(), [_name(metric) for metric in experiment.metrics]
+  begin, metrics = time.perf_counter(), [name_of(metric) for metric in experiment.metrics]
   parts = ['losses', 'samples', *metrics, 'pictures and report']
   following = pace.stages(parts, 'evaluation', shown=processes.is_writer())
   following()
@@ -75,7 +74,7 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   inputs = _inputs(run, weights, best, request)
   for metric in experiment.metrics:
     following()
-    findings += _measured(metric, inputs)
+    findings += measured(metric, inputs)
   following()
   findings += _findings_of_the_run(run, inputs, best)
   findings += _callback_findings(run, checkpoints.last_record()['callbacks'])
@@ -107,20 +106,6 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
     print(tables.markdown(['quantity', 'value', 'reading'], [row[:3] for row in rows]))
     print(f'report: {path}', flush=True)
   run.note(**known)  # at last: a run with results is complete
-
-
-def _measured(metric: Metric, inputs: MetricInputs) -> list[MetricResult]:
-  """What a metric finds; where these samples are beyond it, that it failed and why, so that the others are not lost."""
-  try:
-    return metric.measure(inputs)
-  except ValueError as error:
-    print(f'a metric failed: {error}', file=sys.stderr, flush=True)
-    return [MetricResult(f'{_name(metric)} failed', math.nan, str(error))]
-
-
-def _name(metric: Metric) -> str:
-  """Of the function that made it."""
-  return metric.measure.__qualname__.split('.')[0].strip('_')
 
 
 def sampling_record(
