@@ -105,6 +105,17 @@ def test_the_difference_is_students_where_pairs_differ_and_newcombes_where_they_
   assert found == pytest.approx(student)
 
 
+def test_the_ratio_is_katzs_where_pairs_agree_and_students_where_they_do_not():
+  """15 of 30 over 10 of 40 in two equal runs: 2 with log deviation sqrt(1/30 - 1/60 + 1/20 - 1/80), by hand."""
+  found = proportions.ratio(counts((15, 30), (15, 30)), counts((10, 40), (10, 40)))
+  reach = np.exp(1.959964 * np.sqrt(1 / 30 - 1 / 60 + 1 / 20 - 1 / 80))
+  assert found == pytest.approx((2, 2 / reach, 2 * reach), rel=1e-6)
+  far = [(1000, 2000), (1500, 2000), (1300, 2000)], [(900, 2000), (700, 2000), (1100, 2000)]
+  student = statistics.paired_ratio(*([k / n for k, n in one] for one in far))
+  assert proportions.ratio(*(counts(*one) for one in far)) == pytest.approx(student)
+  assert proportions.ratio(counts((20, 20), (20, 20)), counts((20, 20), (20, 20))) is None
+
+
 def test_the_least_p_is_that_of_the_most_extreme_signs():
   for sizes in ([1, 2, 3], [0.5, 0.5, 0.5, 0.5], [0, 1, 2], [0, 0]):
     every = [

@@ -196,13 +196,16 @@ def _effect(
   differences = [a - b for a, b in values]
   positive = all(value > 0 for value in (*treated, *base))
   if all(quantity in run.counts for pair in pairs for run in pair):
-    counts = ([run.counts[quantity] for run in side] for side in zip(*pairs, strict=True))
-    difference = proportions.difference(*counts)
+    sides = [[run.counts[quantity] for run in side] for side in zip(*pairs, strict=True)]
+    difference = proportions.difference(*sides)
+    plain = sides[0][0].null_trials is None
+    ratio = proportions.ratio(*sides) if positive and plain else None
   else:
     difference = statistics.paired_difference(treated, base)
+    ratio = statistics.paired_ratio(treated, base) if positive else None
   return found._replace(
     difference=difference,
-    ratio=statistics.paired_ratio(treated, base) if positive else None,
+    ratio=ratio,
     p=statistics.sign_flip(differences) if len(pairs) <= 20 else None,
     least_p=statistics.least_sign_flip(differences) if len(pairs) <= 20 else None,
   )
