@@ -78,7 +78,7 @@ def evaluate(
     seed: of the sampler.
 
   Returns:
-    Name of the result -> a number, or {estimate, low, high}.
+    Name of the result -> a number, or {estimate, low, high}, of a proportion with its counts.
 
   Raises:
     ValueError: no run, no checkpoint, other data than the run's, or an unknown name.

@@ -78,11 +78,14 @@ def drawn_in_words(sampling: Mapping[str, Any]) -> str:
 
 def _drawn(evaluation: Mapping[str, Any]) -> list[tuple[str, Any]]:
   """The rows of how the samples were drawn, and by what command; without what is off."""
-  rows = {name: value for name, value in evaluation['sampling'].items() if value or name == 'seed'}
-  changed = evaluation['changed']
-  rows |= {'command': ' '.join(evaluation['command'])}
+  told, changed = evaluation['sampling'], evaluation['changed']
+  rows = {name: one for name, one in told.items() if one or name in ('guidance', 'seed')}
+  rows |= {'samples': evaluation['samples'], 'command': ' '.join(evaluation['command'])}
   rows |= {'configuration, other than trained': '; '.join(changed)} if changed else {}
-  return [(n, ', '.join(map(str, v)) if isinstance(v, list) else v) for n, v in rows.items()]
+  return [
+    (name, ', '.join(map(str, one)) if isinstance(one, list) else str(one))
+    for name, one in rows.items()
+  ]
 
 
 def _speed(speed: Mapping[str, Any] | None) -> list[tuple]:

@@ -34,6 +34,7 @@ from diffusion.training.checkpoint import Restored, open_checkpoints
 from diffusion.training.experiment import (
   AS_THE_RUN,
   EvaluationSettings,
+  Experiment,
   evaluation_plan,
   evaluations_of_a_sample,
 )
@@ -78,7 +79,7 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   following()
   findings += _findings_of_the_run(run, inputs, best)
   findings += _callback_findings(run, checkpoints.last_record()['callbacks'])
-  sampling = sampling_record(run, inputs, request, best)
+  sampling = sampling_record(experiment, inputs.samples.shape[1:], step, request.seed)
   _pictures(run, inputs, step, suffix, sampling)
   config = provenance.config_to_json(run.config)
   evaluation = {
@@ -109,30 +110,29 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
 
 
 def sampling_record(
-  run: Run, inputs: MetricInputs, request: EvaluationSettings, best: Restored
+  experiment: Experiment, shape: tuple[int, ...], step: int, seed: int
 ) -> dict[str, Any]:
-  """How the samples that are judged were drawn, for the record and a reader.
+  """How samples are drawn, in words and numbers, for the record and a reader.
 
   Args:
-    run: with the experiment as it is evaluated.
-    inputs: the samples.
-    request: what the evaluation was asked to do differently.
-    best: the checkpoint.
+    experiment: as it is evaluated.
+    shape: of a sample.
+    step: of the checkpoint.
+    seed: of the sampler.
   """
-  plan = run.experiment.sampling
+  plan = experiment.sampling
   return {
-    'checkpoint': best.record['step'],
-    'weights': run.experiment.evaluation_average or 'as trained',
+    'checkpoint': step,
+    'weights': experiment.evaluation_average or 'as trained',
     'sampler': fingerprint.short(plan.sampler),
     'grid': grid_name(plan),
     'steps': plan.steps,
-    'evaluations a sample': evaluations_of_a_sample(run.experiment, inputs.samples.shape[1:]),
+    'evaluations a sample': evaluations_of_a_sample(experiment, shape),
     'guidance': plan.guidance,
     'guided log-SNR': plan.interval and list(plan.interval),
     'around the denoiser': [fingerprint.short(wrap) for wrap in plan.wrappers],
     'thinned networks': plan.monte_carlo,
-    'seed': request.seed,
-    'samples': len(inputs.samples),
+    'seed': seed,
   }
 
 
@@ -278,7 +278,8 @@ def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:
   count = len(picture_labels(run.experiment.sampling, dataset.levels, dataset.num_classes))
   samples = trained.sample(run.data.asked(count)[1], request.seed)
   path = run.folder / f'samples_seed{request.seed}.png'
-  title = f'step {trained.step}, seed {request.seed}'
+  drawn_as = sampling_record(run.experiment, samples.shape[1:], trained.step, request.seed)
+  title = drawn_in_words(drawn_as).replace(': ', '\n', 1)
   picture(dataset, run.data.validation[0], samples, path, title)
   print(path)
   return 0
