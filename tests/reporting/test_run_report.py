@@ -33,7 +33,9 @@ RECORD = {
   }],
   'evaluations': [{
     'time': 'now', 'code': 'b' * 40, 'devices': {'kind': 'gpu'}, 'samples': 60, 'changed': ['guidance: 1.5 -> 3.0'],
-    'command': 'python -m experiments.digits --workdir=runs/a --mode=evaluate --sampler=heun --seed=7'.split(),
+    'command': [
+      'python', '-m', 'experiments.digits', '--workdir=runs/a', '--mode=evaluate', '--sampler=heun', '--seed=7',
+    ],
     'sampling': {
       'checkpoint': 30, 'weights': 'ema', 'sampler': 'heun', 'grid': 'karras', 'steps': 13, 'evaluations a sample': 50,
       'guidance': 3.0, 'guided log-SNR': None, 'around the denoiser': ['clip_x0'], 'thinned networks': 0, 'seed': 0,
