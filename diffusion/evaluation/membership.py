@@ -157,7 +157,9 @@ def score_position(
 
   meaning = '1 is the denoiser of the population, -1 the one that copies'
   noise = _noise(log_snr, draws)
-  return _beside_copyist('G', meaning, population, lambda near, far: near - far, noise, limit)
+  return _beside_copyist(
+    'G', meaning, population, lambda near, far: near - far, noise, limit, better='nearer 1'
+  )
 
 
 def _beside_copyist(
@@ -167,6 +169,7 @@ def _beside_copyist(
   numerator: Callable[[Distances, Distances], Distances],
   noise: gap.EvaluationNoise,
   limit: int,
+  better: str = '',
 ) -> Metric:
   """E numerator(|D - D_emp|, |D - D_ref|) / E|D_emp - D_ref| at each level, over noised held-out examples.
 
@@ -195,7 +198,10 @@ def _beside_copyist(
     top = numerator(near, far)
     return [
       MetricResult(
-        f'{name}, log-SNR {level:g}', statistics.ratio_of_means(top[:, i], scale[:, i]), meaning
+        f'{name}, log-SNR {level:g}',
+        statistics.ratio_of_means(top[:, i], scale[:, i]),
+        meaning,
+        better=better,
       )
       for i, level in enumerate(noise.log_snr)
     ]

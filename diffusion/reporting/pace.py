@@ -35,8 +35,9 @@ class Pace:
     """The time that so much more takes, as h:mm:ss; '?' where nothing says it yet."""
     import tqdm
 
-    known = self._done > 0
-    return tqdm.tqdm.format_interval(count * self._seconds / self._done) if known else '?'
+    if count and not self._done:
+      return '?'
+    return tqdm.tqdm.format_interval(count * self._seconds / max(self._done, 1))
 
 
 @contextlib.contextmanager
