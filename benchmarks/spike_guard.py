@@ -28,6 +28,7 @@ from diffusion.reporting import drawing, tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.runs import loop
 from diffusion.runs.run import Run, prepare
+from diffusion.statistics import Interval
 from diffusion.training import callbacks, guards
 from diffusion.training.program import Fetch, SingleRun
 from experiments import mixture
@@ -163,7 +164,7 @@ def main(_) -> None:
       low, high = ends.mean() - half, ends.mean() + half
       after = [last(rows) for rows, _, _ in guarded]
       table.append([
-        given.name, f'{ends.mean():.4f} [{low:.4f}, {high:.4f}]', ' '.join(f'{x:.4f}' for x in after),
+        given.name, Interval(ends.mean(), low, high), ' '.join(f'{x:.4f}' for x in after),
         f'{sum(low <= x <= high for x in after)} of 5', ' '.join(str(r) for _, _, r in guarded),
         'yes' if identical(guarded[0][1], again[1]) else 'NO',
         ' '.join(f'{last(rows):.4g}' for rows, _, _ in bare),

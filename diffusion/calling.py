@@ -83,7 +83,7 @@ def evaluate(
     moved: where the data lies now, by the texts of the configuration that say so, e.g. {'data_dir': '/sets'}.
 
   Returns:
-    Name of the result -> a number, or {estimate, low, high}.
+    Name of the result -> a number, or {estimate, low, high}, of a proportion with its counts.
 
   Raises:
     ValueError: no run, no checkpoint, other data than the run's, or an unknown name.

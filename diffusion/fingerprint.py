@@ -43,6 +43,30 @@ def digest(description: Any) -> str:
   return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def short(value: Any) -> str:
+  """The value in a line, for a reader: the name of a factory or a function without its module, and its arguments."""
+  return _in_words(describe(value))
+
+
+def _in_words(told: Any) -> str:
+  if isinstance(told, list):
+    return ', '.join(map(_in_words, told))
+  if not isinstance(told, Mapping):
+    return str(told).rpartition('.')[2] if isinstance(told, str) else str(told)
+  if 'partial' in told:
+    function, positional, named = told['partial']
+    given = [*map(_in_words, positional), *(f'{k}={_in_words(v)}' for k, v in named.items())]
+    return f'{_in_words(function)}({", ".join(given)})'
+  if 'source' in told:  # the user's own: a lambda as it is written, the name of a function
+    text = told['source']
+    return text.partition('(')[0].removeprefix('def ') if text.startswith('def ') else text
+  name, arguments = next(iter(told.items()))
+  if name in ('function', 'class', 'method'):
+    return _in_words(arguments)
+  given = arguments.items() if isinstance(arguments, Mapping) else ()
+  return f'{_in_words(name)}({", ".join(f"{k}={_in_words(v)}" for k, v in given)})'
+
+
 class _Description:
   """One description; it remembers where it has met each object, so that nothing is told twice."""
 

@@ -47,7 +47,7 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
   successes = _integer('successes', successes, low=0)
   if successes > trials:
     raise ValueError(f'successes must be at most trials={trials}, got {successes}')
-  _check_confidence(confidence)
+  check_confidence(confidence)
   bounds = stats.binomtest(successes, trials).proportion_ci(confidence, method='wilson')
   return Interval(successes / trials, float(bounds.low), float(bounds.high))
 
@@ -68,7 +68,7 @@ def mean_t(values: Sequence[float], confidence: float = 0.95) -> Interval:
   Source: Student (1908), Biometrika 6:1-25.
   """
   values = _sample(values)
-  _check_confidence(confidence)
+  check_confidence(confidence)
   mean = float(np.mean(values))
   quantile = stats.t.ppf((1 + confidence) / 2, values.size - 1)
   half_width = float(quantile * stats.sem(values))
@@ -162,7 +162,7 @@ def bootstrap_mean(
   Source: Efron (1987), JASA 82:171-185.
   """
   values = _sample(values)
-  _check_confidence(confidence)
+  check_confidence(confidence)
   resamples = _integer('resamples', resamples, low=100)
   seed = _integer('seed', seed, low=0)
   mean = float(np.mean(values))
@@ -201,7 +201,7 @@ def hierarchical_bootstrap(
   arrays = [np.asarray(group, np.float64) for group in groups]
   if len(arrays) < 2 or not all(a.ndim == 1 and a.size and np.isfinite(a).all() for a in arrays):
     raise ValueError(f'groups must be two or more lists of finite numbers, got {list(groups)!r}')
-  _check_confidence(confidence)
+  check_confidence(confidence)
   resamples = _integer('resamples', resamples, low=100)
   random = np.random.default_rng(seed)
   # Each group's resampled means first; a resample then takes one of them for each group it drew.
@@ -233,22 +233,35 @@ def excess_fraction(
 
   Source: Donner & Zou (2012), Statistical Methods in Medical Research 21:347-359, equation 7.
   """
-  both = wilson(successes, trials, confidence), wilson(null_successes, null_trials, confidence)
-  # The complements' intervals are those of the proportions, mirrored.
-  miss, null = (Interval(1 - p.estimate, 1 - p.high, 1 - p.low) for p in both)
-  if null.estimate <= 0.5:
-    raise ValueError(
-      f'the null must be below 1/2, got {null_successes} of {null_trials}: the event says nothing here'
-    )
-  product = miss.estimate * null.estimate
+  null = wilson(null_successes, null_trials, confidence)
+  return excess_over(wilson(successes, trials, confidence), null)
 
-  def bound(miss_end: float, null_end: float, sign: int) -> float:
+
+def excess_over(share: Interval, null: Interval) -> Interval:
+  """`excess_fraction` of two proportions with any intervals in [0, 1], from independent data.
+
+  Args:
+    share: f.
+    null: f0, below 1/2.
+
+  Raises:
+    ValueError: the null is not below 1/2.
+  """
+  if null.estimate >= 0.5:
+    raise ValueError(
+      f'the null must be below 1/2, got {null.estimate:.3g}: the event says nothing here'
+    )
+  # The complements' intervals are those of the proportions, mirrored.
+  miss, kept = (Interval(1 - p.estimate, 1 - p.high, 1 - p.low) for p in (share, null))
+  product = miss.estimate * kept.estimate
+
+  def bound(miss_end: float, kept_end: float, sign: int) -> float:
     a = miss_end * (2 * miss.estimate - miss_end)
-    b = null_end * (2 * null.estimate - null_end)
+    b = kept_end * (2 * kept.estimate - kept_end)
     return (product + sign * math.sqrt(max(product**2 - a * b, 0.0))) / b  # 0 but for rounding
 
-  low, high = bound(miss.low, null.high, -1), bound(miss.high, null.low, 1)
-  return Interval(1 - miss.estimate / null.estimate, 1 - high, 1 - low)
+  low, high = bound(miss.low, kept.high, -1), bound(miss.high, kept.low, 1)
+  return Interval(1 - miss.estimate / kept.estimate, 1 - high, 1 - low)
 
 
 def auc(positive: Sequence[float], negative: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -271,7 +284,7 @@ def auc(positive: Sequence[float], negative: Sequence[float], confidence: float 
   method 5, for the bounds.
   """
   positive, negative = _sample(positive), _sample(negative)
-  _check_confidence(confidence)
+  check_confidence(confidence)
   m, n = positive.size, negative.size
   estimate = float(stats.mannwhitneyu(positive, negative).statistic / (m * n))
   z = stats.norm.ppf((1 + confidence) / 2)
@@ -312,6 +325,15 @@ def sign_flip(differences: Sequence[float]) -> float:
   return float((sums >= abs(values.sum()) - 1e-12 * np.abs(values).sum()).mean())
 
 
+def least_sign_flip(differences: Sequence[float]) -> float:
+  """The least p-value that `sign_flip` could give for differences of these sizes: 2^(1 - n) for n that are not 0.
+
+  Args:
+    differences: [n] numbers.
+  """
+  return min(1.0, 2.0 ** (1 - np.count_nonzero(differences)))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
   """P-values adjusted for their number: the family-wise error stays below a level if those below it are rejected.
 
@@ -350,7 +372,7 @@ def zero_event_upper(trials: int, confidence: float = 0.95) -> float:
   Source: Hanley and Lippman-Hand (1983), JAMA 249:1743-1745.
   """
   trials = _integer('trials', trials, low=1)
-  _check_confidence(confidence)
+  check_confidence(confidence)
   return -math.expm1(math.log1p(-confidence) / trials)
 
 
@@ -380,14 +402,17 @@ def format_interval(interval: Interval, digits: int = 2) -> str:
     digits: significant digits of the interval's width, >= 1; all three numbers get its decimals.
 
   Returns:
-    For example `0.34 [0.25, 0.43]`.
+    For example `0.34 [0.25, 0.43]`; `0.34 (all equal)` where both bounds are the estimate: what did not vary among a
+    few values has no interval, and a width of 0 would say that it is known.
 
   Raises:
     ValueError: for digits < 1.
   """
   digits = _integer('digits', digits, low=1)
+  if is_point(interval):
+    return f'{interval.estimate:.{digits + 2}g} (all equal)'
   width = interval.high - interval.low
-  if not (math.isfinite(width) and width > 0):
+  if not math.isfinite(width):
     estimate, low, high = (f'{value:.{digits + 2}g}' for value in interval)
     return f'{estimate} [{low}, {high}]'
   decimals = digits - 1 - math.floor(math.log10(width))
@@ -400,6 +425,11 @@ def format_interval(interval: Interval, digits: int = 2) -> str:
   return f'{estimate} [{low}, {high}]'
 
 
+def is_point(interval: Interval) -> bool:
+  """Whether an interval has no width but that of rounding."""
+  return interval.high - interval.low <= 1e-12 * max(abs(interval.low), abs(interval.high))
+
+
 def _integer(name: str, value: int, low: int) -> int:
   try:
     number = operator.index(value)
@@ -410,7 +440,8 @@ def _integer(name: str, value: int, low: int) -> int:
   return number
 
 
-def _check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float) -> None:
+  """Raises ValueError for a confidence outside (0, 1)."""
   if not 0 < confidence < 1:
     raise ValueError(f'confidence must be in (0, 1), got {confidence!r}')
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from diffusion.reporting import tables
+from diffusion.statistics import Interval, format_interval
 
 _TITLES = {
   1: 'It works',
@@ -147,8 +148,8 @@ def _results(found: dict[str, Any]) -> str:
   results = found.get('results') or {}
   for name, value in ((name, results[name]) for name in _TOLD if name in results):
     if isinstance(value, dict):
-      low, high = tables.number(value['low']), tables.number(value['high'])
-      texts.append(f'{name} {tables.number(value["estimate"])} [{low}, {high}]')
+      interval = Interval(value['estimate'], value['low'], value['high'])
+      texts.append(f'{name} {format_interval(interval)}')
     elif isinstance(value, float):
       texts.append(f'{name} {tables.number(value)}')
   return '; ' + ', '.join(texts) if texts else ''

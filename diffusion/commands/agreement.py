@@ -10,7 +10,7 @@ from absl import flags
 
 from diffusion import devices
 from diffusion.commands import run_command
-from diffusion.evaluation.metric import MetricResult
+from diffusion.evaluation.metric import MetricResult, told
 from diffusion.evaluation.same_noise import agreement
 from diffusion.reporting.tables import markdown
 from diffusion.runs.loading import data_of, load
@@ -51,7 +51,7 @@ def main(folders: Sequence[str], given: flags.FlagValues) -> None:
   if len(folders) != 2:
     raise ValueError(f'name the folders of two runs, got {len(folders)}')
   findings = compare(*folders, given.pairs, given.seed)
-  print(markdown(['quantity', 'value', 'meaning'], findings))
+  print(markdown(['quantity', 'value', 'reading', 'meaning'], told(findings)))
 
 
 if __name__ == '__main__':

@@ -2,22 +2,25 @@
 
   python -m diffusion.commands.evaluate --images=FOLDER --run=runs/digits --metrics=all --features=digits
 
-FOLDER holds PNGs, directly or in subfolders named as the classes; or name an .npz with uint8 `images`. The run gives
-the data, its splits and its units. `--output=FILE` writes the results with their provenance as JSON.
+FOLDER holds PNGs, directly or in subfolders named as the classes; or name an .npz with uint8 `images` and `labels`
+(or ADM's arr_0 and arr_1). `--levels=17` says that a stored value is one of 17, not of 256. The run gives the data, its
+splits and its units. `--output=FILE` writes the results with their provenance as JSON.
 """
 
+import functools
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags
 
 from diffusion import devices, provenance
-from diffusion.commands import run_command
-from diffusion.data import pipeline, sources
+from diffusion.commands import foreign, run_command
+from diffusion.commands.foreign import Images, read
+from diffusion.data import pipeline
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import by_name, neighbors
 from diffusion.evaluation import features as features_
@@ -27,10 +30,14 @@ from diffusion.evaluation.metric import (
   MetricInputs,
   MetricResult,
   Plan,
+  name_of,
   results_to_json,
+  told,
 )
+from diffusion.reporting import pace
 from diffusion.reporting.rows import write_json
 from diffusion.reporting.tables import markdown
+from diffusion.runs.attempts import findings_of
 from diffusion.runs.loading import data_of
 from diffusion.runs.run import data_record
 
@@ -46,6 +53,9 @@ def define_flags() -> None:
   )
   flags.DEFINE_list('metrics', ['all'], f'all, or of {", ".join(by_name.metrics())}.')
   flags.DEFINE_string('features', 'pixels', 'pixels, digits, mnist, or Inception weights.')
+  flags.DEFINE_integer(
+    'levels', None, 'Levels of a stored value, where the images are not from 0 to 255.', 2, 256
+  )
   flags.DEFINE_string('output', None, 'JSON file for the results.')
 
 
@@ -56,13 +66,18 @@ def main(_: Sequence[str], given: flags.FlagValues) -> None:
   if 'batch_size' in config:  # a run from Python may say none, and `measure` says what it lacks
     devices.configure(config['batch_size'])
   findings, notes, record = measure(
-    given.images, given.run, given.metrics, given.features, places(given.moved)
+    given.images,
+    given.run,
+    given.metrics,
+    given.features,
+    levels=given.levels,
+    moved=places(given.moved),
   )
   if given.output:
     write_json(given.output, record)
   for note in notes:
     print(note)
-  print(markdown(['quantity', 'value', 'meaning'], findings))
+  print(markdown(['quantity', 'value', 'reading', 'meaning'], told(findings)))
 
 
 def places(texts: Sequence[str]) -> dict[str, str]:
@@ -73,71 +88,18 @@ def places(texts: Sequence[str]) -> dict[str, str]:
   return dict(text.split('=', 1) for text in texts)
 
 
-class Images(NamedTuple):
-  """Images (or vectors) from a file, their labels or None, and how many levels a stored value has (None: floats)."""
-
-  x: np.ndarray
-  label: np.ndarray | None
-  levels: int | None
-
-
-def read(path: str | pathlib.Path, class_names: Sequence[str]) -> Images:
-  """Images of a folder, or of an .npz.
-
-  Args:
-    path: a folder of images, directly in it or in subfolders named as the classes; or an .npz with `images` (or
-      `samples`, or one array) and perhaps `labels`: uint8 from 0 to 255 unless it holds `levels`, or float vectors.
-    class_names: of the data they are compared with.
-
-  Raises:
-    ValueError: nothing there, an unreadable image, several shapes, wrong types or ranges, or unknown classes.
-  """
-  path = pathlib.Path(path).expanduser()
-  if path.suffix != '.npz':
-    found = sources.folder(str(path)).load()
-    unknown = sorted(set(found.class_names) - set(class_names))
-    if unknown:
-      raise ValueError(
-        f'{path} has a folder {unknown[0]!r}, the classes are {", ".join(class_names) or "none"}'
-      )
-    if not found.class_names:
-      return Images(found.x, None, 256)
-    label = np.array([class_names.index(name) for name in found.class_names], np.int32)[found.label]
-    # Class by class in turn, as runs draw them: metrics that look at a part then look at the same part.
-    place = np.array([np.count_nonzero(label[:i] == own) for i, own in enumerate(label)])
-    order = np.lexsort((label, place))
-    return Images(found.x[order], label[order], 256)
-  if not path.is_file():
-    raise ValueError(f'no file {path}')
-  with np.load(path) as stored:
-    arrays = dict(stored)
-  label, levels = arrays.pop('labels', None), arrays.pop('levels', None)
-  names = [name for name in ('images', 'samples') if name in arrays] or list(arrays)
-  if len(names) != 1:
-    raise ValueError(
-      f'{path} must hold `images` or one array, it holds {", ".join(names) or "none"}'
-    )
-  x = arrays[names[0]]
-  features_.check_examples(x)
-  if label is not None and label.shape != x.shape[:1]:
-    raise ValueError(f'{path} holds {len(x)} images and labels of shape {list(label.shape)}')
-  levels = None if x.ndim == 2 else 256 if levels is None else int(levels)
-  if levels is not None and x.max() >= levels:
-    raise ValueError(f'{path} says it has {levels} levels, and holds {x.max()}')
-  return Images(x, label, levels)
-
-
 def measure(
   images: str | pathlib.Path,
   run: str | pathlib.Path,
   metrics: Sequence[str],
   features: str,
+  levels: int | None = None,
   moved: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[MetricResult], list[str], dict[str, Any]]:
   """What the metrics say of images beside a run's data, split as the run split it.
 
   Args:
-    images: see `read`.
+    images, levels: see `foreign.read`.
     run: folder of the run whose data, splits and units are taken.
     metrics, features: see `by_name.choose_metrics` and `by_name.choose_features`.
     moved: where the run's data lies now, see `loading.recorded_experiment`.
@@ -146,17 +108,17 @@ def measure(
     (findings, what a reader must know, a record of what was inputs).
 
   Raises:
-    ValueError: as those raise; other data than the run's; images of another shape.
+    ValueError: as those raise; other data than the run's; images of another shape or range.
   """
   begin = time.perf_counter()
+  following = pace.stages(["the run's data", 'the images'], 'reading')
+  following()
   split = data_of(pathlib.Path(run).expanduser().absolute(), moved)
-  data = split.dataset
-  given = read(images, data.class_names)
-  if given.x.shape[1:] != data.x.shape[1:]:
-    shapes = list(given.x.shape[1:]), list(data.x.shape[1:])
-    raise ValueError(f'{images} holds examples of shape {shapes[0]}, {data.name} has {shapes[1]}')
-  inputs, notes = _beside(given, split)
-  sizes = split.sizes
+  following()
+  data, sizes = split.dataset, split.sizes
+  given, notes = foreign.alike(read(images, data.class_names, levels), split, images)
+  inputs, more = _beside(given, split)
+  notes += more
   plan = Plan(
     samples=len(given.x),
     classes=data.num_classes,
@@ -169,11 +131,15 @@ def measure(
   chosen = choose_features(features)
   found, left_out = choose_metrics(metrics, chosen, plan)
   notes += [f'left out {name}: {why}' for name, why in left_out.items()]
-  findings = [finding for metric in found.values() for finding in metric.measure(inputs)]
+  findings, following = [], pace.stages(list(found), 'metric')
+  for metric in found.values():
+    following()
+    findings += findings_of(name_of(metric), functools.partial(metric.measure, inputs))
   record = {
     'time': provenance.now(),
     'images': str(images),
     'count': len(given.x),
+    'levels': given.levels,
     'data': data_record(split),
     'features': features_.label(chosen),
     'command': provenance.command(),

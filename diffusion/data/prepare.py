@@ -19,6 +19,7 @@ from typing import Any
 
 from diffusion.data import raw
 from diffusion.data.raw import PrepareError
+from diffusion.reporting import pace
 
 _CONNECTION_PATIENCE = 5  # seconds to connect, and again for the first bytes
 _PREFLIGHT_PATIENCE = 12  # seconds in all, as name resolution has no timeout of its own
@@ -167,17 +168,17 @@ def _examples(
   split: str, content: raw.RawSplit, with_id: bool
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   """Keys (they fix the order on disk) and ids as the official builders'."""
-  import tqdm
   from PIL import Image
 
   rows = zip(content.images, content.labels, strict=True)
-  bar = tqdm.tqdm(rows, f'Writing {split}', len(content.labels), unit=' images')
-  for i, (image, label) in enumerate(bar):
-    png = io.BytesIO()
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(png, 'PNG')
-    png.seek(0)
-    example = {'image': png, 'label': int(label)}
-    yield i, example | ({'id': f'{split}_{i:05d}'} if with_id else {})
+  with pace.counter(len(content.labels), f'images of {split}') as update:
+    for i, (image, label) in enumerate(rows):
+      png = io.BytesIO()
+      Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(png, 'PNG')
+      png.seek(0)
+      example = {'image': png, 'label': int(label)}
+      yield i, example | ({'id': f'{split}_{i:05d}'} if with_id else {})
+      update(1)
 
 
 def _write(

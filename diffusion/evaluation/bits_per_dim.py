@@ -17,11 +17,14 @@ from diffusion.evaluation.metric import (
 from diffusion.sampling import likelihood as likelihoods
 from diffusion.types import Condition
 
+_BITS = 'bits/dim'
+
 
 def likelihood(limit: int = 1000, draws: int = 64, steps: int | None = None) -> Metric:
   """The variational bound in bits a dimension, of validation, test and training examples, without guidance.
 
-  For stored levels it bounds the probability of the levels; for continuous data the density.
+  For stored levels it bounds the probability of the levels, and what a uniform distribution over them takes stands
+  beside it, log2 of their number; for continuous data it bounds the density.
 
   Args:
     limit: examples of each, evenly taken, >= 2.
@@ -66,7 +69,12 @@ def likelihood(limit: int = 1000, draws: int = 64, steps: int | None = None) -> 
         total = total + math.log2(inputs.units.deviation)
       shares = ', '.join(f'{n} {v.mean():.4f}' for n, v in zip(parts._fields, each, strict=True))
       meaning = f'bound of {len(chosen)} examples, {time}: {shares}'
-      found.append(MetricResult(f'{name} bits/dim', statistics.mean_t(total), meaning))
+      value = statistics.mean_t(total)
+      found.append(MetricResult(f'{name} bits/dim', value, meaning, unit=_BITS, better='lower'))
+    if inputs.units.levels is not None:
+      levels = inputs.units.levels
+      meaning = f'of a uniform distribution over the {levels} levels: a model that knows nothing'
+      found.append(MetricResult('uniform bits/dim', math.log2(levels), meaning, unit=_BITS))
     return found
 
   return Metric(check_network, measure)

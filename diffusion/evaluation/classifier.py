@@ -183,11 +183,13 @@ def class_balance(features: Features) -> Metric:
     meaning = f'exp of the entropy of the shares of the classes, of {called["samples"].shape[1]}'
     return [
       MetricResult(
-        f'effective classes({label})', manifold.class_entropy(called['samples']), meaning
-      ),
-      MetricResult(
-        f'effective classes({label}), held-out', manifold.class_entropy(called['held_out']), meaning
-      ),
+        f'effective classes({label}){of}',
+        manifold.class_entropy(called[which]),
+        meaning,
+        unit='classes',
+        better=better,
+      )
+      for of, which, better in (('', 'samples', 'higher'), (', held-out', 'held_out', ''))
     ]
 
   return Metric(check, measure)

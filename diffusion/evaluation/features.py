@@ -31,6 +31,7 @@ class Features(NamedTuple):
     apply: uint8 images [n, h, w, c] (brightness 0 to 255), or float vectors [n, d] -> features.
     call: the same -> class probabilities [n, k], where they are a classifier's.
     shape: of the images that the classifier takes.
+    note: what a reader of its distances must know; '' for nothing.
   """
 
   name: str
@@ -39,6 +40,7 @@ class Features(NamedTuple):
   apply: Callable[[Shown], Embedded]
   call: Callable[[Shown], Float32[np.ndarray, 'n k']] | None = None
   shape: tuple[int, ...] | None = None
+  note: str = ''
 
 
 def label(features: Features) -> str:

@@ -115,20 +115,25 @@ def frechet(features: Features | None = None) -> Metric:
     name = features_.distance_name(features)
     value, infinite = distance(moments(samples), reference), extrapolated(samples, reference)
     sizes = f'{len(samples)} samples against {reference.count} training examples'
+    note = f'; {features.note}' if features.note else ''
     found = [
-      MetricResult(name, value, f'{sizes}; blind to copying'),
-      MetricResult(f'{name}, infinite samples', infinite, 'extrapolated in 1 / N'),
+      _distance(name, value, f'{sizes}; blind to copying{note}'),
+      _distance(f'{name}, infinite samples', infinite, 'extrapolated in 1 / N'),
     ]
     count = min(len(real), len(samples))  # the distance falls with the number: as many of both
     if count > samples.shape[1]:
       for title, x in (('samples', samples), ('held-out examples', real)):
         value = distance(moments(subset(x, count)), reference)
         found.append(
-          MetricResult(f'{name}, {count} {title}', value, 'to be compared at equal numbers')
+          _distance(f'{name}, {count} {title}', value, 'to be compared at equal numbers')
         )
     return found
 
   return Metric(check, measure)
+
+
+def _distance(name: str, value: float, meaning: str) -> MetricResult:
+  return MetricResult(name, value, meaning, unit='squared distance', better='lower')
 
 
 def kernel_distance(
@@ -205,16 +210,17 @@ def kernel(features: Features | None = None, blocks: int = 10, limit: int = 10_0
   def measure(inputs: MetricInputs) -> list[MetricResult]:
     train, name = inputs.embed(features, 'train'), f'kernel distance({features_.label(features)})'
     found = []
-    for which, title in (('samples', name), ('held_out', f'{name}, held-out')):
+    meaning = 'squared discrepancy to the training set, 0 for equal distributions'
+    meaning += f'; {features.note}' if features.note else ''
+    for which, title, better in (
+      ('samples', name, 'lower'),
+      ('held_out', f'{name}, held-out', ''),
+    ):
       x = inputs.embed(features, which)
       if len(x) < 2 * blocks:
         continue
       value = kernel_distance(subset(x, limit), subset(train, limit), blocks)
-      found.append(
-        MetricResult(
-          title, value, 'squared discrepancy to the training set, 0 for equal distributions'
-        )
-      )
+      found.append(MetricResult(title, value, meaning, unit='squared distance', better=better))
     return found
 
   return Metric(check, measure)

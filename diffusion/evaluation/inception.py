@@ -1,7 +1,9 @@
 """The Inception-v3 of the FID, in JAX, with the standard weights read from a user's file.
 
 The network is the one of the 2015-12-05 TensorFlow graph: average pools do not count the padding, and the last block
-pools by maximum. Images are resized to 299 x 299 as TensorFlow 1 did it and scaled to (x - 128) / 128.
+pools by maximum. Images are resized to 299 x 299 as TensorFlow 1 did it and scaled to (x - 128) / 128. That is what the
+original FID and torch-fidelity do; pytorch-fid, whose file of weights is read, resizes with half-pixel centers and
+scales to 2 x / 255 - 1, clean-fid resizes bicubically with antialiasing: their numbers of small images are others.
 """
 
 import hashlib
@@ -24,6 +26,7 @@ SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
 FILE = 'pt_inception-2015-12-05-6726825d.pth'
 WIDTH = 2048
 SIDE = 299
+NOTE = 'images resized as TensorFlow 1 and torch-fidelity do, not as pytorch-fid or clean-fid'
 
 # (layer, x, channels, kernel, stride = 1, padding = 'SAME') -> x: a convolution without bias, normalized by running
 # statistics, and ReLU
@@ -41,7 +44,8 @@ def features(path: str | pathlib.Path) -> Features:
     ValueError: a file with another checksum.
     OSError: the file cannot be read.
 
-  Source: Szegedy et al. (2016) for the network; Heusel et al. (2017) for the features.
+  Source: Szegedy et al. (2016) for the network; Heusel et al. (2017) for the features, and the resizing: that of
+  TensorFlow 1, as theirs and torch-fidelity's, not pytorch-fid's or clean-fid's.
   """
   found = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
   if found != SHA256:
@@ -60,7 +64,7 @@ def features(path: str | pathlib.Path) -> Features:
     function, shared = mapped
     return function(shared, x)
 
-  return Features('inception-v3 pool', found[:8], WIDTH, apply)
+  return Features('inception-v3 pool', found[:8], WIDTH, apply, note=NOTE)
 
 
 def prepare(

@@ -16,9 +16,10 @@ from diffusion.evaluation.metric import (
   MetricResult,
   Plan,
   check_nothing,
+  proportion,
   subset,
 )
-from diffusion.statistics import Interval
+from diffusion.proportions import Counts
 
 
 def radii(x: Num[np.ndarray, 'n f'], k: int) -> Float64[np.ndarray, ' n']:
@@ -95,10 +96,10 @@ def precision_recall(features: Features | None = None, k: int = 3, limit: int = 
     recalled, _ = balls(real, samples, radii(samples, k))
     label = features_.label(features)
     return [
-      MetricResult(f'{name}({label})', _share(counts > 0), f'{meaning}, k = {k}, {len(samples)} of each')
-      for name, counts, meaning in (
-        ('precision', precise, 'samples within the training examples\' balls'),
-        ('recall', recalled, 'training examples within the samples\' balls'),
+      proportion(f'{name}({label})', found, f'{meaning}, k = {k}, {len(samples)} of each', 'higher')
+      for name, found, meaning in (
+        ('precision', _counts(precise > 0), 'samples within the training examples\' balls'),
+        ('recall', _counts(recalled > 0, shared=True), 'training examples within the samples\' balls'),
       )
     ]  # fmt: skip
 
@@ -132,9 +133,13 @@ def density_coverage(features: Features | None = None, k: int = 5, limit: int = 
     held = f'balls that hold a sample; {expected_coverage(n, k):.3f} for equal distributions'
     return [
       MetricResult(
-        f'density({label})', density, f'balls of training examples a sample lies in, over k = {k}'
+        f'density({label})',
+        density,
+        f'balls of training examples a sample lies in, over k = {k}',
+        unit='balls',
+        better='higher',
       ),
-      MetricResult(f'coverage({label})', _share(hit), held),
+      proportion(f'coverage({label})', _counts(hit, shared=True), held, 'higher'),
     ]
 
   return Metric(check, measure)
@@ -169,8 +174,19 @@ def vendi(features: Features | None = None, limit: int = 10_000) -> Metric:
     name = f'Vendi score({features_.label(features)})'
     meaning = f'effective number of distinct among {count}'
     return [
-      MetricResult(name, vendi_score(subset(samples, count)), f'{meaning} samples'),
-      MetricResult(f'{name}, held-out', vendi_score(subset(real, count)), f'{meaning} real ones'),
+      MetricResult(
+        name,
+        vendi_score(subset(samples, count)),
+        f'{meaning} samples',
+        unit='samples',
+        better='higher',
+      ),
+      MetricResult(
+        f'{name}, held-out',
+        vendi_score(subset(real, count)),
+        f'{meaning} real ones',
+        unit='examples',
+      ),
     ]
 
   return Metric(check_nothing, measure)
@@ -228,8 +244,11 @@ def sliced_wasserstein(projections: int = 256, limit: int = 10_000, seed: int = 
     samples, train, real = (subset(part, count) for part in parts)
     meaning = f'{projections} projections of {count} of each, to the training set'
     return [
-      MetricResult('sliced Wasserstein distance', sliced_distance(samples, train, projections, seed), meaning),
-      MetricResult('sliced Wasserstein distance, held-out', sliced_distance(real, train, projections, seed), meaning),
+      MetricResult(
+        f'sliced Wasserstein distance{of}', sliced_distance(x, train, projections, seed), meaning,
+        unit="the data's", better=better,
+      )
+      for of, x, better in (('', samples, 'lower'), (', held-out', real, ''))
     ]  # fmt: skip
 
   return Metric(check_nothing, measure)
@@ -284,5 +303,5 @@ def _equal(
   return subset(samples, count), subset(real, count)
 
 
-def _share(called: Bool[np.ndarray, ' n']) -> Interval:
-  return statistics.wilson(int(called.sum()), called.size)
+def _counts(called: Bool[np.ndarray, ' n'], shared: bool = False) -> Counts:
+  return Counts(int(called.sum()), called.size, shared)

@@ -85,6 +85,8 @@ def membership(
         f'membership AUC, log-SNR {level:g}',
         statistics.auc(-train[:, i], -held_out[:, i]),
         f'{len(train)} training against {len(held_out)} held-out examples, {draws} draws; 0.5 is chance',
+        unit='share of pairs',
+        better='nearer 0.5',
       )
       for i, level in enumerate(noise.log_snr)
     ]
@@ -158,7 +160,9 @@ def score_position(
 
   meaning = '1 is the denoiser of the population, -1 the one that copies'
   noise = _noise(log_snr, draws)
-  return _beside_copyist('G', meaning, population, lambda near, far: near - far, noise, limit)
+  return _beside_copyist(
+    'G', meaning, population, lambda near, far: near - far, noise, limit, better='nearer 1'
+  )
 
 
 def _beside_copyist(
@@ -168,6 +172,7 @@ def _beside_copyist(
   numerator: Callable[[Distances, Distances], Distances],
   noise: gap.EvaluationNoise,
   limit: int,
+  better: str = '',
 ) -> Metric:
   """E numerator(|D - D_emp|, |D - D_ref|) / E|D_emp - D_ref| at each level, over noised held-out examples.
 
@@ -197,7 +202,10 @@ def _beside_copyist(
     top = numerator(near, far)
     return [
       MetricResult(
-        f'{name}, log-SNR {level:g}', statistics.ratio_of_means(top[:, i], scale[:, i]), meaning
+        f'{name}, log-SNR {level:g}',
+        statistics.ratio_of_means(top[:, i], scale[:, i]),
+        meaning,
+        better=better,
       )
       for i, level in enumerate(noise.log_snr)
     ]

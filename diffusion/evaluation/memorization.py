@@ -11,7 +11,8 @@ from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
 from diffusion.evaluation.features import Features
-from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan
+from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, proportion
+from diffusion.proportions import Counts
 from diffusion.statistics import Interval
 
 Queries = Num[np.ndarray, ' q *shape']  # examples as stored, or their features
@@ -102,18 +103,18 @@ def nearest_neighbor_ratio(threshold: float = 1 / 3, mirrored: bool = False) -> 
     counts = []
     for which in ('samples', 'held_out'):
       _, r = input_ratios(inputs, which, mirrored=mirrored)
-      counts.append((int((r < threshold).sum()), len(r)))
-    share, null = (statistics.wilson(*count) for count in counts)
+      counts.append(Counts(int((r < threshold).sum()), len(r), shared=which == 'held_out'))
+    share, null = counts
     near = f'samples with a nearest-neighbor ratio below {threshold:.3g}'
     same = 'the same of real held-out examples: what no copying looks like'
     found = [
-      MetricResult('memorized fraction', share, near),
-      MetricResult('its held-out null', null, same),
+      proportion('memorized fraction', share, near, better='lower'),
+      proportion('its held-out null', null, same),
     ]
-    if 2 * counts[1][0] < counts[1][1]:
-      adjusted = statistics.excess_fraction(*counts[0], *counts[1])
+    if null.share < 0.5:
+      excess = share._replace(null_successes=null.successes, null_trials=null.trials)
       meaning = 'the fraction beyond its null, (f - f0) / (1 - f0)'
-      found.append(MetricResult('adjusted memorized fraction', adjusted, meaning))
+      found.append(proportion('adjusted memorized fraction', excess, meaning, better='lower'))
     return found
 
   def check(plan: Plan) -> None:
@@ -194,12 +195,12 @@ def calibrated_ratio(quantile: float = 0.001, features: Features | None = None) 
     _, null = input_ratios(inputs, 'held_out', features)
     threshold = calibrate(null, quantile)
     _, r = input_ratios(inputs, 'samples', features)
-    share = statistics.wilson(int((r < threshold).sum()), len(r))
+    share = Counts(int((r < threshold).sum()), len(r))
     meaning = (
       f'ratio below {threshold:.3g}, the {quantile:g} quantile of {len(null)} held-out examples'
     )
     on = f'({features_.label(features)})' if features else ''
-    return [MetricResult(f'memorized fraction, calibrated{on}', share, meaning)]
+    return [proportion(f'memorized fraction, calibrated{on}', share, meaning, better='lower')]
 
   return Metric(check, measure)
 
@@ -229,11 +230,14 @@ def authenticity() -> Metric:
 
   def measure(inputs: MetricInputs) -> list[MetricResult]:
     found = []
-    for name, which in (('authenticity', 'samples'), ('authenticity, held-out', 'held_out')):
+    for name, which, better in (
+      ('authenticity', 'samples', 'higher'),
+      ('authenticity, held-out', 'held_out', ''),
+    ):
       authentic = is_authentic(inputs.x(which), inputs.train[0])
-      share = statistics.wilson(int(authentic.sum()), len(authentic))
+      share = Counts(int(authentic.sum()), len(authentic), shared=which == 'held_out')
       meaning = 'farther from the nearest training example than that is from its own nearest'
-      found.append(MetricResult(name, share, meaning))
+      found.append(proportion(name, share, meaning, better))
     return found
 
   return Metric(_two_references, measure)
@@ -263,7 +267,8 @@ def effective_memorization(
   """EMM, the largest training-set size at which the memorized fraction is still `level`: the crossing, in log n.
 
   Between the last size at or above `level` and the next one the fraction is interpolated linearly in log n. The
-  interval is that of binomial redraws of the counts.
+  interval is that of redraws of the fractions from what the counts leave open, Beta(k + 1/2, n - k + 1/2): fractions of
+  0 and 1 are uncertain too.
 
   Args:
     sizes: of training sets, ascending, two or more.
@@ -296,7 +301,7 @@ def effective_memorization(
     )
   fractions = successes / trials
   random = np.random.default_rng(seed)
-  redrawn = random.binomial(trials.astype(int), fractions, (draws, len(sizes))) / trials
+  redrawn = random.beta(successes + 0.5, trials - successes + 0.5, (draws, len(sizes)))
   found = np.sort([_crossing(np.log(sizes), one, level) for one in redrawn])
   low, high = found[round(0.025 * (draws - 1))], found[round(0.975 * (draws - 1))]
   return Interval(_crossing(np.log(sizes), fractions, level), float(low), float(high))

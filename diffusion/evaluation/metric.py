@@ -13,6 +13,8 @@ from diffusion.data import pipeline
 from diffusion.data.pipeline import NormalizationStatistics
 from diffusion.evaluation.features import Embedded, Features, remembered
 from diffusion.process import gaussian
+from diffusion.proportions import Counts
+from diffusion.reporting import tables
 from diffusion.sampling.draw import make_denoiser
 from diffusion.statistics import Interval
 from diffusion.types import NULL, Array, Condition, Denoiser, Diffusion, Keys, Model, Path
@@ -143,19 +145,57 @@ def subset(x: Stored, limit: int, seed: int = 0) -> Num[np.ndarray, ' m *shape']
 
 
 class MetricResult(NamedTuple):
-  """One number of a report: its name, its value or interval, and what it says in one line."""
+  """One number of a report.
+
+  Attributes:
+    name: of the quantity.
+    value: a number, or with its interval.
+    meaning: what it says, in one line.
+    unit: what is counted or measured; '' for a pure number.
+    better: what is better: 'lower', 'higher', 'nearer 0', ...; '' where nothing is, as of a number to compare with.
+    counts: of a proportion, which reports of several runs pool.
+  """
 
   name: str
   value: float | Interval
   meaning: str
+  unit: str = ''
+  better: str = ''
+  counts: Counts | None = None
+
+
+def proportion(name: str, counts: Counts, meaning: str, better: str = '') -> MetricResult:
+  """A share with its interval, which keeps its counts.
+
+  Args:
+    name, meaning, better: see `MetricResult`.
+    counts: of what.
+  """
+  return MetricResult(name, counts.interval(), meaning, unit='share', better=better, counts=counts)
+
+
+def told(findings: Sequence[MetricResult]) -> list[tuple[str, float | Interval, str, str]]:
+  """(name, value, reading, meaning) of each, as tables show them.
+
+  Plain numbers that are 0 are left out: nothing was skipped, clipped or rolled back. The record has them.
+  """
+  return [
+    (one.name, one.value, tables.reading(one.unit, one.better), one.meaning)
+    for one in findings
+    if isinstance(one.value, Interval) or one.value != 0
+  ]
 
 
 def results_to_json(findings: Sequence[MetricResult]) -> dict[str, Any]:
-  """name -> value, an interval as {estimate, low, high}."""
-  return {
-    finding.name: finding.value._asdict() if isinstance(finding.value, Interval) else finding.value
-    for finding in findings
-  }
+  """name -> value; one with an interval as {estimate, low, high}, a proportion with its counts beside them."""
+  return {finding.name: _value_to_json(finding) for finding in findings}
+
+
+def _value_to_json(finding: MetricResult) -> Any:
+  if not isinstance(finding.value, Interval):
+    return finding.value
+  told = {} if finding.counts is None else {'counts': finding.counts._asdict()}
+  return finding.value._asdict() | told
 
 
 class Metric(NamedTuple):
@@ -168,6 +208,11 @@ class Metric(NamedTuple):
 
   check: Callable[[Plan], None]
   measure: Callable[[MetricInputs], list[MetricResult]]
+
+
+def name_of(metric: Metric) -> str:
+  """Of the function that made it."""
+  return metric.measure.__qualname__.split('.')[0].strip('_')
 
 
 def check_nothing(plan: Plan) -> None:

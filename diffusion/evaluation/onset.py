@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from diffusion import checks, statistics
-from diffusion.reporting.comparison import Rows, Table
+from diffusion.reporting.comparison import Table
+from diffusion.reporting.variants import Rows
 from diffusion.statistics import Interval
 
 FRACTIONS = (0.01, 0.05, 0.2)

@@ -3,9 +3,17 @@
 import numpy as np
 from jaxtyping import Float64
 
-from diffusion import checks, statistics
+from diffusion import checks
 from diffusion.citations import technique
-from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, Stored
+from diffusion.evaluation.metric import (
+  Metric,
+  MetricInputs,
+  MetricResult,
+  Plan,
+  Stored,
+  proportion,
+)
+from diffusion.proportions import Counts
 
 
 @technique('support-vector recognition of samples', 'core', 'cortes1995support')
@@ -47,21 +55,14 @@ def recognition(c: float = 10.0) -> Metric:
     correct = classifier.predict(flat(x)) == label
     shares = {k: right[inputs.labels == k] for k in np.unique(inputs.labels)}
     worst = min(shares, key=lambda k: shares[k].mean())
-    overall = statistics.wilson(int(right.sum()), right.size)
-    lowest = statistics.wilson(int(shares[worst].sum()), shares[worst].size)
-    real = statistics.wilson(int(correct.sum()), correct.size)
+    overall = Counts(int(right.sum()), right.size)
+    lowest = Counts(int(shares[worst].sum()), shares[worst].size)
+    real = Counts(int(correct.sum()), correct.size, shared=True)
+    by, of_worst = 'by a support-vector classifier', f'class {inputs.class_names[worst]}'
     return [
-      MetricResult(
-        'recognized as their label',
-        overall,
-        f'of {right.size} samples, by a support-vector classifier',
-      ),
-      MetricResult(
-        'worst class', lowest, f'class {inputs.class_names[worst]}, {shares[worst].size} samples'
-      ),
-      MetricResult(
-        'held-out accuracy', real, f'of that classifier, on {correct.size} real examples'
-      ),
+      proportion('recognized as their label', overall, f'of {right.size} samples, {by}', 'higher'),
+      proportion('worst class', lowest, f'{of_worst}, {lowest.trials} samples', 'higher'),
+      proportion('held-out accuracy', real, f'of that classifier, on {correct.size} real examples'),
     ]
 
   return Metric(check, measure)

@@ -5,7 +5,8 @@ from jaxtyping import Float, Integer, Num
 
 from diffusion import statistics
 from diffusion.evaluation import memorization
-from diffusion.evaluation.metric import MetricResult
+from diffusion.evaluation.metric import MetricResult, proportion
+from diffusion.proportions import Counts
 
 
 def agreement(
@@ -49,17 +50,22 @@ def agreement(
     what = 'of shuffled pairs: what chance looks like' if name else 'of the same starting noise'
     cosine = statistics.mean_t(_cosine(flat_a - mean, partner - mean))
     found += [
-      MetricResult(f'distance of pairs{name}', statistics.mean_t(distance), f'samples {what}'),
+      MetricResult(
+        f'distance of pairs{name}',
+        statistics.mean_t(distance),
+        f'samples {what}',
+        unit="the data's",
+      ),
       MetricResult(f'cosine of pairs{name}', cosine, f'samples {what}, their mean removed'),
     ]
   meaning = 'pairs over shuffled pairs: 0 is agreement, 1 chance'
-  found.append(MetricResult('distance ratio', statistics.ratio_of_means(*far), meaning))
+  ratio = statistics.ratio_of_means(*far)
+  found.append(MetricResult('distance ratio', ratio, meaning, better='lower'))
   for name, samples, train in (('first', a, train_a), ('second', b, train_b)):
     _, r = memorization.ratios(samples, train)
-    share = statistics.wilson(int((r < 1 / 3).sum()), len(r))
-    found.append(
-      MetricResult(f'memorized fraction, {name} model', share, 'of its own training set')
-    )
+    share = Counts(int((r < 1 / 3).sum()), len(r))
+    title, meaning = f'memorized fraction, {name} model', 'of its own training set'
+    found.append(proportion(title, share, meaning, better='lower'))
   return found
 
 

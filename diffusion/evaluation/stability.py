@@ -77,14 +77,15 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[MetricResult]:
   found = []
   if any('clip_rate' in row for row in logged):
     rate = float(np.mean([row['clip_rate'] for row in logged if 'clip_rate' in row]))
-    found.append(MetricResult('clip rate', rate, 'share of the steps whose gradient was clipped'))
+    meaning = 'of the steps, those whose gradient was clipped'
+    found.append(MetricResult('clip rate', rate, meaning, unit='share'))
   norms = [row['gradient_norm'] for row in logged if math.isfinite(row.get('gradient_norm', math.nan))]  # fmt: skip
   if norms:
     middle, high = np.quantile(norms, [0.5, 0.99])
     meaning = 'of the logged rows, each a mean over steps'
     found += [
-      MetricResult('gradient norm, median', float(middle), meaning),
-      MetricResult('gradient norm, 99 %', float(high), meaning),
+      MetricResult('gradient norm, median', float(middle), meaning, unit='L2 norm'),
+      MetricResult('gradient norm, 99 %', float(high), meaning, unit='L2 norm'),
     ]
   if any(row['loss'] <= 0 for row in logged):  # learned uncertainty may take a loss below 0
     return found
@@ -92,12 +93,9 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[MetricResult]:
   times = [row['cursor' if 'cursor' in row else 'step'] for row in logged]
   risen = spikes(times, [row['loss'] for row in logged])
   meaning = 'log-loss above median + 10 deviations of the last 200 rows'
-  found.append(MetricResult('loss spikes', len(risen), meaning))
+  found.append(MetricResult('loss spikes', len(risen), meaning, unit='times', better='lower'))
   if risen:
     longest = max(spike.recovery for spike in risen)
-    found.append(
-      MetricResult(
-        'longest recovery', longest, 'steps from a spike until the loss was back; inf: never'
-      )
-    )
+    meaning = 'from a spike until the loss was back; inf: never'
+    found.append(MetricResult('longest recovery', longest, meaning, unit='steps', better='lower'))
   return found

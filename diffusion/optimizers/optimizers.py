@@ -132,7 +132,8 @@ def prodigy(b1: float = 0.9, b2: float = 0.999) -> Direction:
   Raises:
     ValueError: arguments out of range.
 
-  Source: Mishchenko & Defazio (2024), algorithm 4.
+  Source: Mishchenko & Defazio (2024), algorithm 4, as Optax has it: with Adam's bias correction in the step size, which
+  the authors' package `prodigyopt` leaves out unless use_bias_correction=True, so that the first steps are not its.
   """
   _check_decay('b1', b1)
   _check_decay('b2', b2)

@@ -222,7 +222,8 @@ def one_cycle(
   Raises:
     ValueError: an argument out of its range.
 
-  Source: Smith & Topin (2019), section 3, with cosines for lines.
+  Source: Smith & Topin (2019), section 3, with cosines for lines. The peak is at step floor(rise x total_steps), the
+  last rate would be that of step total_steps; PyTorch's `OneCycleLR` has both one step earlier.
   """
   checks.positive('learning_rate', peak)
   checks.integer('total_steps', total_steps, 2)

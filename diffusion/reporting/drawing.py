@@ -99,13 +99,14 @@ class Canvas:
 
     Args:
       size: (width, height) of what is drawn, pixels.
-      title: above it; '' for none.
+      title: above it, of one or more lines; '' for none.
       top: pixels between the title and what is drawn.
     """
     width, height = size
     title_size = 12
-    title_width = int(text_width(title, title_size))
-    header = (line_height(title_size) + 2 if title else 0) + top
+    lines = title.splitlines()
+    title_width = int(max((text_width(line, title_size) for line in lines), default=0))
+    header = (line_height(title_size) * len(lines) + 2 if title else 0) + top
     self.width = max(width, title_width) + 2 * MARGIN
     self.height = height + header + 2 * MARGIN
     self.left = (self.width - width) // 2

@@ -23,27 +23,36 @@ from diffusion.reporting.rows import OWN_GROUPS
 
 
 class Panel(NamedTuple):
-  """One panel: its title, y label, the keys drawn in it, and the scale of its y axis."""
+  """One panel: its title, y label, the keys drawn in it, the scale of its y axis, and the keys of a band's edges."""
 
   title: str
   label: str
   keys: tuple[str, ...]
   scale: str = 'linear'  # or log; or auto: log where the values span more than a factor of 4
   zero_line: bool = False
+  band: tuple[str, str] | None = None
 
 
 PANELS = (
-  Panel('Loss', 'loss', ('loss', 'train/eps', 'validation/eps'), 'auto'),
-  Panel('Generalization gap', 'held-out − training loss', ('validation/gap',), zero_line=True),
+  # Two panels: the objective has weights, draws of t and terms of its own, and no scale in common with the other.
+  Panel('Objective, as it is trained', 'weighted loss', ('loss',), 'auto'),
+  Panel('Unweighted loss on the evaluation noise', 'eps-loss', ('train/eps', 'validation/eps'), 'auto'),
+  Panel(
+    'Generalization gap', 'held-out − training eps-loss', ('validation/gap',), zero_line=True,
+    band=('validation/gap_low', 'validation/gap_high'),
+  ),
   Panel('Memorized fraction of samples', 'fraction', ('memorized/fraction', 'memorized/null')),
   Panel('Learning rate', 'learning rate', ('learning_rate',)),
   Panel('Gradient norm', 'global L2 norm', ('gradient_norm',), 'log'),
+)  # fmt: skip
+BY_NOISE = Panel('Objective by noise level', 'weighted loss', (), 'auto')
+BY_LEVEL = Panel(
+  'Loss by log-SNR at the best step', 'eps-loss', ('train/eps', 'validation/eps'), 'auto'
 )
-BY_NOISE = Panel('Loss by noise level', 'loss', (), 'auto')
 LINES = {
   'loss': ('training batches', FAINT),
-  'train/eps': ('training subset (eps)', BLUE),
-  'validation/eps': ('held out (eps)', ORANGE),
+  'train/eps': ('training subset', BLUE),
+  'validation/eps': ('held out', ORANGE),
   'validation/gap': ('', BLUE),
   'memorized/fraction': ('samples', BLUE),
   'memorized/null': ('held-out data', FAINT),
@@ -59,9 +68,14 @@ Series = dict[str, tuple[np.ndarray, np.ndarray]]  # key -> (steps, values)
 
 
 def curves(
-  rows: Sequence[Mapping[str, Any]], path: Path, *, title: str = '', best_step: int | None = None
+  rows: Sequence[Mapping[str, Any]],
+  path: Path,
+  *,
+  title: str = '',
+  best_step: int | None = None,
+  log_snr: Sequence[float] = (),
 ) -> pathlib.Path:
-  """How training went: loss, generalization gap, learning rate, gradient norm, loss by noise.
+  """How training went: objective, unweighted losses, their gap with its interval, learning rate, loss by noise.
 
   Panels for which no row has a value are left out. A value that is not finite is marked in red at
   its panel's top; in the panel by noise level, where it can be an empty bucket, it is left out.
@@ -69,13 +83,14 @@ def curves(
   the steps go back, the lines do, and a dotted line marks the step that a rollback left.
 
   Args:
-    rows: rows of metrics, each with `step`; read are `loss`, `train/eps`, `validation/eps`,
-      `validation/gap`, `learning_rate`, `gradient_norm`, and `loss_bucket/0` to `loss_bucket/B-1`
-      (0 the least noise), and every other `group/name`, each group in a panel of its own. A row may lack any of them
-      or hold None.
+    rows: rows of metrics, each with `step`; read are `loss`, `train/eps`, `validation/eps`, `validation/gap` with
+      `gap_low` and `gap_high`, `train/level/i` and `validation/level/i`, `learning_rate`, `gradient_norm`, and
+      `loss_bucket/0` to `loss_bucket/B-1` (0 the least noise), and every other `group/name`, a group in a panel
+      of its own. A row may lack any of them or hold None.
     path: the picture's file; its folder is created.
     title: title of the whole.
     best_step: the step of the best validation loss, marked by a vertical line.
+    log_snr: of level i of the evaluation noise, nats; with it the losses at the best step are drawn by level.
 
   Returns:
     The path.
@@ -94,8 +109,11 @@ def curves(
       panels.append((panel, series))
   if not panels:
     raise ValueError(f'none of the {len(rows)} rows has a value to draw')
-  figure, places = _layout(len(panels), bool(title))
   steps = [at for _, series in panels for line in series.values() for at in line[0]]
+  levels = _levels(rows, best_step, log_snr)
+  if levels:
+    panels.append((BY_LEVEL, levels))
+  figure, places = _layout(len(panels), bool(title))
   back = [a['step'] for a, b in itertools.pairwise(rows) if b['step'] < a['step']]
   pad = max(0.02 * (max(steps) - min(steps)), 0.5)
   for axes, (panel, series) in zip(places, panels, strict=True):
@@ -105,22 +123,49 @@ def curves(
       _draw_buckets(figure, axes, series)
     else:
       _draw_lines(axes, series)
+    if panel.band is not None:
+      _draw_band(axes, *(_series(rows, key) for key in panel.band))
     _scale(axes, panel.scale, series)
-    axes.set_xlim(min(steps) - pad, max(steps) + pad)
     style_axes(axes)
     if panel.zero_line:
       axes.axhline(0, color=INK, linewidth=0.8)
-    if best_step is not None:
-      label = f'best step {best_step:,}' if axes is places[0] else ''
-      axes.axvline(best_step, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=label)
-    for i, at in enumerate(back):
-      label = 'rollback' if axes is places[0] and not i else ''
-      axes.axvline(at, color=ACCENT, linewidth=1, linestyle=':', label=label)
+    if panel is BY_LEVEL:
+      axes.set_xlabel('log-SNR (nats): noisy left, clean right')
+    else:
+      axes.set_xlim(min(steps) - pad, max(steps) + pad)
+      _mark_steps(axes, best_step, back, named=axes is places[0])
     if any(axes.get_legend_handles_labels()[1]):
       few = sum(len(line[0]) for line in series.values()) < 5000
       where = 'best' if few else 'upper right'  # the search for the best place is slow
       axes.legend(fontsize=8.5, loc=where, framealpha=0.85, edgecolor='none')
   return save_figure(figure, path, title)
+
+
+def _mark_steps(axes: Any, best_step: int | None, back: Sequence[int], named: bool) -> None:
+  """Vertical lines at the best step and where a rollback left; `named`: in the legend too."""
+  axes.set_xlabel('training step')
+  if best_step is not None:
+    label = f'best step {best_step:,}' if named else ''
+    axes.axvline(best_step, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=label)
+  for i, at in enumerate(back):
+    label = 'rollback' if named and not i else ''
+    axes.axvline(at, color=ACCENT, linewidth=1, linestyle=':', label=label)
+
+
+def _levels(
+  rows: Sequence[Mapping[str, Any]], best_step: int | None, log_snr: Sequence[float]
+) -> Series:
+  """The losses by log-SNR at the best step; empty where no row has them."""
+  found = [row for row in rows if row['step'] == best_step and 'validation/level/0' in row]
+  if not (found and log_snr):
+    return {}
+  return {
+    f'{split}/eps': (
+      np.asarray(log_snr, np.float64),
+      np.array([found[-1][f'{split}/level/{i}'] for i in range(len(log_snr))], np.float64),
+    )
+    for split in ('train', 'validation')
+  }
 
 
 def _logged(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
@@ -144,10 +189,7 @@ def _layout(number: int, has_title: bool) -> tuple[Any, list[Any]]:
   columns = min(2, number)
   cells = np.array([0] * (number % columns) + list(range(number))).reshape(-1, columns)
   figure = new_figure(4.9 * columns, 2.7 * len(cells) + 0.35 * has_title)
-  places = list(figure.subplot_mosaic(cells.tolist()).values())
-  for axes in places[-columns:]:
-    axes.set_xlabel('training step')
-  return figure, places
+  return figure, list(figure.subplot_mosaic(cells.tolist()).values())
 
 
 def _draw(
@@ -172,6 +214,16 @@ def _draw_lines(axes: Any, series: Series) -> None:
     axes.plot(lost, np.full(len(lost), 0.98), 'x', transform=axes.get_xaxis_transform(), **look)
 
 
+def _draw_band(
+  axes: Any, low: tuple[np.ndarray, np.ndarray], high: tuple[np.ndarray, np.ndarray]
+) -> None:
+  """The interval around a line, where rows have both of its ends."""
+  if len(low[0]) and np.array_equal(low[0], high[0]):
+    axes.fill_between(
+      low[0], low[1], high[1], color=BLUE, alpha=0.18, linewidth=0, label='95 % over examples'
+    )
+
+
 def _draw_buckets(figure: Any, axes: Any, series: Series) -> None:
   import matplotlib
   from matplotlib.cm import ScalarMappable
@@ -187,7 +239,7 @@ def _draw_buckets(figure: Any, axes: Any, series: Series) -> None:
   scale = ScalarMappable(BoundaryNorm(np.arange(count + 1) - 0.5, count), colors)
   ticks = range(0, count, -(-count // 10))
   bar = figure.colorbar(scale, ax=axes, ticks=ticks, pad=0.02, aspect=18)
-  bar.set_label('noise bucket (0 = least noise)', size=8.5, color=INK)
+  bar.set_label('part of t (0 = least noise)', size=8.5, color=INK)
   bar.ax.tick_params(labelsize=8, length=0, colors=INK)
   bar.outline.set_visible(False)
   bar.minorticks_off()

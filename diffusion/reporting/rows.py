@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TextIO
 
 from diffusion.reporting import encoding
+from diffusion.reporting.pace import Pace
 
 Scalar = float | int | str | None
 Path = str | os.PathLike[str]
@@ -169,7 +170,8 @@ def progress(
   """Where the run stands: a live bar on a terminal, one line per row elsewhere.
 
   Shown are the step, the latest of `loss` and `validation/eps`, images per second (the timing's
-  `images_per_second`, else counted from `batch_size`), and the time to go.
+  `images_per_second`, else counted from `batch_size`), and the time to go. That is reckoned without the rows that say
+  something for the first time: before them something was compiled.
 
   Args:
     total_steps: the run's last step, >= 1.
@@ -192,11 +194,16 @@ def progress(
     dynamic_ncols=True,
     disable=not live,
   )
-  begin = time.monotonic()
+  begin, pace = time.monotonic(), Pace()
+  last, known = start_step, set()
   shown: dict[str, str] = {}
 
   def write(row: Mapping[str, Scalar], timing: Mapping[str, Scalar]) -> None:
+    nonlocal last
     step = int(row['step'])
+    pace.advance(step - last, first_time=not known.issuperset(row))
+    last = step
+    known.update(row)
     rate = (step - start_step) / max(time.monotonic() - begin, 1e-9)
     shown.update({key: _short(row[key]) for key in SHOWN if key in row})
     if 'images_per_second' in timing:
@@ -208,7 +215,7 @@ def progress(
       bar.update(step - bar.n)
       bar.refresh()
     else:
-      left = tqdm.tqdm.format_interval((total_steps - step) / rate) if rate > 0 else '?'
+      left = pace.left(total_steps - step)
       fields = ''.join(f'  {key} {value}' for key, value in shown.items())
       print(f'step {step}/{total_steps}{fields}  left {left}', file=stream, flush=True)
 

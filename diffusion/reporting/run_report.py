@@ -14,46 +14,52 @@ from diffusion.statistics import Interval
 def write_report(
   workdir: pathlib.Path,
   record: Mapping[str, Any],
-  findings: Sequence[tuple[str, float | Interval, str]],
+  findings: Sequence[tuple[str, float | Interval, str, str]],
   levels: Sequence[Sequence[float]],
   techniques: Sequence[Technique],
   suffix: str,
 ) -> pathlib.Path:
-  """Writes report.md and references.bib, and returns the report's path.
+  """Writes the report of a run's last evaluation and references.bib, and returns the report's path.
 
   Args:
     workdir: the run's folder; pictures that are there are shown.
-    record: run.json.
-    findings: the results (name, value, meaning), most important first.
+    record: run.json, with the configuration as it was evaluated, and the evaluation as the last of its `evaluations`.
+    findings: the results (name, value, reading, meaning), most important first.
     levels: rows (log-SNR, train, validation, gap).
     techniques: what `build` used.
     suffix: of the report's and the pictures' names.
   """
   bibtex = bibliography.entries(citations.all_keys(techniques))
   (workdir / 'references.bib').write_text(bibtex)
+  evaluation, start = record['evaluations'][-1], record['starts'][-1]
+  drawn = drawn_in_words(evaluation['sampling'])
   captions = {
-    f'samples{suffix}.png': 'Samples from the best checkpoint.',
-    'curves.png': 'Training and held-out loss, their gap, and the optimizer.',
-    f'nearest{suffix}.png': 'Samples above their nearest training examples, the smallest distance ratio first.',
+    f'samples{suffix}.png': f'Samples of {drawn}.',
+    'curves.png': 'The objective; training and held-out loss on equal noise, and their gap; the optimizer.',
+    f'nearest{suffix}.png': f'Samples of {drawn}, above their nearest training examples, the smallest distance ratio '
+    'first.',
     'data.png': 'Training examples as the network sees them.',
   }
   pictures = [(text, name) for name, text in captions.items() if (workdir / name).exists()]
-  start = record['starts'][-1]
   note = f' ({record["data"]["note"]})' if record['data']['note'] else ''
   kept = ('experiment', 'status', 'reason', 'step', 'wall_seconds')
   text = markdown_report(
     f'{record["experiment"]}: {record["data"]["name"]}{note}',
-    summary_rows=[('how it ended', record['reason']), *((name, value) for name, value, _ in findings)],
+    summary_rows=[('how training ended', record['reason'], None), *(row[:3] for row in findings)],
     pictures=pictures,
     tables=[
-      ('What the numbers mean', ['quantity', 'meaning'], [(name, meaning) for name, _, meaning in findings]),
+      ('How the samples were drawn', ['what', 'value'], _drawn(evaluation)),
+      ('What the numbers mean', ['quantity', 'meaning'], [(name, meaning) for name, _, _, meaning in findings]),
       ('Loss per noise level', ['log-SNR (nats)', 'train', 'validation', 'gap'], levels),
       *_speed(record.get('speed')),
     ],
     provenance={name: record[name] for name in kept}
     | {name: record[name] for name in ('config', 'data', 'versions')}
-    | {'code': {'commit': start['code']['commit'], 'uncommitted changes': bool(start['code']['diff'])}}
-    | {'devices': start['devices'], 'command': ' '.join(start['command']), 'starts': len(record['starts'])}
+    | {'evaluated': {name: evaluation[name] for name in ('time', 'code', 'devices')}}
+    | {'trained': {
+      'command': ' '.join(start['command']), 'code': start['code']['commit'],
+      'uncommitted changes': bool(start['code']['diff']), 'devices': start['devices'], 'starts': len(record['starts']),
+    }}
     | _resharded(record['starts']),
     techniques=techniques,
     bibtex=bibtex,
@@ -61,6 +67,26 @@ def write_report(
   path = workdir / f'report{suffix}.md'
   path.write_text(text)
   return path
+
+
+def drawn_in_words(sampling: Mapping[str, Any]) -> str:
+  """How samples were drawn, in a line for a picture: what is under `sampling` in the record of an evaluation."""
+  return (
+    f'step {sampling["checkpoint"]}: {sampling["sampler"]}, {sampling["steps"]} steps, grid {sampling["grid"]}, '
+    f'guidance {sampling["guidance"]:g}, seed {sampling["seed"]}'
+  )
+
+
+def _drawn(evaluation: Mapping[str, Any]) -> list[tuple[str, Any]]:
+  """The rows of how the samples were drawn, and by what command; without what is off."""
+  told, changed = evaluation['sampling'], evaluation['changed']
+  rows = {name: one for name, one in told.items() if one or name in ('guidance', 'seed')}
+  rows |= {'samples': evaluation['samples'], 'command': ' '.join(evaluation['command'])}
+  rows |= {'configuration, other than trained': '; '.join(changed)} if changed else {}
+  return [
+    (name, ', '.join(map(str, one)) if isinstance(one, list) else str(one))
+    for name, one in rows.items()
+  ]
 
 
 def _speed(speed: Mapping[str, Any] | None) -> list[tuple]:
@@ -74,7 +100,7 @@ def _speed(speed: Mapping[str, Any] | None) -> list[tuple]:
     ("share of the devices' peak in bfloat16", speed['utilization']),
     ('most memory of a device (CPU: of the process), bytes', speed['peak_memory']),
   ]
-  return [('Speed', ['quantity', 'value'], rows)]
+  return [('Speed of training', ['quantity', 'value'], [row for row in rows if row[1] is not None])]
 
 
 def _resharded(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -87,7 +113,7 @@ def _resharded(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def markdown_report(
   title: str,
   *,
-  summary_rows: Sequence[tuple[str, object]],
+  summary_rows: Sequence[tuple[str, object, str | None]],
   pictures: Sequence[tuple[str, str]],
   tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[object]]]],
   provenance: Mapping[str, object],
@@ -98,8 +124,8 @@ def markdown_report(
 
   Args:
     title: heading of the report.
-    summary_rows: (quantity, value) pairs of the result; a value is text, a number, an `Interval`
-      or None.
+    summary_rows: (quantity, value, reading) of the results; a value is text, a number, an `Interval` or None, a reading
+      the unit and what is better.
     pictures: (caption, path relative to the report) pairs.
     tables: (heading, headers, rows) of each further table.
     provenance: what the run came from; nested mappings are written as `outer.inner`.
@@ -112,7 +138,11 @@ def markdown_report(
   Raises:
     ValueError: for a table whose rows do not fit its headers.
   """
-  parts = [f'# {title}', '## Result', markdown(('quantity', 'value'), summary_rows, digits=4)]
+  parts = [
+    f'# {title}',
+    '## Result',
+    markdown(('quantity', 'value', 'reading'), summary_rows, digits=4),
+  ]
   for caption, path in pictures:
     parts += [f'![{caption}](<{path}>)', f'*{caption}*']
   for heading, headers, rows in tables:

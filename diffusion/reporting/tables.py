@@ -66,6 +66,19 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]], digits: i
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
+def reading(unit: str, better: str) -> str:
+  """How a number is to be read: its unit, and what is better.
+
+  Args:
+    unit: what is counted or measured; '' for a pure number.
+    better: 'lower', 'higher', 'nearer 0', ...; '' where nothing is.
+
+  Returns:
+    For example 'bits/dim, lower is better'.
+  """
+  return ', '.join(part for part in (unit, better and f'{better} is better') if part)
+
+
 def _cell(value: object, digits: int) -> str:
   if isinstance(value, Interval):
     return format_interval(value)

@@ -5,9 +5,10 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from diffusion import statistics
+from diffusion import proportions, statistics
 from diffusion.citations import Technique
 from diffusion.evaluation import onset
+from diffusion.proportions import Counts
 from diffusion.provenance import read_record
 from diffusion.reporting import comparison
 from diffusion.reporting.comparison import ComparedRun, Effect, Table
@@ -74,11 +75,13 @@ def _run(
   parts = [record['experiment']] if several else []
   config = record['config']
   parts += [config[n] if n == 'arm' else f'{n}={config[n]}' for n in varying if n in config]
-  results, own = {}, {}
+  results, own, counts = {}, {}, {}
   for name, value in record['results'].items():
     if isinstance(value, Mapping):
-      own[name] = Interval(**value)
+      own[name] = Interval(**{end: value[end] for end in Interval._fields})
       results[name] = own[name].estimate
+      if 'counts' in value:
+        counts[name] = Counts(**value['counts'])
     elif isinstance(value, int | float):
       results[name] = value
   return ComparedRun(
@@ -87,6 +90,8 @@ def _run(
     seed=record['seed'],
     results=results,
     own=own,
+    counts=counts,
+    readings={name: tuple(one) for name, one in record.get('readings', {}).items()},
     marks=_marks(record),
     record=record,
     rows=read_json_lines(path / 'metrics.jsonl'),
@@ -124,7 +129,7 @@ def variants(runs: Sequence[ComparedRun]) -> dict[str, list[ComparedRun]]:
 
 
 def quantities(runs: Sequence[ComparedRun], wanted: Sequence[str]) -> list[str]:
-  """The names to report: those wanted, or all that every run has.
+  """The names to report: those wanted, or all that every run has, but for plain numbers that are 0 in all of them.
 
   Raises:
     ValueError: a wanted one that some run does not have.
@@ -134,7 +139,9 @@ def quantities(runs: Sequence[ComparedRun], wanted: Sequence[str]) -> list[str]:
     if name not in shared:
       without = next(run.folder for run in runs if name not in run.results)
       raise ValueError(f'{without} has no {name!r}; all runs have {", ".join(shared)}')
-  return list(wanted) or shared
+  return list(wanted) or [
+    name for name in shared if any(run.results[name] or name in run.own for run in runs)
+  ]
 
 
 def choose_baseline(groups: Mapping[str, list[ComparedRun]], wanted: str | None) -> str:
@@ -165,30 +172,42 @@ def effects(
     names: quantities that all runs have.
   """
   found = []
-  base = {run.seed: run.results for run in groups[baseline]}
+  base = {run.seed: run for run in groups[baseline]}
   for quantity in names:
     one = []
     for variant, group in groups.items():
       if variant != baseline:
         paired = [run for run in group if run.seed in base]
-        pairs = [(run.results[quantity], base[run.seed][quantity]) for run in paired]
-        one.append(_effect(variant, quantity, pairs))
+        one.append(_effect(variant, quantity, [(run, base[run.seed]) for run in paired]))
     tested = [effect for effect in one if effect.p is not None]
     adjusted = iter(statistics.holm([effect.p for effect in tested]))
     found += [e if e.p is None else e._replace(adjusted=next(adjusted)) for e in one]
   return found
 
 
-def _effect(variant: str, quantity: str, pairs: Sequence[tuple[float, float]]) -> Effect:
+def _effect(
+  variant: str, quantity: str, pairs: Sequence[tuple[ComparedRun, ComparedRun]]
+) -> Effect:
   found = Effect(variant=variant, quantity=quantity, pairs=len(pairs))
-  if len(pairs) < 2 or not all(math.isfinite(value) for pair in pairs for value in pair):
+  values = [(one.results[quantity], other.results[quantity]) for one, other in pairs]
+  if len(pairs) < 2 or not all(math.isfinite(value) for pair in values for value in pair):
     return found
-  treated, base = zip(*pairs, strict=True)
+  treated, base = zip(*values, strict=True)
+  differences = [a - b for a, b in values]
   positive = all(value > 0 for value in (*treated, *base))
+  if all(quantity in run.counts for pair in pairs for run in pair):
+    sides = [[run.counts[quantity] for run in side] for side in zip(*pairs, strict=True)]
+    difference = proportions.difference(*sides)
+    plain = sides[0][0].null_trials is None
+    ratio = proportions.ratio(*sides) if positive and plain else None
+  else:
+    difference = statistics.paired_difference(treated, base)
+    ratio = statistics.paired_ratio(treated, base) if positive else None
   return found._replace(
-    difference=statistics.paired_difference(treated, base),
-    ratio=statistics.paired_ratio(treated, base) if positive else None,
-    p=statistics.sign_flip([a - b for a, b in pairs]) if len(pairs) <= 20 else None,
+    difference=difference,
+    ratio=ratio,
+    p=statistics.sign_flip(differences) if len(pairs) <= 20 else None,
+    least_p=statistics.least_sign_flip(differences) if len(pairs) <= 20 else None,
   )
 
 

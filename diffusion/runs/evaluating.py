@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,16 +15,25 @@ from diffusion.evaluation.metric import (
   MetricInputs,
   MetricResult,
   make_network,
+  name_of,
   results_to_json,
+  told,
 )
 from diffusion.provenance import read_record
-from diffusion.reporting import tables
+from diffusion.reporting import pace, tables
 from diffusion.reporting.rows import read_json_lines
-from diffusion.runs.attempts import attempt
+from diffusion.reporting.run_report import drawn_in_words
+from diffusion.runs.attempts import attempt, findings_of
 from diffusion.runs.loading import load
 from diffusion.runs.run import Run, restore
 from diffusion.runs.samples import drawn, picture
-from diffusion.runs.showing import draw_pictures, nearest_images, write_run_report
+from diffusion.runs.showing import (
+  Shown,
+  draw_pictures,
+  nearest_images,
+  sampling_record,
+  write_run_report,
+)
 from diffusion.sampling.draw import picture_labels
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Restored, open_checkpoints
@@ -57,53 +66,57 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   if best is None:
     raise ValueError(f'no checkpoint in {run.folder}: train first')
   suffix = f'_evaluation{len(run.record["evaluations"])}' if again else ''
-  begin = time.perf_counter()
+  begin, metrics = time.perf_counter(), [name_of(metric) for metric in experiment.metrics]
+  parts = ['losses', 'samples', *metrics, 'pictures and report']
+  following = pace.stages(parts, 'evaluation', shown=processes.is_writer())
+  following()
   weights = states.weights(experiment, devices.replicate(best.state))
   row = run.validate(weights)
   step = best.record['step']
   meaning = 'of the lowest held-out loss; all below is of its averaged weights'
-  findings = [MetricResult('best step', step, meaning)]
-  findings += _found('losses', lambda: _loss_findings(run, weights, row))
+  findings = [MetricResult('best step', step, meaning, unit='steps')]
+  findings += findings_of('losses', lambda: _loss_findings(run, weights, row))
+  following()
   inputs, failed = attempt('samples', lambda: _inputs(run, weights, best, request))
   findings += failed
   for metric in experiment.metrics if inputs else ():
-    name = metric.measure.__qualname__.split('.')[0]
-    findings += _found(name, functools.partial(metric.measure, inputs))
+    following()
+    findings += findings_of(name_of(metric), functools.partial(metric.measure, inputs))
+  following()
   rows = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
-  findings += _found('stability', lambda: _findings_of_the_run(run, best, rows))
+  findings += findings_of('stability', lambda: _findings_of_the_run(run, best, rows))
   states_of_callbacks = checkpoints.last_record()['callbacks']
-  findings += _found('callbacks', lambda: _callback_findings(run, states_of_callbacks))
+  findings += findings_of('callbacks', lambda: _callback_findings(run, states_of_callbacks))
   samples = None if inputs is None else inputs.samples
   nearest, failed = attempt('nearest training images', lambda: nearest_images(run, inputs))
   findings += failed
-  findings += draw_pictures(
-    run, run.folder, samples=samples, nearest=nearest, rows=rows, step=step, suffix=suffix
-  )
+  sampling = sampling_record(experiment, run.data.dataset.x.shape[1:], step, request.seed)
+  shown = Shown(samples=samples, nearest=nearest, rows=rows, sampling=sampling)
+  findings += draw_pictures(run, run.folder, shown, suffix)
   config = provenance.config_to_json(run.config)
   evaluation = {
     'time': provenance.now(),
+    'command': provenance.command(),
     'code': provenance.code()['commit'],
+    'devices': devices.describe(),
     'request': request._asdict(),
     'samples': 0 if samples is None else len(samples),
+    'sampling': sampling,
     'changed': provenance.differences(run.record['config'], config),
     'seconds': time.perf_counter() - begin,
     'results': results_to_json(findings),
+    'readings': {finding.name: [finding.unit, finding.better] for finding in findings},
   }
   known = {'evaluations': [*run.record['evaluations'], evaluation]}
   if not again:
-    known |= {'results': evaluation['results'], 'speed': _speed(run, best.state)}
+    known |= {name: evaluation[name] for name in ('results', 'readings')}
+    known |= {'speed': _speed(run, best.state)}
   if processes.is_writer():
     record = run.record | known | {'config': config}
     path = write_run_report(run, run.folder, record, findings, row, suffix)
-    print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
+    print(tables.markdown(['quantity', 'value', 'reading'], [row[:3] for row in told(findings)]))
     print(f'report: {path}', flush=True)
   run.note(**known)  # at last: a run with results is complete
-
-
-def _found(name: str, make: Callable[[], list[MetricResult]]) -> list[MetricResult]:
-  """The findings that `make` returns; where it fails, that it failed and why, so that the others are not lost."""
-  found, failed = attempt(name, make)
-  return failed if found is None else found
 
 
 def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings) -> MetricInputs:
@@ -146,8 +159,16 @@ def _findings_of_the_run(
   count = evaluations_of_a_sample(run.experiment, run.data.dataset.x.shape[1:])
   skipped = int(best.state.skipped)
   return [
-    MetricResult('evaluations a sample', count, 'of the network, guidance included'),
-    MetricResult('skipped steps', skipped, 'steps left out because something was not finite'),
+    MetricResult(
+      'evaluations a sample', count, 'of the network, guidance included', unit='network calls'
+    ),
+    MetricResult(
+      'skipped steps',
+      skipped,
+      'left out because something was not finite',
+      unit='steps',
+      better='lower',
+    ),
     *stability.findings(rows),
   ]
 
@@ -155,27 +176,29 @@ def _findings_of_the_run(
 def _callback_findings(run: Run, states: Mapping[str, Any]) -> list[MetricResult]:
   """What the callbacks have to report of the whole run; `states`: theirs in its last checkpoint."""
   said = [c.finding(states[c.name]) for c in run.experiment.callbacks if c.name in states]
-  return [MetricResult(*one) for one in said if one is not None]
+  return [MetricResult(*one, unit='times', better='lower') for one in said if one is not None]
 
 
 def _loss_findings(run: Run, weights: Any, row: Mapping[str, float]) -> list[MetricResult]:
   """Held-out losses of the best checkpoint; the only place where the test split's loss is looked at."""
   bounds = [row[f'validation/{name}'] for name in ('gap', 'gap_low', 'gap_high')]
+  unit, meaning = 'of the noise variance', 'unweighted eps-loss on the fixed evaluation noise'
   found = [
-    MetricResult(
-      'validation/eps', row['validation/eps'], 'unweighted eps-loss on the fixed evaluation noise'
-    ),
+    MetricResult('validation/eps', row['validation/eps'], meaning, unit=unit, better='lower'),
     MetricResult(
       'validation gap',
       statistics.Interval(*bounds),
       'held-out minus training loss on the same noise',
+      unit=unit,
+      better='nearer 0',
     ),
   ]
   test = run.data.shown_test
   if len(test[0]) > 1:
     values = run.losses(weights, *test, np.arange(len(test[0]))).mean(1)
+    loss = statistics.mean_t(values)
     found.insert(
-      1, MetricResult('test/eps', statistics.mean_t(values), 'the same on the test split')
+      1, MetricResult('test/eps', loss, 'the same on the test split', unit=unit, better='lower')
     )
   return found
 
@@ -205,7 +228,8 @@ def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:
   count = len(picture_labels(run.experiment.sampling, dataset.levels, dataset.num_classes))
   samples = trained.sample(run.data.asked(count)[1], request.seed)
   path = run.folder / f'samples_seed{request.seed}.png'
-  title = f'step {trained.step}, seed {request.seed}'
+  drawn_as = sampling_record(run.experiment, samples.shape[1:], trained.step, request.seed)
+  title = drawn_in_words(drawn_as).replace(': ', '\n', 1)
   picture(dataset, run.data.validation[0], samples, path, title)
   print(path)
   return 0

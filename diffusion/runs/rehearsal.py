@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Num
 
-from diffusion import processes
+from diffusion import devices, processes, provenance
 from diffusion.evaluation import gap
 from diffusion.evaluation.metric import MetricResult
 from diffusion.runs.attempts import attempt
@@ -88,9 +88,15 @@ def rehearse(run: Run) -> list[MetricResult]:
   nearest = (index[: len(samples)], np.linspace(0, 1, 24)[: len(samples)]) if images else None
   with tempfile.TemporaryDirectory(prefix='diffusion-rehearsal-') as name:
     folder = pathlib.Path(name)
-    failed = showing.draw_pictures(run, folder, samples=samples, nearest=nearest, rows=rows, step=1)
+    sampling = showing.sampling_record(run.experiment, samples.shape[1:], 1, 0)
+    shown = showing.Shown(samples=samples, nearest=nearest, rows=rows, sampling=sampling)
+    failed = showing.draw_pictures(run, folder, shown)
+    evaluation = {'sampling': sampling, 'samples': len(samples), 'changed': []}
+    evaluation |= {'time': provenance.now(), 'command': provenance.command()}
+    evaluation |= {'code': provenance.code()['commit'], 'devices': devices.describe()}
+    record = run.record | {'evaluations': [evaluation]}
     findings = [MetricResult(name='rehearsal', value=0.0, meaning='random samples')]
-    showing.write_run_report(run, folder, run.record, findings + failed, row, '')
+    showing.write_run_report(run, folder, record, findings + failed, row, '')
   return failed
 
 

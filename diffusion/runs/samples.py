@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from diffusion import conditions, processes
+from diffusion import conditions, devices, processes
 from diffusion.data import files, pipeline, sources
 from diffusion.data.splits import SplitData
+from diffusion.reporting import pace
 from diffusion.runs.run import Run
+from diffusion.sampling import draw
 from diffusion.types import Condition
 
 
@@ -51,18 +53,14 @@ def drawn(
 
 
 def _draw(run: Run, weights: Any, condition: Condition, start: int, stop: int) -> np.ndarray:
-  """Samples number `start` and on, in blocks of equal size, with a progress bar on a terminal."""
-  import tqdm  # here, because training draws without it
-
-  count = stop - start
-  blocks = np.array_split(np.arange(start, stop), max(1, count // 2000))
+  """Samples number `start` and on, in blocks that fill the devices once; the last block has the rest too."""
+  each = draw.CHUNK * devices.describe()['devices']
+  edges = range(start + each, stop - each + 1, each)
   found = []
-  with tqdm.tqdm(
-    total=count, unit=' samples', disable=None if processes.is_writer() else True
-  ) as bar:
-    for numbers in blocks:
+  with pace.counter(stop - start, 'samples', shown=processes.is_writer()) as update:
+    for numbers in np.split(np.arange(start, stop), [edge - start for edge in edges]):
       found.append(run.sample(weights, conditions.take(condition, numbers), numbers))
-      bar.update(len(numbers))
+      update(len(numbers))
   return np.concatenate(found)
 
 

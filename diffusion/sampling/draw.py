@@ -25,6 +25,8 @@ from diffusion.types import (
   PerRow,
 )
 
+CHUNK = 128  # samples that a device draws at a time
+
 
 def make_denoiser(
   model: Model,
@@ -59,7 +61,7 @@ def make_sample(
   diffusion: Diffusion,
   sampling: Sampling,
   shape: tuple[int, ...],
-  chunk: int = 128,
+  chunk: int = CHUNK,
   members: int = 0,
 ) -> Callable[..., Float[np.ndarray, ' n *shape']]:
   """Draws samples on all devices.

@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import pathlib
+import re
 import signal
 import struct
 import subprocess
@@ -340,7 +341,7 @@ def test_command_line(tmp_path):
   arguments = (f'--data_dir={tmp_path}', f'--source={tmp_path / "raw"}', '--allow_partial', 'mnist')
   done = run(*arguments)
   assert done.returncode == 0, done.stderr
-  assert 'Writing train: 100%' in done.stderr
+  assert re.search(r'images of train (\d+)/\1  left 00:00', done.stderr)
   assert 'prepared' in done.stdout
 
 

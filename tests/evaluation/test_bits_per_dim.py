@@ -55,9 +55,13 @@ def test_images_are_evaluated_by_their_levels():
   data, state, _ = tiny.start(made)
   given = inputs_of(made, data, states.weights(made, devices.replicate(state)))
   found = bits_per_dim.likelihood(limit=8, draws=8).measure(given)
-  for finding in found:
+  *bounds, uniform = found
+  for finding in bounds:
     assert np.isfinite(finding.value.estimate)
     assert finding.value.estimate > 1
+  assert uniform.name == 'uniform bits/dim'
+  assert 2**uniform.value == pytest.approx(17)
+  assert {finding.unit for finding in found} == {'bits/dim'}
 
 
 @pytest.mark.parametrize('numbers', [{'limit': 1}, {'draws': 0}, {'steps': 0}])

@@ -10,13 +10,26 @@ import numpy as np
 import pytest
 
 from diffusion import devices
-from diffusion.evaluation import inception, torch_files
+from diffusion.evaluation import features, frechet, inception, novelty, torch_files
+from tests.evaluation.given import inputs_of
 
 FOLDER = pathlib.Path(__file__).parent / 'torch'
 spec = importlib.util.spec_from_file_location('make', FOLDER / 'make.py')
 make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)
 SUFFIXES = ('conv.weight', 'bn.weight', 'bn.bias', 'bn.running_mean', 'bn.running_var')
+
+
+def test_a_distance_says_how_its_images_were_resized_and_fld_whose_number_it_is_not():
+  random = np.random.default_rng(0)
+  vectors = lambda n: (random.normal(size=(n, 3)), np.zeros(n, int))  # noqa: E731
+  noted = features.pixels()._replace(name='inception-v3 pool', note=inception.NOTE)
+  given = inputs_of(vectors(40)[0], vectors(80)[0], vectors(60)[0])
+  for metric in (frechet.frechet(noted), frechet.kernel(noted)):
+    assert 'not as pytorch-fid or clean-fid' in metric.measure(given)[0].meaning
+  (fld,) = novelty.feature_likelihood().measure(given)
+  assert 'not of the package fld' in fld.meaning
+  assert fld.better == 'lower'
 
 
 def state():

@@ -166,6 +166,14 @@ def test_effective_memorization_is_the_crossing_in_log_n():
   assert 250 < found.low < found.estimate < found.high < 400
 
 
+def test_effective_memorization_between_all_and_nothing_is_uncertain_too():
+  """10 of 10 at n = 10 and 0 of 10 at n = 100: the counts leave fractions between 0.7 and 1, 0 and 0.3 open."""
+  found = memorization.effective_memorization(*map(np.array, ([10, 100], [10, 0], [10, 10])))
+  assert found.estimate == pytest.approx(10**1.1)
+  assert found.low < 10.01
+  assert found.high > 12
+
+
 def test_effective_memorization_beyond_the_sizes():
   find = lambda *given: memorization.effective_memorization(*map(np.array, given))  # noqa: E731
   all_of_it = find([10, 20], [100, 95], [100, 100])

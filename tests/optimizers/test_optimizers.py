@@ -218,6 +218,15 @@ def test_bad_arguments_are_named_with_their_value(make, names):
     make()
 
 
+def test_prodigy_begins_with_adams_bias_correction_and_says_that_its_authors_package_does_not():
+  """The first step is d0 sign(g), d0 = 1e-6; without the correction it would be (1 - b1) / sqrt(1 - b2), 3.2 of it."""
+  direction = optimizers.prodigy()
+  params, gradient = {'w': jnp.array([1.0, 2.0])}, {'w': jnp.array([0.3, -5.0])}
+  step, _ = direction.update(gradient, direction.init(params), params)
+  np.testing.assert_allclose(np.abs(step['w']), 1e-6, rtol=1e-3)
+  assert 'use_bias_correction' in optimizers.prodigy.__doc__
+
+
 def test_a_clip_in_front_of_schedule_free_is_measured():
   optimizer = chains.schedule_free(
     optimizers.momentum(0.0), schedules.constant(0.1), clip=clipping.global_norm(1e-3)

@@ -133,6 +133,9 @@ def test_one_cycle_rises_and_falls():
   np.testing.assert_allclose(found[15], (1 + 0.04) / 2, rtol=1e-4)  # the middle of a cosine
   assert (np.diff(found[:31]) > 0).all()
   assert (np.diff(found[30:]) < 0).all()
+  # PyTorch's peak is a step earlier, at float(rise * total_steps) - 1, as the docstring says.
+  assert found.argmax() == 30
+  assert 'OneCycleLR' in schedules.one_cycle.__doc__
 
 
 def test_inverse_sqrt_is_constant_then_falls_as_the_root():

@@ -209,6 +209,9 @@ def history(steps):
     row |= {f'loss_bucket/{one}': float(one + 1) for one in range(12)}
     if step % 5 == 0:
       row |= {'train/eps': 0.5, 'validation/eps': 0.6, 'validation/gap': 0.1}
+      row |= {'validation/gap_low': 0.05, 'validation/gap_high': 0.15 + step / 100}
+      row |= {f'train/level/{i}': i + step / 10 for i in range(3)}
+      row |= {f'validation/level/{i}': 2 * i + step / 10 for i in range(3)}
     rows.append(row)
   return rows
 
@@ -222,27 +225,55 @@ def test_curves_draw_the_values_of_the_rows(tmp_path, figures):
   assert path.exists()
   axes = panels(figures[0])
   assert set(axes) == {
-    'Loss', 'Generalization gap', 'Learning rate', 'Gradient norm', 'Loss by noise level'
+    'Objective, as it is trained', 'Unweighted loss on the evaluation noise', 'Generalization gap', 'Learning rate',
+    'Gradient norm', 'Objective by noise level',
   }  # fmt: skip
-  lines = {line.get_label(): line for line in axes['Loss'].lines}
-  np.testing.assert_array_equal(lines['training batches'].get_ydata(), 1 / np.arange(1, 21))
-  np.testing.assert_array_equal(lines['held out (eps)'].get_xdata(), [5, 10, 15, 20])
-  assert axes['Loss'].get_yscale() == axes['Gradient norm'].get_yscale() == 'log'
+  objective = axes['Objective, as it is trained']
+  np.testing.assert_array_equal(objective.lines[0].get_ydata(), 1 / np.arange(1, 21))
+  assert objective.get_yscale() == axes['Gradient norm'].get_yscale() == 'log'
   assert axes['Learning rate'].get_yscale() == axes['Generalization gap'].get_yscale() == 'linear'
   for panel in axes.values():
     assert any(list(line.get_xdata()) == [15, 15] for line in panel.lines)
     assert panel.get_ylabel()
   assert any(list(line.get_ydata()) == [0, 0] for line in axes['Generalization gap'].lines)
-  levels = [line.get_ydata()[0] for line in axes['Loss by noise level'].lines[:12]]
+  levels = [line.get_ydata()[0] for line in axes['Objective by noise level'].lines[:12]]
   assert levels == list(range(1, 13))  # bucket 10 after 9, not after 1
-  colors = {line.get_color() for line in axes['Loss by noise level'].lines[:12]}
+  colors = {line.get_color() for line in axes['Objective by noise level'].lines[:12]}
   assert len(colors) == 12
+
+
+def test_the_weighted_objective_and_the_unweighted_losses_share_no_axes(tmp_path, figures):
+  """A weighted objective a hundred times below the held-out loss is no overfitting: another panel, another scale."""
+  rows = [row | {'loss': row['loss'] / 100} for row in history(20)]
+  plots.curves(rows, tmp_path / 'c.png', best_step=15)
+  labels = {
+    name: [line.get_label() for line in axes.lines] for name, axes in panels(figures[0]).items()
+  }
+  assert labels['Objective, as it is trained'][0] == 'training batches'
+  assert labels['Unweighted loss on the evaluation noise'][:2] == ['training subset', 'held out']
+  both = [axes for axes in panels(figures[0]).values() if len(axes.lines) > 2]
+  for axes in both:
+    assert not {'training batches', 'held out'} <= {line.get_label() for line in axes.lines}
+  assert panels(figures[0])['Unweighted loss on the evaluation noise'].get_ylim()[0] > 0.4
+
+
+def test_the_gap_has_its_interval_and_the_losses_their_log_snr(tmp_path, figures):
+  plots.curves(history(20), tmp_path / 'c.png', best_step=15, log_snr=[4.0, 0.0, -4.0])
+  (band,) = panels(figures[0])['Generalization gap'].collections
+  corners = band.get_paths()[0].vertices
+  assert {(15, 0.05), (15, 0.3)} <= {(round(x), round(float(y), 6)) for x, y in corners}
+  axes = panels(figures[0])['Loss by log-SNR at the best step']
+  train, held_out = axes.lines[:2]
+  np.testing.assert_array_equal(held_out.get_xdata(), [4, 0, -4])
+  np.testing.assert_allclose(held_out.get_ydata(), [1.5, 3.5, 5.5])
+  np.testing.assert_allclose(train.get_ydata(), [1.5, 2.5, 3.5])
+  assert 'log-SNR' in axes.get_xlabel()
 
 
 def test_panels_without_values_are_left_out(tmp_path, figures):
   rows = [{'step': 1, 'loss': 1.0, 'validation/gap': None}, {'step': 2, 'loss': 0.5}]
   plots.curves(rows, tmp_path / 'c.png')
-  assert set(panels(figures[0])) == {'Loss'}
+  assert set(panels(figures[0])) == {'Objective, as it is trained'}
   for empty in ([], [{'step': 1}]):
     with pytest.raises(ValueError, match=f'{len(empty)} rows'):
       plots.curves(empty, tmp_path / 'none.png')
@@ -258,7 +289,9 @@ def test_values_that_are_not_finite_are_marked_where_they_happened(tmp_path, fig
   rows = history(20)
   rows[6]['loss'], rows[11]['loss'] = math.nan, math.inf
   plots.curves(rows, tmp_path / 'c.png')
-  lines = {line.get_label(): line for line in panels(figures[0])['Loss'].lines}
+  lines = {
+    line.get_label(): line for line in panels(figures[0])['Objective, as it is trained'].lines
+  }
   assert list(lines['not finite'].get_xdata()) == [7, 12]
 
 
@@ -268,7 +301,9 @@ def test_a_long_noisy_line_gets_a_mean_that_bridges_no_gap(tmp_path, figures):
   values[1000] = math.nan
   rows = [{'step': step, 'loss': value} for step, value in enumerate(values)]
   plots.curves(rows, tmp_path / 'c.png')
-  lines = {line.get_label(): line for line in panels(figures[0])['Loss'].lines}
+  lines = {
+    line.get_label(): line for line in panels(figures[0])['Objective, as it is trained'].lines
+  }
   mean = np.asarray(lines['training batches'].get_ydata())
   assert np.array_equal(np.isnan(mean), np.isnan(values))
   # Each value is the mean of those within 50 steps: against a direct sum at three places.

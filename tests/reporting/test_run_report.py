@@ -1,13 +1,17 @@
 import re
 
 from diffusion.citations import Technique
+from diffusion.proportions import Counts
 from diffusion.reporting import bibliography, run_report
 from diffusion.statistics import Interval
 
 
 def whole(**changes):
   arguments = {
-    'summary_rows': [('held-out loss', 0.1234567), ('copies', Interval(0.0, 0.0, 0.0037))],
+    'summary_rows': [
+      ('held-out loss', 0.1234567, 'lower is better'),
+      ('copies', Interval(0.0, 0.0, 0.0037), None),
+    ],
     'pictures': [('Samples', 'samples/final grid.png')],
     'tables': [('Samplers', ('name', 'nfe'), [('ddim', 50)])],
     'provenance': {'commit': 'abc', 'config': {'learning_rate': 0.00030000000000000003}},
@@ -18,6 +22,47 @@ def whole(**changes):
     'bibtex': bibliography.entries(['srivastava2014dropout']),
   }
   return run_report.markdown_report('A run', **(arguments | changes))
+
+
+RECORD = {
+  'experiment': 'digits', 'status': 'finished', 'reason': 'all 40 steps done', 'step': 40, 'wall_seconds': 1.0,
+  'data': {'name': 'digits', 'note': ''}, 'config': {'sampling_steps': 50}, 'versions': {'jax': '0.12'}, 'speed': None,
+  'starts': [{
+    'command': ['python', '-m', 'experiments.digits', '--workdir=runs/a'], 'devices': {'kind': 'cpu'},
+    'code': {'commit': 'a' * 40, 'diff': ''},
+  }],
+  'evaluations': [{
+    'time': 'now', 'code': 'b' * 40, 'devices': {'kind': 'gpu'}, 'samples': 60, 'changed': ['guidance: 1.5 -> 3.0'],
+    'command': [
+      'python', '-m', 'experiments.digits', '--workdir=runs/a', '--mode=evaluate', '--sampler=heun', '--seed=7',
+    ],
+    'sampling': {
+      'checkpoint': 30, 'weights': 'ema', 'sampler': 'heun', 'grid': 'karras', 'steps': 13, 'evaluations a sample': 50,
+      'guidance': 3.0, 'guided log-SNR': None, 'around the denoiser': ['clip_x0'], 'thinned networks': 0, 'seed': 0,
+    },
+  }],
+}  # fmt: skip
+
+
+def test_a_report_says_what_its_evaluation_judged_and_not_what_the_training_would_have(tmp_path):
+  (tmp_path / 'samples_evaluation1.png').write_bytes(b'')
+  (tmp_path / 'nearest_evaluation1.png').write_bytes(b'')
+  findings = [('recognized', Counts(59, 60).interval(), 'share, higher is better', 'of 60')]
+  path = run_report.write_report(tmp_path, RECORD, findings, [], [], '_evaluation1')
+  text = path.read_text()
+  drawn = 'step 30: heun, 13 steps, grid karras, guidance 3, seed 0'
+  assert text.count(drawn) == 4  # under both pictures, and as their names
+  rows = dict(re.findall(r'^\| ([^|]+) \| ([^|]+) \|$', text, re.MULTILINE))
+  for name, value in (
+    ('sampler', 'heun'), ('grid', 'karras'), ('steps', '13'), ('seed', '0'), ('guidance', '3.0'), ('samples', '60'),
+    ('evaluations a sample', '50'), ('configuration, other than trained', 'guidance: 1.5 -> 3.0'),
+    ('command', 'python -m experiments.digits --workdir=runs/a --mode=evaluate --sampler=heun --seed=7'),
+    ('trained.command', 'python -m experiments.digits --workdir=runs/a'), ('evaluated.devices.kind', 'gpu'),
+    ('evaluated.code', 'b' * 40), ('trained.code', 'a' * 40),
+  ):  # fmt: skip
+    assert rows[name] == value
+  assert 'thinned networks' not in rows  # off
+  assert '| recognized | 0.983 [0.911, 0.997] | share, higher is better |' in text
 
 
 def test_the_result_comes_first_then_pictures_then_details_then_sources():

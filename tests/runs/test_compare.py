@@ -9,10 +9,13 @@ import subprocess
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from diffusion import provenance, statistics
+from diffusion.proportions import Counts
 from diffusion.reporting import comparison, latex
 from diffusion.reporting.rows import json_lines, read_json, write_json
+from diffusion.reporting.tables import markdown
 from diffusion.runs import compare
 from diffusion.statistics import Interval
 
@@ -68,7 +71,7 @@ def rows(loss, fraction):
     }  # fmt: skip
 
 
-def make(folder, seed, dropout, loss, fraction=0.5, **changes):
+def make(folder, seed, dropout, loss, fraction=0.5, found=None, **changes):
   """A run as a comparison reads it: run.json and metrics.jsonl."""
   record = copy.deepcopy(RECORD) | changes
   record['seed'] = record['config']['seed'] = seed
@@ -77,7 +80,7 @@ def make(folder, seed, dropout, loss, fraction=0.5, **changes):
     'validation/eps': loss,
     'test/eps': {'estimate': loss + 0.1, 'low': loss, 'high': loss + 0.2},
     'skipped steps': 0,
-  }
+  } | (found or {})
   folder.mkdir(parents=True)
   write_json(folder / 'run.json', record)
   sink = json_lines(folder / 'metrics.jsonl')
@@ -104,7 +107,9 @@ def test_variants_are_what_configurations_differ_in(folders):
   groups = compare.variants(runs)
   assert list(groups) == ['dropout=0.3', 'dropout=0.0']
   assert [run.seed for run in groups['dropout=0.0']] == list(range(6))
-  assert compare.quantities(runs, []) == ['validation/eps', 'test/eps', 'skipped steps']
+  # What is 0 in all runs is left out, unless it is asked for.
+  assert compare.quantities(runs, []) == ['validation/eps', 'test/eps']
+  assert compare.quantities(runs, ['skipped steps']) == ['skipped steps']
 
 
 def test_means_and_effects_are_those_of_the_numbers(folders):
@@ -112,14 +117,78 @@ def test_means_and_effects_are_those_of_the_numbers(folders):
   found = comparison.summary(groups['dropout=0.3'], 'validation/eps')
   assert found == pytest.approx(statistics.mean_t(LOSSES[0.3]))
   one, zero = (np.array(LOSSES[d]) for d in (0.3, 0.0))
-  effect, other, _ = compare.effects(
-    groups, 'dropout=0.0', ['validation/eps', 'test/eps', 'skipped steps']
-  )
+  effect, other = compare.effects(groups, 'dropout=0.0', ['validation/eps', 'test/eps'])
   assert (effect.variant, effect.pairs) == ('dropout=0.3', 6)
   assert effect.difference == pytest.approx(statistics.mean_t(one - zero))
   assert effect.ratio.estimate == pytest.approx(np.exp(np.log(one / zero).mean()))
-  assert effect.p == effect.adjusted == 2 / 64
+  assert effect.p == effect.adjusted == effect.least_p == 2 / 64
   assert other.difference == pytest.approx(effect.difference)
+
+
+def share(successes, trials, **more):
+  counts = Counts(successes, trials, **more)
+  return counts.interval()._asdict() | {'counts': counts._asdict()}
+
+
+@pytest.fixture
+def proportions_of_20(tmp_path):
+  """Three seeds of two variants: nothing copied and all recognized, of 20 samples each; the same held-out examples."""
+  found = {
+    'memorized fraction': share(0, 20),
+    'its held-out null': share(1, 100, shared=True),
+    'adjusted memorized fraction': share(0, 20, null_successes=1, null_trials=100),
+    'recognized as their label': share(20, 20),
+    'kernel distance, held-out': {'estimate': 0.1, 'low': 0.05, 'high': 0.15},
+    'evaluations a sample': 99,
+    'loss spikes': 0,
+  }
+  readings = {'memorized fraction': ['share', 'lower'], 'evaluations a sample': ['calls', '']}
+  return [
+    make(tmp_path / f'p{dropout}_{seed}', seed, dropout, 0.5, found=found, readings=readings)
+    for dropout in (0.0, 0.3)
+    for seed in range(3)
+  ]
+
+
+def test_three_runs_of_nothing_in_twenty_are_at_most_nothing_in_sixty(proportions_of_20):
+  group = compare.variants(compare.load(proportions_of_20))['dropout=0.0']
+  none, every = (
+    comparison.summary(group, name) for name in ('memorized fraction', 'recognized as their label')
+  )
+  assert none == pytest.approx((0, 0, 1 - 0.025 ** (1 / 60)))
+  assert every == pytest.approx((1, 0.025 ** (1 / 60), 1))
+  # A hundred held-out examples stay a hundred, and what is the data's alone keeps its interval.
+  null = comparison.summary(group, 'its held-out null')
+  assert null.high == pytest.approx(stats.binomtest(1, 100).proportion_ci(0.95, 'exact').high)
+  assert comparison.summary(group, 'kernel distance, held-out') == Interval(0.1, 0.05, 0.15)
+
+
+def test_no_table_shows_an_interval_without_width(proportions_of_20, tmp_path):
+  tables, _ = compare.write(compare.load(proportions_of_20), tmp_path / 'out', None, [])
+  intervals = [c for _, _, table in tables for row in table for c in row if isinstance(c, Interval)]
+  assert len(intervals) > 20
+  texts = [(tmp_path / 'out' / name).read_text() for name in ('report.md', 'report.tex')]
+  for text in (*texts, '\n'.join(markdown(headers, rows) for _, headers, rows in tables)):
+    pairs = re.findall(r'\[([-+0-9.e]+), ([-+0-9.e]+)\]', text)
+    assert pairs and all(low != high for low, high in pairs)
+    assert 'loss spikes' not in text  # 0 everywhere
+  effects = {row[0]: row for row in tables[-2][2]}
+  difference = effects['adjusted memorized fraction'][4]
+  assert difference.low < -0.04 and difference.high > 0.04
+  assert effects['memorized fraction'][1:3] == ['lower', 'dropout=0.3']
+  assert effects['evaluations a sample'][4] == (0, 0, 0)  # written as `0 (all equal)`
+  assert '99 (all equal) | 99 (all equal) | calls |' in texts[0]
+  with (tmp_path / 'out' / 'effects.csv').open() as file:
+    for row in csv.DictReader(file):
+      assert row['difference, low'] == '' or float(row['difference, low']) < float(
+        row['difference, high']
+      )
+
+
+def test_the_least_p_stands_beside_p(folders):
+  groups = compare.variants(compare.load([*folders[:4], *folders[6:10]]))
+  (effect,) = compare.effects(groups, 'dropout=0.0', ['validation/eps'])
+  assert (effect.p, effect.least_p) == (2 / 16, 2 / 16)  # of four pairs: never below 0.05
 
 
 def test_holm_is_over_the_variants(tmp_path):
@@ -250,7 +319,7 @@ def test_the_files_of_a_report(folders, tmp_path):
   assert float(table[0]['test/eps, high']) == pytest.approx(0.7)
   with (tmp_path / 'out' / 'effects.csv').open() as file:
     effect = next(csv.DictReader(file))
-  assert float(effect['p']) == 2 / 64
+  assert float(effect['p']) == float(effect['least p']) == 2 / 64
   text = (tmp_path / 'out' / 'report.md').read_text()
   for word in ('dropout=0.3 (n = 6)', 'abcdef0123', 'srivastava2014dropout', 'Onsets'):
     assert word in text

@@ -1,6 +1,8 @@
 """Judging again, and judging what others made: the same samples give the same numbers, whoever asks."""
 
+import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,12 +11,17 @@ from PIL import Image
 from diffusion.commands import evaluate
 from diffusion.data import pipeline
 from diffusion.evaluation import by_name
-from diffusion.evaluation.metric import Plan
+from diffusion.evaluation.metric import MetricResult, Plan, proportion, results_to_json, told
+from diffusion.proportions import Counts
 from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json
-from diffusion.runs import samples
+from diffusion.runs import samples, showing
+from diffusion.sampling import grids, samplers, solvers
 from diffusion.sampling import plan as plans
+from diffusion.sampling.plan import Sampling
+from diffusion.training.experiment import resolved
 from tests.programs import Program
+from tests.training import tiny
 
 NUMBERS = (
   '--config.num_steps=20', '--config.log_every=5', '--config.validate_every=10', '--config.width=8',
@@ -59,6 +66,12 @@ def another_sampler_is_another_set_of_samples(run):
   assert (one['identity']['sampler'], one['identity']['steps']) == ('heun', 3)
   assert (run / one['file']).is_file()
   assert record['evaluations'][-1]['results']['evaluations a sample'] == 2 * (2 * 2 + 1)  # guided
+  assert record['evaluations'][-1]['sampling']['sampler'] == 'heun'
+  report = sorted(run.glob('report_evaluation*.md'))[-1].read_text()
+  assert re.search(
+    r'Samples of step \d+: heun, 3 steps, grid uniform in t, guidance 1.5, seed 0', report
+  )
+  assert re.search(r'\| command \| .*--mode=evaluate --sampler=heun --sampler_steps=3', report)
   assert 'alaa2022faithful' in (run / 'references.bib').read_text()
 
 
@@ -133,6 +146,39 @@ def test_a_run_judged_again_and_images_judged_beside_it(run, tmp_path):
   other_code_does_not_get_old_samples(run, tmp_path)
   another_sampler_is_another_set_of_samples(run)
   training_images_are_called_so_and_odd_brightness_is_said(run, tmp_path)
+
+
+def test_what_is_recorded_of_the_sampling_is_what_samples_were_drawn_with():
+  plan = Sampling(
+    functools.partial(samplers.ddim, eta=0.5), 7, guidance=3.0, interval=(-2.0, 4.0),
+    grid=lambda path, steps: grids.karras(path, steps, 5.0),
+  )  # fmt: skip
+  made = resolved(tiny.images(sampling=plan), 17)
+  found = showing.sampling_record(made, (8, 8, 1), 40, 5)
+  assert (found['sampler'], found['steps'], found['seed']) == ('ddim(eta=0.5)', 7, 5)
+  assert found['grid'] == 'lambda path, steps: grids.karras(path, steps, 5.0)'
+  assert (found['guidance'], found['guided log-SNR']) == (3.0, [-2.0, 4.0])
+  assert 7 < found['evaluations a sample'] < 14  # twice inside the interval
+  assert found['around the denoiser'] == ['clip_x0']
+  own = showing.sampling_record(made._replace(sampling=Sampling()), (8, 8, 1), 40, 0)
+  assert (own['sampler'], own['grid']) == ('ddim', 'uniform_time')
+  heun = showing.sampling_record(made._replace(sampling=Sampling(solvers.heun)), (8, 8, 1), 40, 0)
+  assert (heun['sampler'], heun['grid']) == ('heun', 'geometric')
+
+
+def test_what_is_zero_is_not_told_and_what_is_told_has_its_unit_and_direction():
+  found = [
+    MetricResult('skipped steps', 0, 'left out', unit='steps', better='lower'),
+    MetricResult('clip rate', 0.0, 'clipped', unit='share'),
+    proportion('copies', Counts(0, 20), 'of 20', better='lower'),
+    MetricResult('loss', 0.5, 'held out', unit='nats', better='lower'),
+  ]
+  assert [(name, reading) for name, _, reading, _ in told(found)] == [
+    ('copies', 'share, lower is better'),
+    ('loss', 'nats, lower is better'),
+  ]
+  assert set(results_to_json(found)) == {'skipped steps', 'clip rate', 'copies', 'loss'}
+  assert results_to_json(found)['copies']['counts']['trials'] == 20
 
 
 def write(folder, name, size, mode='L'):

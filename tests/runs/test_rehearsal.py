@@ -119,9 +119,9 @@ def test_a_network_for_images_refuses_a_series_before_anything_is_written(tmp_pa
 def test_a_picture_that_fails_is_a_line_and_the_others_are_drawn(tmp_path, capsys):
   run = run_of(experiment(levels(8, 8, 1)))
   nearest = np.zeros(9, np.int32), np.full(9, np.nan)
-  found = showing.draw_pictures(
-    run, tmp_path, samples=levels(8, 8, 1)[:9], nearest=nearest, rows=[], step=1
-  )
+  drawn = showing.sampling_record(run.experiment, (8, 8, 1), 1, 0)
+  shown = showing.Shown(samples=levels(8, 8, 1)[:9], nearest=nearest, rows=[], sampling=drawn)
+  found = showing.draw_pictures(run, tmp_path, shown)
   assert [(one.name, one.meaning[:40]) for one in found] == [
     ('curves.png failed', 'none of the 0 rows has a value to draw'),
     ('nearest.png failed', 'ratios must be 9 numbers, got array([nan'),

@@ -1,0 +1,61 @@
+"""Pictures of many variants: told apart, and no interval squeezed by another quantity's."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from diffusion.reporting import variants
+from diffusion.statistics import Interval
+
+
+@pytest.fixture
+def figures(monkeypatch):
+  """The figures that are saved, without writing them."""
+  saved = []
+  monkeypatch.setattr(Figure, 'savefig', lambda self, *args, **more: saved.append(self))
+  return saved
+
+
+def groups(count):
+  def rows(k, seed):
+    return [
+      {'step': step, 'validation/eps': 1.0 + k + seed / 10, 'memorized/fraction': k / 100}
+      | {f'{split}/level/{i}': float(i) for split in ('train', 'validation') for i in range(3)}
+      for step in (10, 20)
+    ]
+
+  return {f'variant {k}': [rows(k, seed) for seed in range(2)] for k in range(count)}
+
+
+def test_ten_variants_are_told_apart_and_their_names_hide_nothing(tmp_path, figures):
+  ten = groups(10)
+  variants.bands(ten, 'validation/eps', 'loss', tmp_path / 'c.png')
+  variants.levels(ten, [4.0, 0.0, -4.0], tmp_path / 'l.png')
+  variants.copying(ten, tmp_path / 'm.png')
+  for figure in figures:
+    (axes,) = figure.axes
+    named = [one for one in axes.lines if one.get_label().startswith('variant')]
+    looks = {(one.get_color(), one.get_linestyle(), one.get_marker()) for one in named}
+    assert len(looks) == len(named) == 10
+    figure.draw_without_rendering()
+    legend, plot = axes.get_legend().get_window_extent(), axes.get_window_extent()
+    assert legend.x0 > plot.x1
+    assert legend.x1 <= figure.bbox.x1 and legend.y0 >= 0
+
+
+def test_each_quantity_of_a_forest_has_a_scale_of_its_own(tmp_path, figures):
+  narrow = [(f'variant {k}', Interval(0.9 + k / 100, 0.88, 1.02)) for k in range(9)]
+  wide = [(f'variant {k}', Interval(1.0, 0.02, 80.0)) for k in range(9)]
+  name = 'a rather long name of a quantity(digits classifier, 0a1b2c3d)'
+  variants.forest({'validation/eps': narrow, name: wide}, tmp_path / 'f.png', 'ratio to plain')
+  (figure,) = figures
+  figure.draw_without_rendering()
+  left, right = figure.axes
+  assert left.get_xlim()[0] > 0.8 and right.get_xlim()[1] > 80
+  for axes in figure.axes:
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [n for n, _ in narrow]
+    boxes = [tick.get_window_extent() for tick in axes.get_xticklabels() if tick.get_text()]
+    assert len(boxes) >= 3
+    assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))  # no two ticks overlap
+    assert axes._left_title.get_window_extent().x1 <= figure.bbox.x1
+  np.testing.assert_allclose(right.lines[0].get_xdata(), [0.02, 80.0])

@@ -1,0 +1,162 @@
+"""Samples of another program: their labels and ranges are the data's, or the file, the value and a remedy are named."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion.commands import foreign
+from diffusion.data import pipeline, sources, splits
+
+NAMES = tuple('0123456789')
+
+
+@pytest.fixture(scope='module')
+def digits():
+  return splits.split_data(sources.digits().load(), splits.Fractions(), pipeline.unit_range, None)
+
+
+@pytest.fixture
+def save(tmp_path):
+  """(name -> array) -> the .npz that holds them."""
+
+  def write(**arrays):
+    np.savez(tmp_path / 'x.npz', **arrays)
+    return tmp_path / 'x.npz'
+
+  return write
+
+
+def images(count=20, channels=1, top=256):
+  return np.random.default_rng(0).integers(0, top, (count, 8, 8, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+  'first, says',
+  [
+    (99, 'label 99 in row 0 is none of the 10 classes, 0 to 9'),
+    (-5, 'label -5 in row 0'),
+    (0.5, 'label 0.5 in row 0'),
+    (np.nan, 'label nan in row 0'),
+    (10, 'label 10 in row 0'),
+  ],
+)
+def test_a_label_that_is_no_class_is_named_with_its_row(save, first, says):
+  path = save(images=images(), labels=np.resize([first, *range(10)], 20))
+  with pytest.raises(ValueError, match=f'x.npz: {says}'):
+    foreign.read(path, NAMES)
+
+
+@pytest.mark.parametrize(
+  'labels, says',
+  [
+    (np.eye(10)[np.arange(20) % 10], r'shape \[20, 10\]: .* labels.argmax\(1\)'),
+    (np.arange(20)[:, None] % 10, r'shape \[20, 1\]: .* labels\[:, 0\]'),
+    (np.array(['3'] * 20), 'labels of type <U1: they must be the numbers of the classes'),
+  ],
+)
+def test_labels_of_another_form_are_refused_with_a_remedy(save, labels, says):
+  with pytest.raises(ValueError, match=says):
+    foreign.read(save(images=images(), labels=labels), NAMES)
+
+
+def test_whole_labels_are_kept_whatever_their_type_and_zeros_of_what_has_no_classes_are_none(save):
+  found = foreign.read(save(images=images(), labels=np.arange(20.0) % 10), NAMES)
+  assert found.label.tolist() == [*range(10), *range(10)]
+  assert found.label.dtype == np.int32
+  assert foreign.read(save(samples=images(), labels=np.zeros(20, int)), ()).label is None
+  with pytest.raises(
+    ValueError, match='label 1 in row 3 is none of the data, which has no classes'
+  ):
+    foreign.read(save(samples=images(), labels=np.eye(20, dtype=int)[3]), ())
+
+
+def test_images_and_labels_as_adm_writes_them(tmp_path):
+  labels = np.arange(20) % 10
+  np.savez(tmp_path / 'adm.npz', images(), labels)
+  found = foreign.read(tmp_path / 'adm.npz', NAMES)
+  np.testing.assert_array_equal(found.x, images())
+  np.testing.assert_array_equal(found.label, labels)
+
+
+@pytest.mark.parametrize('kept', [0, 3, 700, -10])
+def test_a_file_that_was_cut_off_is_named(save, kept):
+  path = save(images=images(), labels=np.zeros(20))
+  path.write_bytes(path.read_bytes()[:kept])
+  with pytest.raises(ValueError, match=r'x\.npz cannot be read .* write it again') as error:
+    foreign.read(path, NAMES)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'arrays, says',
+  [
+    ({'images': np.array([{}])}, 'cannot be read'),
+    ({'images': images(0)}, r'holds no images: `images` has shape \[0, 8, 8, 1\]'),
+    ({'images': images(), 'levels': [17, 17]}, r'one whole number from 2 to 256, got \[17 17\]'),
+    ({'images': images(), 'levels': 17.5}, 'got 17.5'),
+    ({'images': images(channels=3).transpose(0, 3, 1, 2)}, r'images.transpose\(0, 2, 3, 1\)'),
+    ({'images': images()[..., 0]}, r'images\[..., None\]'),
+  ],
+)
+def test_arrays_that_cannot_be_meant_are_refused(save, arrays, says):
+  with pytest.raises(ValueError, match=says):
+    foreign.read(save(**arrays), NAMES)
+
+
+def test_levels_taken_for_brightness_are_named_and_can_be_said(save, digits):
+  dark = save(images=images(top=17))
+  with pytest.raises(
+    ValueError,
+    match=r'brightness 0 to 16, digits 0 to 255, 1/15.9 of its range.*--levels=17 .*--levels=256',
+  ):
+    foreign.alike(foreign.read(dark, NAMES), digits, dark)
+  said, notes = foreign.alike(foreign.read(dark, NAMES, 17), digits, dark)
+  assert (said.levels, notes) == (17, [])
+  same, _ = foreign.alike(foreign.read(save(images=images(top=17), levels=17), NAMES), digits, dark)
+  assert same.levels == 17
+  as_they_are, (note,) = foreign.alike(foreign.read(dark, NAMES, 256), digits, dark)
+  assert as_they_are.levels == 256
+  assert 'brightness 0 to 16' in note
+
+
+def test_a_folder_of_levels_taken_for_brightness_is_named_too(tmp_path, digits):
+  for i, image in enumerate(images(3, top=2)):  # floats from 0 to 1, cut to 0 and 1
+    Image.fromarray(image[..., 0]).save(tmp_path / f'{i}.png')
+  with pytest.raises(ValueError, match='brightness 0 to 1, digits 0 to 255'):
+    foreign.alike(foreign.read(tmp_path, NAMES), digits, tmp_path)
+  with pytest.raises(ValueError, match='holds brightness 1, which --levels=1 does not have'):
+    foreign.read(tmp_path, NAMES, 1)
+
+
+def test_gray_stored_as_color_is_converted_and_color_refused(save, digits):
+  gray = images()
+  found, notes = foreign.alike(foreign.read(save(images=gray.repeat(3, -1)), NAMES), digits, 'x')
+  np.testing.assert_array_equal(found.x, gray)
+  assert notes == ['gray images stored as color: one channel was taken']
+  with pytest.raises(ValueError, match=r'color in 20 of 20 images, and digits is gray: convert'):
+    foreign.alike(foreign.read(save(images=images(channels=3)), NAMES), digits, 'x')
+
+
+def test_gray_images_beside_color_get_its_channels(save):
+  color = splits.split_data(
+    sources.synthetic_images((8, 8, 3)).load(), splits.Fractions(), pipeline.unit_range, None
+  )
+  found, notes = foreign.alike(foreign.read(save(images=images()), NAMES), color, 'x')
+  np.testing.assert_array_equal(found.x, images().repeat(3, -1))
+  assert 'equal channels' in notes[0]
+
+
+def test_images_half_as_bright_and_vectors_in_network_units_are_warned_of(save, digits):
+  shifted = (127 + images() // 2).astype(np.uint8)
+  _, notes = foreign.alike(foreign.read(save(images=shifted), NAMES), digits, 'x')
+  assert 'brightness 127 to 254, digits 0 to 255' in notes[0]
+  random = np.random.default_rng(0)
+  far = sources.arrays('far', random.normal(5000, 1000, (400, 3)).astype(np.float32), levels=None)
+  data = splits.split_data(far.load(), splits.Fractions(), pipeline.standardized(), None)
+  for x, warned in (
+    (random.normal(size=(50, 3)), True),
+    (random.normal(5000, 900, (50, 3)), False),
+  ):
+    _, notes = foreign.alike(foreign.read(save(samples=x.astype(np.float32)), ()), data, 'x')
+    assert bool(notes) == warned
+    assert not warned or "in the data's units?" in notes[0]
