@@ -3,9 +3,12 @@
 import pathlib
 
 import numpy as np
+from jaxtyping import Shaped
 
 
-def arrays(path: pathlib.Path, remedy: str, names: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+def arrays(
+  path: pathlib.Path, remedy: str, names: tuple[str, ...] = ()
+) -> dict[str, Shaped[np.ndarray, '...']]:
   """The arrays of an .npz, by name.
 
   Args:
@@ -27,7 +30,7 @@ def arrays(path: pathlib.Path, remedy: str, names: tuple[str, ...] = ()) -> dict
   return found
 
 
-def array(path: pathlib.Path, remedy: str) -> np.ndarray:
+def array(path: pathlib.Path, remedy: str) -> Shaped[np.ndarray, '...']:
   """The array of an .npy.
 
   Args:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 
 from diffusion import checks, citations, naming, rng
 from diffusion.process import gaussian
@@ -164,7 +164,7 @@ def check(sampling: Sampling, diffusion: Diffusion, conditional: bool) -> None:
   _check_steps(planned.sampler, np.exp(-0.5 * np.asarray(path.log_snr(planned.grid[:-1]))))
 
 
-def _check_steps(sampler: Sampler, s: np.ndarray) -> None:
+def _check_steps(sampler: Sampler, s: Float[np.ndarray, ' n']) -> None:
   """Raises ValueError where one of the steps between these s = sigma / alpha is longer than the sampler takes."""
   ratios = s[:-1] / np.maximum(s[1:], 1)
   if ratios.size and ratios.max() > sampler.longest:
