@@ -67,13 +67,12 @@ def find(root: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, int | str]]:
   for folder, below, names in _walk(root):
     mine = [name for name in names if not _is_hidden(name)]
     hidden += len(names) - len(mine) + sum(map(_is_hidden, below))
-    found = [folder / name for name in mine if pathlib.Path(name).suffix.lower() in suffixes]
-    others.update(
-      pathlib.Path(name).suffix.lower() or 'without a suffix'
-      for name in mine
-      if folder / name not in set(found)
-    )
-    images += found
+    for name in mine:
+      suffix = pathlib.Path(name).suffix.lower()
+      if suffix in suffixes:
+        images.append(folder / name)
+      else:
+        others[_printable(suffix) or 'without a suffix'] += 1
     if folder.parent == root:
       empty.add(folder.name)
   for path in images:
@@ -117,11 +116,14 @@ def _check_name(path: pathlib.Path) -> None:
     ) from None
 
 
+def _printable(name: str) -> str:
+  return name.encode(errors='backslashreplace').decode()
+
+
 def some(names: Sequence[str]) -> str:
   """The first few of some names, and how many more there are; '' for none."""
   more = len(names) - _NAMED
-  shown = [name.encode(errors='backslashreplace').decode() for name in names[:_NAMED]]
-  return ', '.join(shown) + (f' and {more} more' if more > 0 else '')
+  return ', '.join(map(_printable, names[:_NAMED])) + (f' and {more} more' if more > 0 else '')
 
 
 def in_order(names: set[str]) -> list[str]:
@@ -192,14 +194,16 @@ def _bits(opened: Any, path: pathlib.Path) -> int:
   """Bits a channel in the file, whatever Pillow makes of them."""
   if opened.mode in ('I', 'F'):
     return 32
-  given = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in opened.tile]
+  given = [tile[3] if isinstance(tile[3], tuple) else (tile[3],) for tile in opened.tile]
   raw = [one for args in given for one in args if isinstance(one, str)]
   if opened.mode.startswith('I;16') or any(map(_DEEP_RAW.match, raw)):
     return 16
   if opened.format == 'PPM':
     return max(one.bit_length() for args in given for one in (0, *args[1:]) if isinstance(one, int))
+  if opened.format not in ('JPEG2000', 'AVIF'):
+    return 8
   with path.open('rb') as file:
-    head = file.read(1 << 16) if opened.format in ('JPEG2000', 'AVIF') else b''
+    head = file.read(1 << 16)
   size, av1 = head.find(b'\xff\x4f\xff\x51'), head.find(b'av1C')
   if opened.format == 'JPEG2000' and size >= 0:
     return (head[size + 42] & 0x7F) + 1

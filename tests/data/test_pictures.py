@@ -210,8 +210,14 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
   Image.fromarray(GRAY).save(content, 'PNG')
   with open(folder + b'/0.png', 'wb') as file:
     file.write(content.getvalue())
+  (tmp_path / 'a' / os.fsdecode(b'x.\xe9')).touch()
   with pytest.raises(ValueError, match=r'caf\\xe9/0\.png. is not UTF-8: rename it'):
     read(tmp_path)
+  os.rename(folder + b'/0.png', folder + b'/0.heic')
+  (tmp_path / 'a' / '0.png').write_bytes(content.getvalue())
+  found = read(tmp_path).found
+  assert found['no images, left out'] == r'.\udce9 1, .heic 1'
+  assert found['folders without an image'] == r'caf\udce9'
 
 
 def test_an_image_of_200_megapixels_is_one_line_and_one_of_100_is_read_in_silence(

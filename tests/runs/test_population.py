@@ -112,7 +112,9 @@ def test_members_stop_by_themselves_and_their_folders_are_those_of_runs_alone(tm
   assert population.train(runs_of(tmp_path / 'all', values), values, from_values()) == 0
   assert '0 of 2 members to train' in capsys.readouterr().out
   assert (tmp_path / 'all' / 'seed=0' / 'report.md').exists()
-  assert diffusion.load(tmp_path / 'all' / 'seed=1').step in (10, 20)
+  loaded = diffusion.load(tmp_path / 'all' / 'seed=1')
+  assert loaded.step in (10, 20)
+  assert list(loaded.class_names) == record['data']['class_names']
   # Both again, alone: one that has stopped, and one that went on in a smaller program.
   for one in values:
     assert training.train(run(tmp_path / str(one['seed']), **one)) == 0
