@@ -4,7 +4,6 @@ A component is a factory that returns a NamedTuple of pure functions. The tuples
 `Model`, `Sampler`, ...) are here as well, so that a room can be read without opening another one.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -187,8 +186,6 @@ class Sampler(NamedTuple):
     step: (denoise, keys, state, t, s) -> state, with s < t.
     grid: (path, steps) -> times that suit it, where a plan names none; uniform in t by default.
     fewest: steps below which its samples may be poor; a run that asks for fewer is told so.
-    longest: step that it can take, as the ratio of s = sigma / alpha at its ends, counted above s = 1; a grid with a
-      longer one is refused.
     finish: what is done to the samples at the very end.
     of_rows: numbers of samples [b] -> the sampler for them, where it is another one for each.
   """
@@ -197,7 +194,6 @@ class Sampler(NamedTuple):
   step: Callable[[Denoiser, Keys, Any, PerRow, PerRow], Any]
   grid: Callable[[Path, int], Float[Array, ' l']] | None = None
   fewest: int = 1
-  longest: float = math.inf
   finish: Callable[[Examples], Examples] = lambda z: z
   of_rows: Callable[[Integer[Array, ' b']], 'Sampler'] | None = None
 

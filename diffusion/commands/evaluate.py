@@ -111,14 +111,9 @@ def measure(
     ValueError: as those raise; other data than the run's; images of another shape or range.
   """
   begin = time.perf_counter()
-  following = pace.stages(["the run's data", 'the images'], 'reading')
-  following()
   split = data_of(pathlib.Path(run).expanduser().absolute(), moved)
-  following()
   data, sizes = split.dataset, split.sizes
   given, notes = foreign.alike(read(images, data.class_names, levels), split, images)
-  inputs, more = _beside(given, split)
-  notes += more
   plan = Plan(
     samples=len(given.x),
     classes=data.num_classes,
@@ -130,8 +125,11 @@ def measure(
   )
   chosen = choose_features(features)
   found, left_out = choose_metrics(metrics, chosen, plan)
-  notes += [f'left out {name}: {why}' for name, why in left_out.items()]
-  findings, following = [], pace.stages(list(found), 'metric')
+  following = pace.stages(['search for copies', *found], 'evaluation')
+  following()
+  inputs, more = _beside(given, split)
+  notes += [*more, *(f'left out {name}: {why}' for name, why in left_out.items())]
+  findings = []
   for metric in found.values():
     following()
     findings += findings_of(name_of(metric), functools.partial(metric.measure, inputs))

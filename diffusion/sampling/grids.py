@@ -99,27 +99,30 @@ def karras(path: Path, steps: int, rho: float = 7.0) -> Grid:
 
 
 def geometric(path: Path, steps: int, s_max: float = 80.0) -> Grid:
-  """s_i = s_max (s_min / s_max)^(i / (steps - 1)), i = 0 ... steps - 1, s_min = 1 / steps, and the end.
+  """s_max, then s_i = s_1 (s_min / s_1)^((i - 1) / (n - 2)), i = 1 ... n - 1, and the end, for n = steps.
 
-  s = sigma / alpha; both ends are the schedule's own where it does not reach so far. For solvers of second order: no
-  ratio of two levels is larger than another, and denoising from s_min in one step errs by O(s_min^2), which falls with
-  the number of steps as the solver's own error does. Above s = 80 there is nothing to see of data of order 1, even of
-  what the pixels of an image have in common. As in `karras`, whose limit for a large rho this is, the last step is
-  `samplers.sample` with denoise_last.
+  s = sigma / alpha, s_1 = 1.6 n and s_min = 1 / (2 n); where s_1 were closer to s_max than s_2 to s_1, all ratios are the
+  same. Both ends are the schedule's own where it does not reach so far. For solvers of second order: denoising from
+  s_min in one step errs by O(s_min^2), which falls with n as the solver's own error does, and while there are few steps
+  they are spent where there is something to see. Above s = 80 there is nothing of data of order 1, even of what the
+  pixels of an image have in common. As in `karras`, the last step is `samplers.sample` with denoise_last.
 
   Args:
     path: the bound schedule.
-    steps: >= 1.
+    steps: n >= 1.
     s_max: > 0; 80 as in Karras et al. (2022).
 
   Raises:
     ValueError: steps or s_max out of range.
+
+  Source: the constants are of `benchmarks.samplers` and of mixtures like its own.
   """
   checks.integer('sampling_steps', steps)
   checks.positive('s_max', s_max)
   noisiest, cleanest = path.log_snr(jnp.array([1.0, 0.0]))
   first = jnp.maximum(noisiest, -2 * math.log(s_max))
-  last = jnp.minimum(cleanest, 2 * math.log(steps))
-  inner = jnp.linspace(first, jnp.maximum(last, first), steps)
+  last = jnp.maximum(jnp.minimum(cleanest, 2 * math.log(2 * steps)), first)
+  second = jnp.maximum(-2 * math.log(1.6 * steps), first + (last - first) / max(steps - 1, 1))
+  inner = jnp.linspace(jnp.minimum(second, last), last, steps - 1)
   start = jnp.where(first > noisiest, path.time(first), 1.0)  # the inverse is a bisection
-  return jnp.concatenate([start[None], path.time(inner[1:]), jnp.zeros(1)])
+  return jnp.concatenate([start[None], path.time(inner), jnp.zeros(1)])

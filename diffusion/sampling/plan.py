@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Integer
 
 from diffusion import checks, citations, naming, rng
 from diffusion.process import gaussian
@@ -151,7 +151,7 @@ def check(sampling: Sampling, diffusion: Diffusion, conditional: bool) -> None:
 
   Raises:
     ValueError: steps, samples or guidance out of range, guidance of an unconditional network, a grid that does not
-      decrease or has a step that the sampler cannot take, or what the plan's pieces refuse.
+      decrease, or what the plan's pieces refuse.
   """
   checks.integer('sampling_steps', sampling.steps)
   checks.integer('per_class (samples of each class)', sampling.per_class)
@@ -159,21 +159,8 @@ def check(sampling: Sampling, diffusion: Diffusion, conditional: bool) -> None:
   checks.at_least('guidance', sampling.guidance, 0)
   if sampling.guidance != 1 and not conditional:
     raise ValueError(f'guidance of an unconditional network must be 1, got {sampling.guidance}')
-  path, planned = rehearsed(sampling, diffusion)
+  _, planned = rehearsed(sampling, diffusion)
   samplers.check_grid(planned.grid[:-1] if len(planned.grid) > 2 else planned.grid)
-  _check_steps(planned.sampler, np.exp(-0.5 * np.asarray(path.log_snr(planned.grid[:-1]))))
-
-
-def _check_steps(sampler: Sampler, s: Float[np.ndarray, ' n']) -> None:
-  """Raises ValueError where one of the steps between these s = sigma / alpha is longer than the sampler takes."""
-  ratios = s[:-1] / np.maximum(s[1:], 1)
-  if ratios.size and ratios.max() > sampler.longest:
-    i = ratios.argmax()
-    raise ValueError(
-      f'sampler_grid: this sampler may lower s = sigma / alpha {sampler.longest:g}-fold in a step while s > 1, and the '
-      f'grid has a step from {s[i]:.4g} to {s[i + 1]:.4g}: leave the grid to the sampler, or take more steps than '
-      f'{len(s)}'
-    )
 
 
 def too_few(sampling: Sampling, diffusion: Diffusion) -> str:

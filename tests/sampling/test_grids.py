@@ -117,19 +117,25 @@ def test_bad_steps_of_the_other_grids_are_named(make, names):
     make(bound(schedules.edm()))
 
 
-@pytest.mark.parametrize('steps', [2, 10, 25])
+@pytest.mark.parametrize(
+  'steps, levels',
+  [
+    (1, [80]),
+    (2, [80, 1 / 4]),
+    (10, [80, *np.geomspace(16, 1 / 20, 9)]),
+    (100, np.geomspace(80, 1 / 200, 100)),
+  ],
+)
 @pytest.mark.parametrize(
   'schedule', [schedules.cosine(), schedules.cosine(log_snr_min=-60.0), schedules.edm()]
 )
-def test_geometric_keeps_the_ratio_of_levels_from_80_to_the_inverse_of_the_steps(
-  schedule, steps, x64
-):
+def test_geometric_keeps_the_ratio_of_levels_but_for_the_first_of_few(schedule, steps, levels, x64):
   path = bound(schedule)
   grid = grids.geometric(path, steps)
   assert grid.shape == (steps + 1,)
   assert grid[-1] == 0
   s = np.exp(-0.5 * np.asarray(path.log_snr(grid[:-1])))
-  np.testing.assert_allclose(s, np.geomspace(80, 1 / steps, steps), rtol=1e-9)
+  np.testing.assert_allclose(s, levels, rtol=1e-9)
 
 
 def test_geometric_has_the_schedules_own_ends_where_it_does_not_reach_so_far():

@@ -89,19 +89,6 @@ def test_it_notes_what_it_plans_and_nothing_that_is_off():
   assert len(more) == 3  # and the Monte-Carlo dropout
 
 
-@pytest.mark.parametrize('lowest', [-15.0, -40.0])  # the second ends in noise alone
-def test_a_step_that_heun_cannot_take_is_refused_and_its_own_grid_has_none(lowest):
-  made = DIFFUSION._replace(schedule=schedules.cosine(log_snr_min=lowest))
-  plan.check(Sampling(solvers.heun), made, True)
-  with pytest.raises(
-    ValueError, match=r'sampler_grid: .* 10-fold in a step .* leave the grid to the sampler'
-  ):
-    plan.check(Sampling(solvers.heun, grid=grids.uniform_time), made, True)
-  for sampler in (samplers.ddim, samplers.ancestral, solvers.euler_maruyama):
-    plan.check(Sampling(sampler, 1), made, True)  # those of first order never are
-    plan.check(Sampling(sampler, 3, grid=grids.geometric), made, True)
-
-
 def test_every_grid_of_the_room_is_found_by_name_and_walks():
   path = gaussian.bind(DIFFUSION, ())
   assert set(plan.grid_names()) == {

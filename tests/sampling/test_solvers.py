@@ -411,6 +411,19 @@ def test_second_order_on_its_own_grid_is_no_worse_than_ddim_in_as_many_calls(
   assert found <= 1.1 * on_the_line('DDIM', schedule, process, calls)
 
 
+@pytest.mark.parametrize('lowest', [-15.0, -40.0])  # the second ends in noise alone
+def test_heun_takes_the_long_steps_of_any_grid(lowest):
+  path = gaussian.bind(
+    gaussian.Diffusion(
+      schedules.cosine(log_snr_min=lowest), marginals.variance_preserving, parameterizations.v()
+    ),
+    (),
+  )
+  distance = benchmark.mixture_distance(256)(path)
+  uniform = solvers.heun(path)._replace(grid=grids.uniform_time)
+  assert distance(uniform, path, 50) <= distance(samplers.ddim(path), path, 50)
+
+
 def test_the_benchmark_walks_as_samples_are_drawn():
   path = path_of()
   sampler, keys, noise = solvers.heun(path), row_keys(5), rng.normal(row_keys(5, 1), (2,))
