@@ -35,6 +35,7 @@ WORKDIR = flags.DEFINE_string(
   'workdir', None, 'A finished run of experiments.digits.', required=True
 )
 SAMPLES = flags.DEFINE_integer('samples', 100, 'Digits a pair.', lower_bound=10)
+ONLY = flags.DEFINE_list('samplers', [], 'Which of them, beside DDIM; all by default.')
 POINTS = flags.DEFINE_integer('points', 2048, 'Draws of the mixture a pair.', lower_bound=2)
 
 CALLS = 10, 20, 50
@@ -157,6 +158,8 @@ def main(_) -> None:
     path = bound(name)
     measures = distance(path), recognized(path)
     for sampler, make in SAMPLERS.items():
+      if ONLY.value and sampler not in ('DDIM', *ONLY.value):
+        continue
       numbers = [[measure(make(path), path, calls) for calls in CALLS] for measure in measures]
       found[name, sampler] = numbers
       rows.append(
