@@ -101,7 +101,7 @@ def karras(path: Path, steps: int, rho: float = 7.0) -> Grid:
 def geometric(path: Path, steps: int, s_max: float = 80.0) -> Grid:
   """s_max, then s_i = s_1 (s_min / s_1)^((i - 1) / (n - 2)), i = 1 ... n - 1, and the end, for n = steps.
 
-  s = sigma / alpha, s_1 = 1.6 n and s_min = 1 / (2 n); where s_1 would be closer to s_max than s_2 to s_1, all ratios are
+  s = sigma / alpha, s_1 = 1.6 n, s_min = 1 / (2 n); where s_1 would be closer to s_max than s_2 to s_1, all ratios are
   the same. Both ends are the schedule's own where it does not reach so far. For solvers of second order: denoising from
   s_min in one step errs by O(s_min^2), which falls with n as the solver's own error does, and while there are few steps
   they are spent where there is something to see. Above s = 80 there is nothing of data of order 1, even of what the
