@@ -22,6 +22,7 @@ from diffusion import devices, processes
 from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json_lines
 from diffusion.training import checkpoint
+from tests.programs import Program
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,14 +44,18 @@ def start(command, number, **more):
   )  # fmt: skip
 
 
+def without_greeting(output):
+  """That of Gloo."""
+  return ''.join(line for line in output.splitlines(True) if not line.startswith('[Gloo]'))
+
+
 def finish(pair):
   """(exit status, standard output without Gloo's greeting, standard error) of each; none outlives the test."""
   found = []
   try:
     for process in pair:
       output, error = process.communicate(timeout=300)
-      output = ''.join(line for line in output.splitlines(True) if not line.startswith('[Gloo]'))
-      found.append((process.returncode, output, error))
+      found.append((process.returncode, without_greeting(output), error))
   finally:
     for process in pair:
       process.kill()
@@ -196,7 +201,7 @@ def test_two_processes_agree_with_one_and_read_each_others_checkpoints(tmp_path)
 
 
 NUMBERS = [
-  '--config.num_steps=150', '--config.train_limit=64', '--config.examples=512', '--config.batch_size=32',
+  '--config.num_steps=150', '--config.train_limit=64', '--config.examples=256', '--config.batch_size=32',
   '--config.steps_per_dispatch=5', '--config.log_every=5', '--config.validate_every=25', '--config.width=16',
   '--config.patience=5000', '--config.dropout=0.2', '--config.sampling_steps=5', '--config.samples=50',
 ]  # fmt: skip
@@ -205,10 +210,19 @@ NUMBERS = [
 def run(workdir, *flags):
   """Both processes of a run, started by flags."""
   command = [
-    '-m', 'experiments.mixture', f'--workdir={workdir}', '--cpu_devices=2', '--num_processes=2',
+    'experiments.mixture', f'--workdir={workdir}', '--cpu_devices=2', '--num_processes=2',
     f'--coordinator=127.0.0.1:{free_port()}', f'--heartbeat_seconds={HEARTBEAT}', *NUMBERS, *flags,
   ]  # fmt: skip
-  return [start(command, [f'--process_id={i}']) for i in (0, 1)]
+  return [Program(*command, f'--process_id={i}', apart=True) for i in (0, 1)]
+
+
+def ended(pair):
+  """What `finish` finds, of such a pair."""
+  found = [program.finish() for program in pair]
+  return [
+    (status, without_greeting(output), program.errors)
+    for program, (status, output) in zip(pair, found, strict=True)
+  ]
 
 
 def said(error):
@@ -221,7 +235,7 @@ def wait_for_rows(workdir, pair, rows):
   deadline = time.monotonic() + 120
   path = workdir / 'metrics.jsonl'
   while not path.exists() or path.read_bytes().count(b'\n') < rows:
-    assert all(p.poll() is None for p in pair), finish(pair)
+    assert all(p.poll() is None for p in pair), ended(pair)
     assert time.monotonic() < deadline
     time.sleep(0.01)
 
@@ -229,7 +243,7 @@ def wait_for_rows(workdir, pair, rows):
 @pytest.mark.slow
 def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(tmp_path):
   pair = run(tmp_path / 'whole')
-  (status, _, error), (other, output, silent) = finish(pair)
+  (status, _, error), (other, output, silent) = ended(pair)
   assert (status, other) == (0, 0), error + silent
   assert output == ''
   assert 'loss' not in silent
@@ -240,7 +254,7 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
     # After a checkpoint, whose number JAX was asked for too.
     wait_for_rows(workdir, pair, step // 5 + 5)
     pair[victim].send_signal(number)
-    (status, output, error), (other, *_) = finish(pair)
+    (status, output, error), (other, *_) = ended(pair)
     assert (status, other) == (143, 143), error
     before, step = step, read_record(workdir)['step']
     assert before < step < 150
@@ -249,16 +263,16 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
     )
   pair = run(workdir)
   wait_for_rows(workdir, pair, step // 5 + 5)
-  pair[1].kill()
+  pair[1].send_signal(signal.SIGKILL)
   begin = time.monotonic()
-  (status, output, error), _ = finish(pair)
+  (status, output, error), _ = ended(pair)
   assert time.monotonic() - begin < HEARTBEAT + 5
   assert status not in (0, 2), error
   assert f'resuming from step {step}' in output
   lines, runtime = said(error), 'the JAX distributed service detected fatal errors' in error
   assert len(lines) == 1 or (not lines and runtime), error
   assert all(line.endswith(processes.AGAIN) for line in lines), error
-  (status, _, error), (other, *_) = finish(run(workdir))
+  (status, _, error), (other, *_) = ended(run(workdir))
   assert (status, other) == (0, 0), error
   rows = [
     [{k: v for k, v in row.items() if k != 'timing'} for row in read_json_lines(path)]
@@ -271,7 +285,7 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
 @pytest.mark.slow
 def test_what_is_wrong_before_training_is_said_once_and_ends_all(tmp_path):
   pair = run(tmp_path / 'run', '--config.log_every=7')
-  (status, _, error), (other, *said) = finish(pair)
+  (status, _, error), (other, *said) = ended(pair)
   assert (status, other, said) == (2, 2, ['', ''])
   assert error.strip() == (
     'error: log_every must be a positive multiple of steps_per_dispatch = 5, got 7'
@@ -279,35 +293,31 @@ def test_what_is_wrong_before_training_is_said_once_and_ends_all(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-LOSS = """
-import os, signal, sys
-from diffusion import devices, processes
-count = processes.initialize(sys.argv[1], 2, int(sys.argv[3]), 60)
-devices.configure(32, num_processes=count)
-import jax
-import numpy as np
-total = jax.pmap(lambda x: jax.lax.psum(x, 'devices'), 'devices')
-try:
-  for n in range(20):
-    if n == 9 and not processes.is_writer():
-      os.kill(os.getpid(), signal.SIGKILL)
-    if sys.argv[2] == 'fetch':
-      processes.gather(np.ones(3))
-    else:
-      devices.wait(total(np.ones((jax.local_device_count(), 3))))
-except Exception as error:
-  assert processes.is_loss(error), repr(error)
-  processes.lost(error)
-"""
+def lose(address, how, number):
+  """One of two processes; the second kills itself, and the first says so."""
+  count = processes.initialize(address, 2, int(number), 60)
+  devices.configure(32, num_processes=count)
+  total = jax.pmap(lambda x: jax.lax.psum(x, 'devices'), 'devices')
+  try:
+    for n in range(20):
+      if n == 9 and not processes.is_writer():
+        os.kill(os.getpid(), signal.SIGKILL)
+      if how == 'fetch':
+        processes.gather(np.ones(3))
+      else:
+        devices.wait(total(np.ones((jax.local_device_count(), 3))))
+  except Exception as error:
+    assert processes.is_loss(error), repr(error)
+    processes.lost(error)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('how', ['fetch', 'wait'])
 def test_where_python_still_runs_a_lost_process_is_said_in_one_line(how):
   """Long before the runtime would notice, at the next thing that takes both."""
-  command = ['-c', LOSS, f'127.0.0.1:{free_port()}', how]
+  command = 'tests.training.test_processes', f'127.0.0.1:{free_port()}', how
   begin = time.monotonic()
-  (status, _, error), (other, *_) = finish([start(command, [str(i)]) for i in (0, 1)])
+  (status, _, error), (other, *_) = ended([Program(*command, str(i), apart=True) for i in (0, 1)])
   assert (status, other) == (1, -signal.SIGKILL), error
   assert time.monotonic() - begin < 60
   (line,) = said(error)
@@ -393,3 +403,7 @@ def test_a_plain_start_joins_nothing_and_takes_no_time():
 def test_flags_that_do_not_go_together_are_refused(flags, message):
   with pytest.raises(ValueError, match=message):
     processes.initialize(*flags)
+
+
+if __name__ == '__main__':
+  lose(*sys.argv[1:])
