@@ -61,7 +61,7 @@ SAMPLERS: dict[str, Callable[[Path], Sampler]] = {
   'DPM-Solver++': solvers.dpm_solver,
   'Euler': solvers.euler,
   'ancestral': samplers.ancestral,
-  'DDIM, eta 1': lambda path: samplers.ddim(path, eta=1.0),
+  'DDIM with eta 1': lambda path: samplers.ddim(path, eta=1.0),
   'SDE-DPM-Solver++': lambda path: solvers.dpm_solver(path, stochastic=True),
   'Euler-Maruyama': solvers.euler_maruyama,
 }
