@@ -6,6 +6,7 @@ FOLDER holds PNGs, directly or in subfolders named as the classes; or name an .n
 the data, its splits and its units. `--output=FILE` writes the results with their provenance as JSON.
 """
 
+import functools
 import pathlib
 import time
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from diffusion.evaluation.metric import (
 )
 from diffusion.reporting.rows import write_json
 from diffusion.reporting.tables import markdown
+from diffusion.runs.attempts import findings_of
 from diffusion.runs.loading import data_of
 from diffusion.runs.run import data_record
 
@@ -148,7 +150,9 @@ def measure(
   chosen = choose_features(features)
   found, left_out = choose_metrics(metrics, chosen, plan)
   notes += [f'left out {name}: {why}' for name, why in left_out.items()]
-  findings = [finding for metric in found.values() for finding in metric.measure(inputs)]
+  findings = []
+  for name, metric in found.items():
+    findings += findings_of(name, functools.partial(metric.measure, inputs))
   record = {
     'time': provenance.now(),
     'images': str(images),

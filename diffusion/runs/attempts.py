@@ -28,3 +28,9 @@ def attempt(what: str, make: Callable[[], Made]) -> tuple[Made | None, list[Metr
     why = processes.one_line(error)
     print(f'{what} failed: {why}', file=sys.stderr, flush=True)
     return None, [MetricResult(name=f'{what} failed', value=math.nan, meaning=why)]
+
+
+def findings_of(name: str, make: Callable[[], list[MetricResult]]) -> list[MetricResult]:
+  """The findings that `make` returns; where it fails, that it failed and why, so that the others are not lost."""
+  found, failed = attempt(name, make)
+  return failed if found is None else found

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from diffusion.evaluation.metric import (
 from diffusion.provenance import read_record
 from diffusion.reporting import tables
 from diffusion.reporting.rows import read_json_lines
-from diffusion.runs.attempts import attempt
+from diffusion.runs.attempts import attempt, findings_of
 from diffusion.runs.loading import load
 from diffusion.runs.run import Run, restore
 from diffusion.runs.samples import drawn, picture
@@ -63,16 +63,16 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   step = best.record['step']
   meaning = 'of the lowest held-out loss; all below is of its averaged weights'
   findings = [MetricResult('best step', step, meaning)]
-  findings += _found('losses', lambda: _loss_findings(run, weights, row))
+  findings += findings_of('losses', lambda: _loss_findings(run, weights, row))
   inputs, failed = attempt('samples', lambda: _inputs(run, weights, best, request))
   findings += failed
   for metric in experiment.metrics if inputs else ():
     name = metric.measure.__qualname__.split('.')[0]
-    findings += _found(name, functools.partial(metric.measure, inputs))
+    findings += findings_of(name, functools.partial(metric.measure, inputs))
   rows = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
-  findings += _found('stability', lambda: _findings_of_the_run(run, best, rows))
+  findings += findings_of('stability', lambda: _findings_of_the_run(run, best, rows))
   states_of_callbacks = checkpoints.last_record()['callbacks']
-  findings += _found('callbacks', lambda: _callback_findings(run, states_of_callbacks))
+  findings += findings_of('callbacks', lambda: _callback_findings(run, states_of_callbacks))
   samples = None if inputs is None else inputs.samples
   nearest, failed = attempt('nearest training images', lambda: nearest_images(run, inputs))
   findings += failed
@@ -98,12 +98,6 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
     print(tables.markdown(['quantity', 'value'], [(f.name, f.value) for f in findings]))
     print(f'report: {path}', flush=True)
   run.note(**known)  # at last: a run with results is complete
-
-
-def _found(name: str, make: Callable[[], list[MetricResult]]) -> list[MetricResult]:
-  """The findings that `make` returns; where it fails, that it failed and why, so that the others are not lost."""
-  found, failed = attempt(name, make)
-  return failed if found is None else found
 
 
 def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings) -> MetricInputs:
