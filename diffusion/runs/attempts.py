@@ -2,6 +2,7 @@
 
 import math
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -25,6 +26,10 @@ def attempt(what: str, make: Callable[[], Made]) -> tuple[Made | None, list[Metr
   except Exception as error:
     if isinstance(error, OSError) or (processes.joined() and processes.is_loss(error)):
       raise
+    if not isinstance(
+      error, ValueError
+    ):  # nobody foresaw it, and whoever wrote it will want to see where
+      traceback.print_exception(error)
     why = processes.one_line(error)
     print(f'{what} failed: {why}', file=sys.stderr, flush=True)
     return None, [MetricResult(name=f'{what} failed', value=math.nan, meaning=why)]
