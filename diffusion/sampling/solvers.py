@@ -78,7 +78,7 @@ def euler_maruyama(path: Path, temperature: float = 1.0) -> Sampler:
 
   # A first step throws z as far as log-SNR would change in it at this slope; 300 nats are made good by those after it.
   slope = path.slope(jnp.ones(()))
-  fewest = 1 if checks.traced(slope) else math.ceil(-float(slope) / 300)
+  fewest = 20 if checks.traced(slope) else max(20, math.ceil(-float(slope) / 300))
   return Sampler(init=lambda z: z, step=step, fewest=fewest)
 
 

@@ -134,3 +134,4 @@ def test_a_run_is_told_of_steps_that_are_few_for_its_sampler():
   )  # 2 pi / sin(pi u) is its slope
   assert 'poor below 34222 steps' in plan.too_few(Sampling(solvers.euler_maruyama, 1000), zero)
   assert plan.too_few(Sampling(solvers.euler_maruyama, 20), DIFFUSION) == ''
+  assert 'poor below 20 steps' in plan.too_few(Sampling(solvers.euler_maruyama, 19), DIFFUSION)
