@@ -7,7 +7,7 @@ other, agree and end.
 `pmap` is the mechanism, and this is the one place to change it. What would replace it is `jax.jit` of `jax.shard_map`
 over a `Mesh` of all devices with this one axis, which is what JAX makes of `pmap` today: the functions below keep their
 `pmean` over the same axis name; states are arrays with a replicated `NamedSharding` in place of stacked copies, batches
-arrays whose rows are sharded over the axis; `replicate`, `spread` and `place_members` become `device_put` with those.
+arrays whose rows are sharded over the axis; `replicate`, `spread` and `place_members` put them so.
 """
 
 import ctypes
@@ -25,6 +25,7 @@ import flax.jax_utils
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion import checks, conditions, processes
 from diffusion.types import CrossMean, Rows
@@ -162,9 +163,13 @@ def use_cache() -> None:
 
 
 def compile_quickly(function: Callable) -> Callable:
-  """`jax.jit` for a program that runs once: on CPU half the compile time for slower code of the same results."""
-  quick = {'xla_backend_optimization_level': 1} if jax.default_backend() == 'cpu' else None
-  return jax.jit(function, compiler_options=quick)
+  """`jax.jit` for a program that runs once: on CPU half the compile time for slower code of the same results.
+
+  Where XLA_FLAGS has a level of optimization, it is that.
+  """
+  option = 'xla_backend_optimization_level'
+  chosen = jax.default_backend() == 'cpu' and option not in os.environ.get('XLA_FLAGS', '')
+  return jax.jit(function, compiler_options={option: 1} if chosen else None)
 
 
 def check_batch(batch_size: int) -> None:
@@ -240,12 +245,9 @@ def stop_trace() -> None:
 
 
 @functools.cache
-def _replicator() -> Callable:
-  def copy(tree, _):
-    # The same numbers, without JAX's weak types, which a first step would lose: it would compile twice.
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), tree)
-
-  return jax.pmap(copy, axis_name=_AXIS, in_axes=(None, 0))
+def _one_each() -> NamedSharding:
+  """Of arrays [local devices, ...]: each row on its device, as what `pmap` returns lies."""
+  return NamedSharding(Mesh(np.asarray(jax.local_devices()), (_AXIS,)), PartitionSpec(_AXIS))
 
 
 def replicate(tree: Any) -> Any:
@@ -253,17 +255,17 @@ def replicate(tree: Any) -> Any:
 
   Of several processes each gives the same tree, and holds the copies of its own devices.
   """
-  return _replicator()(tree, np.zeros(jax.local_device_count(), np.int32))
-
-
-@functools.cache
-def _spreader() -> Callable:
-  return jax.pmap(lambda tree: tree, axis_name=_AXIS)
+  count = jax.local_device_count()
+  # By the host, and not by a program: one that copies a state takes a second to compile. NumPy has no weak types.
+  return spread(
+    jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), jax.device_get(tree))
+  )
 
 
 def spread(tree: Any) -> Any:
   """Host arrays [local devices, ...], each row on its device. They may still be on their way when it returns."""
-  return _spreader()(tree)
+  # In memory of its own: a step's buffers are donated.
+  return jax.device_put(tree, _one_each(), may_alias=False)
 
 
 def first(tree: Any) -> Any:
@@ -273,7 +275,9 @@ def first(tree: Any) -> Any:
 
 def to_host(tree: Any) -> Any:
   """A replicated tree as NumPy arrays: waits for it and copies it, once."""
-  return jax.device_get(first(tree))
+  # Indexed here: on a device that is a program for each shape.
+  held = jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
+  return jax.tree.map(lambda x: np.array(x[0]), jax.device_get(held))
 
 
 def wait(tree: Any) -> None:
@@ -357,7 +361,7 @@ def place_members(tree: Any, fill: float | None = None) -> Any:
     x = np.concatenate([x, *[more] * (-len(x) % count)])
     return x.reshape(count, len(x) // count, *x.shape[1:])
 
-  return _spreader()(jax.tree.map(divided, tree))
+  return spread(jax.tree.map(divided, tree))
 
 
 def collect_members(tree: Any) -> Any:

@@ -29,6 +29,7 @@ class Config(diffusion.Numbers):
 
   patience: int = 200  # steps without a lower validation/eps
   width: int = 32
+  multipliers: tuple[int, ...] = (1, 2)
   blocks: int = 2
   dropout: float = 0.1
   label_dropout: float = 0.1
@@ -45,7 +46,7 @@ class Config(diffusion.Numbers):
 
 SMOKE = Config(
   num_steps=20, batch_size=16, steps_per_dispatch=5, log_every=5, validate_every=10, width=8, blocks=1, warmup_steps=2,
-  sampling_steps=4, samples_per_class=2, synthetic=True,
+  multipliers=(1,), sampling_steps=4, samples_per_class=2, synthetic=True,
 )  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def build(c: Config) -> diffusion.Experiment:
     diffusion=gaussian.Diffusion(
       noise.cosine(), marginals.variance_preserving, parameterizations.v()
     ),
-    model=unet.unet(c.width, (1, 2), c.blocks, (), c.dropout, num_classes=10),
+    model=unet.unet(c.width, c.multipliers, c.blocks, (), c.dropout, num_classes=10),
     terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))},
     optimizer=chains.adamw(rate, c.weight_decay, c.clip_norm),
     averages={'ema': averaging.ema(c.ema_decay)},

@@ -34,6 +34,7 @@ class Config(diffusion.Numbers):
   examples: int = 700
   patience: int = 150
   width: int = 24
+  multipliers: tuple[int, ...] = (1, 2)
   dropout: float = 0.1
   weight_decay: float = 0.01
   samples_per_class: int = 50
@@ -41,7 +42,7 @@ class Config(diffusion.Numbers):
 
 
 SMOKE = Config(
-  num_steps=20, batch_size=16, log_every=5, validate_every=10, width=8, sampling_steps=4,
+  num_steps=20, batch_size=16, log_every=5, validate_every=10, width=8, multipliers=(1,), sampling_steps=4,
   examples=180, samples_per_class=2, synthetic=True,
 )  # fmt: skip
 
@@ -55,7 +56,7 @@ def build(c: Config) -> diffusion.Experiment:
     diffusion=gaussian.Diffusion(
       noise.cosine(), marginals.variance_preserving, parameterizations.v()
     ),
-    model=unet.unet(c.width, (1, 2), 1, (), c.dropout, num_classes=10),
+    model=unet.unet(c.width, c.multipliers, 1, (), c.dropout, num_classes=10),
     terms={'denoise': (1.0, losses.denoising(weights.uniform('v')))},
     optimizer=chains.adamw(schedules.constant(c.learning_rate), c.weight_decay, c.clip_norm),
     averages={'ema': averaging.ema(c.ema_decay)},

@@ -217,6 +217,6 @@ def make_network(
     given = (weights, devices.replicate(shared))
     return devices.over_rows(rows, chunk)(given, x, tell(condition), np.arange(len(x)))
 
-  path = gaussian.bind(diffusion, devices.first(weights[0]).schedule)
-  ends = tuple(float(path.log_snr(jnp.asarray(t))) for t in (1.0, 0.0))
+  path = gaussian.bind(diffusion, devices.first(weights[0].schedule))
+  ends = tuple(float(path.log_snr(t)) for t in (jnp.ones(()), jnp.zeros(())))
   return Network(apply, lambda x: pipeline.normalize(jnp.asarray(x), units), ends)
