@@ -1,5 +1,7 @@
 """Optimizers: first steps in closed form, a quadratic minimized, one step of a U-Net, states resumed to the bit."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +63,7 @@ def test_each_minimizes_a_quadratic(name):
 @pytest.fixture(scope='module')
 def of_unet():
   """(parameters, gradient) of a U-Net with convolutions, attention, embeddings and norms."""
-  model = unet.unet(8, (1, 2), 1, (4,), 0.0, num_classes=3)
+  model = unet.unet(8, (1,), 1, (), 0.0, num_classes=3)
   z, conditioning = jnp.ones((2, 8, 8, 1)), Conditioning(jnp.zeros(2, jnp.int32), jnp.zeros((2, 0)))
   params = model.init(jax.random.key(0), z, jnp.zeros(2), conditioning)['params']
 
@@ -72,12 +74,19 @@ def of_unet():
   return params, jax.jit(jax.grad(square))(params)
 
 
+@functools.cache
+def begun(name):
+  """(an optimizer, its compiled init), once for the tests that ask."""
+  optimizer = MADE[name]()
+  return optimizer, jax.jit(optimizer.init)
+
+
 @pytest.mark.parametrize('name', MADE)
 def test_each_takes_a_step_of_a_unet_and_its_state_is_data(name, of_unet):
   """All parameters move or stay finite; the state is a tree of arrays of fixed shapes; the rate is readable."""
   params, gradient = of_unet
-  optimizer = MADE[name]()
-  state = jax.jit(optimizer.init)(params)
+  optimizer, init = begun(name)
+  state = init(params)
   update, after = jax.jit(optimizer.update)(gradient, state, params)
   assert jax.tree.structure(state) == jax.tree.structure(after)
   for before, now in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
@@ -91,7 +100,7 @@ def test_each_takes_a_step_of_a_unet_and_its_state_is_data(name, of_unet):
 def test_each_resumes_from_a_checkpoint_to_the_bit(name, of_unet, tmp_path):
   """Two steps, saved to disk and restored by a new keeper into zeros, two more: as four without a stop."""
   params, gradient = of_unet
-  optimizer = MADE[name]()
+  optimizer, init = begun(name)
 
   @jax.jit
   def step(params, state):
@@ -99,7 +108,7 @@ def test_each_resumes_from_a_checkpoint_to_the_bit(name, of_unet, tmp_path):
     update, state = optimizer.update(bent, state, params)
     return optax.apply_updates(params, update), state
 
-  two = step(*step(params, jax.jit(optimizer.init)(params)))
+  two = step(*step(params, init(params)))
   keeper = checkpoint.open_checkpoints(tmp_path / 'c')
   keeper.save(2, jax.tree.map(np.asarray, two), {}, 0.0)
   keeper.close()

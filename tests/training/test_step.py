@@ -66,16 +66,34 @@ def test_window_means_leave_skipped_steps_out_and_restart():
   _, state, data = tiny.start(experiment)
   step = one_device(experiment)
   bad = data._replace(x=data.x * np.nan)
+  alone = one_device(experiment._replace(log_every=1))
   singles = []
   for i, d in enumerate([data, bad, data, data, data]):
     old = state
     state, metrics = step(state, d)
-    fresh = one_device(experiment._replace(log_every=1))(old, d)[1]  # a window of this step alone
+    fresh = alone(old, d)[1]  # a window of this step alone
     singles.append(float(fresh['loss']))
     if i == 3:
       good = [singles[0], singles[2], singles[3]]
       np.testing.assert_allclose(metrics['loss'], np.mean(good), rtol=1e-5)
   np.testing.assert_allclose(metrics['loss'], singles[4], rtol=1e-6)
+
+
+def run_each(make, values, count):
+  """(state, metrics) after so many steps with each value of a knob, traced as in a population: by one program."""
+  split, first, data = tiny.start(make(values[0]))
+
+  @jax.jit
+  def step(value, state, given):
+    return tiny.one_step(make(value), split)(state, data, given)
+
+  found = []
+  for value in values:
+    state = first
+    for _ in range(count):
+      state, metrics = step(value, state, tiny.rows_of(make(value), split, state.batches_seen))
+    found.append((state, metrics))
+  return found
 
 
 def difference(a, b):
@@ -92,17 +110,18 @@ def kernels(state):
 
 
 def test_dropout_is_live_and_grows():
+  found = run_each(lambda rate: tiny.experiment(dropout=rate), (0.02, 0.5), 3)
+  small, large = (state for state, _ in found)
   reference, _ = run(tiny.experiment(dropout=0.0), 3)
-  small, _ = run(tiny.experiment(dropout=0.02), 3)
-  large, _ = run(tiny.experiment(dropout=0.5), 3)
   assert 0 < difference(reference.params, small.params) < difference(reference.params, large.params)
 
 
 def test_weight_decay_shrinks_kernels_in_proportion_and_nothing_else():
   _, start, _ = tiny.start(tiny.experiment())
   plain, _ = run(tiny.experiment(weight_decay=0.0), 1)
-  for decay in (0.1, 1.0):
-    decayed, _ = run(tiny.experiment(weight_decay=decay), 1)
+  decays = (0.1, 1.0)
+  found = run_each(lambda decay: tiny.experiment(weight_decay=decay), decays, 1)
+  for decay, (decayed, _) in zip(decays, found, strict=True):
     before, a, b = (tiny.leaves(s.params.network) for s in (start, plain, decayed))
     for name, weights in before.items():
       shrink = 1e-2 * decay * weights if 'kernel' in name else 0 * weights
@@ -110,9 +129,11 @@ def test_weight_decay_shrinks_kernels_in_proportion_and_nothing_else():
 
 
 def test_clipping_bounds_the_gradient_that_adam_sees():
-  norms = {}
-  for clip in (None, 1e-3, 1e-1):
-    state, metrics = run(tiny.experiment(clip_norm=clip), 1)
+  norms, clips = {}, (1e-3, 1e-1)
+  found = run_each(lambda clip: tiny.experiment(clip_norm=clip), clips, 1)
+  for clip, (state, metrics) in zip(
+    (None, *clips), (run(tiny.experiment(clip_norm=None), 1), *found), strict=True
+  ):
     adam = state.optimizer['direction']
     moments = np.concatenate([np.ravel(x) for x in jax.tree.leaves(adam.mu)])
     norms[clip] = float(np.linalg.norm(moments) / 0.1)  # mu = (1 - b1) g after one step

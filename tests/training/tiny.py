@@ -59,10 +59,10 @@ def experiment(**changes) -> experiments.Experiment:
 
 
 def images(**changes) -> experiments.Experiment:
-  """A narrow U-Net on the digits, with shifts, dropout and label dropout."""
+  """A narrow U-Net of one level on the digits, with shifts, dropout and label dropout."""
   base = experiment(
     data=sources.digits(),
-    model=unet.unet(8, (1, 2), 1, (), dropout=0.2, num_classes=10),
+    model=unet.unet(8, (1,), 1, (), dropout=0.2, num_classes=10),
     augment=augment.chain(augment.shift(1), augment.label_dropout(0.2)),
     batch_size=16,
   )
