@@ -20,12 +20,17 @@ _IMPORTED = (
 
 
 def _program(
-  module: str, arguments: tuple[str, ...], log: pathlib.Path, environment: Mapping[str, str | None]
+  module: str,
+  arguments: tuple[str, ...],
+  log: pathlib.Path,
+  errors: pathlib.Path,
+  environment: Mapping[str, str | None],
 ) -> None:
   gc.freeze()  # what the server has imported need not be looked through again
-  with log.open('ab') as file:
-    os.dup2(file.fileno(), 1)
-    os.dup2(file.fileno(), 2)
+  for channel, path in ((1, log), (2, errors)):
+    with path.open('ab') as file:
+      os.dup2(file.fileno(), channel)
+  sys.stdout.reconfigure(line_buffering=True)  # what is aborted has said what it said
   for name, value in environment.items():
     with contextlib.suppress(KeyError):
       del os.environ[name]
@@ -39,6 +44,7 @@ def run_module(
   module: str,
   *arguments: str,
   log: pathlib.Path,
+  errors: pathlib.Path | None = None,
   environment: Mapping[str, str | None] | None = None,
 ) -> Any:
   """`python -m module`, started; its output is added to `log`.
@@ -47,12 +53,15 @@ def run_module(
     module: its name.
     *arguments: of its command line.
     log: where it writes.
+    errors: where it writes what goes to standard error; None is there too.
     environment: variables that it has beside the server's, or (None) has not; those that are read by an import are not
       changed by it.
   """
   server = multiprocessing.get_context('forkserver')
   server.set_forkserver_preload(list(_IMPORTED))
-  process = server.Process(target=_program, args=(module, arguments, log, environment or {}))
+  process = server.Process(
+    target=_program, args=(module, arguments, log, errors or log, environment or {})
+  )
   process.start()
   return process
 

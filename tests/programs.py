@@ -1,7 +1,7 @@
 """Programs that tests start: what `python -m` does, without seconds of imports for each.
 
-They are forked from a server that has done the imports. `tests/test_calling.py`, `test_processes.py` and
-`test_writing_experiments.py` start interpreters of their own.
+They are forked from a server that has done the imports. `tests/test_calling.py` and `test_writing_experiments.py` start
+interpreters of their own.
 """
 
 import os
@@ -11,14 +11,30 @@ import tempfile
 from benchmarks import processes
 
 
-class Program:
-  """A started module, as far as tests ask a `subprocess.Popen`; what it says on both channels comes together."""
+def _file() -> pathlib.Path:
+  descriptor, name = tempfile.mkstemp(suffix='.log')
+  os.close(descriptor)
+  return pathlib.Path(name)
 
-  def __init__(self, module: str, *flags: str, environment: dict[str, str | None] | None = None):
-    descriptor, name = tempfile.mkstemp(suffix='.log')
-    os.close(descriptor)
-    self._log = pathlib.Path(name)
-    self._process = processes.run_module(module, *flags, log=self._log, environment=environment)
+
+class Program:
+  """A started module, as far as tests ask a `subprocess.Popen`.
+
+  What it says on both channels comes together, or (`apart`) standard error is in `errors` when it has ended.
+  """
+
+  def __init__(
+    self,
+    module: str,
+    *flags: str,
+    environment: dict[str, str | None] | None = None,
+    apart: bool = False,
+  ):
+    self._logs = [_file() for _ in range(1 + apart)]
+    self._log, self.errors = self._logs[0], ''
+    self._process = processes.run_module(
+      module, *flags, log=self._log, errors=self._logs[-1], environment=environment
+    )
     self.pid = self._process.pid
 
   @property
@@ -42,5 +58,7 @@ class Program:
       self._process.kill()
       raise TimeoutError(f'not ended after {seconds:.0f} s: {self.output()}')
     found = self.output()
-    self._log.unlink()
+    self.errors = ''.join(log.read_text() for log in self._logs[1:])
+    for log in self._logs:
+      log.unlink()
     return self._process.exitcode, found

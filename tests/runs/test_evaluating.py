@@ -19,7 +19,7 @@ from tests.programs import Program
 NUMBERS = (
   '--config.num_steps=20', '--config.log_every=5', '--config.validate_every=10', '--config.width=8',
   '--config.blocks=1', '--config.batch_size=16', '--config.sampling_steps=4', '--config.samples_per_class=4',
-  '--config.warmup_steps=2', '--config.steps_per_dispatch=5',
+  '--config.warmup_steps=2', '--config.steps_per_dispatch=5', '--config.multipliers=(1,)',
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from diffusion import devices, processes
 from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json_lines
 from diffusion.training import checkpoint
+from tests.programs import Program
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,14 +44,18 @@ def start(command, number, **more):
   )  # fmt: skip
 
 
+def without_greeting(output):
+  """That of Gloo."""
+  return ''.join(line for line in output.splitlines(True) if not line.startswith('[Gloo]'))
+
+
 def finish(pair):
   """(exit status, standard output without Gloo's greeting, standard error) of each; none outlives the test."""
   found = []
   try:
     for process in pair:
       output, error = process.communicate(timeout=300)
-      output = ''.join(line for line in output.splitlines(True) if not line.startswith('[Gloo]'))
-      found.append((process.returncode, output, error))
+      found.append((process.returncode, without_greeting(output), error))
   finally:
     for process in pair:
       process.kill()
@@ -205,10 +210,19 @@ NUMBERS = [
 def run(workdir, *flags):
   """Both processes of a run, started by flags."""
   command = [
-    '-m', 'experiments.mixture', f'--workdir={workdir}', '--cpu_devices=2', '--num_processes=2',
+    'experiments.mixture', f'--workdir={workdir}', '--cpu_devices=2', '--num_processes=2',
     f'--coordinator=127.0.0.1:{free_port()}', f'--heartbeat_seconds={HEARTBEAT}', *NUMBERS, *flags,
   ]  # fmt: skip
-  return [start(command, [f'--process_id={i}']) for i in (0, 1)]
+  return [Program(*command, f'--process_id={i}', apart=True) for i in (0, 1)]
+
+
+def ended(pair):
+  """What `finish` finds, of such a pair."""
+  found = [program.finish() for program in pair]
+  return [
+    (status, without_greeting(output), program.errors)
+    for program, (status, output) in zip(pair, found, strict=True)
+  ]
 
 
 def said(error):
@@ -221,7 +235,7 @@ def wait_for_rows(workdir, pair, rows):
   deadline = time.monotonic() + 120
   path = workdir / 'metrics.jsonl'
   while not path.exists() or path.read_bytes().count(b'\n') < rows:
-    assert all(p.poll() is None for p in pair), finish(pair)
+    assert all(p.poll() is None for p in pair), ended(pair)
     assert time.monotonic() < deadline
     time.sleep(0.01)
 
@@ -229,7 +243,7 @@ def wait_for_rows(workdir, pair, rows):
 @pytest.mark.slow
 def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(tmp_path):
   pair = run(tmp_path / 'whole')
-  (status, _, error), (other, output, silent) = finish(pair)
+  (status, _, error), (other, output, silent) = ended(pair)
   assert (status, other) == (0, 0), error + silent
   assert output == ''
   assert 'loss' not in silent
@@ -240,7 +254,7 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
     # After a checkpoint, whose number JAX was asked for too.
     wait_for_rows(workdir, pair, step // 5 + 5)
     pair[victim].send_signal(number)
-    (status, output, error), (other, *_) = finish(pair)
+    (status, output, error), (other, *_) = ended(pair)
     assert (status, other) == (143, 143), error
     before, step = step, read_record(workdir)['step']
     assert before < step < 150
@@ -249,16 +263,16 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
     )
   pair = run(workdir)
   wait_for_rows(workdir, pair, step // 5 + 5)
-  pair[1].kill()
+  pair[1].send_signal(signal.SIGKILL)
   begin = time.monotonic()
-  (status, output, error), _ = finish(pair)
+  (status, output, error), _ = ended(pair)
   assert time.monotonic() - begin < HEARTBEAT + 5
   assert status not in (0, 2), error
   assert f'resuming from step {step}' in output
   lines, runtime = said(error), 'the JAX distributed service detected fatal errors' in error
   assert len(lines) == 1 or (not lines and runtime), error
   assert all(line.endswith(processes.AGAIN) for line in lines), error
-  (status, _, error), (other, *_) = finish(run(workdir))
+  (status, _, error), (other, *_) = ended(run(workdir))
   assert (status, other) == (0, 0), error
   rows = [
     [{k: v for k, v in row.items() if k != 'timing'} for row in read_json_lines(path)]
@@ -271,7 +285,7 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
 @pytest.mark.slow
 def test_what_is_wrong_before_training_is_said_once_and_ends_all(tmp_path):
   pair = run(tmp_path / 'run', '--config.log_every=7')
-  (status, _, error), (other, *said) = finish(pair)
+  (status, _, error), (other, *said) = ended(pair)
   assert (status, other, said) == (2, 2, ['', ''])
   assert error.strip() == (
     'error: log_every must be a positive multiple of steps_per_dispatch = 5, got 7'
