@@ -293,35 +293,31 @@ def test_what_is_wrong_before_training_is_said_once_and_ends_all(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-LOSS = """
-import os, signal, sys
-from diffusion import devices, processes
-count = processes.initialize(sys.argv[1], 2, int(sys.argv[3]), 60)
-devices.configure(32, num_processes=count)
-import jax
-import numpy as np
-total = jax.pmap(lambda x: jax.lax.psum(x, 'devices'), 'devices')
-try:
-  for n in range(20):
-    if n == 9 and not processes.is_writer():
-      os.kill(os.getpid(), signal.SIGKILL)
-    if sys.argv[2] == 'fetch':
-      processes.gather(np.ones(3))
-    else:
-      devices.wait(total(np.ones((jax.local_device_count(), 3))))
-except Exception as error:
-  assert processes.is_loss(error), repr(error)
-  processes.lost(error)
-"""
+def lose(address, how, number):
+  """One of two processes; the second kills itself, and the first says so."""
+  count = processes.initialize(address, 2, int(number), 60)
+  devices.configure(32, num_processes=count)
+  total = jax.pmap(lambda x: jax.lax.psum(x, 'devices'), 'devices')
+  try:
+    for n in range(20):
+      if n == 9 and not processes.is_writer():
+        os.kill(os.getpid(), signal.SIGKILL)
+      if how == 'fetch':
+        processes.gather(np.ones(3))
+      else:
+        devices.wait(total(np.ones((jax.local_device_count(), 3))))
+  except Exception as error:
+    assert processes.is_loss(error), repr(error)
+    processes.lost(error)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('how', ['fetch', 'wait'])
 def test_where_python_still_runs_a_lost_process_is_said_in_one_line(how):
   """Long before the runtime would notice, at the next thing that takes both."""
-  command = ['-c', LOSS, f'127.0.0.1:{free_port()}', how]
+  command = 'tests.training.test_processes', f'127.0.0.1:{free_port()}', how
   begin = time.monotonic()
-  (status, _, error), (other, *_) = finish([start(command, [str(i)]) for i in (0, 1)])
+  (status, _, error), (other, *_) = ended([Program(*command, str(i), apart=True) for i in (0, 1)])
   assert (status, other) == (1, -signal.SIGKILL), error
   assert time.monotonic() - begin < 60
   (line,) = said(error)
@@ -407,3 +403,7 @@ def test_a_plain_start_joins_nothing_and_takes_no_time():
 def test_flags_that_do_not_go_together_are_refused(flags, message):
   with pytest.raises(ValueError, match=message):
     processes.initialize(*flags)
+
+
+if __name__ == '__main__':
+  lose(*sys.argv[1:])
