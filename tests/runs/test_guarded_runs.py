@@ -101,34 +101,38 @@ class Ended:
 BAD = range(100, 105)
 
 
-def test_a_spike_is_rolled_back_and_the_run_ends_as_a_calm_one(tmp_path, capsys):
+@pytest.fixture(scope='module')
+def hit(tmp_path_factory):
+  """A run that was hit."""
+  return Ended(tmp_path_factory.mktemp('guarded') / 'hit', experiment(), BAD)
+
+
+def test_a_spike_is_rolled_back_and_the_run_ends_as_a_calm_one(tmp_path, hit):
   calm = Ended(tmp_path / 'calm', experiment())
-  hit = Ended(tmp_path / 'hit', experiment(), BAD)
   assert hit.reason == 'all 200 steps done'
   assert hit.callback_states['spike_guard']['rollbacks'] == 1
   assert hit.position.step == 200 < hit.position.batches_seen
   assert int(hit.state.batches_seen) == hit.position.batches_seen
-  assert 'going back to step' in capsys.readouterr().out
   rows = [row for row in hit.rows if row['cursor'] <= 110]
   assert max(row['loss'] for row in rows) > 1e3  # it was hit
   assert hit.rows[-1]['validation/eps'] < 1.0
   assert calm.callback_states['spike_guard']['rollbacks'] == 0
 
 
-def test_a_run_that_was_rolled_back_replays_and_resumes_to_the_bit(tmp_path):
-  whole = Ended(tmp_path / 'whole', experiment(), BAD)
-  expected = tiny.leaves(whole.state)
+def test_a_run_that_was_rolled_back_replays_and_resumes_to_the_bit(tmp_path, hit, capsys):
+  expected = tiny.leaves(hit.state)
   again = Ended(tmp_path / 'again', experiment(), BAD)
+  assert 'going back to step' in capsys.readouterr().out
   for name, value in tiny.leaves(again.state).items():
     np.testing.assert_array_equal(value, expected[name], err_msg=name)
   # Interrupted before the spike, between spike and end, each time resumed.
   for at in (93, 125, None):
     part = Ended(tmp_path / 'parts', experiment(), BAD, interrupt_at=at)
-    assert part.position.batches_seen == at or (at is None and part.reason == whole.reason)
+    assert part.position.batches_seen == at or (at is None and part.reason == hit.reason)
   for name, value in tiny.leaves(part.state).items():
     np.testing.assert_array_equal(value, expected[name], err_msg=name)
-  assert part.rows == whole.rows
-  assert part.callback_states == whole.callback_states
+  assert part.rows == hit.rows
+  assert part.callback_states == hit.callback_states
 
 
 def test_a_learning_rate_scale_acts_from_the_next_step_and_is_in_the_checkpoint(tmp_path):
