@@ -54,7 +54,7 @@ class Config(diffusion.Numbers):
 SMOKE = Config(
   num_steps=2, batch_size=4, steps_per_dispatch=1, log_every=2, validate_every=2, width=8, blocks=1,
   multipliers=(1,),
-  warmup_steps=1, validation_fraction=0.1, sampling_steps=2, samples=4, grid_rows=4, synthetic=True,
+  warmup_steps=1, validation_fraction=0.2, sampling_steps=2, samples=4, grid_rows=4, synthetic=True,
 )  # fmt: skip
 
 

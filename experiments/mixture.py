@@ -51,7 +51,7 @@ class Config(diffusion.Numbers):
 
 
 SMOKE = Config(
-  examples=512, train_limit=32, num_steps=40, batch_size=32, steps_per_dispatch=10, log_every=20, validate_every=20,
+  examples=128, train_limit=32, num_steps=40, batch_size=32, steps_per_dispatch=10, log_every=20, validate_every=20,
   width=16, sampling_steps=10, samples=50,
 )  # fmt: skip
 

@@ -64,7 +64,7 @@ class Config(diffusion.Numbers):
 SMOKE = Config(
   num_steps=4, batch_size=8, steps_per_dispatch=1, log_every=2, validate_every=4, width=8, blocks=1,
   multipliers=(1,),
-  warmup_steps=1, validation_fraction=0.1, sampling_steps=2, samples=4, likelihood_examples=8, synthetic=True,
+  warmup_steps=1, validation_fraction=0.2, sampling_steps=2, samples=4, likelihood_examples=8, synthetic=True,
 )  # fmt: skip
 
 

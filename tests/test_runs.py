@@ -20,7 +20,7 @@ from tests.programs import Program
 ROOT = pathlib.Path(__file__).parent.parent
 # Dropout on, several rows, validations and saves; long enough that a signal lands in the middle.
 NUMBERS = [
-  '--config.num_steps=1500', '--config.train_limit=64', '--config.examples=512', '--config.batch_size=32',
+  '--config.num_steps=1500', '--config.train_limit=64', '--config.examples=256', '--config.batch_size=32',
   '--config.steps_per_dispatch=5', '--config.log_every=10', '--config.validate_every=100', '--config.width=16',
   '--config.patience=5000', '--config.dropout=0.2', '--config.sampling_steps=5', '--config.samples=50',
 ]  # fmt: skip

@@ -11,7 +11,8 @@ from benchmarks import resume
 from diffusion.provenance import read_record
 from diffusion.training.checkpoint import manifest_of
 
-NUMBERS = [*resume.NUMBERS, '--config.num_steps=400']
+# As many examples of each split: one program validates them all.
+NUMBERS = [*resume.NUMBERS, '--config.num_steps=400', '--config.examples=256']
 
 
 @pytest.fixture(scope='module')

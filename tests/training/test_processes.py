@@ -201,7 +201,7 @@ def test_two_processes_agree_with_one_and_read_each_others_checkpoints(tmp_path)
 
 
 NUMBERS = [
-  '--config.num_steps=150', '--config.train_limit=64', '--config.examples=512', '--config.batch_size=32',
+  '--config.num_steps=150', '--config.train_limit=64', '--config.examples=256', '--config.batch_size=32',
   '--config.steps_per_dispatch=5', '--config.log_every=5', '--config.validate_every=25', '--config.width=16',
   '--config.patience=5000', '--config.dropout=0.2', '--config.sampling_steps=5', '--config.samples=50',
 ]  # fmt: skip
