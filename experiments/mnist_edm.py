@@ -79,7 +79,7 @@ def build(c: Config) -> diffusion.Experiment:
   )
   return diffusion.Experiment(
     **c.loop(),
-    data=sources.real_or_synthetic(real, c.synthetic, (28, 28, 1), 128),
+    data=sources.real_or_synthetic(real, c.synthetic, (28, 28, 1), 64),
     split=splits.Fractions(c.validation_fraction),
     augment=augment.chain(augment.shift(c.shift), augment.label_dropout(c.label_dropout)),
     diffusion=gaussian.Diffusion(

@@ -76,7 +76,7 @@ def build(c: Config) -> diffusion.Experiment:
   )
   return diffusion.Experiment(
     **c.loop(),
-    data=sources.unlabelled(sources.real_or_synthetic(real, c.synthetic, (28, 28, 1), 128)),
+    data=sources.unlabelled(sources.real_or_synthetic(real, c.synthetic, (28, 28, 1), 64)),
     split=splits.Fractions(c.validation_fraction),
     diffusion=gaussian.Diffusion(
       noise.learned(c.log_snr_min, c.log_snr_max),
