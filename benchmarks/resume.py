@@ -19,6 +19,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -87,17 +88,27 @@ class Chaos(NamedTuple):
   differences: list[str]
 
 
-def chaos(folder: pathlib.Path, kills: int, seed: int, whole: pathlib.Path) -> Chaos:
-  """Kills a run of `NUMBERS` in `folder` at random instants, lets it end, and compares it with the run `whole`."""
+def chaos(
+  folder: pathlib.Path, kills: int, seed: int, whole: pathlib.Path, numbers: Sequence[str] = NUMBERS
+) -> Chaos:
+  """Kills a run at random instants, lets it end, and compares it with one that was left alone.
+
+  Args:
+    folder: of the run.
+    kills: how many.
+    seed: of the instants.
+    whole: the folder of the other.
+    numbers: the flags of both.
+  """
   generator, done, while_saving = np.random.default_rng(seed), 0, 0
   for _ in range(kills):
-    process = start(folder, *NUMBERS)
+    process = start(folder, *numbers)
     wait_for_progress(process, folder, generator)
     process.kill()
     process.join()
     done += process.exitcode == -signal.SIGKILL
     while_saving += saving(folder)
-  finish(start(folder, *NUMBERS), folder)
+  finish(start(folder, *numbers), folder)
   return Chaos(done, while_saving, differences(folder, whole))
 
 

@@ -80,8 +80,9 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same_to_the_bit(tmp_path, uni
 def test_kills_at_random_moments_lose_nothing_but_time(tmp_path):
   """Of a run that saves every 20 steps; half of them are aimed at a save. `benchmarks.resume` makes twenty."""
   seed = random.randrange(2**32)
-  resume.finish(resume.start(tmp_path / 'whole', *resume.NUMBERS), tmp_path / 'whole')
-  found = resume.chaos(tmp_path / 'killed', 6, seed, tmp_path / 'whole')
+  numbers = [*resume.NUMBERS, '--config.num_steps=900', '--config.examples=256']
+  resume.finish(resume.start(tmp_path / 'whole', *numbers), tmp_path / 'whole')
+  found = resume.chaos(tmp_path / 'killed', 6, seed, tmp_path / 'whole', numbers)
   print(f'seed {seed}: {found}')
   assert found.kills == 6
   assert found.while_saving > 0

@@ -162,8 +162,8 @@ def test_a_finished_population_is_extended_all_of_it_or_none(tmp_path, capsys, m
 def go(folder):
   """Trains two members with everything that a resumed run must keep; they are not judged."""
   values = [{'seed': 0, 'l1': 0.0}, {'seed': 1, 'l1': 1e-3}]
-  runs = [run(folder / str(one['seed']), **one, num_steps=300) for one in values]
-  return population.train_members(runs, values, from_values(num_steps=300))
+  runs = [run(folder / str(one['seed']), **one, num_steps=200) for one in values]
+  return population.train_members(runs, values, from_values(num_steps=200))
 
 
 def left_behind(folder):
@@ -187,18 +187,18 @@ def test_a_population_that_is_killed_ends_as_one_that_is_not(tmp_path):
 
   assert begin('whole').finish()[0] == 0
   process = begin('run')
-  wait_for_rows(tmp_path / 'run' / '1', process, 12)
+  wait_for_rows(tmp_path / 'run' / '1', process, 8)
   process.send_signal(signal.SIGKILL)
   assert process.finish()[0] == -signal.SIGKILL
   assert read_record(tmp_path / 'run' / '0')['status'] == 'running'
   process = begin('run')
-  wait_for_rows(tmp_path / 'run' / '1', process, 40)
+  wait_for_rows(tmp_path / 'run' / '1', process, 20)
   process.send_signal(signal.SIGTERM)
   assert process.finish()[0] == 0
   left = [read_record(tmp_path / 'run' / member) for member in ('0', '1')]
   assert [(one['status'], one['reason']) for one in left] == [('interrupted', 'SIGTERM')] * 2
   # The kill may have come between their saves, so they need not stand at one step.
-  assert all(0 < one['step'] < 300 for one in left)
+  assert all(0 < one['step'] < 200 for one in left)
   assert begin('run').finish()[0] == 0
   for member in ('0', '1'):
     leaves, record, rows = left_behind(tmp_path / 'run' / member)
@@ -206,7 +206,7 @@ def test_a_population_that_is_killed_ends_as_one_that_is_not(tmp_path):
     assert all(leaf.tobytes() == others[name].tobytes() for name, leaf in leaves.items())
     assert record == other_record
     assert json.dumps(rows) == json.dumps(other_rows)
-    assert len(rows) == 60
+    assert len(rows) == 40
   assert len(read_record(tmp_path / 'run' / '1')['starts']) == 3
 
 
