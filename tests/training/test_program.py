@@ -18,6 +18,14 @@ def assert_same(one, other):
     assert value.tobytes() == other[name].tobytes(), name
 
 
+@pytest.fixture(scope='module')
+def began():
+  """(program, first state) of a small run; each test puts the state that it goes on from."""
+  made = tiny.experiment(log_every=1)
+  data, state, _ = tiny.start(made)
+  return SingleRun(made, data), state
+
+
 def test_a_dispatch_returns_at_once_and_at_most_two_are_in_flight():
   """Steps that take half a second, and say on each of four devices when they are half done."""
   ended = []
@@ -46,10 +54,8 @@ def test_a_dispatch_returns_at_once_and_at_most_two_are_in_flight():
   assert len(ended) == 3 * count
 
 
-def test_it_goes_on_from_what_is_put_and_gives_back_what_it_holds():
-  made = tiny.experiment()
-  data, state, _ = tiny.start(made)
-  program = SingleRun(made, data)
+def test_it_goes_on_from_what_is_put_and_gives_back_what_it_holds(began):
+  program, state = began
   given = devices.replicate(state)
   program.put(0, given)
   assert program.get(0) is given
@@ -63,10 +69,9 @@ def test_it_goes_on_from_what_is_put_and_gives_back_what_it_holds():
   assert_same(devices.to_host(program.get(0)), end)
 
 
-def test_what_is_fetched_is_of_its_own_dispatch_though_others_followed():
-  made = tiny.experiment(log_every=1)
-  data, state, _ = tiny.start(made)
-  program = tiny.single(made, data, state)
+def test_what_is_fetched_is_of_its_own_dispatch_though_others_followed(began):
+  program, state = began
+  program.put(0, devices.replicate(state))
   alone = [tiny.dispatch(program) for _ in range(3)]
   program.put(0, devices.replicate(state))
   later = [program.dispatch([n]) for n in range(3)]
@@ -74,20 +79,17 @@ def test_what_is_fetched_is_of_its_own_dispatch_though_others_followed():
   assert len({float(row['loss']) for row in alone}) == 3
 
 
-def test_the_batches_seen_choose_the_rows_and_the_state_the_draws():
-  made = tiny.experiment()
-  data, state, _ = tiny.start(made)
+def test_the_batches_seen_choose_the_rows_and_the_state_the_draws(began):
+  program, state = began
   found = []
   for seen in (0, 0, 1):
-    program = tiny.single(made, data, state)
+    program.put(0, devices.replicate(state))
     found.append(program.dispatch([seen])(0)['loss'])
   assert found[0] == found[1] != found[2]
 
 
-def test_settling_a_network_without_statistics_does_nothing():
-  made = tiny.experiment()
-  data, state, _ = tiny.start(made)
-  program = SingleRun(made, data)
+def test_settling_a_network_without_statistics_does_nothing(began):
+  program, state = began
   given = devices.replicate(state)
   program.put(0, given)
   program.recompute_statistics(0)
@@ -95,10 +97,9 @@ def test_settling_a_network_without_statistics_does_nothing():
   assert_same(devices.to_host(given), state)  # nor were its buffers given away
 
 
-def test_validating_moves_nothing_and_is_of_the_evaluation_parameters():
-  made = tiny.experiment()
-  data, state, _ = tiny.start(made)
-  program = tiny.single(made, data, state)
+def test_validating_moves_nothing_and_is_of_the_evaluation_parameters(began):
+  program, state = began
+  program.put(0, devices.replicate(state))
   for _ in range(3):
     tiny.dispatch(program)
   before = devices.to_host(program.get(0))
