@@ -1,5 +1,7 @@
 """The step: all or nothing, alive in every knob, the same in one call or in many."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +22,21 @@ def one_device(experiment):
   return tiny.one_device(experiment, experiments.load_data(experiment))
 
 
-def run(experiment, count):
+def begin(experiment):
+  """(its first state, its data, its step)."""
   _, state, data = tiny.start(experiment)
-  step = one_device(experiment)
+  return state, data, one_device(experiment)
+
+
+@functools.cache
+def begun(**knobs):
+  """`begin` of the tiny experiment with these knobs, compiled once for all tests."""
+  return begin(tiny.experiment(**knobs))
+
+
+def go(begun, count):
+  """(state, metrics) after so many steps."""
+  state, data, step = begun
   for _ in range(count):
     state, metrics = step(state, data)
   return state, metrics
@@ -30,9 +44,7 @@ def run(experiment, count):
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
 def test_non_finite_batch_leaves_everything_but_the_counters(value):
-  experiment = tiny.experiment()
-  _, state, data = tiny.start(experiment)
-  step = one_device(experiment)
+  state, data, step = begun()
   for _ in range(3):
     state, _ = step(state, data)
   before = tiny.leaves(state)
@@ -53,9 +65,9 @@ def test_non_finite_batch_leaves_everything_but_the_counters(value):
 
 
 def test_an_overflowing_update_is_skipped_too():
-  experiment = tiny.experiment(learning_rate=3e38, weight_decay=1e6)
-  _, before, _ = tiny.start(experiment)
-  state, metrics = run(experiment, 1)
+  wild = begun(learning_rate=3e38, weight_decay=1e6)
+  before, *_ = wild
+  state, metrics = go(wild, 1)
   assert metrics['skipped'] == 1
   for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(state.params), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -63,8 +75,7 @@ def test_an_overflowing_update_is_skipped_too():
 
 def test_window_means_leave_skipped_steps_out_and_restart():
   experiment = tiny.experiment(log_every=4)
-  _, state, data = tiny.start(experiment)
-  step = one_device(experiment)
+  state, data, step = begin(experiment)
   bad = data._replace(x=data.x * np.nan)
   alone = one_device(experiment._replace(log_every=1))
   singles = []
@@ -112,13 +123,14 @@ def kernels(state):
 def test_dropout_is_live_and_grows():
   found = run_each(lambda rate: tiny.experiment(dropout=rate), (0.02, 0.5), 3)
   small, large = (state for state, _ in found)
-  reference, _ = run(tiny.experiment(dropout=0.0), 3)
+  reference, _ = go(begun(dropout=0.0), 3)
   assert 0 < difference(reference.params, small.params) < difference(reference.params, large.params)
 
 
 def test_weight_decay_shrinks_kernels_in_proportion_and_nothing_else():
-  _, start, _ = tiny.start(tiny.experiment())
-  plain, _ = run(tiny.experiment(weight_decay=0.0), 1)
+  without = begun(weight_decay=0.0)
+  start, *_ = without
+  plain, _ = go(without, 1)
   decays = (0.1, 1.0)
   found = run_each(lambda decay: tiny.experiment(weight_decay=decay), decays, 1)
   for decay, (decayed, _) in zip(decays, found, strict=True):
@@ -132,7 +144,7 @@ def test_clipping_bounds_the_gradient_that_adam_sees():
   norms, clips = {}, (1e-3, 1e-1)
   found = run_each(lambda clip: tiny.experiment(clip_norm=clip), clips, 1)
   for clip, (state, metrics) in zip(
-    (None, *clips), (run(tiny.experiment(clip_norm=None), 1), *found), strict=True
+    (None, *clips), (go(begun(clip_norm=None), 1), *found), strict=True
   ):
     adam = state.optimizer['direction']
     moments = np.concatenate([np.ravel(x) for x in jax.tree.leaves(adam.mu)])
@@ -153,29 +165,28 @@ def test_ema_lags_more_with_a_larger_decay():
     },
     evaluation_average='slow',
   )
-  state, _ = run(experiment, 30)
+  state, _ = go(begin(experiment), 30)
   lag = {n: difference(a.params, state.params) for n, a in state.averages.items()}
   assert lag['last'] == 0
   assert 0 < lag['fast'] < lag['slow']
 
 
 def test_augmentation_and_label_dropout_reach_the_step():
-  plain, _ = run(tiny.experiment(augment=augment.chain()), 2)
-  dropped, _ = run(tiny.experiment(), 2)
+  plain, _ = go(begun(augment=augment.chain()), 2)
+  dropped, _ = go(begun(), 2)
   assert difference(plain.params, dropped.params) > 0
 
 
 def test_loss_factor_scales_the_gradient():
   term = tiny.experiment().terms['denoise'][1]
-  _, one = run(tiny.experiment(dropout=0.0), 1)
-  _, three = run(tiny.experiment(dropout=0.0, terms={'denoise': (3.0, term)}), 1)
+  _, one = go(begun(dropout=0.0), 1)
+  _, three = go(begin(tiny.experiment(dropout=0.0, terms={'denoise': (3.0, term)})), 1)
   np.testing.assert_allclose(three['gradient_norm'], 3 * one['gradient_norm'], rtol=1e-5)
   np.testing.assert_allclose(three['loss/denoise'], one['loss/denoise'], rtol=1e-6)
 
 
 def test_loss_buckets_partition_the_batch():
-  experiment = tiny.experiment(batch_size=32)
-  state, metrics = run(experiment, 1)
+  state, metrics = go(begun(), 1)
   np.testing.assert_allclose(
     state.window['bucket_count'], 4
   )  # stratified: 32 rows in 8 equal parts
