@@ -275,10 +275,9 @@ def first(tree: Any) -> Any:
 
 def to_host(tree: Any) -> Any:
   """A replicated tree as NumPy arrays: waits for it and copies it, once."""
-  own = jax.device_get(jax.tree.map(lambda x: x.addressable_data(0), tree))
-  return jax.tree.map(
-    lambda x: np.array(x[0]), own
-  )  # indexing it on the device is a program a shape
+  # Indexed here: on a device that is a program for each shape.
+  held = jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
+  return jax.tree.map(lambda x: np.array(x[0]), jax.device_get(held))
 
 
 def wait(tree: Any) -> None:

@@ -47,10 +47,7 @@ class Counted:
   conversions = 0
 
   def __init__(self, value):
-    self.value = np.asarray(value)
-
-  def __getitem__(self, index):  # the first device's copy
-    return self
+    self.value = np.asarray([value])  # of the first device
 
   def __array__(self, dtype=None, copy=None):
     Counted.conversions += 1
@@ -58,7 +55,7 @@ class Counted:
 
   def __float__(self):
     Counted.conversions += 1
-    return float(self.value)
+    return float(self.value[0])
 
 
 class Noted(Run):
