@@ -59,9 +59,6 @@ def mixture(
     ValueError: shapes that do not agree, weights that are no shares, numbers that are not finite, negative scales, or
       covariances that are not symmetric and positive semidefinite.
   """
-  checks.shares('weights', weights)
-  checks.finite('means', means)
-  checks.finite('scales', scales)
   weights, means, scales = jnp.asarray(weights), jnp.asarray(means), jnp.asarray(scales)
   fits = means.ndim == 2 and scales.shape in (means.shape[:1], (*means.shape, means.shape[-1]))
   if not fits or weights.shape != means.shape[:1]:
@@ -69,6 +66,9 @@ def mixture(
       'a mixture needs weights [K], means [K, d], scales [K] or [K, d, d], got shapes '
       f'{weights.shape}, {means.shape}, {scales.shape}'
     )
+  checks.shares('weights', weights)
+  checks.finite('means', means)
+  checks.finite('scales', scales)
   if scales.ndim == 1:
     if not checks.traced(scales) and (scales < 0).any():
       raise ValueError(f'scales must be >= 0, got {np.asarray(scales)}')
@@ -342,14 +342,14 @@ def box_mixture(
 
   Source: Bayes' rule for uniform boxes.
   """
-  checks.shares('weights', weights)
-  checks.finite('centers', centers)
   weights, centers = jnp.asarray(weights), jnp.asarray(centers)
   checks.positive('width', width)
   if centers.ndim != 2 or weights.shape != centers.shape[:1]:
     raise ValueError(
       f'boxes need weights [K] and centers [K, d], got shapes {weights.shape}, {centers.shape}'
     )
+  checks.shares('weights', weights)
+  checks.finite('centers', centers)
   normal: Callable = jax.scipy.stats.norm
 
   def denoise(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:

@@ -269,6 +269,29 @@ def test_box_mixture_far_away_and_at_every_noise_level_is_finite(x64):
     (lambda p: analytic.box_mixture(p, np.ones(1), np.zeros((1, 2)), 0.0), 'width .* got 0.0'),
     (lambda p: analytic.box_mixture(p, np.ones(2), np.zeros((1, 2)), 0.1), r'\(2,\), \(1, 2\)'),
     (lambda p: analytic.mixture(np.ones(1), np.zeros((1, 2)), -np.eye(2)[None]), 'semidefinite'),
+    (lambda p: analytic.mixture([0.5, 0.6], np.zeros((2, 2)), np.ones(2)), 'weights .* by 1.1'),
+    (
+      lambda p: analytic.mixture([1.5, -0.5], np.zeros((2, 2)), np.ones(2)),
+      'weights must be positive',
+    ),
+    (
+      lambda p: analytic.mixture([np.nan, 1.0], np.zeros((2, 2)), np.ones(2)),
+      'weights must be positive',
+    ),
+    (lambda p: analytic.mixture(np.ones(1), np.zeros((1, 2)), -np.ones(1)), 'scales must be >= 0'),
+    (
+      lambda p: analytic.mixture(np.ones(1), np.full((1, 2), np.inf), np.ones(1)),
+      r'means .* inf at \[0, 0\]',
+    ),
+    (lambda p: analytic.box_mixture(p, np.ones(2), np.zeros((2, 2)), 0.1), 'weights .* by 2'),
+    (
+      lambda p: analytic.empirical(p, np.array([[0.0], [np.nan]])),
+      r'x must be finite, got nan at \[1, 0\]',
+    ),
+    (
+      lambda p: analytic.empirical(p, np.zeros((2, 1)), np.array([0, 1]), np.array([2])),
+      'no example of label 2',
+    ),
     (
       lambda p: analytic.mixture(np.ones(1), np.zeros((1, 2)), np.array([[[1, 2], [0, 1.0]]])),
       'symmetric',

@@ -69,7 +69,7 @@ def another_sampler_is_another_set_of_samples(run):
   assert record['evaluations'][-1]['sampling']['sampler'] == 'heun'
   report = sorted(run.glob('report_evaluation*.md'))[-1].read_text()
   assert re.search(
-    r'Samples of step \d+: heun, 3 steps, grid uniform in t, guidance 1.5, seed 0', report
+    r'Samples of step \d+: heun, 3 steps, grid geometric, guidance 1.5, seed 0', report
   )
   assert re.search(r'\| command \| .*--mode=evaluate --sampler=heun --sampler_steps=3', report)
   assert 'alaa2022faithful' in (run / 'references.bib').read_text()

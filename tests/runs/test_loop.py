@@ -75,6 +75,7 @@ class Noted(Run):
       dataset=types.SimpleNamespace(num_classes=3),
       asked=lambda count: (np.arange(count) % 3, np.arange(count) % 3),
       train_in_memory=(np.eye(4),),
+      kinds=3,
       held_out=(np.eye(4),),
     )
     self.checked = folder is not None
