@@ -275,6 +275,8 @@ def first(tree: Any) -> Any:
 
 def to_host(tree: Any) -> Any:
   """A replicated tree as NumPy arrays: waits for it and copies it, once."""
+  # All of it: while one device is still in a collective, the next one must not begin on another.
+  jax.block_until_ready(tree)
   # Indexed here: on a device that is a program for each shape.
   held = jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
   return jax.tree.map(lambda x: np.array(x[0]), jax.device_get(held))
