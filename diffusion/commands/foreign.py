@@ -1,20 +1,19 @@
 """Samples that another program made: read from its files, and brought beside a run's data, or refused by name."""
 
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Integer, Num
 
-from diffusion.data import pipeline, sources
+from diffusion.data import files, pipeline, sources
 from diffusion.data.splits import SplitData
 from diffusion.evaluation import features as features_
 
 FilePath = str | pathlib.Path
 Examples = Num[np.ndarray, ' n *shape']
+_REMEDY = 'it is cut off, or no file of plain arrays; write it again with np.savez'
 _DARK = 1 / 4  # of the data's brightest value: up to it, levels were taken for brightness
 _FAR = 0.4  # of the data's range: an end so far from the data's is worth a warning
 
@@ -55,7 +54,10 @@ def read(path: FilePath, class_names: Sequence[str], levels: int | None = None) 
     return _folder(path, class_names, levels)
   if not path.is_file():
     raise ValueError(f'no file {path}')
-  arrays = _arrays(path)
+  if path.suffix == '.npy':
+    arrays = {'images': files.array(path, _REMEDY)}
+  else:
+    arrays = files.arrays(path, _REMEDY)
   if set(arrays) == {'arr_0', 'arr_1'}:
     arrays = {'images': arrays['arr_0'], 'labels': arrays['arr_1']}
   label, stated = arrays.pop('labels', None), arrays.pop('levels', None)
@@ -95,18 +97,6 @@ def _folder(path: pathlib.Path, class_names: Sequence[str], levels: int | None) 
   if levels is not None and x.max() >= levels:
     raise ValueError(f'{path} holds brightness {x.max()}, which --levels={levels} does not have')
   return Images(x, label, levels or 256, levels is not None)
-
-
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    with path.open('rb') as file:
-      stored = np.load(file)
-      return {'images': stored} if isinstance(stored, np.ndarray) else dict(stored)
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-    why = str(error).partition('. ')[0]
-    raise ValueError(
-      f'{path} cannot be read ({why}): it is cut off, or no file of plain arrays; write it again with np.savez'
-    ) from error
 
 
 def _check(x: np.ndarray, path: pathlib.Path) -> None:

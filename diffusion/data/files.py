@@ -20,7 +20,7 @@ def arrays(
     ValueError: it cannot be read, naming it, or holds no array of one of these names.
   """
   try:
-    with np.load(path) as stored:
+    with path.open('rb') as file, np.load(file) as stored:  # a damaged one is closed, too
       found = dict(stored)
   except Exception as error:  # noqa: BLE001 - whatever a damaged file makes its readers raise
     raise _unreadable(path, error, remedy) from None
@@ -41,7 +41,8 @@ def array(path: pathlib.Path, remedy: str) -> Shaped[np.ndarray, '...']:
     ValueError: it cannot be read, naming it.
   """
   try:
-    return np.load(path)
+    with path.open('rb') as file:
+      return np.load(file)
   except Exception as error:  # noqa: BLE001 - see `arrays`
     raise _unreadable(path, error, remedy) from None
 
