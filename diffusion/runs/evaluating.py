@@ -40,6 +40,7 @@ from diffusion.training.checkpoint import Restored, open_checkpoints
 from diffusion.training.experiment import (
   AS_THE_RUN,
   EvaluationSettings,
+  evaluated_average,
   evaluation_plan,
   evaluations_of_a_sample,
 )
@@ -73,7 +74,8 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   weights = states.weights(experiment, devices.replicate(best.state))
   row = run.validate(weights)
   step = best.record['step']
-  meaning = 'of the lowest held-out loss; all below is of its averaged weights'
+  judged = evaluated_average(experiment) or 'as trained'
+  meaning = f'of the lowest held-out loss; all below is of its weights: {judged}'
   findings = [MetricResult('best step', step, meaning, unit='steps')]
   findings += findings_of('losses', lambda: _loss_findings(run, weights, row))
   following()

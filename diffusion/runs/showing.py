@@ -18,7 +18,7 @@ from diffusion.runs.samples import picture
 from diffusion.sampling import grids
 from diffusion.sampling import plan as plans
 from diffusion.sampling.draw import picture_labels
-from diffusion.training.experiment import Experiment, evaluations_of_a_sample
+from diffusion.training.experiment import Experiment, evaluated_average, evaluations_of_a_sample
 
 
 def nearest_images(run: Run, inputs: MetricInputs | None) -> memorization.Ratios | None:
@@ -42,7 +42,7 @@ def sampling_record(
   _, planned = plans.rehearsed(plan, experiment.diffusion)
   return {
     'checkpoint': step,
-    'weights': experiment.evaluation_average or 'as trained',
+    'weights': evaluated_average(experiment) or 'as trained',
     'sampler': fingerprint.short(plan.sampler),
     'grid': fingerprint.short(plan.grid or planned.sampler.grid or grids.uniform_time),
     'steps': plan.steps,

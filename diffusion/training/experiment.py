@@ -166,6 +166,12 @@ def check(experiment: Experiment) -> None:
   plans.check(experiment.sampling, experiment.diffusion, experiment.model.null is not None)
 
 
+def evaluated_average(experiment: Experiment) -> str:
+  """The name of the average that is validated and sampled; '' for the weights themselves."""
+  name = experiment.evaluation_average
+  return next(iter(experiment.averages), '') if name is None else name
+
+
 def live_terms(experiment: Experiment) -> dict[str, tuple[float, Term]]:
   """The terms whose factor is on: a Python 0 leaves no code behind."""
   return {name: term for name, term in experiment.terms.items() if not checks.off(term[0])}

@@ -11,7 +11,7 @@ from diffusion import devices, rng
 from diffusion.data import pipeline
 from diffusion.data.pipeline import NormalizationStatistics, StoredBatch
 from diffusion.evaluation import gap
-from diffusion.training.experiment import Experiment, live_terms
+from diffusion.training.experiment import Experiment, evaluated_average, live_terms
 from diffusion.types import Array, Batch, Conditioning, Params, Variables
 
 BUCKETS = 8  # equal parts of [0, 1) by t, for the loss per noise level
@@ -182,9 +182,7 @@ def host_target(make: Callable[[], TrainState]) -> Any:
 
 def evaluation_parameters(experiment: Experiment, state: TrainState) -> Parameters:
   """The parameters that are validated and sampled: the evaluation average, or the last ones."""
-  name = experiment.evaluation_average
-  if name is None:
-    name = next(iter(experiment.averages), '')
+  name = evaluated_average(experiment)
   if not name:
     return experiment.optimizer.read(state.optimizer, state.params)
   return experiment.averages[name].read(state.averages[name])

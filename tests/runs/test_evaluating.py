@@ -160,6 +160,13 @@ def test_what_is_recorded_of_the_sampling_is_what_samples_were_drawn_with():
   assert (found['guidance'], found['guided log-SNR']) == (3.0, [-2.0, 4.0])
   assert 7 < found['evaluations a sample'] < 14  # twice inside the interval
   assert found['around the denoiser'] == ['clip_x0']
+  for changes, weights in (
+    ({'evaluation_average': None}, 'ema'),  # the first one, where none is named
+    ({'evaluation_average': ''}, 'as trained'),
+    ({'evaluation_average': None, 'averages': {}}, 'as trained'),
+  ):
+    other = showing.sampling_record(made._replace(**changes), (8, 8, 1), 40, 5)
+    assert other['weights'] == weights
   own = showing.sampling_record(made._replace(sampling=Sampling()), (8, 8, 1), 40, 0)
   assert (own['sampler'], own['grid']) == ('ddim', 'uniform_time')
   heun = showing.sampling_record(made._replace(sampling=Sampling(solvers.heun)), (8, 8, 1), 40, 0)
