@@ -389,6 +389,17 @@ def test_parts_that_do_not_exist_are_refused(given):
   assert accelerator.chosen(['3', '1', '3']) == [3, 1]
 
 
+def test_only_the_rows_asked_for_by_name_are_measured(tmp_path):
+  only = accelerator.pattern('DiT|one step')
+  bench = benches.Bench(tmp_path, 'tiny', time.monotonic() + 60, tmp_path, {}, only=only)
+  bench.begin({'platform': 'cpu'})
+  assert bench.note(2, 'DiT-B/2 bfloat16', lambda: {'images/s': 1.0}) == {'images/s': 1.0}
+  assert bench.note(2, 'U-Net TF32', lambda: pytest.fail('it was not asked for')) is None
+  assert [row.name for row in bench.rows] == ['DiT-B/2 bfloat16']
+  with pytest.raises(ValueError, match=r'--rows=\( is not a regular expression'):
+    accelerator.pattern('(')
+
+
 def test_a_folder_without_wheels_is_refused_and_wheels_are_found_by_processes(tmp_path):
   with pytest.raises(ValueError, match='has no wheel'):
     accelerator.unpack(str(tmp_path), tmp_path / 'target')

@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ OUT = flags.DEFINE_string(
 )
 MINUTES = flags.DEFINE_float('minutes', 6.0, 'When everything ends.', lower_bound=0.1)
 PARTS_ = flags.DEFINE_list('parts', list(map(str, PARTS)), 'Which parts, of 1 to 7.')
+ROWS = flags.DEFINE_string('rows', '', 'Only rows whose name has this regular expression in it.')
 WHEELS = flags.DEFINE_string('wheels', '', 'A folder of wheels to use beside what is installed.')
 DATA_DIR = flags.DEFINE_string('data_dir', '', 'Where MNIST is prepared, for parts 6 and 7.')
 COMMIT = flags.DEFINE_string('commit', '', 'Which commit this is, in a copy where git cannot say.')
@@ -48,6 +50,14 @@ def chosen(names: Sequence[str]) -> list[int]:
   if wrong or not names:
     raise ValueError(f'--parts takes some of {",".join(map(str, PARTS))}, got {",".join(names)!r}')
   return list(dict.fromkeys(map(int, names)))
+
+
+def pattern(rows: str) -> re.Pattern[str]:
+  """Which rows are asked for; raises ValueError for what is no regular expression."""
+  try:
+    return re.compile(rows)
+  except re.error as error:
+    raise ValueError(f'--rows={rows} is not a regular expression: {error}') from None
 
 
 def unpack(wheels: str, target: pathlib.Path) -> dict[str, str]:
@@ -141,7 +151,7 @@ def main(_) -> None:
       environment['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', quick)
     data_dir = DATA_DIR.value and str(pathlib.Path(DATA_DIR.value).expanduser().absolute())
     plan, deadline = 'tiny' if TINY.value else 'full', begin + 60 * MINUTES.value
-    bench = Bench(out, plan, deadline, scratch, environment, data_dir)
+    bench = Bench(out, plan, deadline, scratch, environment, data_dir, pattern(ROWS.value))
     header = look(bench)
     print(', '.join(f'{name} {value}' for name, value in header.items()), flush=True)
     bench.begin(header)

@@ -53,6 +53,7 @@ class Bench:
     scratch: a folder that is deleted afterwards.
     environment: of all processes, beside this one's.
     data_dir: where MNIST is prepared, or ''.
+    only: what the name of a row must have in it to be measured.
 
   Raises:
     ValueError: the folder has results of something else.
@@ -66,9 +67,10 @@ class Bench:
     scratch: pathlib.Path,
     environment: Mapping[str, str],
     data_dir: str = '',
+    only: re.Pattern[str] = re.compile(''),
   ):
     self.out, self.plan, self.deadline, self.scratch = out, plan, deadline, scratch
-    self.data_dir = data_dir
+    self.data_dir, self.only = data_dir, only
     self.environment = dict(environment)
     self.header: dict[str, Any] = {}
     path = out / 'results.json'
@@ -192,7 +194,7 @@ class Bench:
   def note(self, part: int, name: str, function: Callable[[], dict[str, Any]]) -> Any:
     """A row that a function of this process finds; what it raises is the row's reason."""
     known = self.known(part, name)
-    if known is not None:
+    if known is not None or not self.only.search(name):
       return known
     begin = time.monotonic()
     try:
