@@ -82,6 +82,20 @@ def test_the_excess_over_a_null_is_pooled_from_its_counts():
   assert proportions.pooled([alone]) == statistics.excess_fraction(30, 100, 5, 100)
 
 
+def test_the_confidence_asked_for_is_that_of_every_part():
+  """Of a single run Wilson's at 99 %; of an excess, that of both proportions."""
+  one = proportions.pooled(counts((3, 20)), 0.99)
+  bounds = stats.binomtest(3, 20).proportion_ci(0.99, 'wilson')
+  assert one == pytest.approx((0.15, bounds.low, bounds.high))
+  alone = Counts(30, 100, null_successes=5, null_trials=100)
+  assert proportions.pooled([alone], 0.99) == statistics.excess_fraction(30, 100, 5, 100, 0.99)
+  # A proportion known to a hair leaves the null's own bounds: (f - u0) / (1 - u0) and (f - l0) / (1 - l0).
+  runs = counts((3 * 10**7, 10**8), (3 * 10**7, 10**8), null_successes=5, null_trials=100)
+  null = stats.binomtest(5, 100).proportion_ci(0.99, 'exact')
+  by_hand = [(0.3 - end) / (1 - end) for end in (null.high, null.low)]
+  assert proportions.pooled(runs, 0.99)[1:] == pytest.approx(by_hand, abs=1e-3)
+
+
 @pytest.mark.parametrize('p, q', [(0.0, 0.0), (0.02, 0.02), (0.3, 0.5), (1.0, 1.0)])
 def test_paired_differences_cover_and_always_have_a_width(p, q):
   """Three pairs of 20 samples: 95 % or more of 1,000 hold p - q; where all are equal too."""
