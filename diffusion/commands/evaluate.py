@@ -73,11 +73,11 @@ def main(_: Sequence[str], given: flags.FlagValues) -> None:
     levels=given.levels,
     moved=places(given.moved),
   )
-  if given.output:
-    write_json(given.output, record)
   for note in notes:
     print(note)
-  print(markdown(['quantity', 'value', 'reading', 'meaning'], told(findings)))
+  print(markdown(['quantity', 'value', 'reading', 'meaning'], told(findings)), flush=True)
+  if given.output:  # at last: a file that cannot be written does not cost what was found
+    write_json(given.output, record)
 
 
 def places(texts: Sequence[str]) -> dict[str, str]:
