@@ -152,3 +152,23 @@ def test_what_flags_refuse_is_one_line_with_the_nearest_name_and_help_is_no_erro
     commands.parse_flags(['program', '--help'])
   assert left.value.code == 0
   assert commands.parse_flags(['program', '--way=curved', 'rest']) == ['program', 'rest']
+
+
+@pytest.mark.parametrize(
+  ('mode', 'flag', 'says'),
+  [
+    ('evaluate', '--extend=10', '--extend is for --mode=train, and the mode is evaluate'),
+    ('train', '--lr_low=0.1', '--lr_low is for --mode=lr_range, and the mode is train'),
+    ('lr_range', '--sampler=heun', '--sampler is for --mode=evaluate or sample'),
+    ('sample', '--num_samples=5', '--num_samples is for --mode=evaluate, and'),
+  ],
+)
+def test_a_flag_that_says_nothing_in_a_mode_is_refused(monkeypatch, mode, flag, says):
+  flags = absl.flags.FlagValues()
+  monkeypatch.setattr(absl.flags, 'FLAGS', flags)
+  for define, *about in launch._FLAGS:
+    define(*about, flag_values=flags)
+  absl.flags.DEFINE_enum('mode', 'train', [mode, 'train'], 'The mode.', flag_values=flags)
+  flags(['program', '--workdir=x', f'--mode={mode}', flag])
+  with pytest.raises(ValueError, match=says):
+    launch._checked_workdir()
