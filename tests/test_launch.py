@@ -11,6 +11,7 @@ import pytest
 
 import diffusion
 from diffusion import commands, launch, rng
+from diffusion.commands import agreement
 from diffusion.runs import training
 from diffusion.runs.loading import Ensemble, Trained
 from diffusion.training import callbacks, guards
@@ -76,11 +77,23 @@ def test_all_seeds_of_32_bits_are_taken():
 
 
 @pytest.mark.parametrize(
-  'labels', [[0.5], [], 1, [[0, 1]], ['0'], np.array([True])], ids=['half', 'none', 'one', 'two axes', 'text', 'bool']
+  'labels', [[0.5], [], np.zeros(0, int), 1, [[0, 1]], ['0'], np.array([True])],
+  ids=['half', 'nothing', 'none', 'one', 'two axes', 'text', 'bool'],
 )  # fmt: skip
 def test_labels_to_sample_are_a_row_of_integers(labels):
   with pytest.raises(ValueError, match='labels must be integers'):
     TRAINED.sample(labels)
+
+
+def test_samples_of_runs_whose_labels_mean_different_classes_are_not_compared(monkeypatch):
+  class Data(NamedTuple):
+    train_in_memory: tuple = (np.zeros((2, 8)),)
+
+  trained = {name: TRAINED._replace(class_names=(name, '1')) for name in ('9', '10')}
+  monkeypatch.setattr(agreement, 'data_of', lambda folder, moved: Data())
+  monkeypatch.setattr(agreement, 'load', lambda folder: trained[folder.name])
+  with pytest.raises(ValueError, match=r"other classes, \('9', '1'\) and \('10', '1'\)"):
+    agreement.compare('9', '10', 4, 0)
 
 
 @pytest.mark.parametrize('given', [{'samples': -3}, {'steps': -1}, {'samples': 2.0}])
