@@ -14,9 +14,11 @@ from scipy import stats
 from diffusion.statistics import (
   Interval,
   check_confidence,
+  complement,
   excess_over,
   paired_difference,
   paired_ratio,
+  quotient,
   wilson,
 )
 
@@ -104,7 +106,7 @@ def difference(
 
   By the counts, as if all runs of a side were one: p - q with the bounds p - q - sqrt((p - l_p)^2 + (u_q - q)^2) and
   p - q + sqrt((u_p - p)^2 + (q - l_q)^2), l and u those of Wilson. Each end is the farther one. The excess over a null
-  f0, which is the same on both sides, differs by 1 / (1 - f0) of that.
+  f0, which is the same on both sides, differs by that over 1 - f0, which is as uncertain as f0 (`statistics.quotient`).
 
   Args:
     treated, baseline: the counts of each run, the same seed at the same place, two or more.
@@ -121,8 +123,10 @@ def difference(
   middle = p.estimate - q.estimate
   low = middle - math.hypot(p.estimate - p.low, q.high - q.estimate)
   high = middle + math.hypot(p.high - p.estimate, q.estimate - q.low)
-  left = 1.0 if treated[0].null_trials is None else 1 - _null(treated, confidence).estimate
-  return Interval(pairs.estimate / left, min(pairs.low, low) / left, max(pairs.high, high) / left)
+  found = Interval(pairs.estimate, min(pairs.low, low), max(pairs.high, high))
+  if treated[0].null_trials is None:
+    return found
+  return quotient(found, complement(_null(treated, confidence)))
 
 
 def ratio(

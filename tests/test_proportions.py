@@ -11,6 +11,7 @@ from scipy import stats
 
 from diffusion import proportions, statistics
 from diffusion.proportions import Counts
+from diffusion.statistics import Interval
 
 
 def counts(*pairs, **more):
@@ -107,6 +108,31 @@ def test_paired_differences_cover_and_always_have_a_width(p, q):
   found = [interval(tuple(a), tuple(b)) for a, b in zip(*draws, strict=True)]
   assert np.mean([one.low <= p - q <= one.high for one in found]) >= 0.95
   assert min(one.high - one.low for one in found) > 0.1
+
+
+@pytest.mark.parametrize(
+  'p, q, null, real', [(0.9, 0.3, 0.3, 50), (0.3, 0.9, 0.1, 100), (0.5, 0.5, 0.3, 50)]
+)
+def test_differences_of_excesses_cover_where_the_null_is_of_few_real_examples(p, q, null, real):
+  """Five pairs of 1,000 samples: 94 % or more of 100 hold (p - q) / (1 - f0)."""
+  random = np.random.default_rng(2)
+  held = []
+  for _ in range(100):
+    more = {'null_successes': int(random.binomial(real, null)), 'null_trials': real}
+    draws = (random.binomial(1000, one, 5).tolist() for one in (p, q))
+    low, high = proportions.difference(*(counts(*[(k, 1000) for k in x], **more) for x in draws))[
+      1:
+    ]
+    held.append(low <= (p - q) / (1 - null) <= high)
+  assert np.mean(held) >= 0.94
+
+
+def test_a_quotient_is_fiellers_where_both_are_symmetric():
+  """The roots of (a - R b)^2 = s_a^2 + R^2 s_b^2, by NumPy, for either sign of a."""
+  for a in (3.0, 0.1, -3.0):
+    found = statistics.quotient(Interval(a, a - 0.5, a + 0.5), Interval(2.0, 1.6, 2.4))
+    roots = np.sort(np.roots([2.0**2 - 0.4**2, -2 * a * 2.0, a**2 - 0.5**2]))
+    assert found == pytest.approx((a / 2, *roots))
 
 
 def test_the_difference_is_students_where_pairs_differ_and_newcombes_where_they_do_not():
