@@ -129,7 +129,7 @@ def measure(
     'data': data_record(split),
     'features': features_.label(chosen),
     'command': provenance.command(),
-    'code': provenance.code()['commit'],
+    **provenance.code_in_brief(),
     'versions': provenance.versions(),
     'notes': notes,
     'seconds': time.perf_counter() - begin,

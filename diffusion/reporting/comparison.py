@@ -20,7 +20,7 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]  # caption, headers, 
 CAPTIONS = {
   'curves.png': 'Held-out loss, mean over seeds with Student\'s 95 % band.',
   'levels.png': 'Generalization gap by noise level at the best validation.',
-  'memorization.png': 'Memorized fraction against held-out loss, a line a run; dots mark the ends.',
+  'memorization.png': 'Memorized fraction against held-out loss, a line a run, its end marked.',
   'forest.png': 'Paired effects against the baseline, 95 % intervals over seeds.',
 }  # fmt: skip
 

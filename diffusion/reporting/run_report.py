@@ -55,7 +55,7 @@ def write_report(
     ],
     provenance={name: record[name] for name in kept}
     | {name: record[name] for name in ('config', 'data', 'versions')}
-    | {'evaluated': {name: evaluation[name] for name in ('time', 'code', 'devices')}}
+    | {'evaluated': {name: evaluation[name] for name in ('time', 'code', 'uncommitted changes', 'devices')}}
     | {'trained': {
       'command': shlex.join(start['command']), 'code': start['code']['commit'],
       'uncommitted changes': bool(start['code']['diff']), 'devices': start['devices'], 'starts': len(record['starts']),

@@ -100,7 +100,7 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   evaluation = {
     'time': provenance.now(),
     'command': provenance.command(),
-    'code': provenance.code()['commit'],
+    **provenance.code_in_brief(),
     'devices': devices.describe(),
     'request': request._asdict(),
     'samples': 0 if samples is None else len(samples),

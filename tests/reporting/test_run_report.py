@@ -34,7 +34,8 @@ RECORD = {
     'code': {'commit': 'a' * 40, 'diff': ''},
   }],
   'evaluations': [{
-    'time': 'now', 'code': 'b' * 40, 'devices': {'kind': 'gpu'}, 'samples': 60, 'changed': ['guidance: 1.5 -> 3.0'],
+    'time': 'now', 'code': 'b' * 40, 'uncommitted changes': True, 'devices': {'kind': 'gpu'}, 'samples': 60,
+    'changed': ['guidance: 1.5 -> 3.0'],
     'command': [
       'python', '-m', 'experiments.digits', '--workdir=runs/a', '--mode=evaluate', '--sampler=heun', '--seed=7',
     ],
@@ -60,7 +61,8 @@ def test_a_report_says_what_its_evaluation_judged_and_not_what_the_training_woul
     ('evaluations a sample', '50'), ('configuration, other than trained', 'guidance: 1.5 -> 3.0'),
     ('command', 'python -m experiments.digits --workdir=runs/a --mode=evaluate --sampler=heun --seed=7'),
     ('trained.command', 'python -m experiments.digits --workdir=runs/a'), ('evaluated.devices.kind', 'gpu'),
-    ('evaluated.code', 'b' * 40), ('trained.code', 'a' * 40),
+    ('evaluated.code', 'b' * 40), ('trained.code', 'a' * 40), ('evaluated.uncommitted changes', 'yes'),
+    ('trained.uncommitted changes', 'no'),
   ):  # fmt: skip
     assert rows[name] == value
   assert 'thinned networks' not in rows  # off
