@@ -175,7 +175,7 @@ def _effects(
   caption = (
     f'Effects against {base}, paired by seed: mean difference and geometric mean ratio with Student\'s 95 % intervals '
     '(of proportions nowhere narrower than Newcombe\'s and Katz\'s of all samples), exact sign-flip p, the least that '
-    'so many pairs could give, and p adjusted by Holm over the variants, each quantity by itself.'
+    'so many pairs that differ could give, and p adjusted by Holm over the variants, each quantity by itself.'
   )  # fmt: skip
   return [(caption, headers, rows)]
 
