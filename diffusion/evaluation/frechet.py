@@ -83,7 +83,7 @@ def _check_count(count: int, width: int) -> None:
   if count < least:
     raise ValueError(
       f'the Frechet distance of {width} features needs at least {least} samples, got {count}: '
-      'raise sampling.per_class, or use narrower features'
+      'judge more of them (sampling.per_class or --num_samples of a run), or use narrower features'
     )
 
 

@@ -127,7 +127,9 @@ def test_perfect_samples_score_what_held_out_data_does_whatever_their_number():
 
 def test_too_few_samples_name_the_least():
   plan = Plan(samples=100, classes=0, shape=(8, 8, 1), train=500, held_out=100)
-  with pytest.raises(ValueError, match='64 features needs at least 130 samples, got 100'):
+  with pytest.raises(
+    ValueError, match='64 features needs at least 130 samples, got 100: judge more of them'
+  ):
     frechet.frechet().check(plan)
   with pytest.raises(
     ValueError, match='in 10 blocks needs at least 20 samples and training examples, got 19'
