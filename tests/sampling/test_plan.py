@@ -126,6 +126,17 @@ def test_each_sample_gets_back_exactly_what_is_known_of_it(mask_rows):
   np.testing.assert_array_equal(found[~shown], 0)  # what the denoiser says
 
 
+def test_a_corrector_around_what_differs_by_sample_is_kept():
+  known = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+
+  def corrected(path):
+    inner = wrappers.inpaint(path, samplers.ddim(path), known, np.array([[True, False]]))
+    return wrappers.predictor_corrector(path, inner, corrections=2)
+
+  # Each of the three steps before the last one: one call of DDIM, and one a correction.
+  assert plan.evaluations(Sampling(corrected, steps=4), DIFFUSION, (2,)) == 3 * 3 + 1
+
+
 def test_a_run_is_told_of_steps_that_are_few_for_its_sampler():
   assert plan.too_few(Sampling(solvers.heun, 10), DIFFUSION) == ''
   assert 'sampling_steps = 9 are few' in plan.too_few(Sampling(solvers.heun, 9), DIFFUSION)
