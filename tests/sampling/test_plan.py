@@ -7,7 +7,7 @@ import pytest
 
 from diffusion import citations, rng
 from diffusion.process import gaussian, marginals, parameterizations, schedules
-from diffusion.sampling import grids, plan, samplers, solvers, wrappers
+from diffusion.sampling import grids, guidance, plan, samplers, solvers, wrappers
 from diffusion.sampling.plan import Sampling
 from diffusion.types import Prediction
 
@@ -146,3 +146,16 @@ def test_a_run_is_told_of_steps_that_are_few_for_its_sampler():
   assert 'poor below 34222 steps' in plan.too_few(Sampling(solvers.euler_maruyama, 1000), zero)
   assert plan.too_few(Sampling(solvers.euler_maruyama, 20), DIFFUSION) == ''
   assert 'poor below 20 steps' in plan.too_few(Sampling(solvers.euler_maruyama, 19), DIFFUSION)
+  exploding = DIFFUSION._replace(schedule=schedules.edm(), process=marginals.variance_exploding)
+  assert 'poor below 80 steps' in plan.too_few(Sampling(solvers.euler, 79), exploding)
+  assert plan.too_few(Sampling(solvers.euler, 80), exploding) == ''
+  assert plan.too_few(Sampling(solvers.euler, 1), DIFFUSION) == ''
+
+
+def test_a_tempered_score_is_not_taken_for_a_threshold():
+  def tempered(clip):
+    return lambda d, p: guidance.score_temperature(guidance.clip_x0(d, p, -clip, clip), p, 0.9)
+
+  plan.check_range(Sampling(wrappers=(tempered(1.0),)), DIFFUSION, -1.0, 1.0)
+  with pytest.raises(ValueError, match=r'static thresholding .* spans \[-1, 1\]'):
+    plan.check_range(Sampling(wrappers=(tempered(0.9),)), DIFFUSION, -1.0, 1.0)
