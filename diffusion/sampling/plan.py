@@ -170,7 +170,8 @@ def too_few(sampling: Sampling, diffusion: Diffusion) -> str:
     sampling: the plan, checked.
     diffusion: whose schedule is taken as it begins.
   """
-  fewest = rehearsed(sampling, diffusion)[1].sampler.fewest
+  path = gaussian.bind(diffusion, diffusion.schedule.init(jax.random.key(0)))
+  fewest = sampling.sampler(path).fewest
   if sampling.steps >= fewest:
     return ''
   return (
