@@ -72,6 +72,13 @@ def test_whole_labels_are_kept_whatever_their_type_and_zeros_of_what_has_no_clas
     foreign.read(save(samples=images(), labels=np.eye(20, dtype=int)[3]), ())
 
 
+def test_labels_under_another_name_are_not_passed_over(save):
+  with pytest.raises(ValueError, match="x.npz holds 'label', one of each image, and no `labels`"):
+    foreign.read(save(images=images(), label=np.arange(20) % 10), NAMES)
+  other = save(images=images(), labels=np.arange(20) % 10, steps=np.full(20, 50), note=np.array(3))
+  assert foreign.read(other, NAMES).label is not None
+
+
 def test_images_and_labels_as_adm_writes_them(tmp_path):
   labels = np.arange(20) % 10
   np.savez(tmp_path / 'adm.npz', images(), labels)

@@ -70,6 +70,12 @@ def read(path: FilePath, class_names: Sequence[str], levels: int | None = None) 
   if not x.size:
     raise ValueError(f'{path} holds no images: `{names[0]}` has shape {list(x.shape)}')
   _check(x, path)
+  others = [n for n, one in arrays.items() if one.shape[:1] == x.shape[:1] and n != names[0]]
+  if label is None and others:
+    raise ValueError(
+      f'{path} holds {others[0]!r}, one of each image, and no `labels`: call it so if these are the classes, or leave '
+      'it out'
+    )
   label = None if label is None else _labels(label, len(x), class_names, path)
   if x.ndim == 2:
     if levels is not None:

@@ -9,7 +9,14 @@ from diffusion import checks, statistics
 from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation.features import Features
-from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, subset
+from diffusion.evaluation.metric import (
+  Metric,
+  MetricInputs,
+  MetricResult,
+  Plan,
+  of_features,
+  subset,
+)
 from diffusion.statistics import Interval
 
 
@@ -129,7 +136,7 @@ def frechet(features: Features | None = None) -> Metric:
         )
     return found
 
-  return Metric(check, measure)
+  return Metric(of_features(features, check), measure)
 
 
 def _distance(name: str, value: float, meaning: str) -> MetricResult:
@@ -223,4 +230,4 @@ def kernel(features: Features | None = None, blocks: int = 10, limit: int = 10_0
       found.append(MetricResult(title, value, meaning, unit='squared distance', better=better))
     return found
 
-  return Metric(check, measure)
+  return Metric(of_features(features, check), measure)

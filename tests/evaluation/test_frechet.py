@@ -147,7 +147,7 @@ def test_too_few_samples_name_the_least():
   'x, says',
   [
     (np.full((2, 8, 8, 1), 200.0), r'must be uint8 from 0 to 255, got float64 in \[200, 200\]'),
-    (np.zeros((2, 8, 8, 2), np.uint8), r'got uint8 \[2, 8, 8, 2\]'),
+    (np.zeros((2, 8, 8), np.uint8), r'got uint8 \[2, 8, 8\]'),
     (np.zeros((2, 8), np.int32), r'got int32 \[2, 8\]'),
     (np.full((2, 8), np.inf), 'finite float vectors'),
   ],
@@ -157,7 +157,8 @@ def test_wrong_ranges_and_shapes_are_refused(x, says):
     features.pixels().apply(x)
 
 
-def test_pixels_are_brightness():
-  x = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
-  np.testing.assert_allclose(features.pixels().apply(x), x.reshape(2, 64) / 255, rtol=1e-6)
+@pytest.mark.parametrize('channels', [1, 2, 4])
+def test_pixels_are_brightness(channels):
+  x = np.arange(128 * channels, dtype=np.uint8).reshape(2, 8, 8, channels)
+  np.testing.assert_allclose(features.pixels().apply(x), x.reshape(2, -1) / 255, rtol=1e-6)
   assert features.distance_name(features.pixels()) == 'FD(pixels)'
