@@ -80,7 +80,7 @@ def main(_):
   logging.set_verbosity(logging.ERROR)
   devices.configure(BATCH, 1)
   fitted, held_out = load()
-  devices.choose_convolutions(fitted[0].shape[1])
+  devices.choose_convolutions()
   small = DATA.value == 'digits'
   params = train(*fitted, epochs=60 if small else 8, most=1 if small else 2)
   classifier.save(WEIGHTS / f'{DATA.value}.npz', params, fitted[0].shape[1:])

@@ -36,7 +36,7 @@ def main(_) -> None:
   """Measures and prints."""
   experiment = digits.build(digits.Config())
   devices.configure(experiment.batch_size, CPU_DEVICES.value)
-  devices.choose_convolutions(experiment.data.side())
+  devices.choose_convolutions()
   data = load_data(experiment)
   counts = (1, SCANNED.value)
   programs = {k: SingleRun(experiment._replace(steps_per_dispatch=k), data) for k in counts}

@@ -61,7 +61,7 @@ class Training(NamedTuple):
 def configure(batch: int, side: int, cpu_devices: int = 0) -> None:
   """Sets JAX up as a run does; `side` is that of the images in pixels, 0 for vectors."""
   devices.configure(batch, cpu_devices)
-  devices.choose_convolutions(side)
+  devices.choose_convolutions()
 
 
 def side(size: Size | Transformer) -> int:

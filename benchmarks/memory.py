@@ -30,7 +30,7 @@ def after_dispatches(counts: tuple[int, int]) -> list[float]:
   """InMemoryData MB of this process after so many dispatches of one step of the mixture experiment."""
   experiment = mixture.build(mixture.Config(steps_per_dispatch=1))
   devices.configure(experiment.batch_size)
-  devices.choose_convolutions(experiment.data.side())
+  devices.choose_convolutions()
   data = load_data(experiment)
   program, found = SingleRun(experiment, data), []
   program.put(0, devices.replicate(init_state(experiment, data.example, data.units)))

@@ -39,7 +39,7 @@ def bare(steps: int) -> tuple:
   """(work, units, facts): one dispatch of the digits experiment."""
   experiment = digits.build(digits.Config(num_steps=steps))
   devices.configure(experiment.batch_size)
-  devices.choose_convolutions(experiment.data.side())
+  devices.choose_convolutions()
   data = load_data(experiment)
   program = SingleRun(experiment, data)
   program.put(0, devices.replicate(init_state(experiment, data.example, data.units)))

@@ -136,7 +136,7 @@ def configure(name: str, cpu_devices: int) -> None:
   """Sets JAX up as a run of the experiment does, without programs that were compiled before."""
   made = build(name, 0)
   devices.configure(made.batch_size, cpu_devices, cache=False)
-  devices.choose_convolutions(made.data.side())
+  devices.choose_convolutions()
 
 
 def busy() -> float:

@@ -32,7 +32,6 @@ from diffusion.types import CrossMean, Rows
 
 _AXIS = 'devices'
 _ENOUGH_ROWS = 16
-_LARGE_IMAGE = 16  # pixels on a side
 # bfloat16 products without sparsity, by the name that the device gives itself; FLOP/s of what JAX counts as one device.
 _PEAKS = {
   'NVIDIA A100-SXM4-40GB': 312e12, 'NVIDIA A100-SXM4-80GB': 312e12, 'NVIDIA A100-PCIE-40GB': 312e12,
@@ -126,16 +125,14 @@ def _accelerator() -> str | None:
   return next(iter(plugins), 'tpu' if importlib.util.find_spec('libtpu') is not None else None)
 
 
-def choose_convolutions(side: int) -> None:
-  """Chooses between XLA's own convolutions on CPU and Eigen's, by speed; later than JAX's first use it has no effect.
+def choose_convolutions() -> None:
+  """Chooses Eigen's convolutions on a CPU that is one device; later than JAX's first use it has no effect.
 
-  XLA's own use one core, and on large images their gradient for the weights takes several times as long; on small
-  images, with a device on each core, they are the faster ones. A choice in XLA_FLAGS stays.
-
-  Args:
-    side: the shorter one of the images, in pixels; 0 where there are none, or it is not known.
+  There they use all cores, and XLA's own use one. With several devices XLA's own are kept: in a loop of a program on
+  several devices Eigen's answer wrongly for the first rows of each after some ten iterations (jaxlib 0.12.0.1; a test
+  holds what a run chooses to one device's numbers). A choice in XLA_FLAGS stays.
   """
-  if _accelerator() or not (side >= _LARGE_IMAGE or jax.config.jax_num_cpu_devices <= 1):
+  if _accelerator() or jax.config.jax_num_cpu_devices > 1:
     return
   name, value = '--xla_cpu_experimental_ynn_fusion_type', '-individual_convolution'
   flags = os.environ.get('XLA_FLAGS', '')

@@ -259,7 +259,7 @@ def data_of(folder: pathlib.Path, moved: Mapping[str, str] = MappingProxyType({}
   record = read_record(folder)
   experiment = recorded_experiment(folder, record, moved)
   try:
-    devices.choose_convolutions(experiment.data.side())
+    devices.choose_convolutions()
     split = load_data(experiment._replace(metrics=()), record['data']['class_names'])
   except ValueError as error:
     said, config = str(error), record['config']

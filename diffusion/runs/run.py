@@ -270,7 +270,7 @@ def prepare(
   """
   with processes.together('the start'):
     experiment = build(config)
-    devices.choose_convolutions(experiment.data.side())  # before JAX starts, with the check
+    devices.choose_convolutions()  # before JAX starts, with the check
     experiments.check(experiment)
     data = experiments.load_data(experiment, _recorded_classes(folder))
     experiment = experiments.resolved(experiment, data.dataset.levels)
