@@ -5,6 +5,7 @@ experiment.py   the experiment file as it was
 metrics.jsonl   one row a logged step; events/ has the same for TensorBoard
 checkpoints/    the latest and the best, each with its manifest (.sha256); damaged/ what was not as it was saved
 data.png        training examples as the network sees them, where they are images
+judging_....jsonl  what an evaluation in progress has found, see `runs.judged`; .*.lock files are empty
 samples.png, curves.png, nearest.png, report.md, references.bib, samples.npz; later judgments add
 _evaluation1, _evaluation2, ... to these names
 """

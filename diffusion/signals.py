@@ -18,9 +18,7 @@ from typing import Any
 
 from diffusion.processes import alone, joined, preemption
 
-_AT_ONCE = (
-  0.5  # seconds in which several signals are one: a terminal that closes may send more than one
-)
+_AT_ONCE = 0.5  # seconds in which several signals are one: a terminal that closes may send more
 
 
 class Interrupted(KeyboardInterrupt):

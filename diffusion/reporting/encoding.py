@@ -100,6 +100,21 @@ def replace(path: pathlib.Path, content: bytes) -> None:
     raise
 
 
+def write(path: pathlib.Path, content: bytes) -> None:
+  """As `replace`, where the folder may be missing and an error must name the file.
+
+  Args:
+    path: the file; its folder is created.
+    content: its new bytes.
+
+  Raises:
+    OSError: where it cannot be written, naming it.
+  """
+  with naming(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, content)
+
+
 def sync(path: pathlib.Path) -> None:
   """Waits until a file's bytes, or a folder's names, are on the disk, so that they outlive a power failure."""
   descriptor = os.open(path, os.O_RDONLY)
@@ -140,12 +155,12 @@ def locked(path: pathlib.Path, seconds: float = 30.0) -> Iterator[None]:
     file = path.with_name(f'.{path.name}.lock').open('wb')
   with file:
     end = time.monotonic() + seconds
-    while not _take(file) and time.monotonic() < end:
+    while not take(file) and time.monotonic() < end:
       time.sleep(0.01)
     yield
 
 
-def _take(file: IO) -> bool:
+def take(file: IO) -> bool:
   """Locks a file, unless another process has it; True also where that cannot be known."""
   try:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
