@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion import checks, devices, naming, processes, provenance, rng
+from diffusion import checks, devices, naming, processes, provenance, rng, signals
 from diffusion.commands import fail, parse_flags
 from diffusion.data import sources
 from diffusion.evaluation import by_name
@@ -133,16 +133,15 @@ def run(
         line = inspect.getsource(arm).strip().rstrip(',')
         print(f'{name:<28} {line.partition("lambda c: ")[2]}')
       return 0
+    signals.outlive_readers()
     try:
-      return processes.finish(_main(build, *_configured(config, smoke, arms)))
+      with signals.interruptible():
+        return processes.finish(_main(build, *_configured(config, smoke, arms)))
     except Exception as error:
       _end_of(error)
-    except KeyboardInterrupt:
-      print(
-        'interrupted outside of training; the same command goes on from the last checkpoint',
-        file=sys.stderr,
-      )
-      processes.leave(130)
+    except KeyboardInterrupt as interrupt:
+      said = 'left outside of training; the same command goes on from what is saved'
+      processes.leave(signals.stopped_by(interrupt, said))
 
   app.run(main, flags_parser=parse_flags)
 
@@ -272,7 +271,7 @@ def _main(build: Callable[[Any], Experiment], config: Any, overrides: dict[str, 
   if f.population:
     return _train_population(build, config, source, folder, f.smoke)
   if f.dry_run or f.mode != 'train':
-    processes.end_on_sigterm()
+    signals.end_on_sigterm()
   request = EvaluationSettings(
     seed=f.seed or 0,
     samples=f.num_samples,

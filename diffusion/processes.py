@@ -12,10 +12,7 @@ import itertools
 import json
 import os
 import re
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -279,12 +276,6 @@ def preemption(batches_seen: int, steps: int) -> Callable[[], str | None]:
   return interrupted
 
 
-def end_on_sigterm() -> None:
-  """From here on SIGTERM ends this process, of several: JAX only notes it, for `preemption` to be asked."""
-  if joined():
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def is_loss(error: BaseException | None) -> bool:
   """Whether an error, or what led to it, says that a collective failed, as it does where another process is gone.
 
@@ -338,72 +329,3 @@ def one_line(error: Exception) -> str:
   """The message of bad input, or an error's name and message, without line breaks."""
   text = ' '.join(str(error).split())
   return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
-
-
-class Signals:
-  """What `caught_signals` gives: the `name` of the signal that asks to leave, or None."""
-
-  def __init__(self, reached: Callable[[], str | None] | None = None):
-    """Notes signals by `note`, or asks `reached` for their name."""
-    self._reached = reached
-    self.name: str | None = None
-    self._since = 0.0
-
-  def note(self, name: str) -> None:
-    """Notes a signal, now."""
-    self.name, self._since = name, time.perf_counter()
-
-  def __call__(self) -> str | None:
-    """The name of the signal that asks to leave, or None; to be asked once after each dispatch."""
-    if self.name is None and self._reached is not None:
-      name = self._reached()
-      if name is not None:
-        self.note(name)
-    return self.name
-
-  def seconds(self) -> float:
-    """Since it was noted."""
-    return time.perf_counter() - self._since
-
-
-@contextlib.contextmanager
-def caught_signals(seen: int, steps: int) -> Iterator[Signals]:
-  """Notes the first SIGINT or SIGTERM; a second one acts as usual, and afterwards every one.
-
-  Of several processes all leave after the same dispatch, whichever got the signal: JAX has SIGTERM and tells the others
-  of it, and the first Ctrl-C becomes one.
-
-  Args:
-    seen: batches seen where training begins.
-    steps: of a dispatch.
-  """
-  by_itself = alone()
-  if by_itself and threading.current_thread() is not threading.main_thread():
-    yield Signals()  # Python hands signals to the main thread alone
-    return
-  signals = Signals(None if by_itself else preemption(seen, steps))
-  numbers = (signal.SIGINT, signal.SIGTERM) if by_itself else (signal.SIGINT,)
-  before = {number: signal.getsignal(number) for number in numbers}
-
-  def restore() -> None:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-  def note(number: int, frame: object) -> None:
-    restore()
-    name = signal.Signals(number).name
-    who = 'saving, then leaving' if by_itself else 'all processes save, then leave'
-    print(f'\n{name}: {who} (again to leave at once)', file=sys.stderr)
-    if by_itself:
-      signals.note(name)
-    else:
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  for number in numbers:
-    signal.signal(number, note)
-  try:
-    yield signals
-  finally:
-    restore()
-    if not by_itself:
-      end_on_sigterm()

@@ -5,10 +5,12 @@ experiment.py   the experiment file as it was
 metrics.jsonl   one row a logged step; events/ has the same for TensorBoard
 checkpoints/    the latest and the best, each with its manifest (.sha256); damaged/ what was not as it was saved
 data.png        training examples as the network sees them, where they are images
+judging_....jsonl  what an evaluation in progress has found, see `runs.judged`; .*.lock files are empty
 samples.png, curves.png, nearest.png, report.md, references.bib, samples.npz; later judgments add
 _evaluation1, _evaluation2, ... to these names
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -18,13 +20,15 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from diffusion.reporting import encoding
 from diffusion.reporting.rows import read_json, write_json
 
 RECORD_FORMAT = 4
+_THREADS = threading.Lock()
 _NAMES = (
   'name',
   'note',
@@ -134,6 +138,49 @@ def write_record(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
   write_json(workdir / 'run.json', record)
 
 
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Within the block, no other thread and no other process that asks for it changes run.json of a folder.
+
+  Args:
+    workdir: the folder; created if need be.
+
+  Raises:
+    OSError: it cannot be written, naming run.json.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  with _THREADS, encoding.locked(workdir / 'run.json'):
+    yield
+
+
+def amend(
+  workdir: pathlib.Path,
+  change: Callable[[dict[str, Any]], Mapping[str, Any]],
+  known: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Changes run.json as it stands on the disk, so that what others have noted there meanwhile stays; returns it.
+
+  A run may be evaluated from beside it while it trains.
+
+  Args:
+    workdir: the folder of the run.
+    change: the record as it is -> what is new in it.
+    known: the record as this process knows it, for where the file is lost or damaged, which is said.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  with locked(workdir):
+    try:
+      record = read_record(workdir)
+    except ValueError as error:
+      print(f'{error}: it is written anew, as this run knows it', flush=True)
+      record = dict(known)
+    record |= change(record)
+    write_record(workdir, record)
+    return record
+
+
 def data_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """How the data of two records differs, `differences` of all they say; none where the same examples were read.
 
@@ -232,7 +279,7 @@ def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path | s
       record['data']['name'] = fresh['data']['name']
   else:
     # A start that was killed before its record was written leaves the copy, or a part of either.
-    leftover = re.compile(r'experiment\.py|\..*\.tmp')
+    leftover = re.compile(r'experiment\.py|\..*\.(tmp|lock)')
     others = [path.name for path in workdir.iterdir() if not leftover.fullmatch(path.name)]
     if others:
       raise ValueError(

@@ -5,16 +5,14 @@ python -m diffusion.commands.prepare cifar10 --data_dir=DIR --source=RAW        
 """
 
 import os
-import signal
-import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags, logging
 
 from diffusion.commands import run_command
 from diffusion.data import raw
 from diffusion.data.prepare import prepare
+from diffusion.signals import stopped_by
 
 
 def define_flags() -> None:
@@ -32,17 +30,10 @@ def main(names: Sequence[str], given: flags.FlagValues) -> None:
     raise ValueError(f'usage: python -m diffusion.commands.prepare {known} --data_dir=DIR')
   try:
     prepare(names[0], given.data_dir, given.source, given.allow_partial)
-  except SystemExit as stop:
-    print('\nstopped; nothing half-made is left', file=sys.stderr, flush=True)
+  except KeyboardInterrupt as interrupt:
     # TFDS's download threads are not daemons: a plain exit would wait for them to end.
-    os._exit(stop.code)
-
-
-def _stop(number: int, _: Any) -> None:
-  raise SystemExit(128 + number)  # unwinds, so that the workspace is removed
+    os._exit(stopped_by(interrupt, 'stopped; nothing half-made is left'))
 
 
 if __name__ == '__main__':
-  for one in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(one, _stop)
   run_command(define_flags, main)

@@ -117,8 +117,7 @@ def write(
     'references.bib': bibtex + '\n',
   }
   for name, text in texts.items():
-    with encoding.naming(folder / name):
-      (folder / name).write_text(text, encoding='utf-8', newline='')
+    encoding.write(folder / name, text.encode())
   return tables, [folder / name for name in (*texts, *pictures)]
 
 

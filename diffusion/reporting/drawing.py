@@ -1,6 +1,7 @@
 """What the pictures share: figures without global state, their look, a canvas of whole pixels."""
 
 import contextlib
+import io
 import os
 import pathlib
 import sys
@@ -8,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+
+from diffusion.reporting import encoding
 
 Path = str | os.PathLike[str]
 
@@ -75,19 +78,23 @@ def save_axes(axes: Any, path: Path, title: str = '') -> pathlib.Path:
 def save_figure(
   figure: Any, path: Path, title: str = '', *, dpi: float = 1.5 * DPI
 ) -> pathlib.Path:
-  """Writes a figure and returns the path.
+  """Writes a figure, whole or not at all, and returns the path.
 
   Args:
     figure: of Matplotlib.
     path: the picture's file; its folder is created.
     title: of the whole, if any.
     dpi: pixels an inch.
+
+  Raises:
+    OSError: where it cannot be written, naming it.
   """
   path = pathlib.Path(path)
   if title:
     figure.suptitle(title, fontsize=12, color=INK)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=dpi)
+  drawn = io.BytesIO()
+  figure.savefig(drawn, format=path.suffix[1:], dpi=dpi)
+  encoding.write(path, drawn.getvalue())
   return path
 
 

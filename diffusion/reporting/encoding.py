@@ -5,11 +5,14 @@ as numbers, so that text which reads as one of them is refused.
 """
 
 import contextlib
+import errno
+import fcntl
 import math
 import os
 import pathlib
+import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 
@@ -97,6 +100,21 @@ def replace(path: pathlib.Path, content: bytes) -> None:
     raise
 
 
+def write(path: pathlib.Path, content: bytes) -> None:
+  """As `replace`, where the folder may be missing and an error must name the file.
+
+  Args:
+    path: the file; its folder is created.
+    content: its new bytes.
+
+  Raises:
+    OSError: where it cannot be written, naming it.
+  """
+  with naming(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, content)
+
+
 def sync(path: pathlib.Path) -> None:
   """Waits until a file's bytes, or a folder's names, are on the disk, so that they outlive a power failure."""
   descriptor = os.open(path, os.O_RDONLY)
@@ -117,3 +135,35 @@ def naming(path: pathlib.Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise OSError(error.errno, f'cannot write: {error.strerror}', str(path)) from error
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, seconds: float = 30.0) -> Iterator[None]:
+  """Within the block, no other process that asks for it has the same file locked; it need not exist.
+
+  The lock is on a hidden file beside it. Where the disk has no locks, or another process keeps this one for too long,
+  as one that was stopped does, the block goes on without.
+
+  Args:
+    path: what is locked.
+    seconds: to wait at most.
+
+  Raises:
+    OSError: the hidden file cannot be written, naming `path`.
+  """
+  with naming(path):
+    file = path.with_name(f'.{path.name}.lock').open('wb')
+  with file:
+    end = time.monotonic() + seconds
+    while not take(file) and time.monotonic() < end:
+      time.sleep(0.01)
+    yield
+
+
+def take(file: IO) -> bool:
+  """Locks a file, unless another process has it; True also where that cannot be known."""
+  try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    return error.errno not in (errno.EAGAIN, errno.EACCES)
+  return True

@@ -263,9 +263,7 @@ def write_json(path: Path, data: Any) -> None:
   path = pathlib.Path(path)
   content = encoding.encode(encoding.plain(data))
   text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2)
-  with encoding.naming(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoding.replace(path, text.encode() + b'\n')
+  encoding.write(path, text.encode() + b'\n')
 
 
 def read_json(path: Path) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusion import citations
 from diffusion.citations import Technique
-from diffusion.reporting import bibliography
+from diffusion.reporting import bibliography, encoding
 from diffusion.reporting.tables import markdown
 from diffusion.statistics import Interval
 
@@ -30,7 +30,7 @@ def write_report(
     suffix: of the report's and the pictures' names.
   """
   bibtex = bibliography.entries(citations.all_keys(techniques))
-  (workdir / 'references.bib').write_text(bibtex)
+  encoding.write(workdir / 'references.bib', bibtex.encode())
   evaluation, start = record['evaluations'][-1], record['starts'][-1]
   drawn = drawn_in_words(evaluation['sampling'])
   captions = {
@@ -45,7 +45,7 @@ def write_report(
   kept = ('experiment', 'status', 'reason', 'step', 'wall_seconds')
   text = markdown_report(
     f'{record["experiment"]}: {record["data"]["name"]}{note}',
-    summary_rows=[('how training ended', record['reason'], None), *(row[:3] for row in findings)],
+    summary_rows=[('how training ended', record['reason'] or record['status'], None), *(row[:3] for row in findings)],
     pictures=pictures,
     tables=[
       ('How the samples were drawn', ['what', 'value'], _drawn(evaluation)),
@@ -65,7 +65,7 @@ def write_report(
     bibtex=bibtex,
   )  # fmt: skip
   path = workdir / f'report{suffix}.md'
-  path.write_text(text)
+  encoding.write(path, text.encode())
   return path
 
 

@@ -1,8 +1,9 @@
 """Evaluating a run: samples, metrics, pictures and the report."""
 
+import contextlib
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,10 +21,11 @@ from diffusion.evaluation.metric import (
   told,
 )
 from diffusion.provenance import read_record
-from diffusion.reporting import pace, tables
+from diffusion.reporting import encoding, pace, tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.reporting.run_report import drawn_in_words
 from diffusion.runs.attempts import attempt, findings_of
+from diffusion.runs.judged import open_judged
 from diffusion.runs.loading import load
 from diffusion.runs.run import Run, restore
 from diffusion.runs.samples import drawn, picture
@@ -66,24 +68,25 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   best = restore(checkpoints, run.target, 'best')
   if best is None:
     raise ValueError(f'no checkpoint in {run.folder}: train first')
-  suffix = f'_evaluation{len(run.record["evaluations"])}' if again else ''
+  judged = open_judged(run, best.number, request)
   begin, metrics = time.perf_counter(), [name_of(metric) for metric in experiment.metrics]
   parts = ['losses', 'samples', *metrics, 'pictures and report']
   following = pace.stages(parts, 'evaluation', shown=processes.is_writer())
   following()
   weights = states.weights(experiment, devices.replicate(best.state))
-  row = run.validate(weights)
+  row = judged.value('validation', lambda: run.validate(weights))
   step = best.record['step']
-  judged = evaluated_average(experiment) or 'as trained'
-  meaning = f'of the lowest held-out loss; all below is of its weights: {judged}'
+  average = evaluated_average(experiment) or 'as trained'
+  meaning = f'of the lowest held-out loss; all below is of its weights: {average}'
   findings = [MetricResult('best step', step, meaning, unit='steps')]
-  findings += findings_of('losses', lambda: _loss_findings(run, weights, row))
+  findings += judged.findings('losses', lambda: _loss_findings(run, weights, row))
   following()
   inputs, failed = attempt('samples', lambda: _inputs(run, weights, best, request))
   findings += failed
-  for metric in experiment.metrics if inputs else ():
+  for number, metric in enumerate(experiment.metrics if inputs else ()):
     following()
-    findings += findings_of(name_of(metric), functools.partial(metric.measure, inputs))
+    part, measure = f'{name_of(metric)}#{number}', functools.partial(metric.measure, inputs)
+    findings += judged.findings(part, measure)
   following()
   rows = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
   findings += findings_of('stability', lambda: _findings_of_the_run(run, best, rows))
@@ -94,8 +97,6 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   findings += failed
   sampling = sampling_record(experiment, run.data.dataset.x.shape[1:], step, request.seed)
   shown = Shown(samples=samples, nearest=nearest, rows=rows, sampling=sampling)
-  findings += draw_pictures(run, run.folder, shown, suffix)
-  config = provenance.config_to_json(run.config)
   evaluation = {
     'time': provenance.now(),
     'command': provenance.command(),
@@ -104,21 +105,57 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
     'request': request._asdict(),
     'samples': 0 if samples is None else len(samples),
     'sampling': sampling,
-    'changed': provenance.differences(run.record['config'], config),
     'seconds': time.perf_counter() - begin,
+  }
+  with _in_turn(run):
+    suffix = f'_evaluation{len(run.record["evaluations"])}' if again else ''
+    findings += draw_pictures(run, run.folder, shown, suffix)
+    known = _told(run, evaluation, findings, None if again else best.state)
+    if processes.is_writer():
+      record = run.record | known | {'config': provenance.config_to_json(run.config)}
+      path = write_run_report(run, run.folder, record, findings, row, suffix)
+      print(
+        tables.markdown(['quantity', 'value', 'reading'], [line[:3] for line in told(findings)])
+      )
+      print(f'report: {path}', flush=True)
+    run.note(**known)  # at last: a run with results is complete
+  judged.close()
+
+
+@contextlib.contextmanager
+def _in_turn(run: Run) -> Iterator[None]:
+  """Within the block no other evaluation writes into the folder, and the record knows of those before."""
+  if not processes.is_writer():
+    yield
+    return
+  with encoding.locked(run.folder / 'evaluation', seconds=600):
+    run.note()
+    yield
+
+
+def _told(
+  run: Run, evaluation: Mapping[str, Any], findings: Sequence[MetricResult], own: Any | None
+) -> dict[str, Any]:
+  """What an evaluation changes in the record.
+
+  Args:
+    run: that is evaluated.
+    evaluation: how it was made.
+    findings: what it found.
+    own: the state that was judged, where this is the run's own judgment and not another one.
+  """
+  config = provenance.config_to_json(run.config)
+  evaluation = {
+    **evaluation,
+    'changed': provenance.differences(run.record['config'], config),
     'results': results_to_json(findings),
     'readings': {finding.name: [finding.unit, finding.better] for finding in findings},
   }
   known = {'evaluations': [*run.record['evaluations'], evaluation]}
-  if not again:
+  if own is not None:
     known |= {name: evaluation[name] for name in ('results', 'readings')}
-    known |= {'speed': _speed(run, best.state)}
-  if processes.is_writer():
-    record = run.record | known | {'config': config}
-    path = write_run_report(run, run.folder, record, findings, row, suffix)
-    print(tables.markdown(['quantity', 'value', 'reading'], [row[:3] for row in told(findings)]))
-    print(f'report: {path}', flush=True)
-  run.note(**known)  # at last: a run with results is complete
+    known |= {'speed': _speed(run, own)}
+  return known
 
 
 def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings) -> MetricInputs:

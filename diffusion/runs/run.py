@@ -102,10 +102,15 @@ class Run:
   # Its folder.
 
   def note(self, **changes: Any) -> None:
-    """Changes the record, and run.json with it."""
-    self.record.update(changes)
+    """Changes the record, and run.json with it; what others have noted there meanwhile stays."""
+    self.amend(lambda record: changes)
+
+  def amend(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+    """Changes the record as it stands on the disk: `change` says what is new in it."""
     if processes.is_writer():
-      provenance.write_record(self.folder, self.record)
+      self.record = provenance.amend(self.folder, change, self.record)
+    else:
+      self.record |= change(self.record)
 
   def claim(self) -> None:
     """Takes the folder, or finds that it is this run's already.
@@ -113,7 +118,12 @@ class Run:
     Raises:
       ValueError: it holds another run. OSError: it cannot be written.
     """
-    processes.from_writer(lambda: provenance.claim(self.folder, self.record, self.source))
+
+    def claim() -> None:
+      with provenance.locked(self.folder):
+        provenance.claim(self.folder, self.record, self.source)
+
+    processes.from_writer(claim)
     self.record = processes.from_folder(lambda: provenance.read_record(self.folder))
 
   def first_state(self) -> TrainState:
@@ -242,8 +252,10 @@ class Run:
       print(
         f'saved on {before} devices, going on with {now}: the same run up to rounding', flush=True
       )
-      self.record['starts'][-1]['resharded'] = {'step': saved['step'], 'from': before, 'to': now}
-      self.note()
+      resharded = {'step': saved['step'], 'from': before, 'to': now}
+      self.note(
+        starts=[*self.record['starts'][:-1], self.record['starts'][-1] | {'resharded': resharded}]
+      )
 
 
 def prepare(

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from diffusion import devices, processes
-from diffusion.processes import Signals, caught_signals
 from diffusion.reporting import rows
 from diffusion.runs import loop, rehearsal
 from diffusion.runs.run import Run
 from diffusion.runs.samples import draw_data
+from diffusion.signals import Signals, caught_signals, end_on_sigterm
 from diffusion.training.callbacks import DIVERGED
 from diffusion.training.program import Program, SingleRun
 from diffusion.training.state import host_target
@@ -136,7 +136,7 @@ def finish(runs: Sequence[Run], name: str | None) -> int:
   `DIVERGED_STATUS` if a guard ended any of them, else 0."""
   if name is not None:  # it may have come in the last save
     return 128 + signal.Signals[name]
-  processes.end_on_sigterm()
+  end_on_sigterm()
   # When training is over: it needs most of what there is to load.
   from diffusion.runs.evaluating import evaluate_best
 
