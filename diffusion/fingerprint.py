@@ -42,6 +42,7 @@ _VALUES = (  # whose text is all that they are
   complex, range, slice, enum.Enum, pathlib.PurePath, re.Pattern, np.dtype, fractions.Fraction, decimal.Decimal,
   datetime.date, datetime.time, datetime.timedelta,
 )  # fmt: skip
+_OF_CODE = ('source', 'holds', 'uses', 'made', 'members')  # which a reader need not know of
 _SAID_AS_NUMBERS = ('nan', 'inf', '-inf')
 _NOT_PART = ('load', 'raw', 'stream', 'side')  # of a data source: how and from where it is read
 
@@ -81,7 +82,7 @@ def changes(old: Any, new: Any, at: str = '') -> list[str]:
     pairs = [(key, old.get(key, nothing), new.get(key, nothing)) for key in sorted({*old, *new})]
     found = []
     for key, one, other in pairs:
-      place = '.'.join(filter(None, (at, key.rpartition('.')[2])))
+      place = at if key in _OF_CODE else '.'.join(filter(None, (at, key.rpartition('.')[2])))
       if one is nothing or other is nothing:
         found.append(f'{place}: {_part(one, nothing)} -> {_part(other, nothing)}')
       else:

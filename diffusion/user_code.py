@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import linecache
 import pathlib
@@ -148,6 +149,21 @@ def source_of(function: types.FunctionType) -> str:
   return f'compiled {hashlib.sha256(json.dumps(_compiled(code)).encode()).hexdigest()[:16]}'
 
 
+def is_running(file: pathlib.Path, text: bytes) -> bool:
+  """Whether the functions of the program, where it is this file, are those of its text."""
+  module = sys.modules['__main__']
+  place = pathlib.Path(getattr(module, '__file__', None) or '')
+  if not place.is_file() or not file.samefile(place):
+    return True
+  try:
+    whole = _all_compiled(text)
+  except SyntaxError:
+    return False
+  functions = [one for one in vars(module).values() if isinstance(one, types.FunctionType)]
+  codes = [inspect.unwrap(one).__code__ for one in functions]
+  return all(_compiled(one) in whole for one in codes if one.co_filename == module.__file__)
+
+
 def _node_of(code: types.CodeType, text: str) -> ast.AST | None:
   """The function of a text that begins where this code does; None where there is none."""
   try:
@@ -167,7 +183,7 @@ def _node_of(code: types.CodeType, text: str) -> ast.AST | None:
 
 
 @functools.lru_cache(16)
-def _all_compiled(text: str) -> list[Any]:
+def _all_compiled(text: str | bytes) -> list[Any]:
   """What each function of a module's text compiles to."""
   todo, found = [compile(text, '<text>', 'exec', dont_inherit=True)], []
   while todo:
