@@ -59,7 +59,8 @@ def write_report(
     | {'evaluated': {name: evaluation[name] for name in ('time', 'code', 'devices')}}
     | {'trained': {
       'command': ' '.join(start['command']), 'code': start['code']['commit'],
-      'uncommitted changes': is_uncommitted(start['code']), 'devices': start['devices'], 'starts': len(record['starts']),
+      'uncommitted changes': is_uncommitted(start['code']), 'devices': start['devices'],
+      'starts': len(record['starts']),
     }}
     | _resharded(record['starts'])
     | _changed(record['starts']),
