@@ -25,7 +25,7 @@ from diffusion.reporting import encoding, pace, tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.reporting.run_report import drawn_in_words
 from diffusion.runs.attempts import attempt, findings_of
-from diffusion.runs.judged import open_judged
+from diffusion.runs.judged import Judged, kept_judgment
 from diffusion.runs.loading import load
 from diffusion.runs.run import Run, restore
 from diffusion.runs.samples import drawn, picture
@@ -38,7 +38,7 @@ from diffusion.runs.showing import (
 )
 from diffusion.sampling.draw import picture_labels
 from diffusion.training import state as states
-from diffusion.training.checkpoint import Restored, open_checkpoints
+from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoints
 from diffusion.training.experiment import (
   AS_THE_RUN,
   EvaluationSettings,
@@ -63,12 +63,24 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   Raises:
     ValueError: no checkpoint.
   """
-  experiment = run.experiment
   checkpoints = open_checkpoints(run.folder / 'checkpoints', read_only=True)
   best = restore(checkpoints, run.target, 'best')
   if best is None:
     raise ValueError(f'no checkpoint in {run.folder}: train first')
-  judged = open_judged(run, best.number, request)
+  with kept_judgment(run, best.number, request) as judged:
+    _judge(run, checkpoints, best, judged, request, again)
+
+
+def _judge(
+  run: Run,
+  checkpoints: Checkpoints,
+  best: Restored,
+  judged: Judged,
+  request: EvaluationSettings,
+  again: bool,
+) -> None:
+  """As `evaluate_best`, of the best of the checkpoints, part by part."""
+  experiment = run.experiment
   begin, metrics = time.perf_counter(), [name_of(metric) for metric in experiment.metrics]
   parts = ['losses', 'samples', *metrics, 'pictures and report']
   following = pace.stages(parts, 'evaluation', shown=processes.is_writer())
@@ -119,7 +131,6 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
       )
       print(f'report: {path}', flush=True)
     run.note(**known)  # at last: a run with results is complete
-  judged.close()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ import math
 import pathlib
 import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from diffusion.reporting import pace
 from diffusion.runs.run import Run
 from diffusion.sampling import draw
 from diffusion.types import Condition
+
+_KEPT_EVERY = 60.0  # seconds of drawing that a kill may cost
 
 
 def drawn(
@@ -32,36 +35,78 @@ def drawn(
     condition: what the network is told of each.
     identity: all that the samples depend on, as JSON: checkpoint, seed, configuration, sampler.
   """
-  kept = {one['file']: one for one in run.record['samples']}
-  file = next((name for name, one in kept.items() if one['identity'] == identity), None)
+  file = next((one['file'] for one in _of(run.record, identity) if one['count']), None)
   have = None
   if file:
     have = processes.from_folder(lambda: _kept(run.folder / file))
     everywhere = processes.gather(np.asarray(have is not None)).all()  # or drawing would not meet
     have = have[: len(labels)] if everywhere else None
-  start = 0 if have is None else len(have)
+    if have is None:
+      _count(run, identity, 0)
+  found = [] if have is None else [have]
+  start, due = sum(map(len, found)), time.monotonic() + _KEPT_EVERY
   if start == len(labels):
     return have
-  new = _draw(run, weights, condition, start, len(labels))
-  samples = new if have is None else np.concatenate([have, new])
-  file = file or ('samples.npz' if not kept else f'samples_{len(kept)}.npz')
-  if processes.is_writer():
-    save(run.folder / file, samples, labels, run.data.units.levels)
-  kept[file] = {'file': file, 'identity': identity, 'count': len(samples)}
-  run.note(samples=list(kept.values()))
+  for new in _draw(run, weights, condition, start, len(labels)):
+    found.append(new)
+    if time.monotonic() > due:
+      begin = time.monotonic()
+      _keep(run, np.concatenate(found), labels, identity)
+      due = time.monotonic() + max(_KEPT_EVERY, 20 * (time.monotonic() - begin))
+  samples = np.concatenate(found)
+  _keep(run, samples, labels, identity)
   return samples
 
 
-def _draw(run: Run, weights: Any, condition: Condition, start: int, stop: int) -> np.ndarray:
+def _of(record: Mapping[str, Any], identity: dict[str, Any]) -> list[dict[str, Any]]:
+  """What a record says of the samples of this identity: one entry, or none."""
+  return [one for one in record['samples'] if one['identity'] == identity]
+
+
+def _keep(run: Run, samples: np.ndarray, labels: np.ndarray, identity: dict[str, Any]) -> None:
+  """Writes the first of the samples with these labels, on the process that writes.
+
+  Their file's name is theirs from before it is written: another evaluation may be drawing others.
+  """
+  if not processes.is_writer():
+    return
+
+  def reserve(record: dict[str, Any]) -> dict[str, Any]:
+    if _of(record, identity):
+      return {}
+    count = len(record['samples'])
+    file = f'samples_{count}.npz' if count else 'samples.npz'
+    return {'samples': [*record['samples'], {'file': file, 'identity': identity, 'count': 0}]}
+
+  run.amend(reserve)
+  (own,) = _of(run.record, identity)
+  if own['count'] < len(samples):
+    save(run.folder / own['file'], samples, labels[: len(samples)], run.data.units.levels)
+    _count(run, identity, len(samples))
+
+
+def _count(run: Run, identity: dict[str, Any], number: int) -> None:
+  """Notes how many samples of this identity there are, on the process that writes."""
+
+  def count(record: dict[str, Any]) -> dict[str, Any]:
+    same = [one['identity'] == identity for one in record['samples']]
+    entries = zip(same, record['samples'], strict=True)
+    return {'samples': [one | {'count': number} if own else one for own, one in entries]}
+
+  if processes.is_writer():
+    run.amend(count)
+
+
+def _draw(
+  run: Run, weights: Any, condition: Condition, start: int, stop: int
+) -> Iterator[np.ndarray]:
   """Samples number `start` and on, in blocks that fill the devices once; the last block has the rest too."""
   each = draw.CHUNK * devices.describe()['devices']
   edges = range(start + each, stop - each + 1, each)
-  found = []
   with pace.counter(stop - start, 'samples', shown=processes.is_writer()) as update:
     for numbers in np.split(np.arange(start, stop), [edge - start for edge in edges]):
-      found.append(run.sample(weights, conditions.take(condition, numbers), numbers))
+      yield run.sample(weights, conditions.take(condition, numbers), numbers)
       update(len(numbers))
-  return np.concatenate(found)
 
 
 def save(path: pathlib.Path, samples: np.ndarray, labels: np.ndarray, levels: int | None) -> None:
