@@ -7,6 +7,7 @@ once.
 """
 
 import contextlib
+import errno
 import importlib.util
 import itertools
 import json
@@ -173,7 +174,7 @@ def barrier(name: str, seconds: float = _MEET) -> None:
     if not late:
       raise
     raise ValueError(
-      f'process {" and ".join(late)} of {jax.process_count()} did not come to {name!r} within {seconds:g} s'
+      f'process {" and ".join(late)} of {jax.process_count()} did not come to {name!r} within {seconds:g} s: {AGAIN}'
     ) from None
 
 
@@ -300,7 +301,7 @@ def lost(error: Exception) -> NoReturn:
     error: what the collective raised; it does not say which process is gone.
   """
   failed = f'a step of {jax.process_count()} processes failed, as it does where one is gone'
-  print(f'error: {failed}: {one_line(error)}; {AGAIN}', file=sys.stderr)
+  print(f'error: {failed}: {one_line(error)[:300]}; {AGAIN}', file=sys.stderr)
   leave(1)
 
 
@@ -326,6 +327,18 @@ def finish(status: int) -> int:
 
 
 def one_line(error: Exception) -> str:
-  """The message of bad input, or an error's name and message, without line breaks."""
+  """The message of bad input, or an error's name and message, without line breaks; of a disk, with what to do."""
   text = ' '.join(str(error).split())
-  return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
+  if isinstance(error, ValueError):
+    return text
+  number, name = getattr(error, 'errno', None), getattr(error, 'filename', None)
+  if number == errno.ENAMETOOLONG and name:
+    start = os.fsdecode(name)[:60]
+    return (
+      f'a path is too long, of {len(name)} characters, {start!r} and so on: choose a shorter one'
+    )
+  if number in (errno.ENOSPC, errno.EDQUOT):
+    places = f'the workdir, {os.environ.get("TMPDIR", "/tmp")} (TMPDIR) or the output'
+    text += ': make room there' if name else f': make room on the disk of {places}'
+    text += ', then the same command goes on from what is saved'
+  return f'{type(error).__name__}: {text}'

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion import citations, conditions, devices, fingerprint, processes, provenance
+from diffusion import checks, citations, conditions, devices, fingerprint, processes, provenance
 from diffusion.citations import Technique
 from diffusion.data.splits import SplitData
 from diffusion.reporting import rows
@@ -120,6 +120,7 @@ class Run:
     """
 
     def claim() -> None:
+      checks.short_enough(self.folder)
       with provenance.locked(self.folder):
         provenance.claim(self.folder, self.record, self.source)
 
