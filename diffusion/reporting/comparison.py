@@ -118,7 +118,7 @@ def write(
   }
   for name, text in texts.items():
     with encoding.naming(folder / name):
-      (folder / name).write_text(text, encoding='utf-8', newline='')
+      encoding.replace(folder / name, text.encode())
   return tables, [folder / name for name in (*texts, *pictures)]
 
 

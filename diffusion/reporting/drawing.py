@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from diffusion.reporting import encoding
+
 Path = str | os.PathLike[str]
 
 DPI = 100
@@ -87,7 +89,8 @@ def save_figure(
   if title:
     figure.suptitle(title, fontsize=12, color=INK)
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=dpi)
+  with encoding.naming(path), encoding.replacing(path) as file:
+    figure.savefig(file, format=path.suffix[1:] or 'png', dpi=dpi)
   return path
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusion import citations
 from diffusion.citations import Technique
-from diffusion.reporting import bibliography
+from diffusion.reporting import bibliography, encoding
 from diffusion.reporting.tables import markdown
 from diffusion.statistics import Interval
 
@@ -30,7 +30,7 @@ def write_report(
     suffix: of the report's and the pictures' names.
   """
   bibtex = bibliography.entries(citations.all_keys(techniques))
-  (workdir / 'references.bib').write_text(bibtex)
+  encoding.replace(workdir / 'references.bib', bibtex.encode())
   evaluation, start = record['evaluations'][-1], record['starts'][-1]
   drawn = drawn_in_words(evaluation['sampling'])
   captions = {
@@ -60,12 +60,12 @@ def write_report(
       'command': ' '.join(start['command']), 'code': start['code']['commit'],
       'uncommitted changes': bool(start['code']['diff']), 'devices': start['devices'], 'starts': len(record['starts']),
     }}
-    | _resharded(record['starts']),
+    | _resharded(record['starts']) | _missed(record['starts']),
     techniques=techniques,
     bibtex=bibtex,
   )  # fmt: skip
   path = workdir / f'report{suffix}.md'
-  path.write_text(text)
+  encoding.replace(path, text.encode())
   return path
 
 
@@ -108,6 +108,17 @@ def _resharded(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   changes = [one['resharded'] for one in starts if 'resharded' in one]
   said = '; '.join(f'step {one["step"]}: {one["from"]} to {one["to"]} devices' for one in changes)
   return {'resharded': said} if said else {}
+
+
+def _missed(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """What starts found that was not as it was saved, with their numbers, if they did."""
+  names = {'lost': 'checkpoints', 'rows': 'metrics.jsonl'}
+  return {
+    f'start {number}, {name}': start[key]
+    for number, start in enumerate(starts, start=1)
+    for key, name in names.items()
+    if key in start
+  }
 
 
 def markdown_report(

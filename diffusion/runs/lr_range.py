@@ -11,7 +11,7 @@ from diffusion import checks, devices, processes, provenance
 from diffusion.citations import technique
 from diffusion.optimizers import chains
 from diffusion.optimizers.schedules import LearningRate
-from diffusion.reporting import plots
+from diffusion.reporting import encoding, plots
 from diffusion.runs.run import Run
 from diffusion.training.program import SingleRun
 
@@ -120,7 +120,7 @@ def train_rising(run: Run, low: float, high: float) -> int:
     'time': provenance.now(), 'rates': rates, 'losses': losses, 'steepest': steepest, 'lowest': best,
     'ended_early': len(rows) < experiment.num_steps // every - 1,
   }  # fmt: skip
-  (folder / 'lr_range.json').write_text(json.dumps(result, indent=2) + '\n')
+  encoding.replace(folder / 'lr_range.json', (json.dumps(result, indent=2) + '\n').encode())
   path = plots.rate_range(
     rates,
     losses,

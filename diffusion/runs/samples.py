@@ -1,8 +1,8 @@
 """Samples of a run: drawn once when it is evaluated, to be read and added to later; and as a picture."""
 
+import hashlib
 import math
 import pathlib
-import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from diffusion import conditions, devices, processes
 from diffusion.data import files, pipeline, sources
 from diffusion.data.splits import SplitData
-from diffusion.reporting import pace
+from diffusion.reporting import encoding, pace
 from diffusion.runs.run import Run
 from diffusion.sampling import draw
 from diffusion.types import Condition
@@ -36,7 +36,7 @@ def drawn(
   file = next((name for name, one in kept.items() if one['identity'] == identity), None)
   have = None
   if file:
-    have = processes.from_folder(lambda: _kept(run.folder / file))
+    have = processes.from_folder(lambda: _kept(run.folder / file, kept[file]['sha256']))
     everywhere = processes.gather(np.asarray(have is not None)).all()  # or drawing would not meet
     have = have[: len(labels)] if everywhere else None
   start = 0 if have is None else len(have)
@@ -45,9 +45,10 @@ def drawn(
   new = _draw(run, weights, condition, start, len(labels))
   samples = new if have is None else np.concatenate([have, new])
   file = file or ('samples.npz' if not kept else f'samples_{len(kept)}.npz')
+  digest = ''
   if processes.is_writer():
-    save(run.folder / file, samples, labels, run.data.units.levels)
-  kept[file] = {'file': file, 'identity': identity, 'count': len(samples)}
+    digest = save(run.folder / file, samples, labels, run.data.units.levels)
+  kept[file] = {'file': file, 'identity': identity, 'count': len(samples), 'sha256': digest}
   run.note(samples=list(kept.values()))
   return samples
 
@@ -64,7 +65,7 @@ def _draw(run: Run, weights: Any, condition: Condition, start: int, stop: int) -
   return np.concatenate(found)
 
 
-def save(path: pathlib.Path, samples: np.ndarray, labels: np.ndarray, levels: int | None) -> None:
+def save(path: pathlib.Path, samples: np.ndarray, labels: np.ndarray, levels: int | None) -> str:
   """Writes samples as an .npz, whole or not at all.
 
   Args:
@@ -72,11 +73,22 @@ def save(path: pathlib.Path, samples: np.ndarray, labels: np.ndarray, levels: in
     samples: [n, ...] as the data is stored.
     labels: [n].
     levels: of a stored value; None where it has none.
+
+  Returns:
+    The SHA-256 of the file.
+
+  Raises:
+    OSError: it cannot be written.
   """
   more = {} if levels is None else {'levels': np.asarray(levels)}
-  part = path.with_suffix('.part.npz')
-  np.savez_compressed(part, samples=samples, labels=labels, **more)
-  part.replace(path)
+  with encoding.naming(path), encoding.replacing(path) as file:
+    np.savez_compressed(file, samples=samples, labels=labels, **more)
+  return _digest(path)
+
+
+def _digest(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def stored(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
@@ -85,13 +97,17 @@ def stored(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
   return found['samples'], found['labels']
 
 
-def _kept(path: pathlib.Path) -> np.ndarray | None:
-  """The samples that were drawn before; None, and said so, where they are lost."""
+def _kept(path: pathlib.Path, digest: str) -> np.ndarray | None:
+  """The samples that were drawn before; None, and said so, where they are lost or not as they were saved."""
   try:
-    return stored(path)[0]
+    samples = stored(path)[0]
   except ValueError as error:
     print(error, flush=True)
     return None
+  if _digest(path) != digest:
+    print(f'{path} has changed since it was saved: its samples are to be drawn again', flush=True)
+    return None
+  return samples
 
 
 def picture(
@@ -147,7 +163,7 @@ def draw_data(runs: Sequence[tuple[pathlib.Path, SplitData]]) -> None:
     rows = by_class[np.linspace(0, len(train) - 1, count // 8 * 8 or count).astype(int)]
     try:
       if rows.tobytes() in drawn:
-        shutil.copyfile(drawn[rows.tobytes()], path)
+        encoding.replace(path, drawn[rows.tobytes()].read_bytes())
       else:
         _draw_examples(dataset, rows, path)
       drawn[rows.tobytes()] = path
