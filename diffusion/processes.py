@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from orbax.checkpoint import multihost
 from diffusion import checks
 
 _MEET = 1800  # seconds for all to come where they must meet: loading data may take one longer than another
+_PATIENCE = 9.0  # seconds for this process to end in order
 AGAIN = 'start all processes again with the same command, the run goes on from the last checkpoint'
 
 
@@ -308,14 +310,25 @@ def lost(error: Exception) -> NoReturn:
 def leave(status: int) -> NoReturn:
   """Ends this process; of several at once: an orderly exit would wait for the others, who may be anywhere.
 
+  One alone ends in order, unless something that Python would wait for, as a thread that a failed save left, takes
+  longer than `_PATIENCE`.
+
   Raises:
     SystemExit: where the process is the only one.
   """
   if joined():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    _end(status)
+  late = threading.Timer(_PATIENCE, _end, [status])
+  late.daemon = True
+  late.start()
   raise SystemExit(status)
+
+
+def _end(status: int) -> NoReturn:
+  """Ends this process where it stands."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def finish(status: int) -> int:

@@ -60,7 +60,7 @@ def write_report(
       'command': ' '.join(start['command']), 'code': start['code']['commit'],
       'uncommitted changes': bool(start['code']['diff']), 'devices': start['devices'], 'starts': len(record['starts']),
     }}
-    | _resharded(record['starts']),
+    | _resharded(record['starts']) | _missed(record['starts']),
     techniques=techniques,
     bibtex=bibtex,
   )  # fmt: skip
@@ -108,6 +108,17 @@ def _resharded(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   changes = [one['resharded'] for one in starts if 'resharded' in one]
   said = '; '.join(f'step {one["step"]}: {one["from"]} to {one["to"]} devices' for one in changes)
   return {'resharded': said} if said else {}
+
+
+def _missed(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """What starts found that was not as it was saved, with their numbers, if they did."""
+  names = {'lost': 'checkpoints', 'rows': 'metrics.jsonl'}
+  return {
+    f'start {number}, {name}': start[key]
+    for number, start in enumerate(starts, start=1)
+    for key, name in names.items()
+    if key in start
+  }
 
 
 def markdown_report(

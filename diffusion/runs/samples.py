@@ -1,8 +1,9 @@
 """Samples of a run: drawn once when it is evaluated, to be read and added to later; and as a picture."""
 
+import hashlib
+import io
 import math
 import pathlib
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from diffusion import conditions, devices, processes
 from diffusion.data import files, pipeline, sources
 from diffusion.data.splits import SplitData
-from diffusion.reporting import pace
+from diffusion.reporting import encoding, pace
 from diffusion.runs.run import Run
 from diffusion.sampling import draw
 from diffusion.types import Condition
@@ -35,14 +36,14 @@ def drawn(
     condition: what the network is told of each.
     identity: all that the samples depend on, as JSON: checkpoint, seed, configuration, sampler.
   """
-  file = next((one['file'] for one in _of(run.record, identity) if one['count']), None)
+  known = next((one for one in _of(run.record, identity) if one['count']), None)
   have = None
-  if file:
-    have = processes.from_folder(lambda: _kept(run.folder / file))
+  if known is not None:
+    have = processes.from_folder(lambda: _kept(run.folder / known['file'], known['sha256']))
     everywhere = processes.gather(np.asarray(have is not None)).all()  # or drawing would not meet
     have = have[: len(labels)] if everywhere else None
     if have is None:
-      _count(run, identity, 0)
+      _note(run, identity, count=0, sha256=[])
   found = [] if have is None else [have]
   start, due = sum(map(len, found)), time.monotonic() + _KEPT_EVERY
   if start == len(labels):
@@ -64,37 +65,39 @@ def _of(record: Mapping[str, Any], identity: dict[str, Any]) -> list[dict[str, A
 
 
 def _keep(run: Run, samples: np.ndarray, labels: np.ndarray, identity: dict[str, Any]) -> None:
-  """Writes the first of the samples with these labels, on the process that writes.
+  """Writes the first of the samples with these labels, on the process that writes, one evaluation at a time.
 
-  Their file's name is theirs from before it is written: another evaluation may be drawing others.
+  Their file's name is noted before it is written, and so is its hash, beside that of what it replaces.
   """
   if not processes.is_writer():
     return
+  content = pack(samples, labels[: len(samples)], run.data.units.levels)
+  digest = hashlib.sha256(content).hexdigest()
 
   def reserve(record: dict[str, Any]) -> dict[str, Any]:
-    if _of(record, identity):
-      return {}
     count = len(record['samples'])
     file = f'samples_{count}.npz' if count else 'samples.npz'
-    return {'samples': [*record['samples'], {'file': file, 'identity': identity, 'count': 0}]}
+    new = {'file': file, 'identity': identity, 'count': 0, 'sha256': []}
+    return {} if _of(record, identity) else {'samples': [*record['samples'], new]}
 
-  run.amend(reserve)
-  (own,) = _of(run.record, identity)
-  if own['count'] < len(samples):
-    save(run.folder / own['file'], samples, labels[: len(samples)], run.data.units.levels)
-    _count(run, identity, len(samples))
+  with encoding.locked(run.folder / 'samples', seconds=600):
+    run.amend(reserve)
+    (own,) = _of(run.record, identity)
+    if own['count'] < len(samples):
+      _note(run, identity, sha256=[*own['sha256'], digest])
+      encoding.write(run.folder / own['file'], content)
+      _note(run, identity, count=len(samples), sha256=[digest])
 
 
-def _count(run: Run, identity: dict[str, Any], number: int) -> None:
-  """Notes how many samples of this identity there are, on the process that writes."""
+def _note(run: Run, identity: dict[str, Any], **changes: Any) -> None:
+  """Changes what the record says of the samples of this identity, on the process that writes."""
 
-  def count(record: dict[str, Any]) -> dict[str, Any]:
-    same = [one['identity'] == identity for one in record['samples']]
-    entries = zip(same, record['samples'], strict=True)
-    return {'samples': [one | {'count': number} if own else one for own, one in entries]}
+  def change(record: dict[str, Any]) -> dict[str, Any]:
+    of_each = [changes if one['identity'] == identity else {} for one in record['samples']]
+    return {'samples': [old | new for old, new in zip(record['samples'], of_each, strict=True)]}
 
   if processes.is_writer():
-    run.amend(count)
+    run.amend(change)
 
 
 def _draw(
@@ -109,34 +112,37 @@ def _draw(
       update(len(numbers))
 
 
-def save(path: pathlib.Path, samples: np.ndarray, labels: np.ndarray, levels: int | None) -> None:
-  """Writes samples as an .npz, whole or not at all.
+def pack(samples: np.ndarray, labels: np.ndarray, levels: int | None) -> bytes:
+  """Samples as the content of an .npz.
 
   Args:
-    path: the file.
     samples: [n, ...] as the data is stored.
     labels: [n].
     levels: of a stored value; None where it has none.
   """
   more = {} if levels is None else {'levels': np.asarray(levels)}
-  part = path.with_suffix('.part.npz')
-  np.savez_compressed(part, samples=samples, labels=labels, **more)
-  part.replace(path)
+  content = io.BytesIO()
+  np.savez_compressed(content, samples=samples, labels=labels, **more)
+  return content.getvalue()
 
 
 def stored(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-  """(samples, labels) that `save` wrote; raises ValueError for a file that is missing or damaged."""
+  """(samples, labels) of such a file; raises ValueError for a file that is missing or damaged."""
   found = files.arrays(path, 'its samples are to be drawn again', ('samples', 'labels'))
   return found['samples'], found['labels']
 
 
-def _kept(path: pathlib.Path) -> np.ndarray | None:
-  """The samples that were drawn before; None, and said so, where they are lost."""
+def _kept(path: pathlib.Path, digests: Sequence[str]) -> np.ndarray | None:
+  """The samples that were drawn before; None, and said so, where they are lost or not as they were saved."""
   try:
-    return stored(path)[0]
+    samples = stored(path)[0]
   except ValueError as error:
     print(error, flush=True)
     return None
+  if hashlib.sha256(path.read_bytes()).hexdigest() not in digests:
+    print(f'{path} has changed since it was saved: its samples are to be drawn again', flush=True)
+    return None
+  return samples
 
 
 def picture(
@@ -192,7 +198,7 @@ def draw_data(runs: Sequence[tuple[pathlib.Path, SplitData]]) -> None:
     rows = by_class[np.linspace(0, len(train) - 1, count // 8 * 8 or count).astype(int)]
     try:
       if rows.tobytes() in drawn:
-        shutil.copyfile(drawn[rows.tobytes()], path)
+        encoding.replace(path, drawn[rows.tobytes()].read_bytes())
       else:
         _draw_examples(dataset, rows, path)
       drawn[rows.tobytes()] = path
