@@ -310,8 +310,8 @@ def lost(error: Exception) -> NoReturn:
 def leave(status: int) -> NoReturn:
   """Ends this process; of several at once: an orderly exit would wait for the others, who may be anywhere.
 
-  One alone ends in order, unless something that Python would wait for, as a thread that a failed save left, takes
-  longer than `_PATIENCE`.
+  One alone ends in order, unless what Python would wait for, as a thread that a failed save left, takes longer than
+  `_PATIENCE`.
 
   Raises:
     SystemExit: where the process is the only one.

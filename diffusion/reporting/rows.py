@@ -21,7 +21,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 from diffusion.reporting import encoding
@@ -120,41 +120,42 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
   return [encoding.decode(row) for _, row in _parsed(pathlib.Path(path))]
 
 
-def differing(path: Path, written: Written, until: int, key: str = 'step') -> str:
+def differing(path: Path, written: Sequence[Written], until: int, key: str = 'step') -> str:
   """How a file of rows differs from what was written to it; '' where it does not.
 
   Args:
     path: the file.
-    written: what its sink said of the rows up to `until`.
+    written: what its sink said at one time after another, last when all rows up to `until` were written.
     until: the last step of these; what follows may be anything that is a row.
     key: what of a row is compared with it.
 
   Returns:
-    How many rows there are in place of how many, and the first line that is wrong, as far as that can be known.
+    How many rows there are in place of how many, how many are known to be as they were written, and the first line that
+    is wrong by itself.
 
   Raises:
     OSError: a file that is there and cannot be read.
   """
-  path = pathlib.Path(path)
+  path, wanted = pathlib.Path(path), written[-1]
   if not path.exists():
-    return f'it is gone, with {written["rows"]} rows' if written['rows'] else ''
-  there, last, digest, wrong = 0, -math.inf, hashlib.sha256(), ''
+    return f'it is gone, with {wanted["rows"]} rows' if wanted['rows'] else ''
+  last, digest, wrong = -math.inf, hashlib.sha256(), ''
+  prefixes = [digest.hexdigest()]
   for number, (line, row) in enumerate(_lines(path), start=1):
     if row is None or type(row.get(key)) is not int:
       wrong = wrong or f'line {number} is not a row'
     elif row[key] <= until:
-      there += 1
       digest.update(line)
+      prefixes.append(digest.hexdigest())
       if row[key] <= last:
         wrong = wrong or f'line {number} does not follow the one before'
       last = row[key]
-  if there == written['rows'] and digest.hexdigest() == written['sha256']:
+  same = [one for one in written if prefixes[one['rows'] : one['rows'] + 1] == [one['sha256']]]
+  if wanted in same and len(prefixes) == 1 + wanted['rows']:
     return wrong
-  counted = f'{there} rows up to {key} {until}'
-  if there != written['rows']:
-    counted += f' in place of {written["rows"]}'
-    return f'{counted}; {wrong}' if wrong else counted
-  return f'{counted}, not all as they were written{wrong and "; " + wrong}'
+  counted = f'{len(prefixes) - 1} rows up to {key} {until} in place of {wanted["rows"]}'
+  as_written = max((one['rows'] for one in same), default=0)
+  return f'{counted}, the first {as_written} as they were written{wrong and "; " + wrong}'
 
 
 def salvaged(path: Path, key: str = 'step') -> list[tuple[bytes, dict[str, Any]]]:

@@ -101,11 +101,11 @@ def _judge(
     part, measure = f'{name_of(metric)}#{number}', functools.partial(metric.measure, inputs)
     findings += judged.findings(part, measure)
   following()
-  number, last = checkpoints.steps()[-1][0], checkpoints.last_record()
-  logged, differing = processes.from_folder(lambda: _logged(run, last['rows'], number))
+  number, records = checkpoints.steps()[-1][0], checkpoints.records()
+  logged, differing = processes.from_folder(lambda: _logged(run, records, number))
   findings += differing
   findings += findings_of('stability', lambda: _findings_of_the_run(run, best, logged))
-  findings += findings_of('callbacks', lambda: _callback_findings(run, last['callbacks']))
+  findings += findings_of('callbacks', lambda: _callback_findings(run, records[-1]['callbacks']))
   samples = None if inputs is None else inputs.samples
   nearest, failed = attempt('nearest training images', lambda: nearest_images(run, inputs))
   findings += failed
@@ -205,16 +205,17 @@ def _what_is_judged(
 
 
 def _logged(
-  run: Run, written: rows.Written, until: int
+  run: Run, records: Sequence[Mapping[str, Any]], until: int
 ) -> tuple[list[dict[str, Any]], list[MetricResult]]:
   """The logged rows, and the line of the report that says so where they are not those that were written.
 
   Args:
     run: whose they are.
-    written: what its last checkpoint knows of the rows before it.
-    until: its number.
+    records: of its checkpoints.
+    until: the number of the last one.
   """
   path = run.folder / 'metrics.jsonl'
+  written = [one['rows'] for one in records]
   found, differing = rows.salvaged(path, 'cursor'), rows.differing(path, written, until, 'cursor')
   if differing:
     print(f'{path.name} is not as it was written ({differing})', flush=True)

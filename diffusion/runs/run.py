@@ -70,7 +70,7 @@ class Run:
     self.kept: dict[str, Any] = {}
     self._checkpoints: Checkpoints | None = None
     self._rows = rows.chain()
-    self._written = rows.NOTHING  # what is known of the rows up to where it stands
+    self._written = [rows.NOTHING]  # what checkpoints know of the rows, up to where it stands
 
   @property
   def status(self) -> str:
@@ -168,7 +168,7 @@ class Run:
       self.position = Position(found.record['step'], found.number)
       self.callback_states |= found.record['callbacks']
       self.reason = found.record['reason'] or ''
-      self._written = found.record['rows']
+      self._written = [one['rows'] for one in self._checkpoints.records()]
     return found
 
   def _check_saved(self, found: Restored | None) -> None:

@@ -138,9 +138,13 @@ class Checkpoints:
     self.wait()  # what is still being written counts: whether it is done is chance
     return [(number, self._whole[number].metric) for number in sorted(self._whole)]
 
+  def records(self) -> list[dict[str, Any]]:
+    """What was saved with each checkpoint, by number."""
+    return [json.loads(self._whole[number].record) for number, _ in self.steps()]
+
   def last_record(self) -> dict[str, Any]:
     """What was saved with the newest checkpoint; there must be one."""
-    return json.loads(self._whole[self.steps()[-1][0]].record)
+    return self.records()[-1]
 
   def restore(self, target: Any, which: str = 'latest', until: float = math.inf) -> Restored | None:
     """Reads a checkpoint that is as it was saved to the bit: the one asked for, or the next one of its kind.

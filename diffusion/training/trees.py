@@ -68,9 +68,10 @@ def begin(folder: pathlib.Path, tree: Any, about: dict[str, Any]) -> ocp.AsyncRe
   Returns:
     `result()` waits for its end.
   """
+  context = ocp.Context()
   # Else, where the folder cannot be made, threads that nothing can end wait for it, for 300 s.
-  made_here = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-  with ocp.Context(async_options=made_here):
+  context.asynchronous.create_directories_asynchronously = False
+  with context:
     return ocp.save_async(_literal(folder), tree, custom_metadata=about)
 
 

@@ -425,3 +425,19 @@ def test_flags_that_do_not_go_together_are_refused(flags, message):
 
 if __name__ == '__main__':
   lose(*sys.argv[1:])
+
+
+def test_a_program_that_leaves_ends_soon_with_all_that_it_said_whatever_still_runs():
+  code = """
+import threading, time
+from diffusion import processes
+processes._PATIENCE = 0.2
+threading.Thread(target=time.sleep, args=(60,)).start()
+print('last words')
+processes.leave(2)
+"""
+  command = [sys.executable, '-c', code]
+  begin = time.monotonic()
+  done = subprocess.run(command, capture_output=True, text=True, timeout=59, check=False)
+  assert (done.returncode, done.stdout, done.stderr) == (2, 'last words\n', '')
+  assert time.monotonic() < begin + 50
