@@ -24,6 +24,7 @@ from diffusion.data import sources
 from diffusion.evaluation import by_name
 from diffusion.provenance import read_record
 from diffusion.runs import training
+from diffusion.runs.claiming import Terms
 from diffusion.runs.run import prepare
 from diffusion.sampling.plan import grid_names, sampler_names
 from diffusion.training.experiment import EvaluationSettings, Experiment
@@ -43,6 +44,10 @@ _FLAGS = (
   (flags.DEFINE_string, 'features', 'pixels',
    'What metrics compare: pixels, digits, mnist, or a file of Inception weights.'),
   (flags.DEFINE_integer, 'extend', 0, 'Train so many steps past the end of a finished run.'),
+  (flags.DEFINE_boolean, 'allow_changes', False,
+   'Go on with a run though its experiment builds something else now; the record tells what.'),
+  (flags.DEFINE_boolean, 'restart', False,
+   'Begin anew: what is in the workdir is moved into before_restart_1 there, or the next number.'),
   (flags.DEFINE_multi_string, 'population', [],
    'Train a run for each of these values as one program, e.g. seed=0..15 or learning_rate=1e-3,2e-3; given several '
    'times, for all combinations. Their folders lie in the workdir.'),
@@ -247,7 +252,7 @@ def _train_population(
   for one in values:
     name = ','.join(f'{field}={value}' for field, value in one.items())
     own = dataclasses.replace(config, **one)
-    run = prepare(build, own, source, folder / name, smoke=small)
+    run = prepare(build, own, source, folder / name, smoke=small, terms=_terms())
     run.data = population.share_data(runs, run.data)
     runs.append(run)
   return population.train(
@@ -288,7 +293,7 @@ def _main(build: Callable[[Any], Experiment], config: Any, overrides: dict[str, 
       experiment = experiment._replace(data=sources.streamed(experiment.data, f.data_workers))
     return request.applied(experiment)
 
-  run = prepare(asked, config, source, folder, smoke=f.smoke)
+  run = prepare(asked, config, source, folder, smoke=f.smoke, terms=_terms())
   if f.mode == 'train' and not f.dry_run:
     return training.train(run, f.extend, profile)
   from diffusion.runs import describing, evaluating, lr_range  # here, because a training needs none
@@ -299,6 +304,10 @@ def _main(build: Callable[[Any], Experiment], config: Any, overrides: dict[str, 
   if f.mode == 'lr_range':
     return lr_range.train_rising(run, f.lr_low, f.lr_high)
   return evaluating.evaluate(run, f.mode, request)
+
+
+def _terms() -> Terms:
+  return Terms(allow_changes=flags.FLAGS.allow_changes, restart=flags.FLAGS.restart)
 
 
 def _said() -> dict[str, Any]:
@@ -316,8 +325,9 @@ def _checked_workdir() -> pathlib.Path | None:
     checks.integer(f'--{name}', f[name].value, 0)
   if f.seed is not None:
     rng.check_seed('--seed', f.seed)
-  if f.profile and f.mode != 'train':
-    raise ValueError(f'--profile is for training, and the mode is {f.mode}')
+  for name in ('profile', 'allow_changes', 'restart'):
+    if f[name].value and f.mode != 'train':
+      raise ValueError(f'--{name} is for training, and the mode is {f.mode}')
   evaluated = ('num_samples', 'metrics', 'features')
   idle = {'evaluate': (), 'sample': evaluated}.get(
     f.mode, (*evaluated, 'sampler', 'sampler_grid', 'sampler_steps')

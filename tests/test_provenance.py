@@ -3,6 +3,7 @@
 import pytest
 
 from diffusion import provenance
+from diffusion.runs import claiming
 
 
 def test_what_a_start_left_that_was_killed_at_once_is_in_nobodys_way(tmp_path):
@@ -12,7 +13,7 @@ def test_what_a_start_left_that_was_killed_at_once_is_in_nobodys_way(tmp_path):
   (folder / 'experiment.py').write_text('who')
   (folder / '.run.json.7.tmp').write_text('{')
   fresh = {'starts': [{}], 'config': {}, 'data': {}, 'format': provenance.RECORD_FORMAT}
-  provenance.claim(folder, fresh, source)
+  claiming.claim(folder, fresh, source.read_bytes())
   assert provenance.read_record(folder) == fresh
   assert (folder / 'experiment.py').read_text() == 'whole'
 
@@ -20,4 +21,4 @@ def test_what_a_start_left_that_was_killed_at_once_is_in_nobodys_way(tmp_path):
 def test_a_folder_of_something_else_is_refused(tmp_path):
   (tmp_path / 'thesis.tex').touch()
   with pytest.raises(ValueError, match=r'is not empty and holds no run \(thesis.tex\)'):
-    provenance.claim(tmp_path, {}, tmp_path / 'thesis.tex')
+    claiming.claim(tmp_path, {}, None)

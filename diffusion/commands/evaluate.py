@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from diffusion import devices, provenance
+from diffusion import checkout, devices, provenance
 from diffusion.commands import foreign, run_command
 from diffusion.commands.foreign import Images, read
 from diffusion.data import pipeline
@@ -141,7 +141,7 @@ def measure(
     'data': data_record(split),
     'features': features_.label(chosen),
     'command': provenance.command(),
-    'code': provenance.code()['commit'],
+    'code': checkout.code()['commit'],
     'versions': provenance.versions(),
     'notes': notes,
     'seconds': time.perf_counter() - begin,

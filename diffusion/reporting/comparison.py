@@ -189,7 +189,7 @@ def _provenance(runs: Sequence[ComparedRun]) -> Table:
     device = f'{start["devices"]["devices"]} x {start["devices"]["kind"]}'
     rows.append([
       run.folder.name, run.variant, run.seed, commit[:10] if commit else None, device,
-      run.record['versions']['jax'], run.record['starts'][0]['time'], round(run.record['wall_seconds']),
+      start['versions']['jax'], run.record['starts'][0]['time'], round(run.record['wall_seconds']),
       '; '.join(run.marks) or None,
     ])  # fmt: skip
   return 'Where each row comes from, and what is odd about it.', headers, rows

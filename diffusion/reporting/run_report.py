@@ -54,13 +54,17 @@ def write_report(
       *_speed(record.get('speed')),
     ],
     provenance={name: record[name] for name in kept}
-    | {name: record[name] for name in ('config', 'data', 'versions')}
+    | {name: record[name] for name in ('config', 'data')}
+    | {'versions': start['versions']}
     | {'evaluated': {name: evaluation[name] for name in ('time', 'code', 'devices')}}
     | {'trained': {
       'command': ' '.join(start['command']), 'code': start['code']['commit'],
-      'uncommitted changes': bool(start['code']['diff']), 'devices': start['devices'], 'starts': len(record['starts']),
+      'uncommitted changes': is_uncommitted(start['code']), 'devices': start['devices'],
+      'starts': len(record['starts']),
     }}
-    | _resharded(record['starts']) | _missed(record['starts']),
+    | _resharded(record['starts'])
+    | _missed(record['starts'])
+    | _changed(record['starts']),
     techniques=techniques,
     bibtex=bibtex,
   )  # fmt: skip
@@ -101,6 +105,21 @@ def _speed(speed: Mapping[str, Any] | None) -> list[tuple]:
     ('most memory of a device (CPU: of the process), bytes', speed['peak_memory']),
   ]
   return [('Speed of training', ['quantity', 'value'], [row for row in rows if row[1] is not None])]
+
+
+def is_uncommitted(code: Mapping[str, Any]) -> bool:
+  """Whether files that a start used differ from their commits, those of the user's own repositories too."""
+  return any(one['diff'] for one in (code, *code['repositories']))
+
+
+def _changed(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """Which starts went on with something else than before, and with what, if any did."""
+  said = [
+    f'start {number}: {"; ".join(one["changes"])}'
+    for number, one in enumerate(starts, 1)
+    if 'changes' in one
+  ]
+  return {'changed while it trained': '. '.join(said)} if said else {}
 
 
 def _resharded(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:

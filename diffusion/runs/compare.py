@@ -13,6 +13,7 @@ from diffusion.provenance import read_record
 from diffusion.reporting import comparison
 from diffusion.reporting.comparison import ComparedRun, Effect, Table
 from diffusion.reporting.rows import read_json_lines
+from diffusion.reporting.run_report import is_uncommitted
 from diffusion.statistics import Interval
 
 # What runs must have in common, and what one has instead that does not.
@@ -117,7 +118,9 @@ def _marks(record: Mapping[str, Any]) -> tuple[str, ...]:
     marks.append('SMOKE')
   if record['data']['note']:
     marks.append(record['data']['note'])
-  if start['code']['diff']:
+  if any('changes' in one for one in record['starts']):
+    marks.append('CHANGED while it trained')
+  if is_uncommitted(start['code']):
     marks.append('uncommitted changes')
   return tuple(marks)
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import citations, devices, fingerprint, processes, provenance, statistics
+from diffusion import checkout, citations, devices, fingerprint, processes, provenance, statistics
 from diffusion.evaluation import stability
 from diffusion.evaluation.by_name import choose_features, choose_metrics
 from diffusion.evaluation.metric import (
@@ -25,6 +25,7 @@ from diffusion.evaluation.metric import (
 from diffusion.provenance import read_record
 from diffusion.reporting import encoding, pace, rows, tables
 from diffusion.reporting.run_report import drawn_in_words
+from diffusion.runs import claiming
 from diffusion.runs.attempts import attempt, findings_of
 from diffusion.runs.judged import Judged, kept_judgment
 from diffusion.runs.loading import load
@@ -114,7 +115,9 @@ def _judge(
   evaluation = {
     'time': provenance.now(),
     'command': provenance.command(),
-    'code': provenance.code()['commit'],
+    'code': checkout.code()['commit'],
+    'versions': provenance.versions(),
+    'settings': devices.settings(),
     'devices': devices.describe(),
     'request': request._asdict(),
     'samples': 0 if samples is None else len(samples),
@@ -170,10 +173,9 @@ def _told(
     findings: what it found.
     again: it is another judgment than the run's own.
   """
-  config = provenance.config_to_json(run.config)
   evaluation = {
     **evaluation,
-    'changed': provenance.differences(run.record['config'], config),
+    'changed': run.changes,
     'results': results_to_json(findings),
     'readings': {finding.name: [finding.unit, finding.better] for finding in findings},
   }
@@ -236,7 +238,7 @@ def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings)
   identity = {
     'checkpoint': best.number,
     'config': provenance.config_to_json(run.config),
-    'code': provenance.code_digest(run.source),
+    'code': checkout.code_digest(run.source),
     'built': fingerprint.digest(fingerprint.describe(drawn_with)),
     'seed': request.seed,
     'sampler': request.sampler,
@@ -323,7 +325,7 @@ def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:
   changed = provenance.data_changes(record['data'], run.record['data'])
   if changed:
     raise ValueError(f'the data is not what {run.folder} was trained on: {"; ".join(changed)}')
-  run.record = record
+  run.changes, run.record = claiming.changes(record, run.record), record
   if mode == 'evaluate':
     _apply(run, request)
     run.target = run.make_target()

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from diffusion import devices, fingerprint, processes, provenance
+from diffusion import checkout, devices, fingerprint, processes, provenance
 from diffusion.evaluation.metric import MetricResult
 from diffusion.proportions import Counts
 from diffusion.reporting import encoding
@@ -88,7 +88,7 @@ def kept_judgment(run: Run, checkpoint: int, request: EvaluationSettings) -> Ite
     'checkpoint': checkpoint,
     'request': request._asdict(),
     'config': provenance.config_to_json(run.config),
-    'code': provenance.code_digest(run.source),
+    'code': checkout.code_digest(run.source),
     'built': fingerprint.describe(run.experiment),
     'data': [run.data.split.fingerprint, run.data.split.hashes],
     'versions': provenance.versions(),

@@ -1,8 +1,8 @@
 """Loading a run into Python: its weights, and its data as it was split."""
 
-import importlib.util
 import pathlib
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,18 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import conditions, devices, processes, provenance, rng
+from diffusion import conditions, devices, fingerprint, processes, provenance, rng
 from diffusion.data import pipeline
 from diffusion.data.splits import SplitData
 from diffusion.process import gaussian
 from diffusion.provenance import read_record
+from diffusion.runs import claiming
 from diffusion.runs.run import data_record, lost_best
 from diffusion.sampling import ensembles
 from diffusion.sampling.draw import make_denoiser, make_sample, stored
 from diffusion.training import state as states
 from diffusion.training import trees
 from diffusion.training.checkpoint import open_checkpoints
-from diffusion.training.experiment import Experiment, fitted, load_data
+from diffusion.training.experiment import Experiment, fitted, load_data, resolved
 from diffusion.training.manifest import INCOMPLETE, find_fault
 from diffusion.types import NULL, Condition, Denoiser
 
@@ -234,7 +235,7 @@ def recorded_experiment(
   Raises:
     ValueError: a run that was trained from Python and has no such file, or a name that is no text of the configuration.
   """
-  if not (folder / 'experiment.py').exists():
+  if record['source'] is None or not (folder / 'experiment.py').exists():
     raise ValueError(
       f'{folder} has no experiment.py, as {record["experiment"]!r} was trained from Python: build the experiment again '
       'and pass it, e.g. load(folder, experiment)'
@@ -245,13 +246,31 @@ def recorded_experiment(
     raise ValueError(
       f'{unknown[0]!r} does not say where the data of {folder} lies: its texts are {", ".join(texts) or "none"}'
     )
-  spec = importlib.util.spec_from_file_location(
-    f'experiment_of_{folder.name}', folder / 'experiment.py'
-  )
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # dataclasses look their module up by name
-  spec.loader.exec_module(module)
-  return module.build(provenance.config_from_json(module.Config(), record['config'] | dict(moved)))
+  module = _module(folder, record)
+  config = provenance.config_from_json(module.Config(), record['config'] | dict(moved))
+  made = module.build(config)
+  built = fingerprint.describe(resolved(made, record['data']['levels']))
+  changed = claiming.built_changes(record, {'fingerprint': {'built': built}})
+  if changed:
+    said = claiming.in_words(changed)
+    print(f'{folder / "experiment.py"} builds something else than was trained: {said}', flush=True)
+  return made
+
+
+def _module(folder: pathlib.Path, record: dict[str, Any]) -> types.ModuleType:
+  """The experiment file of a run, as it was written."""
+  path = folder / 'experiment.py'
+  text = path.read_bytes()
+  if claiming.source_digest(text) != record['source']:
+    raise ValueError(
+      f'{path} is not as it was written: put it back, or build the experiment and pass it, e.g. load(folder, '
+      'experiment)'
+    )
+  module = types.ModuleType(f'experiment_of_{folder.name}')
+  module.__file__ = str(path)
+  sys.modules[module.__name__] = module  # dataclasses look their module up by name
+  exec(compile(text, path, 'exec'), vars(module))
+  return module
 
 
 def _texts(record: dict[str, Any]) -> list[str]:

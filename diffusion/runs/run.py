@@ -10,10 +10,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion import checks, citations, conditions, devices, fingerprint, processes, provenance
+from diffusion import (
+  checkout,
+  checks,
+  citations,
+  conditions,
+  devices,
+  fingerprint,
+  processes,
+  provenance,
+  user_code,
+)
 from diffusion.citations import Technique
 from diffusion.data.splits import SplitData
 from diffusion.reporting import encoding, rows
+from diffusion.runs import claiming
+from diffusion.runs.claiming import AS_IT_IS, Terms
 from diffusion.sampling import draw, plan
 from diffusion.training import experiment as experiments
 from diffusion.training import gradient, program, trees
@@ -47,6 +59,9 @@ class Run:
     config: the numbers that the experiment was built from.
     source: the experiment file; or the name of one that has none, as an experiment from Python.
     folder: of the run; None where nothing is written.
+    text: of the experiment file when it started; None where it has none.
+    terms: what it may do to a run that is there.
+    changes: how it differs from that run, where that is allowed.
     used: the techniques to cite.
     record: run.json.
     target: the shapes and types of its state, NumPy arrays to restore into; None before `resume`.
@@ -57,11 +72,13 @@ class Run:
 
   def __init__(
     self, *, experiment: Experiment, data: SplitData, config: Any, source: pathlib.Path | str,
-    folder: pathlib.Path | None, used: list[Technique], record: dict[str, Any],
+    folder: pathlib.Path | None, used: list[Technique], record: dict[str, Any], text: bytes | None = None,
+    terms: Terms = AS_IT_IS,
   ):  # fmt: skip
     """Keeps what it is given; see the attributes."""
     self.experiment, self.data, self.config = experiment, data, config
     self.source, self.folder, self.used, self.record = source, folder, used, record
+    self.text, self.terms, self.changes, self._fresh = text, terms, [], record
     self.position, self.reason = Position(0, 0), ''
     self.callback_states: dict[str, CallbackState] = {
       one.name: one.init() for one in experiment.callbacks
@@ -120,14 +137,25 @@ class Run:
     Raises:
       ValueError: it holds another run. OSError: it cannot be written.
     """
-
-    def claim() -> None:
-      checks.short_enough(self.folder)
-      with provenance.locked(self.folder):
-        provenance.claim(self.folder, self.record, self.source)
-
-    processes.from_writer(claim)
+    self._fresh = self.record
+    self.changes = processes.from_writer(
+      lambda: claiming.claim(self.folder, self._fresh, self.text, self.terms)
+    )
     self.record = processes.from_folder(lambda: provenance.read_record(self.folder))
+
+  def adopt(self) -> None:
+    """Makes what it changes its own, where it is about to train with that.
+
+    Raises:
+      ValueError: its new end has passed. OSError: the folder cannot be written.
+    """
+    if not self.changes:
+      return
+    processes.from_writer(
+      lambda: claiming.adopt(self.folder, self._fresh, self.text, self.changes, self.position.step)
+    )
+    self.record = processes.from_folder(lambda: provenance.read_record(self.folder))
+    self.changes = []
 
   def first_state(self) -> TrainState:
     """The state before the first step; of several processes all succeed, or all fail with what any of them says.
@@ -322,6 +350,7 @@ def prepare(
   folder: pathlib.Path | None,
   *,
   smoke: bool = False,
+  terms: Terms = AS_IT_IS,
 ) -> Run:
   """Builds an experiment, checks it and loads its data; nothing is written.
 
@@ -333,28 +362,41 @@ def prepare(
     source: the experiment file, or the name of an experiment without one.
     folder: of the run.
     smoke: the numbers are those of a smoke run.
+    terms: what it may do to a run that is there.
 
   Raises:
     ValueError: one readable error for what does not fit together.
   """
   with processes.together('the start'):
     if folder is not None:
+      checks.short_enough(folder)
       trees.check_folder(folder)
+    text = None if isinstance(source, str) else _text(source)
     experiment = build(config)
     devices.choose_convolutions(experiment.data.side())  # before JAX starts, with the check
     experiments.check(experiment)
-    data = experiments.load_data(experiment, _recorded_classes(folder))
+    data = experiments.load_data(experiment, _recorded_classes(None if terms.restart else folder))
     experiment = experiments.resolved(experiment, data.dataset.levels)
     used, built = techniques(experiment), fingerprint.describe(experiment)
     experiment = experiments.fitted(experiment, data.units)
   processes.check_same('the data', data.split.fingerprint)
   record = _fresh_record(experiment, data, config, source, used) | {
     'smoke': smoke,
+    'source': claiming.source_digest(text),
     'fingerprint': {'digest': fingerprint.digest(built), 'built': built},
   }
   return Run(
-    experiment=experiment, data=data, config=config, source=source, folder=folder, used=used, record=record
+    experiment=experiment, data=data, config=config, source=source, folder=folder, used=used, record=record,
+    text=text, terms=terms,
   )  # fmt: skip
+
+
+def _text(source: pathlib.Path) -> bytes:
+  """The experiment file; raises ValueError where it was edited since Python read it."""
+  text = source.read_bytes()
+  if not user_code.is_running(source, text):
+    raise ValueError(f'{source} was edited while it was starting: start it again')
+  return text
 
 
 def _recorded_classes(folder: pathlib.Path | None) -> list[str]:
@@ -437,12 +479,6 @@ def _fresh_record(
   source: pathlib.Path | str,
   used: list[Technique],
 ) -> dict[str, Any]:
-  start = {
-    'time': provenance.now(),
-    'command': provenance.command(),
-    'code': provenance.code(),
-    'devices': devices.describe(),
-  }
   return {
     'format': provenance.RECORD_FORMAT,
     'experiment': source if isinstance(source, str) else source.stem,
@@ -455,8 +491,7 @@ def _fresh_record(
     'seed': experiment.seed,
     'num_steps': experiment.num_steps,
     'techniques': [technique._asdict() for technique in used],
-    'versions': provenance.versions(),
-    'starts': [start],
+    'starts': [_start(source)],
     'status': 'running',
     'reason': '',
     'step': 0,
@@ -468,4 +503,17 @@ def _fresh_record(
     'saved': None,
     'samples': [],
     'evaluations': [],
+  }
+
+
+def _start(source: pathlib.Path | str) -> dict[str, Any]:
+  """What each start is recorded with."""
+  return {
+    'time': provenance.now(),
+    'command': provenance.command(),
+    'code': checkout.code(None if isinstance(source, str) else source),
+    'versions': provenance.versions(),
+    'settings': devices.settings(),
+    'environment': devices.environment(),
+    'devices': devices.describe(),
   }

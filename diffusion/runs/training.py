@@ -113,6 +113,7 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
     restored = run.resume(host_target(lambda: first))
     check_extend(run, extend)
     if to_train(run, extend):
+      run.adopt()
       if restored is not None:
         run.say_resumed(restored.record)
       program = SingleRun(run.experiment, run.data, run.validate)
@@ -194,8 +195,10 @@ def is_extending(run: Run) -> bool:
 
 
 def check_dispatches(run: Run, extend: int) -> None:
-  """Raises ValueError for an extension that is no number of dispatches."""
+  """Raises ValueError for an extension that is no number of dispatches, or of a run that begins anew."""
   steps = run.experiment.steps_per_dispatch
+  if extend and run.terms.restart:
+    raise ValueError(f'--restart begins anew: leave --extend={extend} out')
   if extend % steps:
     raise ValueError(f'--extend must be a multiple of steps_per_dispatch = {steps}, got {extend}')
 

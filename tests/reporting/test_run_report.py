@@ -26,10 +26,10 @@ def whole(**changes):
 
 RECORD = {
   'experiment': 'digits', 'status': 'finished', 'reason': 'all 40 steps done', 'step': 40, 'wall_seconds': 1.0,
-  'data': {'name': 'digits', 'note': ''}, 'config': {'sampling_steps': 50}, 'versions': {'jax': '0.12'}, 'speed': None,
+  'data': {'name': 'digits', 'note': ''}, 'config': {'sampling_steps': 50}, 'speed': None,
   'starts': [{
     'command': ['python', '-m', 'experiments.digits', '--workdir=runs/a'], 'devices': {'kind': 'cpu'},
-    'code': {'commit': 'a' * 40, 'diff': ''},
+    'code': {'commit': 'a' * 40, 'diff': '', 'repositories': []}, 'versions': {'jax': '0.12'},
   }],
   'evaluations': [{
     'time': 'now', 'code': 'b' * 40, 'devices': {'kind': 'gpu'}, 'samples': 60, 'changed': ['guidance: 1.5 -> 3.0'],

@@ -19,6 +19,13 @@ from diffusion.reporting.tables import markdown
 from diffusion.runs import compare
 from diffusion.statistics import Interval
 
+CODE = {'commit': 'abcdef0123456789', 'diff': '', 'repositories': []}
+START = {
+  'time': '2026-01-01T00:00:00+00:00',
+  'code': CODE,
+  'versions': {'jax': '0.10.2'},
+  'devices': {'devices': 2, 'kind': 'cpu'},
+}
 RECORD = {
   'format': provenance.RECORD_FORMAT,
   'experiment': 'digits',
@@ -41,14 +48,7 @@ RECORD = {
       'qualified_name': 'd',
     }
   ],
-  'versions': {'jax': '0.10.2'},
-  'starts': [
-    {
-      'time': '2026-01-01T00:00:00+00:00',
-      'code': {'commit': 'abcdef0123456789', 'diff': ''},
-      'devices': {'devices': 2, 'kind': 'cpu'},
-    }
-  ],
+  'starts': [START],
   'status': 'finished',
   'reason': 'all 40 steps done',
   'step': 40,
@@ -244,6 +244,12 @@ def test_a_single_run_keeps_its_own_interval(folders):
     ({'step': 30, 'reason': 'diverged: ...'}, 'DIVERGED at step 30'),
     ({'smoke': True}, 'SMOKE'),
     ({'data': RECORD['data'] | {'note': 'SYNTHETIC'}}, 'SYNTHETIC'),
+    ({'starts': [START | {'changes': ['seed: 0 -> 1']}, START]}, 'CHANGED while it trained'),
+    ({'starts': [START | {'code': CODE | {'diff': '+'}}]}, 'uncommitted changes'),
+    (
+      {'starts': [START | {'code': CODE | {'repositories': [{'diff': '+'}]}}]},
+      'uncommitted changes',
+    ),
   ],
 )
 def test_what_is_odd_about_a_run_stands_in_its_row(tmp_path, changes, mark):
