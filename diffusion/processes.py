@@ -7,12 +7,14 @@ once.
 """
 
 import contextlib
+import errno
 import importlib.util
 import itertools
 import json
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -24,6 +26,7 @@ from orbax.checkpoint import multihost
 from diffusion import checks
 
 _MEET = 1800  # seconds for all to come where they must meet: loading data may take one longer than another
+_PATIENCE = 9.0  # seconds for this process to end in order
 AGAIN = 'start all processes again with the same command, the run goes on from the last checkpoint'
 
 
@@ -173,7 +176,7 @@ def barrier(name: str, seconds: float = _MEET) -> None:
     if not late:
       raise
     raise ValueError(
-      f'process {" and ".join(late)} of {jax.process_count()} did not come to {name!r} within {seconds:g} s'
+      f'process {" and ".join(late)} of {jax.process_count()} did not come to {name!r} within {seconds:g} s: {AGAIN}'
     ) from None
 
 
@@ -300,21 +303,32 @@ def lost(error: Exception) -> NoReturn:
     error: what the collective raised; it does not say which process is gone.
   """
   failed = f'a step of {jax.process_count()} processes failed, as it does where one is gone'
-  print(f'error: {failed}: {one_line(error)}; {AGAIN}', file=sys.stderr)
+  print(f'error: {failed}: {one_line(error)[:300]}; {AGAIN}', file=sys.stderr)
   leave(1)
 
 
 def leave(status: int) -> NoReturn:
   """Ends this process; of several at once: an orderly exit would wait for the others, who may be anywhere.
 
+  One alone ends in order, unless what Python would wait for, as a thread that a failed save left, takes longer than
+  `_PATIENCE`.
+
   Raises:
     SystemExit: where the process is the only one.
   """
   if joined():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    _end(status)
+  late = threading.Timer(_PATIENCE, _end, [status])
+  late.daemon = True
+  late.start()
   raise SystemExit(status)
+
+
+def _end(status: int) -> NoReturn:
+  """Ends this process where it stands."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def finish(status: int) -> int:
@@ -326,6 +340,18 @@ def finish(status: int) -> int:
 
 
 def one_line(error: Exception) -> str:
-  """The message of bad input, or an error's name and message, without line breaks."""
+  """The message of bad input, or an error's name and message, without line breaks; of a disk, with what to do."""
   text = ' '.join(str(error).split())
-  return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
+  if isinstance(error, ValueError):
+    return text
+  number, name = getattr(error, 'errno', None), getattr(error, 'filename', None)
+  if number == errno.ENAMETOOLONG and name:
+    start = os.fsdecode(name)[:60]
+    return (
+      f'a path is too long, of {len(name)} characters, {start!r} and so on: choose a shorter one'
+    )
+  if number in (errno.ENOSPC, errno.EDQUOT):
+    places = f'the workdir, {os.environ.get("TMPDIR", "/tmp")} (TMPDIR) or the output'
+    text += ': make room there' if name else f': make room on the disk of {places}'
+    text += ', then the same command goes on from what is saved'
+  return f'{type(error).__name__}: {text}'

@@ -403,7 +403,8 @@ def format_interval(interval: Interval, digits: int = 2) -> str:
 
   Returns:
     For example `0.34 [0.25, 0.43]`; `0.34 (all equal)` where both bounds are the estimate: what did not vary among a
-    few values has no interval, and a width of 0 would say that it is known.
+    few values has no interval, and a width of 0 would say that it is known. `0.45 [0.0083, 25]` where all three are
+    positive and these decimals would make the estimate 0, as of a ratio over orders of magnitude.
 
   Raises:
     ValueError: for digits < 1.
@@ -422,6 +423,8 @@ def format_interval(interval: Interval, digits: int = 2) -> str:
     estimate, low, high = (f'{value:.{places}e}' for value in interval)
   else:
     estimate, low, high = (f'{value:.{max(decimals, 0)}f}' for value in interval)
+    if interval.low > 0 and float(estimate) == 0:
+      estimate, low, high = (f'{value:.{digits}g}' for value in interval)
   return f'{estimate} [{low}, {high}]'
 
 

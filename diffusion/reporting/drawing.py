@@ -1,7 +1,6 @@
 """What the pictures share: figures without global state, their look, a canvas of whole pixels."""
 
 import contextlib
-import io
 import os
 import pathlib
 import sys
@@ -92,9 +91,9 @@ def save_figure(
   path = pathlib.Path(path)
   if title:
     figure.suptitle(title, fontsize=12, color=INK)
-  drawn = io.BytesIO()
-  figure.savefig(drawn, format=path.suffix[1:], dpi=dpi)
-  encoding.write(path, drawn.getvalue())
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with encoding.naming(path), encoding.replacing(path) as file:
+    figure.savefig(file, format=path.suffix[1:] or 'png', dpi=dpi)
   return path
 
 

@@ -7,11 +7,13 @@ as numbers, so that text which reads as one of them is refused.
 import contextlib
 import errno
 import fcntl
+import itertools
 import math
 import os
 import pathlib
+import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
@@ -87,10 +89,21 @@ def replace(path: pathlib.Path, content: bytes) -> None:
   Raises:
     OSError: where it cannot be written; the old file is then as it was.
   """
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  with replacing(path) as file:
+    file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+  """Within the block, a file to write, which takes the place of `path` at its end; see `replace`.
+
+  Raises:
+    OSError: where it cannot be written; the old file is then as it was, as after any other error of the block.
+  """
+  temporary = path.with_name(f'.{path.name}.{platform.node()}.{os.getpid()}.tmp')
   try:
     with temporary.open('wb') as file:
-      file.write(content)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -113,6 +126,22 @@ def write(path: pathlib.Path, content: bytes) -> None:
   with naming(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     replace(path, content)
+
+
+def aside(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """A path in the folder's `damaged/`, which is made, that nothing has: the name, or name_1, name_2, ...
+
+  What was set aside before is never overwritten; where something else has the name `damaged`, it is damaged_1, ...
+  """
+  grave = _first(folder / 'damaged', lambda path: path.is_dir() or not os.path.lexists(path))
+  grave.mkdir(exist_ok=True)
+  return _first(grave / name, lambda path: not os.path.lexists(path))
+
+
+def _first(path: pathlib.Path, is_free: Callable[[pathlib.Path], bool]) -> pathlib.Path:
+  """The path, or the first of path_1, path_2, ... that is free."""
+  numbered = (path.with_stem(f'{path.stem}_{number}') for number in itertools.count(1))
+  return next(filter(is_free, itertools.chain([path], numbered)))
 
 
 def sync(path: pathlib.Path) -> None:

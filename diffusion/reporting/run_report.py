@@ -63,6 +63,7 @@ def write_report(
       'starts': len(record['starts']),
     }}
     | _resharded(record['starts'])
+    | _missed(record['starts'])
     | _changed(record['starts']),
     techniques=techniques,
     bibtex=bibtex,
@@ -126,6 +127,17 @@ def _resharded(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   changes = [one['resharded'] for one in starts if 'resharded' in one]
   said = '; '.join(f'step {one["step"]}: {one["from"]} to {one["to"]} devices' for one in changes)
   return {'resharded': said} if said else {}
+
+
+def _missed(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """What starts found that was not as it was saved, with their numbers, if they did."""
+  names = {'lost': 'checkpoints', 'rows': 'metrics.jsonl'}
+  return {
+    f'start {number}, {name}': start[key]
+    for number, start in enumerate(starts, start=1)
+    for key, name in names.items()
+    if key in start
+  }
 
 
 def markdown_report(

@@ -109,6 +109,8 @@ def _marks(record: Mapping[str, Any]) -> tuple[str, ...]:
     marks.append(f'DIVERGED at step {record["step"]}')
   elif record['step'] < record['num_steps']:
     marks.append(f'stopped early at step {record["step"]} of {record["num_steps"]}')
+  if 'lost best step' in results:
+    marks.append(f'the best checkpoint, of step {results["lost best step"]}, is lost')
   for name, text in (('skipped steps', 'steps skipped'), ('rollbacks', 'rollbacks')):
     if name in results and results[name]:
       marks.append(f'{results[name]} {text}')

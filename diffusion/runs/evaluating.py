@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import math
+import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,14 +23,13 @@ from diffusion.evaluation.metric import (
   told,
 )
 from diffusion.provenance import read_record
-from diffusion.reporting import encoding, pace, tables
-from diffusion.reporting.rows import read_json_lines
+from diffusion.reporting import encoding, pace, rows, tables
 from diffusion.reporting.run_report import drawn_in_words
 from diffusion.runs import claiming
 from diffusion.runs.attempts import attempt, findings_of
-from diffusion.runs.judged import open_judged
+from diffusion.runs.judged import Judged, kept_judgment
 from diffusion.runs.loading import load
-from diffusion.runs.run import Run, restore
+from diffusion.runs.run import Run, lost_best, restore
 from diffusion.runs.samples import drawn, picture
 from diffusion.runs.showing import (
   Shown,
@@ -39,10 +40,11 @@ from diffusion.runs.showing import (
 )
 from diffusion.sampling.draw import picture_labels
 from diffusion.training import state as states
-from diffusion.training.checkpoint import Restored, open_checkpoints
+from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoints
 from diffusion.training.experiment import (
   AS_THE_RUN,
   EvaluationSettings,
+  Experiment,
   evaluated_average,
   evaluation_plan,
   evaluations_of_a_sample,
@@ -64,12 +66,24 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   Raises:
     ValueError: no checkpoint.
   """
-  experiment = run.experiment
   checkpoints = open_checkpoints(run.folder / 'checkpoints', read_only=True)
   best = restore(checkpoints, run.target, 'best')
   if best is None:
     raise ValueError(f'no checkpoint in {run.folder}: train first')
-  judged = open_judged(run, best.number, request)
+  with kept_judgment(run, best.number, request) as judged:
+    _judge(run, checkpoints, best, judged, request, again)
+
+
+def _judge(
+  run: Run,
+  checkpoints: Checkpoints,
+  best: Restored,
+  judged: Judged,
+  request: EvaluationSettings,
+  again: bool,
+) -> None:
+  """As `evaluate_best`, of the best of the checkpoints, part by part."""
+  experiment = run.experiment
   begin, metrics = time.perf_counter(), [name_of(metric) for metric in experiment.metrics]
   parts = ['losses', 'samples', *metrics, 'pictures and report']
   following = pace.stages(parts, 'evaluation', shown=processes.is_writer())
@@ -77,9 +91,8 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   weights = states.weights(experiment, devices.replicate(best.state))
   row = judged.value('validation', lambda: run.validate(weights))
   step = best.record['step']
-  average = evaluated_average(experiment) or 'as trained'
-  meaning = f'of the lowest held-out loss; all below is of its weights: {average}'
-  findings = [MetricResult('best step', step, meaning, unit='steps')]
+  lost = lost_best(run.record, best)
+  findings = _what_is_judged(experiment, best, lost)
   findings += judged.findings('losses', lambda: _loss_findings(run, weights, row))
   following()
   inputs, failed = attempt('samples', lambda: _inputs(run, weights, best, request))
@@ -89,15 +102,16 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
     part, measure = f'{name_of(metric)}#{number}', functools.partial(metric.measure, inputs)
     findings += judged.findings(part, measure)
   following()
-  rows = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
-  findings += findings_of('stability', lambda: _findings_of_the_run(run, best, rows))
-  states_of_callbacks = checkpoints.last_record()['callbacks']
-  findings += findings_of('callbacks', lambda: _callback_findings(run, states_of_callbacks))
+  number, records = checkpoints.steps()[-1][0], checkpoints.records()
+  logged, differing = processes.from_folder(lambda: _logged(run, records, number))
+  findings += differing
+  findings += findings_of('stability', lambda: _findings_of_the_run(run, best, logged))
+  findings += findings_of('callbacks', lambda: _callback_findings(run, records[-1]['callbacks']))
   samples = None if inputs is None else inputs.samples
   nearest, failed = attempt('nearest training images', lambda: nearest_images(run, inputs))
   findings += failed
   sampling = sampling_record(experiment, run.data.dataset.x.shape[1:], step, request.seed)
-  shown = Shown(samples=samples, nearest=nearest, rows=rows, sampling=sampling)
+  shown = Shown(samples=samples, nearest=nearest, rows=logged, sampling=sampling)
   evaluation = {
     'time': provenance.now(),
     'command': provenance.command(),
@@ -109,20 +123,32 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
     'samples': 0 if samples is None else len(samples),
     'sampling': sampling,
     'seconds': time.perf_counter() - begin,
+    'lost_best': lost,
   }
+  state = best.state
+  speed = {} if again else {'speed': attempt('speed', lambda: _speed(run, state, logged))[0]}
   with _in_turn(run):
     suffix = f'_evaluation{len(run.record["evaluations"])}' if again else ''
     findings += draw_pictures(run, run.folder, shown, suffix)
-    known = _told(run, evaluation, findings, None if again else best.state)
+    known = _told(run, evaluation, findings, again) | speed
     if processes.is_writer():
       record = run.record | known | {'config': provenance.config_to_json(run.config)}
       path = write_run_report(run, run.folder, record, findings, row, suffix)
-      print(
-        tables.markdown(['quantity', 'value', 'reading'], [line[:3] for line in told(findings)])
-      )
-      print(f'report: {path}', flush=True)
+      _say(path, findings, step, lost)
     run.note(**known)  # at last: a run with results is complete
-  judged.close()
+
+
+def _say(
+  path: pathlib.Path, findings: Sequence[MetricResult], step: int, lost: Mapping[str, Any] | None
+) -> None:
+  """Prints the results, where the report is, and which step was judged where the best checkpoint is lost."""
+  print(tables.markdown(['quantity', 'value', 'reading'], [row[:3] for row in told(findings)]))
+  of = (
+    f'; the best checkpoint, of step {lost["step"]}, is lost: judged was step {step}'
+    if lost
+    else ''
+  )
+  print(f'report: {path}{of}', flush=True)
 
 
 @contextlib.contextmanager
@@ -137,7 +163,7 @@ def _in_turn(run: Run) -> Iterator[None]:
 
 
 def _told(
-  run: Run, evaluation: Mapping[str, Any], findings: Sequence[MetricResult], own: Any | None
+  run: Run, evaluation: Mapping[str, Any], findings: Sequence[MetricResult], again: bool
 ) -> dict[str, Any]:
   """What an evaluation changes in the record.
 
@@ -145,7 +171,7 @@ def _told(
     run: that is evaluated.
     evaluation: how it was made.
     findings: what it found.
-    own: the state that was judged, where this is the run's own judgment and not another one.
+    again: it is another judgment than the run's own.
   """
   evaluation = {
     **evaluation,
@@ -154,10 +180,50 @@ def _told(
     'readings': {finding.name: [finding.unit, finding.better] for finding in findings},
   }
   known = {'evaluations': [*run.record['evaluations'], evaluation]}
-  if own is not None:
+  if not again:
     known |= {name: evaluation[name] for name in ('results', 'readings')}
-    known |= {'speed': _speed(run, own)}
   return known
+
+
+def _what_is_judged(
+  experiment: Experiment, best: Restored, lost: Mapping[str, Any] | None
+) -> list[MetricResult]:
+  """The step that is judged; before it the one that should be, where that checkpoint is lost.
+
+  Args:
+    experiment: of the run.
+    best: the best checkpoint there is.
+    lost: what `lost_best` says.
+  """
+  judged = evaluated_average(experiment) or 'as trained'
+  of = f'of the lowest held-out loss{" of those left" if lost else ""}'
+  meaning = f'{of}; all below is of its weights: {judged}'
+  step = MetricResult('best step', best.record['step'], meaning, unit='steps')
+  if not lost:
+    return [step]
+  why = f'of checkpoint {lost["number"]}, lost or damaged, whose loss {lost["metric"]:.6g} was the lowest'
+  why += f'; that of the best step is {best.metric:.6g}'
+  return [MetricResult('lost best step', lost['step'], why, unit='steps'), step]
+
+
+def _logged(
+  run: Run, records: Sequence[Mapping[str, Any]], until: int
+) -> tuple[list[dict[str, Any]], list[MetricResult]]:
+  """The logged rows, and the line of the report that says so where they are not those that were written.
+
+  Args:
+    run: whose they are.
+    records: of its checkpoints.
+    until: the number of the last one.
+  """
+  path = run.folder / 'metrics.jsonl'
+  written = [one['rows'] for one in records]
+  found, differing = rows.salvaged(path, 'cursor'), rows.differing(path, written, until, 'cursor')
+  if differing:
+    print(f'{path.name} is not as it was written ({differing})', flush=True)
+  name = f'{path.name} is not as it was written'
+  said = [MetricResult(name=name, value=math.nan, meaning=differing)] if differing else []
+  return [row for _, row in found], said
 
 
 def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings) -> MetricInputs:
@@ -295,12 +361,15 @@ def _apply(run: Run, request: EvaluationSettings) -> None:
   run.experiment = experiment
 
 
-def _speed(run: Run, state: Any) -> dict[str, float | int | None] | None:
+def _speed(
+  run: Run, state: Any, logged: Sequence[Mapping[str, Any]]
+) -> dict[str, float | int | None] | None:
   """What run.json says of the speed: the median of the logged rows, and what it comes to.
 
   Args:
     run: that has been trained.
     state: its shapes.
+    logged: its rows.
 
   Returns:
     images_per_second: median over the logged rows of all starts, validation and saving included where they fell.
@@ -310,7 +379,6 @@ def _speed(run: Run, state: Any) -> dict[str, float | int | None] | None:
     peak_memory: bytes when training ended, see `devices.peak_memory`; None where it was killed at its very end.
     None for a member of a population, whose steps are not its own.
   """
-  logged = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
   rates = [
     row['timing']['images_per_second'] for row in logged if 'images_per_second' in row['timing']
   ]

@@ -3,12 +3,13 @@
 `judging_<what it depends on>.jsonl` in the run's folder has a line a part, with its hash, until the evaluation is done.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from diffusion import checkout, devices, fingerprint, processes, provenance
@@ -22,7 +23,7 @@ from diffusion.training.experiment import EvaluationSettings
 
 
 class Judged:
-  """The parts of an evaluation that have been judged; `open_judged` makes it."""
+  """The parts of an evaluation that have been judged; `kept_judgment` makes it."""
 
   def __init__(self, parts: dict[str, Any], path: pathlib.Path, file: IO[bytes] | None):
     """Keeps what it is given.
@@ -61,12 +62,6 @@ class Judged:
     found, failed = attempt(name, lambda: self.value(part, lambda: list(map(_to_json, make()))))
     return failed if found is None else list(map(_from_json, found))
 
-  def close(self) -> None:
-    """Ends an evaluation that is done: nothing is left to go on with."""
-    if self._file is not None:
-      self._path.unlink(missing_ok=True)
-      self._file.close()
-
   def _write(self, line: bytes) -> None:
     if self._file is not None:
       with encoding.naming(self._path):
@@ -75,8 +70,11 @@ class Judged:
         os.fsync(self._file.fileno())
 
 
-def open_judged(run: Run, checkpoint: int, request: EvaluationSettings) -> Judged:
-  """What is known of an evaluation, and says so; one that is made at the same time has a file of its own.
+@contextlib.contextmanager
+def kept_judgment(run: Run, checkpoint: int, request: EvaluationSettings) -> Iterator[Judged]:
+  """What is known of an evaluation, and says so, for a block that makes it; nothing is kept once it is through.
+
+  One that is made at the same time has a file of its own.
 
   Args:
     run: as it is evaluated.
@@ -106,7 +104,13 @@ def open_judged(run: Run, checkpoint: int, request: EvaluationSettings) -> Judge
   if parts:
     told = ', '.join(part.partition('#')[0] for part in parts)
     print(f'judged by a start that was ended, and not again: {told}', flush=True)
-  return Judged(parts, *(opened[0] if opened else (run.folder, None)))
+  if not opened:
+    yield Judged(parts, run.folder, None)
+    return
+  path, file = opened[0]
+  with file:
+    yield Judged(parts, path, file)
+    path.unlink(missing_ok=True)
 
 
 def _take(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, IO[bytes]]:

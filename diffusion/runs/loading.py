@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from diffusion import checkout, conditions, devices, fingerprint, processes, provenance, rng
 from diffusion.data import pipeline
@@ -18,12 +17,14 @@ from diffusion.data.splits import SplitData
 from diffusion.process import gaussian
 from diffusion.provenance import read_record
 from diffusion.runs import claiming
-from diffusion.runs.run import data_record
+from diffusion.runs.run import data_record, lost_best
 from diffusion.sampling import ensembles
 from diffusion.sampling.draw import make_denoiser, make_sample, stored
 from diffusion.training import state as states
+from diffusion.training import trees
 from diffusion.training.checkpoint import open_checkpoints
 from diffusion.training.experiment import Experiment, fitted, load_data, resolved
+from diffusion.training.manifest import INCOMPLETE, find_fault
 from diffusion.types import NULL, Condition, Denoiser
 
 
@@ -127,6 +128,10 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Tr
   best = open_checkpoints(folder / 'checkpoints', read_only=True).restore(target, 'best')
   if best is None:
     raise ValueError(f'no checkpoint in {folder}: train first')
+  lost = lost_best(record, best)
+  if lost:
+    said = f'the best checkpoint, of step {lost["step"]}, is lost or damaged'
+    print(f'{folder}: {said}: loaded is step {best.record["step"]}', flush=True)
   return Trained(
     experiment=experiment,
     step=best.record['step'],
@@ -201,13 +206,20 @@ def load_snapshots(folder: str | pathlib.Path) -> dict[int, dict[str, Any]]:
   """The averages that `callbacks.snapshots` kept: step -> name -> parameters, steps ascending.
 
   Raises:
-    ValueError: a folder without snapshots.
+    ValueError: a folder without snapshots, or one that is not as it was saved.
   """
   root = pathlib.Path(folder).expanduser().absolute() / 'snapshots'
-  paths = sorted(p for p in root.glob('step_*') if p.name[5:].isdecimal())  # a kill leaves others
+  names = {path.name.removesuffix('.sha256') for path in root.glob('step_*')}
+  faults = {name: find_fault(root / name) for name in sorted(names) if name[5:].isdecimal()}
+  for name, fault in faults.items():
+    if fault == INCOMPLETE:  # as a kill leaves it
+      print(f'snapshot {name} is left out: {fault}', flush=True)
+    elif fault:
+      raise ValueError(f'{root / name} is damaged ({fault}): put a copy back, or remove it')
+  paths = [root / name for name, fault in faults.items() if not fault]
   if not paths:
     raise ValueError(f'no snapshots in {root}: give the run callbacks.snapshots(every)')
-  return {int(path.name.removeprefix('step_')): ocp.load(path) for path in paths}
+  return {int(path.name.removeprefix('step_')): trees.load(path) for path in paths}
 
 
 def recorded_experiment(

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from diffusion import (
   checkout,
+  checks,
   citations,
   conditions,
   devices,
@@ -21,12 +23,12 @@ from diffusion import (
 )
 from diffusion.citations import Technique
 from diffusion.data.splits import SplitData
-from diffusion.reporting import rows
+from diffusion.reporting import encoding, rows
 from diffusion.runs import claiming
 from diffusion.runs.claiming import AS_IT_IS, Terms
 from diffusion.sampling import draw, plan
 from diffusion.training import experiment as experiments
-from diffusion.training import gradient, program
+from diffusion.training import gradient, program, trees
 from diffusion.training.callbacks import CallbackState
 from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoints
 from diffusion.training.experiment import Experiment
@@ -85,6 +87,7 @@ class Run:
     self.kept: dict[str, Any] = {}
     self._checkpoints: Checkpoints | None = None
     self._rows = rows.chain()
+    self._written = [rows.NOTHING]  # what checkpoints know of the rows, up to where it stands
 
   @property
   def status(self) -> str:
@@ -179,12 +182,13 @@ class Run:
       What was saved there; None where nothing was.
 
     Raises:
-      ValueError: another process has the folder, or no checkpoint can be read.
+      ValueError: another process has the folder, or checkpoints are gone and none can be read.
     """
     self.target = target
     self._checkpoints = open_checkpoints(self.folder / 'checkpoints')
     try:
       found = restore(self._checkpoints, target, 'latest')
+      self._check_saved(found)
     except BaseException:
       self.close()
       raise
@@ -192,20 +196,66 @@ class Run:
       self.position = Position(found.record['step'], found.number)
       self.callback_states |= found.record['callbacks']
       self.reason = found.record['reason'] or ''
+      self._written = [one['rows'] for one in self._checkpoints.records()]
     return found
+
+  def _check_saved(self, found: Restored | None) -> None:
+    """Raises ValueError if checkpoints were saved and none was found; says so if the newest is gone."""
+    saved = self.record['saved']
+    if found is None and saved is not None:
+      raise processes.Agreed(
+        f'{self.folder} was saved at step {saved["step"]}, and none of its checkpoints is there: put them back, choose '
+        'another --workdir, or give --restart, which sets aside what is there and begins anew'
+      )
+    if found is None:
+      return
+    if saved is None or saved['number'] < found.number:  # a kill came before it was noted
+      self._note_saved(found.number, found.record['step'], found.metric)
+    elif saved['number'] > found.number:
+      gone = f'checkpoint {saved["number"]}, the newest, of step {saved["step"]}, is gone'
+      self.tell('lost', f'{gone}: going on from step {found.record["step"]}')
+
+  def _note_saved(self, number: int, step: int, metric: float) -> None:
+    """Notes which checkpoint is the newest that counts, and which had the lowest metric, be it there or not."""
+    this = {'number': number, 'step': step, 'metric': metric}
+    saved = self.record['saved']
+    best = this if saved is None else min(this, saved['best'], key=_rank)
+    self.note(saved={'number': number, 'step': step, 'best': best})
+
+  def tell(self, about: str, said: str) -> None:
+    """Says something about this start, and notes it there in its record."""
+    print(said, flush=True)
+    *before, start = self.record['starts']
+    self.note(starts=[*before, start | {about: said}])
 
   def open_rows(self, *shown: rows.Sink) -> None:
     """Opens the files of rows where the run stands: what they hold beyond it is of a start that was killed.
 
     Rows are written to `shown` as well, on the process that writes.
     """
+    path = self.folder / 'metrics.jsonl'
     if processes.is_writer():
+      differing = rows.differing(path, self._written, self.position.batches_seen, 'cursor')
+      if differing:
+        self._mend_rows(path, differing)
       # The file first: it alone is flushed row by row, and its error names it.
       self._rows = rows.chain(
-        rows.json_lines(self.folder / 'metrics.jsonl', self.position.batches_seen, key='cursor'),
+        rows.json_lines(path, self.position.batches_seen, key='cursor'),
         rows.tensorboard(self.folder / 'events', self.position.step),
         *shown,
       )
+
+  def _mend_rows(self, path: pathlib.Path, differing: str) -> None:
+    """Says how the rows differ from those that were written, keeps them so, and goes on with what is left of them."""
+    kept = ''
+    if path.exists():
+      copy = encoding.aside(self.folder, path.name)
+      shutil.copyfile(path, copy)
+      encoding.replace(path, b''.join(line for line, _ in rows.salvaged(copy, 'cursor')))
+      kept = f', kept as {copy.relative_to(self.folder)}'
+    self.tell(
+      'rows', f'{path.name} is not as it was written ({differing}){kept}: going on with the rest'
+    )
 
   def write(self, row: Mapping[str, Any], timing: Mapping[str, float]) -> None:
     """Writes a row of metrics."""
@@ -227,10 +277,17 @@ class Run:
       'callbacks': self.callback_states,
       'reason': self.reason or None,
       'devices': devices.describe()['devices'],
+      'rows': self._rows.written(),
     }
-    host = devices.to_host(replicated)
+    number, step = self.position.batches_seen, self.position.step
     self._checkpoints.save(
-      self.position.batches_seen, host, record, metric, before=self._rows.sync, guarded=guarded
+      number,
+      devices.to_host(replicated),
+      record,
+      metric,
+      before=self._rows.sync,
+      after=lambda counted: self._note_saved(number, step, counted),
+      guarded=guarded,
     )
 
   def go_back(self, steps: int) -> TrainState | None:
@@ -311,6 +368,9 @@ def prepare(
     ValueError: one readable error for what does not fit together.
   """
   with processes.together('the start'):
+    if folder is not None:
+      checks.short_enough(folder)
+      trees.check_folder(folder)
     text = None if isinstance(source, str) else _text(source)
     experiment = build(config)
     devices.choose_convolutions(experiment.data.side())  # before JAX starts, with the check
@@ -375,6 +435,18 @@ def restore(checkpoints: Checkpoints, target: Any, which: str) -> Restored | Non
   return restored
 
 
+def _rank(saved: Mapping[str, Any]) -> tuple[float, int]:
+  """By which the best of what was saved comes first: of equal ones the newest, as `Checkpoints` has it."""
+  return saved['metric'], -saved['number']
+
+
+def lost_best(record: Mapping[str, Any], judged: Restored) -> dict[str, Any] | None:
+  """What the record of a run knows of its best checkpoint, where another one was restored for it; else None."""
+  saved = record['saved']
+  there = {'number': judged.number, 'metric': judged.metric}
+  return saved['best'] if saved is not None and _rank(saved['best']) < _rank(there) else None
+
+
 def data_record(data: SplitData) -> dict[str, Any]:
   """What run.json says of the data: names, shapes, sizes, fingerprints."""
   dataset = data.dataset
@@ -428,6 +500,7 @@ def _fresh_record(
     'results': None,
     'speed': None,
     'peak_memory': None,
+    'saved': None,
     'samples': [],
     'evaluations': [],
   }
