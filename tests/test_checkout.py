@@ -13,6 +13,7 @@ import types
 import pytest
 
 from diffusion import checkout
+from diffusion.user_code import in_a_library
 
 ROOT = pathlib.Path(__file__).parents[1]
 KEY = secrets.token_hex()
@@ -55,8 +56,8 @@ def package(tmp_path, monkeypatch):
 
   monkeypatch.setattr(sys, 'modules', dict(sys.modules) | {'__main__': types.ModuleType('main')})
   files = {name: str(getattr(one, '__file__', '')) for name, one in sys.modules.items()}
-  for name in [name for name, file in files.items() if file.startswith(str(ROOT))]:
-    del sys.modules[name]
+  for name in [name for name, file in files.items() if not in_a_library(file)]:
+    del sys.modules[name]  # from this copy
   return put
 
 
