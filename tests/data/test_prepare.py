@@ -18,7 +18,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from diffusion.data import prepare, raw
+from diffusion.data import prepare, raw, records, sources
 
 tfds = pytest.importorskip('tensorflow_datasets')
 
@@ -360,6 +360,30 @@ def test_an_archive_that_grows_beyond_any_official_one_is_refused(tmp_path):
       file.write(bytes(2**24))
   with pytest.raises(prepare.PrepareError, match='more than 268435456 bytes once unpacked'):
     prepare.prepare('cifar10', tmp_path / 'out', path, allow_partial=True)
+
+
+def test_a_flipped_bit_of_a_prepared_set_changes_nothing_or_is_one_line_that_names_it(tmp_path):
+  write_mnist(tmp_path / 'raw')
+  folder = prepare.prepare('mnist', tmp_path, tmp_path / 'raw', allow_partial=True)
+
+  def load():
+    records._open.cache_clear()
+    data = sources.tfds('mnist', str(tmp_path)).load()
+    return [data.x, data.label, *data.test]
+
+  intact, noticed = load(), set()
+  for path in folder.iterdir():
+    whole = path.read_bytes()
+    for content in flips(path, 15):
+      path.write_bytes(content)
+      try:
+        assert all(map(np.array_equal, load(), intact))
+      except ValueError as error:
+        assert str(tmp_path) in str(error)
+        assert '\n' not in str(error)
+        noticed.add(path.name.split('.array_record')[0])
+    path.write_bytes(whole)
+  assert {'features.json', 'mnist-train'} <= noticed
 
 
 def test_missing_raw_file_names_the_official_ones(tmp_path):
