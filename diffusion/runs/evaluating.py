@@ -40,6 +40,7 @@ from diffusion.training.checkpoint import Restored, open_checkpoints
 from diffusion.training.experiment import (
   AS_THE_RUN,
   EvaluationSettings,
+  check_guidance,
   evaluated_average,
   evaluation_plan,
   evaluations_of_a_sample,
@@ -214,12 +215,13 @@ def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:
     request: what to do differently.
 
   Raises:
-    ValueError: other data than the run's, no run, or no checkpoint.
+    ValueError: other data than the run's, guidance that it has not learned, no run, or no checkpoint.
   """
   record = processes.from_folder(lambda: read_record(run.folder))
   changed = provenance.data_changes(record['data'], run.record['data'])
   if changed:
     raise ValueError(f'the data is not what {run.folder} was trained on: {"; ".join(changed)}')
+  check_guidance(run.experiment, record['null_learned'])
   run.record = record
   if mode == 'evaluate':
     _apply(run, request)

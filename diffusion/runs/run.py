@@ -279,6 +279,7 @@ def prepare(
   processes.check_same('the data', data.split.fingerprint)
   record = _fresh_record(experiment, data, config, source, used) | {
     'smoke': smoke,
+    'null_learned': experiments.null_is_learned(experiment, data),
     'fingerprint': {'digest': fingerprint.digest(built), 'built': built},
   }
   return Run(

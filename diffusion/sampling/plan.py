@@ -158,7 +158,10 @@ def check(sampling: Sampling, diffusion: Diffusion, conditional: bool) -> None:
   checks.integer('grid_rows (samples of each class in a picture)', sampling.grid_rows)
   checks.at_least('guidance', sampling.guidance, 0)
   if sampling.guidance != 1 and not conditional:
-    raise ValueError(f'guidance of an unconditional network must be 1, got {sampling.guidance}')
+    raise ValueError(
+      f'guidance of an unconditional network must be 1, got {sampling.guidance}: leave it out, or train on labels, '
+      'with num_classes of the network and augment.label_dropout'
+    )
   _, planned = rehearsed(sampling, diffusion)
   samplers.check_grid(planned.grid[:-1] if len(planned.grid) > 2 else planned.grid)
 
