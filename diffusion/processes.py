@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from diffusion import checks
+from diffusion.naming import printable
 
 _MEET = 1800  # seconds for all to come where they must meet: loading data may take one longer than another
 AGAIN = 'start all processes again with the same command, the run goes on from the last checkpoint'
@@ -335,8 +336,8 @@ def finish(status: int) -> int:
 
 
 def one_line(error: Exception) -> str:
-  """The message of bad input, or an error's name and message, without line breaks."""
-  text = ' '.join(str(error).split())
+  """The message of bad input, or an error's name and message, without line breaks and what a terminal would obey."""
+  text = printable(' '.join(str(error).split()))
   return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
 
 

@@ -17,8 +17,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from diffusion.data import raw
-from diffusion.data.raw import PrepareError
+from diffusion.data import archives, raw
+from diffusion.data.archives import PrepareError
 from diffusion.reporting import pace
 
 _CONNECTION_PATIENCE = 5  # seconds to connect, and again for the first bytes
@@ -68,7 +68,7 @@ def prepare(
       files = _download(name, spec, data_dir / 'downloads')
     else:
       files = raw.find(pathlib.Path(source).expanduser(), spec)
-    raw.verify(files, checksums(name), allow_partial or allow_unverified)
+    archives.verify(files, checksums(name), allow_partial or allow_unverified)
     splits = raw.read(files, source or data_dir, spec)
     for split, content in splits.items():
       raw.validate(split, content, spec, allow_partial)

@@ -3,20 +3,18 @@
 Everything that a file could hide is looked for here, so that damage is named with its file before a byte is written.
 """
 
-import gzip
-import hashlib
-import io
 import math
 import os
 import pathlib
 import sys
-import tarfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Num, UInt8
+
+from diffusion.data import archives
+from diffusion.data.archives import PrepareError, RawFile, damaged
 
 FilePath = str | os.PathLike[str]
 _IDX_DTYPES = {0x08: '>u1', 0x09: '>i1', 0x0B: '>i2', 0x0C: '>i4', 0x0D: '>f4', 0x0E: '>f8'}
@@ -24,19 +22,6 @@ _NUM_CLASSES = 10
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 _CIFAR_FOLDER = 'cifar-10-batches-bin'
 _CIFAR_LABEL_FILE = 'batches.meta.txt'
-_LARGEST = 2**28  # bytes of a file once unpacked; CIFAR-10's archive has 184 million
-_MEMBERS = 32  # of an archive; CIFAR-10's has 9
-
-
-class PrepareError(ValueError):
-  """Arguments, raw files or network do not allow a preparation; one line with the remedy."""
-
-
-class RawFile(NamedTuple):
-  """One raw file, unpacked."""
-
-  where: str  # for messages
-  data: bytes
 
 
 class RawSplit(NamedTuple):
@@ -81,43 +66,6 @@ def find(source: pathlib.Path, spec: Spec) -> dict[pathlib.Path, str]:
   return {path: path.name for path in paths if path.is_file()}
 
 
-def verify(
-  files: Mapping[pathlib.Path, str], registered: Mapping[str, tuple[int, str]], allow: bool
-) -> None:
-  """Whether raw files are the official ones to the bit.
-
-  Args:
-    files: path -> official name of each, as `find` returns them.
-    registered: official name -> (size in bytes, SHA-256) of the packed files, as TFDS ships them.
-    allow: take other files as well, and say so.
-
-  Raises:
-    PrepareError: one is not, or nothing is known of it, as of a file that was unpacked.
-  """
-  faults = {path: _difference(path, registered.get(name)) for path, name in files.items()}
-  said = [f'{path} {fault}' for path, fault in faults.items() if fault]
-  if said and not allow:
-    packed = ', '.join(registered)
-    raise PrepareError(
-      f'{said[0]}: get the official {packed} again, or take it as it is with --allow_unverified'
-    )
-  if said:
-    print(f'NOT VERIFIED: {"; ".join(said)}', file=sys.stderr, flush=True)
-
-
-def _difference(path: pathlib.Path, official: tuple[int, str] | None) -> str:
-  """In what a file is not the official one; '' where it is."""
-  if official is None:
-    return 'is no archive whose checksum TFDS knows'
-  size, sha256 = official
-  found = path.stat().st_size
-  if found != size:
-    return f'has {found} bytes, officially {size}'
-  with path.open('rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  return '' if digest == sha256 else f'has SHA-256 {digest[:16]}..., officially {sha256[:16]}...'
-
-
 def read(files: dict[pathlib.Path, str], where: FilePath, spec: Spec) -> dict[str, RawSplit]:
   """All splits of a data set from its raw files.
 
@@ -135,9 +83,9 @@ def read(files: dict[pathlib.Path, str], where: FilePath, spec: Spec) -> dict[st
   raws = {}
   for path, name in files.items():
     raws |= (
-      _unpack(path)
+      archives.unpack(path)
       if name.endswith(('.tar.gz', '.tar'))
-      else {name.removesuffix('.gz'): _open(path)}
+      else {name.removesuffix('.gz'): archives.content(path)}
     )
   for part in (part for names in spec.parts.values() for part in names):
     if part not in raws:
@@ -146,7 +94,7 @@ def read(files: dict[pathlib.Path, str], where: FilePath, spec: Spec) -> dict[st
   if spec.label_names and (labels := raws.get(_CIFAR_LABEL_FILE)):
     found = labels.data.decode(errors='replace').split()
     if found != list(spec.label_names):
-      raise _damaged(labels.where, f'label names {found} are not {list(spec.label_names)}')
+      raise damaged(labels.where, f'label names {found} are not {list(spec.label_names)}')
   return {split: spec.parse([raws[n] for n in names]) for split, names in spec.parts.items()}
 
 
@@ -166,61 +114,15 @@ def validate(split: str, content: RawSplit, spec: Spec, allow_partial: bool) -> 
   for array, shape in ((images, spec.shape), (labels, ())):
     if array.shape[1:] != shape or array.dtype != np.uint8:
       problem = f'{array.dtype} items of shape {array.shape[1:]}, expected are uint8 of {shape}'
-      raise _damaged(where, problem)
+      raise damaged(where, problem)
   if len(images) != len(labels):
-    raise _damaged(where, f'{len(images)} images but {len(labels)} labels')
+    raise damaged(where, f'{len(images)} images but {len(labels)} labels')
   if len(images) == spec.counts[split]:
     return
   problem = f'{len(images)} {split} examples, officially {spec.counts[split]}'
   if not allow_partial or not len(images):
-    raise _damaged(where, f'{problem} (--allow_partial accepts some, for trials)')
+    raise damaged(where, f'{problem} (--allow_partial accepts some, for trials)')
   print(f'PARTIAL SET, NOT FOR RESULTS: {where}: {problem}', file=sys.stderr)
-
-
-def _damaged(where: str, problem: str) -> PrepareError:
-  return PrepareError(f'{where}: {problem}; get the official file again')
-
-
-def _open(path: pathlib.Path) -> RawFile:
-  """A file, unpacked where it is gzip: to its end, where gzip has a checksum of its own."""
-  with path.open('rb') as file:
-    packed = file.read(2) == b'\x1f\x8b'
-  try:
-    with gzip.open(path) if packed else path.open('rb') as file:
-      data = file.read(_LARGEST + 1)
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise _damaged(str(path), f'truncated or damaged gzip data ({error})') from error
-  if len(data) > _LARGEST:
-    raise _damaged(str(path), f'more than {_LARGEST} bytes once unpacked')
-  return RawFile(str(path), data)
-
-
-def _unpack(path: pathlib.Path) -> dict[str, RawFile]:
-  """The files of an archive, by the last part of their names; nothing is written."""
-  where, data = _open(path)
-  found: dict[str, RawFile] = {}
-  try:
-    with tarfile.open(fileobj=io.BytesIO(data), mode='r:') as tar:
-      for count, member in enumerate(tar):
-        fault = _odd(member, found) if count < _MEMBERS else f'has more than {_MEMBERS} members'
-        if fault:
-          raise _damaged(where, f'the archive {fault}')
-        if not member.isdir():
-          name = pathlib.PurePosixPath(member.name).name
-          found[name] = RawFile(f'{path}:{member.name}', tar.extractfile(member).read())
-  except (tarfile.TarError, EOFError, OverflowError, UnicodeError) as error:
-    raise _damaged(where, f'truncated or damaged archive ({error})') from error
-  return found
-
-
-def _odd(member: tarfile.TarInfo, found: Mapping[str, RawFile]) -> str:
-  """What no official archive has of a member; '' for nothing."""
-  name = pathlib.PurePosixPath(member.name)
-  if name.is_absolute() or '..' in name.parts:
-    return f'has a member outside of its folder, {member.name!r}'
-  if not member.isdir() and (not member.isreg() or member.issparse()):
-    return f'has a member that is no plain file, {member.name!r}'
-  return f'has two members {name.name!r}' if name.name in found else ''
 
 
 def parse_idx(raw: RawFile) -> Num[np.ndarray, '...']:
@@ -237,14 +139,14 @@ def parse_idx(raw: RawFile) -> Num[np.ndarray, '...']:
   where, data = raw
   if len(data) < 4 or data[:2] != b'\0\0' or data[2] not in _IDX_DTYPES or not data[3]:
     expected = '0x00000803 for MNIST images, 0x00000801 for labels'
-    raise _damaged(where, f'magic number 0x{data[:4].hex()} is not of an IDX file ({expected})')
+    raise damaged(where, f'magic number 0x{data[:4].hex()} is not of an IDX file ({expected})')
   dtype, start = np.dtype(_IDX_DTYPES[data[2]]), 4 + 4 * data[3]
   if len(data) < start:
-    raise _damaged(where, f'truncated in its header, {len(data)} of {start} bytes')
+    raise damaged(where, f'truncated in its header, {len(data)} of {start} bytes')
   shape = tuple(np.frombuffer(data, '>u4', count=data[3], offset=4).tolist())
   size = start + dtype.itemsize * math.prod(shape)
   if len(data) != size:
-    raise _damaged(where, f'truncated or too long, {len(data)} of {size} bytes for shape {shape}')
+    raise damaged(where, f'truncated or too long, {len(data)} of {size} bytes for shape {shape}')
   return np.frombuffer(data, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder('='))
 
 
@@ -274,7 +176,7 @@ def parse_cifar_batch(
   where, data = raw
   if len(data) % _CIFAR_RECORD or not data:
     problem = f'{len(data)} bytes are no whole number of CIFAR-10 records of {_CIFAR_RECORD}'
-    raise _damaged(where, problem)
+    raise damaged(where, problem)
   rows = np.frombuffer(data, np.uint8).reshape(-1, _CIFAR_RECORD)
   _validate_labels(rows[:, 0], where)
   planes = rows[:, 1:].reshape(-1, 3, 32, 32)
@@ -292,7 +194,7 @@ def _validate_labels(labels: Num[np.ndarray, '...'], where: str) -> None:
     problem = (
       f'label {labels.flat[wrong[0]]} of example {wrong[0]} is outside 0..{_NUM_CLASSES - 1}'
     )
-    raise _damaged(where, problem)
+    raise damaged(where, problem)
 
 
 _IDX_PARTS = {

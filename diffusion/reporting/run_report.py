@@ -7,7 +7,7 @@ from typing import Any
 from diffusion import citations
 from diffusion.citations import Technique
 from diffusion.reporting import bibliography
-from diffusion.reporting.tables import markdown
+from diffusion.reporting.tables import escape, markdown
 from diffusion.statistics import Interval
 
 
@@ -65,7 +65,7 @@ def write_report(
     bibtex=bibtex,
   )  # fmt: skip
   path = workdir / f'report{suffix}.md'
-  path.write_text(text)
+  path.write_text(text, encoding='utf-8')
   return path
 
 
@@ -133,18 +133,18 @@ def markdown_report(
     bibtex: their BibTeX entries, as `bibliography.entries` gives them.
 
   Returns:
-    The text, sections without content left out, one newline at its end.
+    The text, sections without content left out, one newline at its end. Titles, captions and cells show as they are.
 
   Raises:
     ValueError: for a table whose rows do not fit its headers.
   """
   parts = [
-    f'# {title}',
+    f'# {escape(title)}',
     '## Result',
     markdown(('quantity', 'value', 'reading'), summary_rows, digits=4),
   ]
   for caption, path in pictures:
-    parts += [f'![{caption}](<{path}>)', f'*{caption}*']
+    parts += [f'![{escape(caption)}](<{path}>)', f'*{escape(caption)}*']
   for heading, headers, rows in tables:
     parts += [f'## {heading}', markdown(headers, rows, digits=4)]
   if provenance:

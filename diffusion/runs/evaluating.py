@@ -35,12 +35,12 @@ from diffusion.runs.showing import (
   write_run_report,
 )
 from diffusion.sampling.draw import picture_labels
+from diffusion.sampling.plan import check_guidance
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Restored, open_checkpoints
 from diffusion.training.experiment import (
   AS_THE_RUN,
   EvaluationSettings,
-  check_guidance,
   evaluated_average,
   evaluation_plan,
   evaluations_of_a_sample,
@@ -221,7 +221,7 @@ def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:
   changed = provenance.data_changes(record['data'], run.record['data'])
   if changed:
     raise ValueError(f'the data is not what {run.folder} was trained on: {"; ".join(changed)}')
-  check_guidance(run.experiment, record['null_learned'])
+  check_guidance(run.experiment.sampling, record['null_learned'])
   run.record = record
   if mode == 'evaluate':
     _apply(run, request)

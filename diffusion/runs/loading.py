@@ -24,7 +24,7 @@ from diffusion.provenance import read_record
 from diffusion.runs.run import data_record
 from diffusion.sampling import ensembles
 from diffusion.sampling.draw import make_denoiser, make_sample, stored
-from diffusion.training import experiment as experiments
+from diffusion.sampling.plan import check_guidance
 from diffusion.training import state as states
 from diffusion.training.checkpoint import open_checkpoints
 from diffusion.training.experiment import Experiment, fitted, load_data
@@ -97,7 +97,7 @@ class Trained(NamedTuple):
 
   def _draw(self, members: int = 0) -> Callable[..., np.ndarray]:
     made = self.experiment
-    experiments.check_guidance(made, self.null_learned)
+    check_guidance(made.sampling, self.null_learned)
     draw = make_sample(made.model, made.diffusion, made.sampling, self.shape, members=members)
     return stored(draw, self.units)
 
@@ -133,7 +133,7 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Tr
   data = record['data']
   units = pipeline.NormalizationStatistics(data['levels'], data['mean'], data['deviation'])
   experiment = fitted(experiment, units)
-  experiments.check_guidance(experiment, record['null_learned'])
+  check_guidance(experiment.sampling, record['null_learned'])
   example = pipeline.StoredBatch(
     x=np.zeros((1, *data['shape']), np.float32 if data['levels'] is None else np.uint8),
     condition=conditions.example(data['condition']),

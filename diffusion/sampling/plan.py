@@ -166,6 +166,15 @@ def check(sampling: Sampling, diffusion: Diffusion, conditional: bool) -> None:
   samplers.check_grid(planned.grid[:-1] if len(planned.grid) > 2 else planned.grid)
 
 
+def check_guidance(sampling: Sampling, null_learned: bool) -> None:
+  """Raises ValueError for guidance of a network that never learned what to make of no label."""
+  if sampling.guidance != 1 and not null_learned:
+    raise ValueError(
+      f'guidance {sampling.guidance:g} asks the network what it makes of no label, which it never learned, as label '
+      'dropout is 0: train with augment.label_dropout(0.1), or set guidance to 1'
+    )
+
+
 def too_few(sampling: Sampling, diffusion: Diffusion) -> str:
   """What to tell of a plan that asks for fewer steps than its sampler's samples need; empty where it does not.
 

@@ -253,7 +253,7 @@ def load_data(experiment: Experiment, class_names: Sequence[str] = ()) -> SplitD
   for callback in experiment.callbacks:
     callback.check(data)
   if experiment.sampling.guidance != 1:
-    check_guidance(experiment, null_is_learned(experiment, data))
+    plans.check_guidance(experiment.sampling, null_is_learned(experiment, data))
   plan = evaluation_plan(experiment, data)
   for metric in experiment.metrics:
     metric.check(plan)
@@ -283,16 +283,6 @@ def null_is_learned(experiment: Experiment, data: SplitData) -> bool:
   pairs = zip(jax.tree.leaves(null(conditions)), jax.tree.leaves(conditions), strict=True)
   same = [(np.asarray(a) == b).reshape(len(b), -1).all(1) for a, b in pairs]
   return bool(np.all(same, axis=0)[data.split.train].any())
-
-
-def check_guidance(experiment: Experiment, null_learned: bool) -> None:
-  """Raises ValueError for guidance by what the network makes of no label, if it never learned that."""
-  scale = experiment.sampling.guidance
-  if scale != 1 and not null_learned:
-    raise ValueError(
-      f'guidance {scale:g} asks the network what it makes of no label, which it never learned, as label dropout is 0: '
-      'train with augment.label_dropout(0.1), or set guidance to 1'
-    )
 
 
 def evaluation_plan(experiment: Experiment, data: SplitData) -> Plan:

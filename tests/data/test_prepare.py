@@ -18,7 +18,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from diffusion.data import prepare, raw, records, sources
+from diffusion.data import archives, prepare, raw, records, sources
 
 tfds = pytest.importorskip('tensorflow_datasets')
 
@@ -263,11 +263,11 @@ def test_every_flipped_bit_of_an_archive_is_noticed_by_its_checksum(tmp_path):
   path, spec = tmp_path / 'cifar-10-binary.tar.gz', raw.SPECS['cifar10']
   write_tar(path, cifar_files()[0])
   known, files = {path.name: of_file(path)}, raw.find(tmp_path, spec)
-  raw.verify(files, known, allow=False)  # as it is, it is the official one
+  archives.verify(files, known, allow=False)  # as it is, it is the official one
   for content in flips(path):
     path.write_bytes(content)
     with pytest.raises(prepare.PrepareError, match=r'has SHA-256 .*, officially .*: get the'):
-      raw.verify(files, known, allow=False)
+      archives.verify(files, known, allow=False)
 
 
 @pytest.mark.parametrize('name', ['mnist', 'cifar10'])
