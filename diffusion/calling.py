@@ -76,6 +76,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """Evaluates the best checkpoint of a run anew; what stands in its record and its report stays beside it.
 
+  The folder's `experiment.py` is executed, unless an experiment is given.
+
   Args:
     workdir: of the run.
     experiment: in place of the one that is recorded; needed where the run has no experiment file.

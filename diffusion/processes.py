@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from diffusion import checks
+from diffusion.naming import printable
 
 _MEET = 1800  # seconds for all to come where they must meet: loading data may take one longer than another
 _PATIENCE = 9.0  # seconds for this process to end in order
@@ -340,13 +341,13 @@ def finish(status: int) -> int:
 
 
 def one_line(error: Exception) -> str:
-  """The message of bad input, or an error's name and message, without line breaks; of a disk, with what to do."""
-  text = ' '.join(str(error).split())
+  """The message of bad input, or an error's name and message, on a line for a terminal; of a disk, with what to do."""
+  text = printable(' '.join(str(error).split()))
   if isinstance(error, ValueError):
     return text
   number, name = getattr(error, 'errno', None), getattr(error, 'filename', None)
   if number == errno.ENAMETOOLONG and name:
-    start = os.fsdecode(name)[:60]
+    start = printable(os.fsdecode(name)[:60])
     return (
       f'a path is too long, of {len(name)} characters, {start!r} and so on: choose a shorter one'
     )

@@ -22,8 +22,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from diffusion.reporting import encoding
-from diffusion.reporting.rows import read_json, write_json
+from diffusion.reporting import encoding, sealed
 
 RECORD_FORMAT = 5
 _THREADS = threading.Lock()
@@ -33,6 +32,19 @@ _NAMES = (
   'found',
   'class_names',
 )  # of a data set: what it is called, not what it is
+_CHANGED = 'it is not as it was written (if you changed it, delete its entry "seal")'
+# What is read of run.json, and of which type it is.
+_NEEDED = {
+  'experiment': str, 'config': dict, 'seed': int, 'num_steps': int, 'smoke': bool, 'null_learned': bool,
+  'status': str, 'reason': str, 'step': int, 'wall_seconds': int | float, 'extended_at': int | None,
+  'bank': {'log_snr': list, 'draws': int}, 'source': str | None, 'fingerprint': {'digest': str, 'built': dict},
+  'techniques': list, 'samples': list, 'evaluations': list, 'results': dict | None, 'saved': dict | None,
+  'starts': [{'time': str, 'command': list, 'code': dict | list, 'devices': dict, 'versions': dict, 'settings': dict}],
+  'data': {
+    'name': str, 'note': str, 'shape': list, 'levels': int | None, 'mean': object, 'deviation': object,
+    'fingerprint': str, 'class_names': list, 'condition': object, 'found': dict, 'examples': dict, 'split_hashes': dict,
+  },
+}  # fmt: skip
 PACKAGES = (
   'diffusion', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy', 'scipy',
 )  # fmt: skip
@@ -94,20 +106,48 @@ def read_record(workdir: pathlib.Path) -> dict[str, Any]:
   """run.json of a folder.
 
   Raises:
-    ValueError: no run in the folder, or one of another format.
+    ValueError: no run in the folder, or one of another format; or the file is damaged, with what is wrong with it.
   """
   path = workdir / 'run.json'
-  if not path.is_file():
+  if not path.exists():
     raise ValueError(f'no run in {workdir}: there is no run.json')
-  record = read_json(path)
-  if record['format'] != RECORD_FORMAT:
-    raise ValueError(f'{path} has format {record["format"]}, this version reads {RECORD_FORMAT}')
+  try:
+    record, intact = sealed.read(path)
+    other = record.get('format', RECORD_FORMAT) != RECORD_FORMAT
+    fault = '' if intact or other else _fault({'format': int, **_NEEDED}, record)
+    if not other and (fault or intact is False):
+      raise ValueError(f'{path} is damaged: {fault or _CHANGED}')
+  except ValueError as error:
+    raise ValueError(
+      f'{error}; put a copy of it back, or choose another --workdir (diffusion.load_parameters reads the weights '
+      'without it)'
+    ) from None
+  if other:
+    raise ValueError(
+      f'{path} has format {record["format"]!r}, this version reads {RECORD_FORMAT}: read it with the version that '
+      'wrote it, or choose another --workdir'
+    )
   return record
+
+
+def _fault(needed: Any, found: Any, at: str = '') -> str:
+  """What is missing or of another type in a record; '' for nothing."""
+  if isinstance(needed, dict) and isinstance(found, dict):
+    for name, one in needed.items():
+      fault = _fault(one, found[name], f'{at}{name}.') if name in found else f'no {at}{name}'
+      if fault:
+        return fault
+    return ''
+  if isinstance(needed, list) and isinstance(found, list):
+    faults = [_fault(needed[0], one, f'{at}{i}.') for i, one in enumerate(found)]
+    return next(filter(None, faults), '') if faults else f'nothing in {at[:-1]}'
+  kind = type(needed) if isinstance(needed, dict | list) else needed
+  return '' if isinstance(found, kind) else f'{at[:-1]} is {type(found).__name__}'
 
 
 def write_record(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
   """Writes run.json in one piece."""
-  write_json(workdir / 'run.json', record)
+  sealed.write(workdir / 'run.json', record)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@
 
 FOLDER holds PNGs, directly or in subfolders named as the classes; or name an .npz with uint8 `images` and `labels`
 (or ADM's arr_0 and arr_1). `--levels=17` says that a stored value is one of 17, not of 256. The run gives the data, its
-splits and its units. `--output=FILE` writes the results with their provenance as JSON.
+splits and its units: its `experiment.py` is executed, as loading a run does. `--output=FILE` writes the results with
+their provenance as JSON.
 """
 
 import functools
@@ -45,7 +46,12 @@ from diffusion.runs.run import data_record
 def define_flags() -> None:
   """Of this command."""
   flags.DEFINE_string('images', None, 'Folder of images, or .npz.', required=True)
-  flags.DEFINE_string('run', None, 'Folder of the run whose data is taken.', required=True)
+  flags.DEFINE_string(
+    'run',
+    None,
+    'Folder of the run whose data is taken; its experiment.py is executed.',
+    required=True,
+  )
   flags.DEFINE_multi_string(
     'moved',
     [],
@@ -100,7 +106,7 @@ def measure(
 
   Args:
     images, levels: see `foreign.read`.
-    run: folder of the run whose data, splits and units are taken.
+    run: folder of the run whose data, splits and units are taken; its `experiment.py` is executed.
     metrics, features: see `by_name.choose_metrics` and `by_name.choose_features`.
     moved: where the run's data lies now, see `loading.recorded_experiment`.
 

@@ -11,7 +11,7 @@ from diffusion import citations, proportions, statistics
 from diffusion.citations import Technique
 from diffusion.proportions import Counts
 from diffusion.reporting import bibliography, encoding, latex, run_report
-from diffusion.reporting.tables import markdown, reading
+from diffusion.reporting.tables import escape, markdown, reading
 from diffusion.reporting.variants import Panel, bands, copying, forest, levels
 from diffusion.statistics import Interval
 
@@ -238,9 +238,9 @@ def _markdown(
   techniques: Sequence[Technique],
   bibtex: str,
 ) -> str:
-  parts = [f'# {title}']
+  parts = [f'# {escape(title)}']
   for caption, headers, rows in tables:
-    parts += [markdown(headers, rows, digits=4), f'*{caption}*']
+    parts += [markdown(headers, rows, digits=4), f'*{escape(caption)}*']
   for name in pictures:
     parts += [f'![{CAPTIONS[name]}]({name})', f'*{CAPTIONS[name]}*']
   parts += run_report.sources('Techniques used by any of the runs', techniques, bibtex)

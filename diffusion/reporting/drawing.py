@@ -91,6 +91,9 @@ def save_figure(
   path = pathlib.Path(path)
   if title:
     figure.suptitle(title, fontsize=12, color=INK)
+  for text in figure.findobj(lambda one: hasattr(one, 'set_parse_math')):
+    if text.get_text():  # not a tick of a logarithmic axis, which is yet to be written
+      text.set_parse_math(False)  # the $ of somebody's name is no formula
   path.parent.mkdir(parents=True, exist_ok=True)
   with encoding.naming(path), encoding.replacing(path) as file:
     figure.savefig(file, format=path.suffix[1:] or 'png', dpi=dpi)

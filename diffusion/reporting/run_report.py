@@ -7,7 +7,7 @@ from typing import Any
 from diffusion import citations
 from diffusion.citations import Technique
 from diffusion.reporting import bibliography, encoding
-from diffusion.reporting.tables import markdown
+from diffusion.reporting.tables import escape, markdown
 from diffusion.statistics import Interval
 
 
@@ -163,18 +163,18 @@ def markdown_report(
     bibtex: their BibTeX entries, as `bibliography.entries` gives them.
 
   Returns:
-    The text, sections without content left out, one newline at its end.
+    The text, sections without content left out, one newline at its end. Titles, captions and cells show as they are.
 
   Raises:
     ValueError: for a table whose rows do not fit its headers.
   """
   parts = [
-    f'# {title}',
+    f'# {escape(title)}',
     '## Result',
     markdown(('quantity', 'value', 'reading'), summary_rows, digits=4),
   ]
   for caption, path in pictures:
-    parts += [f'![{caption}](<{path}>)', f'*{caption}*']
+    parts += [f'![{escape(caption)}](<{path}>)', f'*{escape(caption)}*']
   for heading, headers, rows in tables:
     parts += [f'## {heading}', markdown(headers, rows, digits=4)]
   if provenance:

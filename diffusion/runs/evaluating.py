@@ -39,6 +39,7 @@ from diffusion.runs.showing import (
   write_run_report,
 )
 from diffusion.sampling.draw import picture_labels
+from diffusion.sampling.plan import check_guidance
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoints
 from diffusion.training.experiment import (
@@ -319,12 +320,13 @@ def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:
     request: what to do differently.
 
   Raises:
-    ValueError: other data than the run's, no run, or no checkpoint.
+    ValueError: other data than the run's, guidance that it has not learned, no run, or no checkpoint.
   """
   record = processes.from_folder(lambda: read_record(run.folder))
   changed = provenance.data_changes(record['data'], run.record['data'])
   if changed:
     raise ValueError(f'the data is not what {run.folder} was trained on: {"; ".join(changed)}')
+  check_guidance(run.experiment.sampling, record['null_learned'])
   run.changes, run.record = claiming.changes(record, run.record), record
   if mode == 'evaluate':
     _apply(run, request)

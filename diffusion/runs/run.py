@@ -383,6 +383,7 @@ def prepare(
   record = _fresh_record(experiment, data, config, source, used) | {
     'smoke': smoke,
     'source': claiming.source_digest(text),
+    'null_learned': experiments.null_is_learned(experiment, data),
     'fingerprint': {'digest': fingerprint.digest(built), 'built': built},
   }
   return Run(

@@ -150,7 +150,7 @@ class Checkpoints:
     """Reads a checkpoint that is as it was saved to the bit: the one asked for, or the next one of its kind.
 
     Args:
-      target: a tree of arrays with the shapes and types of what is read.
+      target: a tree of arrays with the shapes and types of what is read; None for all as it lies there, in dicts.
       which: 'latest', 'best', or 'guarded', the latest that carries a guard's tag.
       until: the largest number to consider.
 
@@ -387,6 +387,8 @@ def _about(folder: pathlib.Path) -> dict[str, Any]:
 
 def _load(folder: pathlib.Path, target: Any) -> Any:
   """The arrays of a checkpoint."""
+  if target is None:
+    return jax.tree.map(np.asarray, trees.load(folder, None))
   wanted, held = _signature(target), _about(folder)['signature']
   different = sorted(wanted.items() ^ held.items())
   if different:

@@ -1,6 +1,7 @@
 """What an evaluation has found outlives its end, and evaluations do not meet: not each other, nor a run that trains."""
 
 import json
+import logging
 import math
 import os
 import signal
@@ -25,10 +26,20 @@ MADE = []  # the parts that were judged, in their order
 MEANWHILE = {}  # what happens when a part is judged, once
 
 
+class Heard(logging.Handler):
+  """By which a metric, whose description holds all that it refers to, lets something happen."""
+
+  def emit(self, record):
+    MADE.append(record.msg)
+    MEANWHILE.pop(record.msg, lambda: None)()
+
+
+logging.getLogger('judged').addHandler(Heard())
+
+
 def first():
   def measure(inputs):
-    MADE.append('first')
-    MEANWHILE.pop('first', lambda: None)()
+    logging.getLogger('judged').warning('first')
     return [
       proportion('share', Counts(1, 20, null_successes=2, null_trials=7), 'of 20'),
       MetricResult('of nothing', math.nan, 'a number that is none'),
@@ -39,8 +50,7 @@ def first():
 
 def second():
   def measure(inputs):
-    MADE.append('second')
-    MEANWHILE.pop('second', lambda: None)()
+    logging.getLogger('judged').warning('second')
     return [MetricResult('mean', float(inputs.samples.mean()), 'of all', unit='gray')]
 
   return Metric(check_nothing, measure)
