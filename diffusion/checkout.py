@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from diffusion.user_code import in_a_library
 
+LOADED = 'experiment_of_'  # what copies of experiment files are called that were read from the folders of runs
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 # As git writes it where nobody has configured anything, and without starting what they have.
 _PLAIN = (
@@ -80,7 +81,8 @@ def _name(path: pathlib.Path) -> str:
 
 def _used(source: pathlib.Path | None) -> list[pathlib.Path]:
   """The user's own files that have been imported, and the experiment's."""
-  names = [getattr(module, '__file__', None) for module in list(sys.modules.values())]
+  modules = [one for name, one in list(sys.modules.items()) if not name.startswith(LOADED)]
+  names = [getattr(module, '__file__', None) for module in modules]
   found = {pathlib.Path(name) for name in names if isinstance(name, str) and name.endswith('.py')}
   found |= {source} if source is not None else set()
   whole = {path.resolve() for path in found if not in_a_library(str(path))}

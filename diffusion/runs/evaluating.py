@@ -382,7 +382,9 @@ def _speed(
     None for a member of a population, whose steps are not its own.
   """
   rates = [
-    row['timing']['images_per_second'] for row in logged if 'images_per_second' in row['timing']
+    row['timing']['images_per_second']
+    for row in logged
+    if 'images_per_second' in row.get('timing', ())
   ]
   if not rates or any('population' in one for one in run.record['starts']):
     return None

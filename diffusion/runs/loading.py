@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import conditions, devices, fingerprint, processes, provenance, rng
+from diffusion import checkout, conditions, devices, fingerprint, processes, provenance, rng
 from diffusion.data import pipeline
 from diffusion.data.splits import SplitData
 from diffusion.process import gaussian
@@ -311,7 +311,7 @@ def _module(folder: pathlib.Path, record: dict[str, Any]) -> types.ModuleType:
       f'{path} is not as it was written: put it back, or build the experiment and pass it, e.g. load(folder, '
       'experiment)'
     )
-  module = types.ModuleType(f'experiment_of_{folder.name}')
+  module = types.ModuleType(f'{checkout.LOADED}{folder.name}')
   module.__file__ = str(path)
   sys.modules[module.__name__] = module  # dataclasses look their module up by name
   exec(compile(text, path, 'exec'), vars(module))

@@ -93,7 +93,8 @@ def imported(path):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
   made = Place(tmp_path, monkeypatch)
-  monkeypatch.setitem(sys.modules, 'mine', None)
+  for name in ('mine', 'other'):
+    monkeypatch.setitem(sys.modules, name, None)
   made.claimed()
   return made
 

@@ -91,7 +91,7 @@ def test_other_data_other_numbers_and_a_text_that_builds_something_else_are_refu
   for config, says in (
     ({'folder': new, 'seed': 1}, r"another experiment \(folder: .*; seed: 0 -> 1\)"),
     ({'folder': new, 'clip_norm': 2.0}, 'another experiment .*clip_norm: 1.0 -> 2.0'),  # of which nothing is built
-    ({'folder': new, 'activation': 'mish'}, r"activation: 'relu' -> 'mish'; .*; model.unet.activation: .*relu' -> .*mish'\)"),
+    ({'folder': new, 'activation': 'mish'}, r"activation: 'relu' -> 'mish'; .*; model.unet.activation: .*mish'\)"),
   ):  # fmt: skip
     with pytest.raises(ValueError, match=says):
       place.prepared(**config).claim()
