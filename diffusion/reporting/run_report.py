@@ -1,6 +1,7 @@
 """A run's `report.md`: result first, then pictures, details, provenance, sources."""
 
 import pathlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,6 @@ def write_report(
     suffix: of the report's and the pictures' names.
   """
   bibtex = bibliography.entries(citations.all_keys(techniques))
-  encoding.write(workdir / 'references.bib', bibtex.encode())
   evaluation, start = record['evaluations'][-1], record['starts'][-1]
   drawn = drawn_in_words(evaluation['sampling'])
   captions = {
@@ -56,9 +56,9 @@ def write_report(
     provenance={name: record[name] for name in kept}
     | {name: record[name] for name in ('config', 'data')}
     | {'versions': start['versions']}
-    | {'evaluated': {name: evaluation[name] for name in ('time', 'code', 'devices')}}
+    | {'evaluated': {name: evaluation[name] for name in ('time', 'code', 'uncommitted changes', 'devices')}}
     | {'trained': {
-      'command': ' '.join(start['command']), 'code': start['code']['commit'],
+      'command': shlex.join(start['command']), 'code': start['code']['commit'],
       'uncommitted changes': is_uncommitted(start['code']), 'devices': start['devices'],
       'starts': len(record['starts']),
     }}
@@ -70,6 +70,7 @@ def write_report(
   )  # fmt: skip
   path = workdir / f'report{suffix}.md'
   encoding.write(path, text.encode())
+  encoding.write(workdir / 'references.bib', bibtex.encode())
   return path
 
 
@@ -85,7 +86,7 @@ def _drawn(evaluation: Mapping[str, Any]) -> list[tuple[str, Any]]:
   """The rows of how the samples were drawn, and by what command; without what is off."""
   told, changed = evaluation['sampling'], evaluation['changed']
   rows = {name: one for name, one in told.items() if one or name in ('guidance', 'seed')}
-  rows |= {'samples': evaluation['samples'], 'command': ' '.join(evaluation['command'])}
+  rows |= {'samples': evaluation['samples'], 'command': shlex.join(evaluation['command'])}
   rows |= {'configuration, other than trained': '; '.join(changed)} if changed else {}
   return [
     (name, ', '.join(map(str, one)) if isinstance(one, list) else str(one))

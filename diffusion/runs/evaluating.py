@@ -98,10 +98,11 @@ def _judge(
   following()
   inputs, failed = attempt('samples', lambda: _inputs(run, weights, best, request))
   findings += failed
-  for number, metric in enumerate(experiment.metrics if inputs else ()):
-    following()
-    part, measure = f'{name_of(metric)}#{number}', functools.partial(metric.measure, inputs)
-    findings += judged.findings(part, measure)
+  for number, metric in enumerate(experiment.metrics):
+    following()  # also of what has no samples to judge, or the last stage would be called by its name
+    part = f'{name_of(metric)}#{number}'
+    if inputs is not None:
+      findings += judged.findings(part, functools.partial(metric.measure, inputs))
   following()
   number, records = checkpoints.steps()[-1][0], checkpoints.records()
   logged, differing = processes.from_folder(lambda: _logged(run, records, number))
@@ -116,7 +117,7 @@ def _judge(
   evaluation = {
     'time': provenance.now(),
     'command': provenance.command(),
-    'code': checkout.code()['commit'],
+    **checkout.code_in_brief(),
     'versions': provenance.versions(),
     'settings': devices.settings(),
     'devices': devices.describe(),
