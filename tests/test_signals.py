@@ -1,7 +1,7 @@
 """What a program does when it is asked to end, by real signals to real processes."""
 
 import os
-import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,9 +37,9 @@ except KeyboardInterrupt as interrupt:
 """
 
 
-def start(tmp_path, what, **more):
-  """The program, which has begun."""
-  command = [sys.executable, '-u', '-c', PROGRAM, what, str(tmp_path / 'saved')]
+def start(tmp_path, what, *before, **more):
+  """The program, which has begun; `before` are a command that becomes it."""
+  command = [*before, sys.executable, '-u', '-c', PROGRAM, what, str(tmp_path / 'saved')]
   process = subprocess.Popen(command, **{'stdout': subprocess.PIPE, 'text': True} | more)
   if process.stdout:
     assert process.stdout.readline() == 'begun\n'
@@ -85,9 +85,9 @@ def test_a_second_signal_leaves_at_once(tmp_path):
 
 
 def test_what_nohup_ignores_stays_ignored(tmp_path):
-  ignoring = {'preexec_fn': lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)}
+  ignoring = 'sh', '-c', 'trap "" HUP; exec "$@"', 'sh'
   for what in ('training', 'else'):
-    process = start(tmp_path, what, stderr=subprocess.DEVNULL, **ignoring)
+    process = start(tmp_path, what, *ignoring, stderr=subprocess.DEVNULL)
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
       process.wait(0.5)
@@ -96,18 +96,20 @@ def test_what_nohup_ignores_stays_ignored(tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.skipif(not shutil.which('setsid'), reason='no setsid here')
 def test_a_closed_terminal_costs_neither_the_save_nor_the_status(tmp_path):
   """It is gone for what is printed before the save, too."""
-  child, terminal = pty.fork()
-  if child == 0:
-    os.execv(sys.executable, [sys.executable, '-c', PROGRAM, 'training', str(tmp_path / 'saved')])
+  terminal, its_end = os.openpty()
+  three = dict.fromkeys(('stdin', 'stdout', 'stderr'), its_end)
+  command = ['setsid', '--ctty', sys.executable, '-c', PROGRAM, 'training', str(tmp_path / 'saved')]
+  process = subprocess.Popen(command, **three)
+  os.close(its_end)
   said = b''
   while b'step 2' not in said:
     said += os.read(terminal, 1000)
   os.close(terminal)
-  _, status = os.waitpid(child, 0)
+  assert process.wait(20) == 128 + signal.SIGHUP
   assert (tmp_path / 'saved').read_text() == 'saved SIGHUP'
-  assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
 
 
 def test_a_reader_that_is_gone_costs_neither_the_save_nor_the_status(tmp_path):

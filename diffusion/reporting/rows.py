@@ -375,7 +375,9 @@ def _parsed(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
   """Each row's bytes, newline included, and content; raises ValueError for a line that is none."""
   for number, (line, row) in enumerate(_lines(path), start=1):
     if row is None:
-      raise ValueError(f'{path}, line {number}: not a row of metrics: {line[:-1][:80]!r}')
+      raise ValueError(
+        f'{path}, line {number}: not a row of metrics: {line[:-1][:80]!r}: put a copy of the file back, or delete it'
+      )
     yield line, row
 
 

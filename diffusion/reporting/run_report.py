@@ -31,7 +31,6 @@ def write_report(
     suffix: of the report's and the pictures' names.
   """
   bibtex = bibliography.entries(citations.all_keys(techniques))
-  encoding.write(workdir / 'references.bib', bibtex.encode())
   evaluation, start = record['evaluations'][-1], record['starts'][-1]
   drawn = drawn_in_words(evaluation['sampling'])
   captions = {
@@ -71,6 +70,7 @@ def write_report(
   )  # fmt: skip
   path = workdir / f'report{suffix}.md'
   encoding.write(path, text.encode())
+  encoding.write(workdir / 'references.bib', bibtex.encode())
   return path
 
 

@@ -100,15 +100,17 @@ def _judge(
   findings += failed
   for number, metric in enumerate(experiment.metrics):
     following()  # also of what has no samples to judge, or the last stage would be called by its name
+    part = f'{name_of(metric)}#{number}'
     if inputs is not None:
-      part, measure = f'{name_of(metric)}#{number}', functools.partial(metric.measure, inputs)
-      findings += judged.findings(part, measure)
+      findings += judged.findings(part, functools.partial(metric.measure, inputs))
   following()
-  number, records = checkpoints.steps()[-1][0], checkpoints.records()
-  logged, differing = processes.from_folder(lambda: _logged(run, records, number))
+  number, written = checkpoints.steps()[-1][0], checkpoints.written()
+  logged, differing = processes.from_folder(lambda: _logged(run, written, number))
   findings += differing
   findings += findings_of('stability', lambda: _findings_of_the_run(run, best, logged))
-  findings += findings_of('callbacks', lambda: _callback_findings(run, records[-1]['callbacks']))
+  findings += findings_of(
+    'callbacks', lambda: _callback_findings(run, checkpoints.last_record()['callbacks'])
+  )
   samples = None if inputs is None else inputs.samples
   nearest, failed = attempt('nearest training images', lambda: nearest_images(run, inputs))
   findings += failed
@@ -209,17 +211,16 @@ def _what_is_judged(
 
 
 def _logged(
-  run: Run, records: Sequence[Mapping[str, Any]], until: int
+  run: Run, written: Sequence[rows.Written], until: int
 ) -> tuple[list[dict[str, Any]], list[MetricResult]]:
   """The logged rows, and the line of the report that says so where they are not those that were written.
 
   Args:
     run: whose they are.
-    records: of its checkpoints.
+    written: what its checkpoints know of the rows before them.
     until: the number of the last one.
   """
   path = run.folder / 'metrics.jsonl'
-  written = [one['rows'] for one in records]
   found, differing = rows.salvaged(path, 'cursor'), rows.differing(path, written, until, 'cursor')
   if differing:
     print(f'{path.name} is not as it was written ({differing})', flush=True)
@@ -383,7 +384,9 @@ def _speed(
     None for a member of a population, whose steps are not its own.
   """
   rates = [
-    row['timing']['images_per_second'] for row in logged if 'images_per_second' in row['timing']
+    row['timing']['images_per_second']
+    for row in logged
+    if 'images_per_second' in row.get('timing', ())
   ]
   if not rates or any('population' in one for one in run.record['starts']):
     return None

@@ -196,7 +196,7 @@ class Run:
       self.position = Position(found.record['step'], found.number)
       self.callback_states |= found.record['callbacks']
       self.reason = found.record['reason'] or ''
-      self._written = [one['rows'] for one in self._checkpoints.records()]
+      self._written = self._checkpoints.written()
     return found
 
   def _check_saved(self, found: Restored | None) -> None:
@@ -277,7 +277,6 @@ class Run:
       'callbacks': self.callback_states,
       'reason': self.reason or None,
       'devices': devices.describe()['devices'],
-      'rows': self._rows.written(),
     }
     number, step = self.position.batches_seen, self.position.step
     self._checkpoints.save(
@@ -285,6 +284,7 @@ class Run:
       devices.to_host(replicated),
       record,
       metric,
+      self._rows.written(),
       before=self._rows.sync,
       after=lambda counted: self._note_saved(number, step, counted),
       guarded=guarded,

@@ -16,7 +16,8 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import jax
@@ -27,7 +28,9 @@ from diffusion.reporting import encoding
 from diffusion.training import trees
 from diffusion.training.manifest import INCOMPLETE, find_fault, manifest_of, write_manifest
 
-FORMAT_VERSION = 4  # 1 had no manifest, 2 no tags of a guard, 3 other names of leaves
+FORMAT_VERSION = (
+  5  # 1 had no manifest, 2 no tags of a guard, 3 other names of leaves, 4 nothing of the rows
+)
 _DELETED_MEANWHILE = 'it was deleted while it was read'
 # What a folder is renamed to, so that none is ever half deleted under its own name.
 _DELETED = '.deleted'
@@ -57,6 +60,7 @@ class _Saved(NamedTuple):
   metric: float
   guarded: list[int]
   record: str
+  written: dict[str, int | str]
 
 
 class Checkpoints:
@@ -81,6 +85,7 @@ class Checkpoints:
     tree: Any,
     record: dict[str, Any],
     metric: float,
+    written: Mapping[str, int | str] = MappingProxyType({}),
     before: Callable[[], None] = lambda: None,
     after: Callable[[float], None] = lambda metric: None,
     guarded: bool = False,
@@ -95,6 +100,7 @@ class Checkpoints:
       tree: NumPy arrays.
       record: what else to save, as JSON.
       metric: by which it may be the best: the lower, the better. One that is not finite counts as +inf.
+      written: by what the files before it are known, see `written`: of two equal runs it may differ.
       before: what must reach the disk before this checkpoint counts.
       after: what is to be noted once it counts, given the metric as it counts.
       guarded: whether it carries a guard's tag.
@@ -108,7 +114,7 @@ class Checkpoints:
     path = self._root / str(number)
     value = float(metric) if math.isfinite(metric) else math.inf
     tagged = [*self._orders()['guarded'], *([number] if guarded else [])]
-    saved = _Saved(value, tagged, json.dumps(record))
+    saved = _Saved(value, tagged, json.dumps(record), dict(written))
     about = {'format_version': FORMAT_VERSION, 'signature': _signature(tree), 'saved': list(saved)}
     with _saving(path, self._place):
       response = trees.begin(path, tree, about)
@@ -138,13 +144,13 @@ class Checkpoints:
     self.wait()  # what is still being written counts: whether it is done is chance
     return [(number, self._whole[number].metric) for number in sorted(self._whole)]
 
-  def records(self) -> list[dict[str, Any]]:
-    """What was saved with each checkpoint, by number."""
-    return [json.loads(self._whole[number].record) for number, _ in self.steps()]
-
   def last_record(self) -> dict[str, Any]:
     """What was saved with the newest checkpoint; there must be one."""
-    return self.records()[-1]
+    return json.loads(self._whole[self.steps()[-1][0]].record)
+
+  def written(self) -> list[dict[str, int | str]]:
+    """By what the files before each checkpoint are known, by number."""
+    return [self._whole[number].written for number, _ in self.steps()]
 
   def restore(self, target: Any, which: str = 'latest', until: float = math.inf) -> Restored | None:
     """Reads a checkpoint that is as it was saved to the bit: the one asked for, or the next one of its kind.

@@ -147,7 +147,7 @@ def test_damaged_rows_are_said_kept_as_they_are_and_end_nothing(folder, capsys, 
     path.write_bytes(b''.join(change(before)))
   found = path.read_bytes() if path.exists() else None
   run = started(folder)
-  left, (noted,) = evaluating._logged(run, run._checkpoints.records(), 60)
+  left, (noted,) = evaluating._logged(run, run._checkpoints.written(), 60)
   assert noted.meaning.startswith(said)
   run.open_rows()
   run.close()

@@ -151,9 +151,9 @@ def test_another_network_is_named_and_nothing_is_set_aside(tmp_path):
 
 def test_another_format_version_is_refused(tmp_path, monkeypatch):
   save_all(tmp_path / 'c', [1.0]).close()
-  monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 5)
+  monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 6)
   for read_only in (False, True):
-    with pytest.raises(checkpoint.FormatError, match='1 has format 4, this version reads 5'):
+    with pytest.raises(checkpoint.FormatError, match='1 has format 5, this version reads 6'):
       checkpoint.open_checkpoints(tmp_path / 'c', read_only=read_only)
   assert (tmp_path / 'c' / '1.sha256').exists()
 

@@ -250,7 +250,7 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
   assert 'loss' not in silent
   workdir = tmp_path / 'run'
   step = 0
-  for number, victim in ((signal.SIGTERM, 1), (signal.SIGINT, 0)):
+  for number, victim in ((signal.SIGUSR1, 1), (signal.SIGINT, 0)):
     pair = run(workdir)
     # After a checkpoint, whose number JAX was asked for too.
     wait_for_rows(workdir, pair, step // 5 + 5)
