@@ -254,7 +254,7 @@ class _Description:
     """Its name, or its source where it is the user's own, and what it holds."""
     held, file = citations.holds(function), function.__code__.co_filename
     if not is_of_a_library(function):
-      held = without_state(held, file)
+      held = without_state(held, file, names_in(function.__code__))
     told = {'holds': self.of(held, at)} if held else {}
     if function.__defaults__ or function.__kwdefaults__:
       defaults = [function.__defaults__, function.__kwdefaults__]

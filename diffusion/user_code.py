@@ -22,10 +22,10 @@ _LIBRARIES = tuple(
 
 
 # What changes a container, and what gives an object its first attributes.
-_CHANGING = (
+_CHANGING = frozenset((
   'append', 'appendleft', 'extend', 'insert', 'pop', 'popleft', 'popitem', 'remove', 'clear', 'add', 'discard',
   'update', 'setdefault', 'sort', 'reverse',
-)  # fmt: skip
+))  # fmt: skip
 _BEGINNINGS = ('__init__', '__post_init__', '__new__', 'setup')
 
 
@@ -98,7 +98,7 @@ def own_of(
     *outer: modules that this one was reached from.
   """
   found = {}
-  for name, value in without_state({name: scope.get(name) for name in names}, file).items():
+  for name, value in without_state({name: scope.get(name) for name in names}, file, names).items():
     if name.startswith('__'):  # what the module is called, and where it lies
       continue
     if isinstance(value, types.ModuleType) and not is_of_a_library(value):
@@ -110,13 +110,20 @@ def own_of(
   return found
 
 
-def without_state(held: Mapping[str, Any], file: str) -> dict[str, Any]:
-  """What is held, by name, but for the containers and numbers that a file's functions change."""
-  state = states_in(file)
+def without_state(held: Mapping[str, Any], file: str, names: Sequence[str]) -> dict[str, Any]:
+  """What is held, by name, but for the containers and numbers that a file's functions change.
+
+  Args:
+    held: by a function, or in the module of one.
+    file: where it is written; where that cannot be read, a container counts as changed if the function may do that.
+    names: that the function reads.
+  """
+  state, unread = states_in(file), not linecache.getlines(file) and not _CHANGING.isdisjoint(names)
   return {
     name: one
     for name, one in held.items()
-    if name not in state or callable(one) or isinstance(one, tuple)  # `update` may be a function's
+    if not (unread and isinstance(one, list | dict | set))
+    and (name not in state or callable(one) or isinstance(one, tuple))  # `update` may be pure
   }
 
 

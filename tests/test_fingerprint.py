@@ -197,6 +197,16 @@ def test_what_a_function_changes_is_its_state_and_not_what_it_is(tmp_path, monke
     assert described(load(tmp_path, STATES.replace(old, new), f'b{abs(hash(old))}')) != before, old
 
 
+def test_a_list_to_which_a_cell_without_a_file_appends_is_its_state():
+  scope = {}
+  exec('seen, table = [], [1]\ndef look(x): seen.append(x)\ndef read(x): return table[x]', scope)
+  before = described([scope['look'], scope['read']])
+  scope['look'](1)
+  assert described([scope['look'], scope['read']]) == before
+  scope['table'][0] = 2
+  assert described([scope['look'], scope['read']]) != before
+
+
 def test_a_function_without_a_file_is_what_it_compiles_to():
   made = [eval(text) for text in ('lambda x: x + 1', 'lambda x: x + 1', 'lambda x: x * 2')]
   one, same, other = map(described, made)
