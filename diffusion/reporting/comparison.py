@@ -20,7 +20,7 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]  # caption, headers, 
 CAPTIONS = {
   'curves.png': 'Held-out loss, mean over seeds with Student\'s 95 % band.',
   'levels.png': 'Generalization gap by noise level at the best validation.',
-  'memorization.png': 'Memorized fraction against held-out loss, a line a run; dots mark the ends.',
+  'memorization.png': 'Memorized fraction against held-out loss, a line a run, its end marked.',
   'forest.png': 'Paired effects against the baseline, 95 % intervals over seeds: ratios; of a quantity that is not '
   'always positive, differences, or of one variant alone the table.',
 }  # fmt: skip
@@ -176,7 +176,7 @@ def _effects(
   caption = (
     f'Effects against {base}, paired by seed: mean difference and geometric mean ratio with Student\'s 95 % intervals '
     '(of proportions nowhere narrower than Newcombe\'s and Katz\'s of all samples), exact sign-flip p, the least that '
-    'so many pairs could give, and p adjusted by Holm over the variants, each quantity by itself.'
+    'so many pairs that differ could give, and p adjusted by Holm over the variants, each quantity by itself.'
   )  # fmt: skip
   return [(caption, headers, rows)]
 

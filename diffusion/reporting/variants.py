@@ -85,7 +85,7 @@ def _student(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def levels(groups: Groups, log_snr: Sequence[float], path: Path) -> pathlib.Path:
   """A picture of the generalization gap by noise level at each run's best validation.
 
-  Points are means over seeds, bars Student's intervals.
+  Points are means over seeds, bars Student's intervals; neither stands where a seed has no finite gap.
 
   Args:
     groups: variant -> rows of each of its runs.
@@ -100,6 +100,8 @@ def levels(groups: Groups, log_snr: Sequence[float], path: Path) -> pathlib.Path
   for i, ((variant, runs), (color, _, marker)) in enumerate(_looks(groups)):
     gaps = np.array([_gaps(rows, len(log_snr)) for rows in runs])
     at = np.asarray(log_snr) + (i - (len(groups) - 1) / 2) * width
+    finite = np.isfinite(gaps).all(0)  # a run that diverged costs its points, not the report
+    gaps, at = gaps[:, finite], at[finite]
     axes.plot(at, gaps.mean(0), marker, color=color, markersize=4, label=variant)
     if len(runs) > 1:
       axes.vlines(at, *_student(gaps), color=color, linewidth=1.4)
@@ -110,9 +112,10 @@ def levels(groups: Groups, log_snr: Sequence[float], path: Path) -> pathlib.Path
 
 
 def _gaps(rows: Rows, count: int) -> list[float]:
-  best = min(
-    (row for row in rows if 'validation/eps' in row), key=lambda row: row['validation/eps']
-  )
+  """Of the row with the least finite held-out loss, or of the first if there is none: a NaN is never the least."""
+  validated = [row for row in rows if 'validation/eps' in row]
+  finite = [row for row in validated if np.isfinite(row['validation/eps'])]
+  best = min(finite, key=lambda row: row['validation/eps']) if finite else validated[0]
   return [best[f'validation/level/{i}'] - best[f'train/level/{i}'] for i in range(count)]
 
 

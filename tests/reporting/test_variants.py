@@ -73,3 +73,22 @@ def test_each_quantity_of_a_forest_has_a_scale_of_its_own(tmp_path, figures):
     assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))  # no two ticks overlap
     assert axes._left_title.get_window_extent().x1 <= figure.bbox.x1
   np.testing.assert_allclose(right.lines[0].get_xdata(), [0.02, 80.0])
+
+
+def test_a_seed_without_finite_losses_costs_its_points_and_not_the_picture(tmp_path, figures):
+  """Gaps of 0.1 and 0.3 at the best step of two seeds; a first validation of NaN is never the best."""
+
+  def row(step, loss, gap):
+    return {
+      'step': step,
+      'validation/eps': loss,
+      'train/level/0': 1.0,
+      'validation/level/0': 1.0 + gap,
+    }
+
+  lost = row(5, np.nan, np.nan)
+  late = [[lost, row(10, 1.0, 0.1), row(20, 2.0, 9.0)], [row(10, 1.0, 0.3)]]
+  variants.levels({'late': late, 'lost': [[lost], [row(10, 1.0, 0.3)]]}, [0.0], tmp_path / 'l.png')
+  drawn = {one.get_label(): one.get_ydata() for one in figures[0].axes[0].lines}
+  np.testing.assert_allclose(drawn['late'], [0.2])
+  assert drawn['lost'].size == 0
