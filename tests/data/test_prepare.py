@@ -243,6 +243,14 @@ def test_cut_archive(tmp_path):
     prepare.prepare('cifar10', tmp_path, tmp_path, allow_partial=True)
 
 
+def test_a_folder_that_tfds_expands_is_refused(tmp_path):
+  with pytest.raises(
+    prepare.PrepareError, match=r'expands the \*\* in .*: choose another --data_dir'
+  ):
+    prepare.prepare('mnist', tmp_path / '**' / 'sets')
+  assert not list(tmp_path.iterdir())
+
+
 def test_missing_raw_file_names_the_official_ones(tmp_path):
   write_mnist(tmp_path / 'raw')
   (tmp_path / 'raw' / 't10k-labels-idx1-ubyte.gz').unlink()
