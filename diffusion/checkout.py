@@ -62,10 +62,10 @@ def code(source: pathlib.Path | None = None) -> dict[str, Any]:
 
 
 def code_in_brief() -> dict[str, Any]:
-  """What an evaluation says of its code: the commit, and whether it was more than that; nulls outside a checkout."""
+  """What an evaluation says of its code: the commit, and whether files that it used differ from theirs; else nulls."""
   now = code()
-  changed = None if now['diff'] is None else bool(now['diff'])
-  return {'code': now['commit'], 'uncommitted changes': changed}
+  known = [one['diff'] for one in (now, *now['repositories']) if one['diff'] is not None]
+  return {'code': now['commit'], 'uncommitted changes': any(known) if known else None}
 
 
 def code_digest(experiment: pathlib.Path | str) -> str:

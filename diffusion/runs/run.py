@@ -380,6 +380,8 @@ def prepare(
     used, built = techniques(experiment), fingerprint.describe(experiment)
     experiment = experiments.fitted(experiment, data.units)
   processes.check_same('the data', data.split.fingerprint)
+  same = [fingerprint.digest(built), checkout.code_digest(''), devices.settings()]
+  processes.check_same('what is built, and by which code', same)
   record = _fresh_record(experiment, data, config, source, used) | {
     'smoke': smoke,
     'source': claiming.source_digest(text),
