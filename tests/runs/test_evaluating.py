@@ -219,7 +219,7 @@ def test_folders_are_read_class_by_class_in_turn(tmp_path):
     ({'a': np.zeros(3), 'b': np.zeros(3)}, 'must hold `images` or one array, it holds a, b'),
     (
       {'images': np.full((4, 2, 2, 1), 30, np.uint8), 'levels': 17},
-      'says it has 17 levels, and holds 30',
+      'says it has 17 levels, 0 to 16, and it holds 30',
     ),
     ({'images': np.zeros((4, 2, 2), np.uint8)}, r'got uint8 \[4, 2, 2\]'),
   ],
