@@ -28,6 +28,7 @@ from diffusion import citations
 from diffusion.user_code import (
   behind,
   full_name,
+  in_a_library,
   is_of_a_library,
   is_ours,
   is_written,
@@ -35,6 +36,8 @@ from diffusion.user_code import (
   own_of,
   said_in,
   source_of,
+  states_in,
+  without_state,
   wraps,
 )
 
@@ -192,7 +195,12 @@ class _Description:
       return full_name(type(value))
     slots = {name for kind in type(value).__mro__ for name in getattr(kind, '__slots__', ())}
     held = {name: getattr(value, name) for name in sorted(slots) if hasattr(value, name)}
-    return self._fields(value, held | getattr(value, '__dict__', {}), at)
+    held |= getattr(value, '__dict__', {})
+    members = [one for kind in type(value).__mro__ for one in vars(kind).values()]
+    files = {one.__code__.co_filename for one in members if isinstance(one, types.FunctionType)}
+    state = {name for file in files if not in_a_library(file) for name in states_in(file)}
+    fields = {name: one for name, one in held.items() if f'self.{name}' not in state}
+    return self._fields(value, fields, at)
 
   def _marks(self, value: Any) -> list[citations.Use]:
     """How it was made, but for the marks of what is being described."""
@@ -244,14 +252,16 @@ class _Description:
 
   def _function(self, function: types.FunctionType, at: str) -> Any:
     """Its name, or its source where it is the user's own, and what it holds."""
-    held = {name: self.of(one, f'{at}/{name}') for name, one in citations.holds(function).items()}
-    told = {'holds': held} if held else {}
+    held, file = citations.holds(function), function.__code__.co_filename
+    if not is_of_a_library(function):
+      held = without_state(held, file)
+    told = {'holds': self.of(held, at)} if held else {}
     if function.__defaults__ or function.__kwdefaults__:
       defaults = [function.__defaults__, function.__kwdefaults__]
       told['defaults'] = self.of(defaults, f'{at}/defaults')
     if is_of_a_library(function):
       return {'function': full_name(function)} | told
-    used = own_of(names_in(function.__code__), function.__globals__)
+    used = own_of(names_in(function.__code__), function.__globals__, file)
     more = {'uses': self.of(used, f'{at}/uses')} if used else {}
     return {'source': source_of(function)} | told | more
 

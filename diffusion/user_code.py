@@ -21,6 +21,14 @@ _LIBRARIES = tuple(
 )
 
 
+# What changes a container, and what gives an object its first attributes.
+_CHANGING = (
+  'append', 'appendleft', 'extend', 'insert', 'pop', 'popleft', 'popitem', 'remove', 'clear', 'add', 'discard',
+  'update', 'setdefault', 'sort', 'reverse',
+)  # fmt: skip
+_BEGINNINGS = ('__init__', '__post_init__', '__new__', 'setup')
+
+
 def is_ours(name: str) -> bool:
   """Whether it is the full name of something in this package."""
   return name.startswith('diffusion.')
@@ -78,26 +86,97 @@ def _is_said(value: Any) -> bool:
   return isinstance(value, bool | int | float | str)
 
 
-def own_of(names: Sequence[str], scope: Mapping[str, Any], *outer: Any) -> dict[str, Any]:
+def own_of(
+  names: Sequence[str], scope: Mapping[str, Any], file: str, *outer: Any
+) -> dict[str, Any]:
   """What these names are in a module and in the user's other modules that it names: libraries' things by their names.
 
   Args:
     names: that a function reads, as globals or as attributes.
     scope: the module's names.
+    file: of the module; what its functions change is their state, and not said.
     *outer: modules that this one was reached from.
   """
   found = {}
-  for name in names:
+  for name, value in without_state({name: scope.get(name) for name in names}, file).items():
     if name.startswith('__'):  # what the module is called, and where it lies
       continue
-    value = scope.get(name)
     if isinstance(value, types.ModuleType) and not is_of_a_library(value):
       if all(value is not one for one in outer):
-        inner = own_of(names, vars(value), value, *outer)
+        inner = own_of(names, vars(value), getattr(value, '__file__', None) or '', value, *outer)
         found |= {name: inner} if inner else {}
     elif name in scope:
       found[name] = full_name(value) if _is_known_by_name(value) else value
   return found
+
+
+def without_state(held: Mapping[str, Any], file: str) -> dict[str, Any]:
+  """What is held, by name, but for the containers and numbers that a file's functions change."""
+  state = states_in(file)
+  return {
+    name: one
+    for name, one in held.items()
+    if name not in state or callable(one) or isinstance(one, tuple)  # `update` may be a function's
+  }
+
+
+def states_in(file: str) -> frozenset[str]:
+  """What a file's functions change: names of globals and of what they hold, and attributes, as 'self.name'.
+
+  A list to which a callback appends says what has happened, and not what is built.
+  """
+  return _states_in(''.join(linecache.getlines(file)))
+
+
+@functools.lru_cache(16)
+def _states_in(text: str) -> frozenset[str]:
+  try:
+    tree = ast.parse(text)
+  except SyntaxError:
+    return frozenset()
+  found = set()
+  for function in ast.walk(tree):
+    if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+      found |= _states_of(function)
+  return frozenset(found)
+
+
+def _states_of(function: Any) -> set[str]:
+  """What a function changes that is not its own."""
+  nodes = list(ast.walk(function))
+  shared = {
+    name for node in nodes if isinstance(node, ast.Global | ast.Nonlocal) for name in node.names
+  }
+  own = {node.arg for node in nodes if isinstance(node, ast.arg)}
+  own |= {
+    node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+  }
+  begins = getattr(function, 'name', '') in _BEGINNINGS
+  found = set()
+  for node in nodes:
+    if (
+      isinstance(node, ast.Call)
+      and isinstance(node.func, ast.Attribute)
+      and node.func.attr in _CHANGING
+    ):
+      place = node.func.value
+    elif isinstance(node, ast.Subscript | ast.Attribute) and isinstance(
+      node.ctx, ast.Store | ast.Del
+    ):
+      place = node.value if isinstance(node, ast.Subscript) or not _is_of_self(node) else node
+    else:
+      continue
+    if isinstance(place, ast.Name):
+      found.add(place.id)
+    elif _is_of_self(place) and not begins:
+      found.add(f'self.{place.attr}')
+  return (found - (own - shared)) | shared
+
+
+def _is_of_self(node: ast.AST) -> bool:
+  return (
+    isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'self'
+  )
 
 
 def _is_known_by_name(value: Any) -> bool:

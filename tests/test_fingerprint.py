@@ -140,6 +140,63 @@ def test_a_term_that_a_lambda_wraps_is_described_with_what_it_wraps():
   assert described(wrapped(penalties.l1(), 3.0)) != base
 
 
+STATES = """
+  import optax
+
+  seen, cache, count, fixed, table = [], {}, 0, [1], [2]
+
+  class Watch:
+    def __init__(self, limit):
+      self.limit, self.met = limit, 0
+
+    def __call__(self, x):
+      self.met += 1
+      return self.met < self.limit
+
+  def maker():
+    held, parts = [], []
+    parts.append(3)
+
+    def look(x):
+      global count
+      count += 1
+      seen.append(x)
+      held.append(x)
+      cache[x] = fixed
+      table = []
+      table.append(x)
+      return watch(x), parts
+
+    return look
+
+  def reads():
+    return len(seen), table
+
+  watch, chain = Watch(5), optax.sgd(11.0)
+
+  def moves(x):
+    return chain.update(x, chain.init(x))
+
+  made = [maker(), reads, watch, moves]
+"""
+
+
+def test_what_a_function_changes_is_its_state_and_not_what_it_is(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'mine', None)
+  made = load(tmp_path, STATES)
+  before = described(made)
+  made[0](1)
+  assert described(made) == before
+  for old, new in (
+    ('[1]', '[7]'),
+    ('[2]', '[7]'),
+    ('append(3)', 'append(7)'),
+    ('Watch(5)', 'Watch(7)'),
+    ('11.0', '12.0'),
+  ):
+    assert described(load(tmp_path, STATES.replace(old, new), f'b{abs(hash(old))}')) != before, old
+
+
 def test_a_function_without_a_file_is_what_it_compiles_to():
   made = [eval(text) for text in ('lambda x: x + 1', 'lambda x: x + 1', 'lambda x: x * 2')]
   one, same, other = map(described, made)

@@ -144,7 +144,7 @@ def test_a_finished_population_is_extended_all_of_it_or_none(tmp_path, capsys, m
     train(7)
   longer = runs_of(tmp_path, values, num_steps=20)
   with pytest.raises(
-    ValueError, match=r'seed=0 holds a run of another experiment \(num_steps: 10 -> 20\)'
+    ValueError, match=r'seed=0 holds a run of another experiment \(num_steps: 10 -> 20; call'
   ):
     population.train_members(longer, values, from_values(num_steps=20))
   assert len(read_record(tmp_path / 'seed=0')['starts']) == 1
