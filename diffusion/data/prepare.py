@@ -19,7 +19,7 @@ from typing import Any
 
 from diffusion.data import archives, raw
 from diffusion.data.archives import PrepareError
-from diffusion.reporting import pace
+from diffusion.reporting import encoding, pace
 
 _CONNECTION_PATIENCE = 5  # seconds to connect, and again for the first bytes
 _PREFLIGHT_PATIENCE = 12  # seconds in all, as name resolution has no timeout of its own
@@ -56,6 +56,8 @@ def prepare(
     near = difflib.get_close_matches(name, raw.SPECS, n=1, cutoff=0.4)
     hint = f'did you mean {near[0]!r}? ' if near else ''
     raise PrepareError(f'unknown data set {name!r}; {hint}Known: {", ".join(sorted(raw.SPECS))}')
+  if '**' in str(data_dir):
+    raise PrepareError(f'TFDS expands the ** in {data_dir}: choose another --data_dir')
   import tensorflow_datasets as tfds
 
   spec, official = raw.SPECS[name], tfds.builder_cls(name)
@@ -74,7 +76,10 @@ def prepare(
       raw.validate(split, content, spec, allow_partial)
     written = _write(official, splits, spec.label_names, workspace)
     target.parent.mkdir(exist_ok=True)
+    for path in (*written.rglob('*'), written):
+      encoding.sync(path)
     os.replace(written, target)
+    encoding.sync(target.parent)
   print(f'{target}: prepared', {split: len(content.labels) for split, content in splits.items()})
   return target
 

@@ -174,8 +174,13 @@ class Checkpoints:
       folder = self._root / str(number)
       state = None if fault else _unless_deleted(folder, functools.partial(_load, target=target))
       if state is not None:
-        record = json.loads(self._whole[number].record)
-        return Restored(number, self._whole[number].metric, state, record, tuple(self._faults))
+        return Restored(
+          number=number,
+          metric=self._whole[number].metric,
+          state=state,
+          record=json.loads(self._whole[number].record),
+          damaged=tuple(self._faults),
+        )
       self._faults[number] = fault or _DELETED_MEANWHILE
       del self._whole[number]
     if which != 'guarded' and math.isinf(until):

@@ -386,6 +386,14 @@ def test_a_flipped_bit_of_a_prepared_set_changes_nothing_or_is_one_line_that_nam
   assert {'features.json', 'mnist-train'} <= noticed
 
 
+def test_a_folder_that_tfds_expands_is_refused(tmp_path):
+  with pytest.raises(
+    prepare.PrepareError, match=r'expands the \*\* in .*: choose another --data_dir'
+  ):
+    prepare.prepare('mnist', tmp_path / '**' / 'sets')
+  assert not list(tmp_path.iterdir())
+
+
 def test_missing_raw_file_names_the_official_ones(tmp_path):
   write_mnist(tmp_path / 'raw')
   (tmp_path / 'raw' / 't10k-labels-idx1-ubyte.gz').unlink()
