@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 
-from diffusion import devices, provenance, statistics
+from diffusion import checkout, devices, statistics
 from diffusion.data import pipeline, sources, splits
 from diffusion.evaluation import classifier
 
@@ -90,7 +90,7 @@ def main(_):
   share = statistics.format_interval(statistics.wilson(int(right.sum()), len(right)))
   print(f'weights {made.digest}, {sum(leaf.size for leaf in jax.tree.leaves(params))} numbers')
   print(f'held-out accuracy {share} of {len(right)} images')
-  print(f'commit {provenance.code()["commit"]}, {devices.describe()}')
+  print(f'commit {checkout.code()["commit"]}, {devices.describe()}')
 
 
 if __name__ == '__main__':

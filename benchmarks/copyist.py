@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, logging
 
-from diffusion import devices, provenance, rng
+from diffusion import checkout, devices, rng
 from diffusion.data import pipeline
 from diffusion.evaluation import frechet, manifold, memorization, novelty
 from diffusion.evaluation.metric import MetricInputs
@@ -67,7 +67,7 @@ def main(_):
       for finding in metric.measure(judged):
         columns.setdefault(finding.name, []).append(finding.value)
   print(markdown(['metric', *denoisers], [[name, *values] for name, values in columns.items()]))
-  print(f'commit {provenance.code()["commit"]}, {devices.describe()}')
+  print(f'commit {checkout.code()["commit"]}, {devices.describe()}')
 
 
 if __name__ == '__main__':

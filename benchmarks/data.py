@@ -12,7 +12,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import engine
-from diffusion import devices, provenance
+from diffusion import checkout, devices
 from diffusion.reporting import tables
 
 DATA_DIR = flags.DEFINE_string('data_dir', None, "Where MNIST is prepared; by default TFDS's own.")
@@ -42,7 +42,7 @@ def main(_) -> None:
         rates[name].append(found)
   rows = [(name, *(f(found) for f in (np.median, min, max))) for name, found in rates.items()]
   print(tables.markdown(['data', 'median images/s', 'min', 'max'], rows))
-  print(f'{devices.describe()}, jax {jax.__version__}, commit {provenance.code()["commit"]}')
+  print(f'{devices.describe()}, jax {jax.__version__}, commit {checkout.code()["commit"]}')
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ the right. Seed 0. A metric that sees copies moves away from its value at 0 %.
 import numpy as np
 from absl import app, flags, logging
 
-from diffusion import devices, provenance
+from diffusion import checkout, devices
 from diffusion.data import pipeline, sources
 from diffusion.evaluation import classifier, frechet, memorization, novelty
 from diffusion.evaluation.metric import MetricInputs
@@ -73,7 +73,7 @@ def main(_):
       headers.append(f'{share:.0%} {kind}')
       print(headers[-1], flush=True)
   print(markdown(headers, [[name, *values] for name, values in columns.items()]))
-  print(f'commit {provenance.code()["commit"]}, {devices.describe()}')
+  print(f'commit {checkout.code()["commit"]}, {devices.describe()}')
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from diffusion import devices, provenance
+from diffusion import checkout, devices
 from diffusion.reporting import tables
 from diffusion.training.experiment import load_data
 from diffusion.training.program import SingleRun
@@ -60,7 +60,7 @@ def main(_) -> None:
   ratio = np.array(times[counts[1]]) / np.array(times[1])
   rows.append(('ratio', np.median(ratio), ratio.min(), ratio.max(), None))
   print(tables.markdown(['steps', 'median ms/step', 'min', 'max', 'images/s'], rows))
-  print(f'{devices.describe()}, jax {jax.__version__}, commit {provenance.code()["commit"]}')
+  print(f'{devices.describe()}, jax {jax.__version__}, commit {checkout.code()["commit"]}')
 
 
 if __name__ == '__main__':

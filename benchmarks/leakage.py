@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from diffusion import devices, provenance, rng, statistics
+from diffusion import checkout, devices, rng, statistics
 from diffusion.data import augment, pipeline, sources
 from diffusion.reporting import plots
 from diffusion.sampling import draw
@@ -94,7 +94,7 @@ def main(_) -> None:
   """Trains twice and prints both excess shares."""
   logging.set_verbosity(logging.ERROR)
   devices.configure(128)
-  print(f'commit {provenance.code()["commit"]}, {devices.describe()}')
+  print(f'commit {checkout.code()["commit"]}, {devices.describe()}')
   judge, called = classifiers(*orientation_data())
   n = called.shape[1]
   print(f'of real digits unseen by the classifier, upright {100 * called[0].mean():.2f} % and rotated '

@@ -14,7 +14,7 @@ import psutil
 from absl import app, flags
 
 from benchmarks import contenders, contest, sizes
-from diffusion import devices, provenance
+from diffusion import checkout, devices
 from diffusion.reporting import tables
 from diffusion.training.experiment import load_data
 from diffusion.training.program import SingleRun
@@ -70,7 +70,7 @@ def main(_) -> None:
       ('cifar10, batch 8, peak after 4', peak),
     ]
   print(tables.markdown(['process', 'resident MB'], rows, 4))
-  print(f'{contest.machine()}, jax {jax.__version__}, commit {provenance.code()["commit"]}')
+  print(f'{contest.machine()}, jax {jax.__version__}, commit {checkout.code()["commit"]}')
 
 
 if __name__ == '__main__':

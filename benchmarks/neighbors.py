@@ -12,7 +12,7 @@ import time
 import numpy as np
 from absl import app, flags, logging
 
-from diffusion import devices, provenance
+from diffusion import checkout, devices
 from diffusion.data import sources
 from diffusion.evaluation import neighbors
 from diffusion.reporting.tables import markdown
@@ -50,7 +50,7 @@ def main(_):
     )
   )
   print("100 queries are NumPy's to the last digit")
-  print(f'commit {provenance.code()["commit"]}, {devices.describe()}')
+  print(f'commit {checkout.code()["commit"]}, {devices.describe()}')
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import contest
-from diffusion import devices, provenance
+from diffusion import checkout, devices
 from diffusion.reporting import tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.training.experiment import load_data
@@ -108,7 +108,7 @@ def main(_) -> None:
   print(
     f'one validation takes {running.facts["validation"]:.3f} s, every {digits.Config().validate_every} steps'
   )
-  print(f'{contest.machine()}, jax {jax.__version__}, commit {provenance.code()["commit"]}')
+  print(f'{contest.machine()}, jax {jax.__version__}, commit {checkout.code()["commit"]}')
 
 
 if __name__ == '__main__':

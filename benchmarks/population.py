@@ -26,7 +26,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import engine
-from diffusion import devices, provenance
+from diffusion import checkout, devices
 from diffusion.reporting import tables
 from experiments import digits, mixture
 
@@ -184,7 +184,7 @@ def main(_) -> None:
     compiling[one] = 2 * timed(arm, 2).seconds
     found[one] = [timed(arm, DISPATCHES.value) for _ in range(ROUNDS.value)]
   report(arms | late, found, compiling, experiment)
-  print(f'{devices.describe()}, jax {jax.__version__}, commit {provenance.code()["commit"]}')
+  print(f'{devices.describe()}, jax {jax.__version__}, commit {checkout.code()["commit"]}')
 
 
 def report(

@@ -27,7 +27,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks.processes import finish, start
-from diffusion import devices, provenance
+from diffusion import checkout, devices
 from diffusion.data import pipeline
 from diffusion.provenance import read_record
 from diffusion.reporting import tables
@@ -289,7 +289,7 @@ def main(_) -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**20
     head = [f'checkpoint of {size:.0f} MiB', *spread]
     print(tables.markdown(head, cost(folder, state, ROUNDS.value)))
-  print(f'{devices.describe()}, jax {jax.__version__}, commit {provenance.code()["commit"]}')
+  print(f'{devices.describe()}, jax {jax.__version__}, commit {checkout.code()["commit"]}')
 
 
 if __name__ == '__main__':

@@ -22,7 +22,7 @@ from sklearn import svm
 
 import diffusion
 from benchmarks import contest
-from diffusion import provenance, rng
+from diffusion import checkout, rng
 from diffusion.process import analytic, betas, gaussian, marginals, schedules
 from diffusion.process.marginals import expand
 from diffusion.reporting import tables
@@ -186,7 +186,7 @@ def main(_) -> None:
   print(
     f'{SAMPLES.value} digits and {POINTS.value} draws of the mixture a pair; {contest.machine()}'
   )
-  print(f'jax {jax.__version__}, commit {provenance.code()["commit"]}')
+  print(f'jax {jax.__version__}, commit {checkout.code()["commit"]}')
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import jax
 from absl import app, flags
 
 from benchmarks import contenders, contest, sizes
-from diffusion import provenance
+from diffusion import checkout
 
 SIZE = flags.DEFINE_enum('size', 'digits', list(sizes.SIZES), 'Network and batch.')
 BATCH = flags.DEFINE_integer('batch', 0, "Images drawn at a time; 0: the size's own.")
@@ -39,7 +39,7 @@ def main(_) -> None:
   rounds = contest.hold(found, ROUNDS.value)
   print(contest.table(rounds, 'PyTorch', 'images'))
   print(
-    f'{SIZE.value}, {size}\n{contest.machine()}, jax {jax.__version__}, commit {provenance.code()["commit"]}'
+    f'{SIZE.value}, {size}\n{contest.machine()}, jax {jax.__version__}, commit {checkout.code()["commit"]}'
   )
 
 

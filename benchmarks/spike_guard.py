@@ -21,7 +21,7 @@ import numpy as np
 import scipy.stats
 from absl import app, flags, logging
 
-from diffusion import devices, provenance
+from diffusion import checkout, devices
 from diffusion.evaluation import gap
 from diffusion.optimizers import chains, clipping, optimizers, schedules
 from diffusion.reporting import drawing, tables
@@ -149,7 +149,7 @@ def main(_) -> None:
   """Runs all conditions and prints the tables."""
   logging.set_verbosity(logging.ERROR)
   devices.configure(128, 1)
-  print(f'commit {provenance.code()["commit"]}, {devices.describe()}')
+  print(f'commit {checkout.code()["commit"]}, {devices.describe()}')
   table, curves = [], {}
   for direction in ('Adam', 'SGD'):
     for clip in (True, False):

@@ -1,7 +1,8 @@
 """Stable, regularized training of diffusion models, measured.
 
-From Python: `diffusion.train(experiment, folder)` trains, `diffusion.load(folder)` loads what was trained; an
-`Experiment` says all that a run is. The names below are loaded when they are first asked for.
+From Python: `diffusion.train(experiment, folder)` trains, `diffusion.load(folder)` loads what was trained (and runs the
+folder's `experiment.py`; `load_parameters` runs nothing of it); an `Experiment` says all that a run is. The names below
+are loaded when they are first asked for.
 """
 
 import importlib
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from diffusion.calling import evaluate, train
-  from diffusion.runs.loading import load, load_ensemble, load_snapshots
+  from diffusion.runs.loading import load, load_ensemble, load_parameters, load_snapshots
   from diffusion.sampling.plan import Sampling
   from diffusion.training.experiment import Experiment, Numbers
 
@@ -20,6 +21,7 @@ __all__ = [
   'evaluate',
   'load',
   'load_ensemble',
+  'load_parameters',
   'load_snapshots',
   'train',
 ]
@@ -31,6 +33,7 @@ _WHERE = {
   'evaluate': 'diffusion.calling',
   'load': 'diffusion.runs.loading',
   'load_ensemble': 'diffusion.runs.loading',
+  'load_parameters': 'diffusion.runs.loading',
   'load_snapshots': 'diffusion.runs.loading',
   'train': 'diffusion.calling',
 }

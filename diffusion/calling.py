@@ -8,6 +8,7 @@ from typing import Any
 from diffusion import devices
 from diffusion.provenance import read_record
 from diffusion.runs import training
+from diffusion.runs.claiming import Terms
 from diffusion.runs.loading import recorded_experiment
 from diffusion.runs.run import Run, prepare
 from diffusion.training.experiment import EvaluationSettings, Experiment
@@ -22,6 +23,8 @@ def train(
   config: Mapping[str, Any] | None = None,
   *,
   extend: int = 0,
+  allow_changes: bool = False,
+  restart: bool = False,
 ) -> Run:
   """Trains an experiment, or goes on with it, evaluates its best checkpoint and writes the report.
 
@@ -35,6 +38,8 @@ def train(
     name: of the experiment, in the record.
     config: the numbers it was built from, for the record and the tables of several runs; by name.
     extend: steps to go on past the end of a finished run.
+    allow_changes: go on with the run of the folder though the experiment is another now; the record tells what changed.
+    restart: begin anew; what is in the folder is moved into `before_restart_1` there, or the next number.
 
   Returns:
     The run, whose `record` has the `results`; its `status` is `finished`, or `diverged` where a guard ended it.
@@ -45,7 +50,8 @@ def train(
   """
   for said in devices.configure_or_keep(experiment.batch_size):
     print(said, flush=True)
-  run = prepare(lambda _: experiment, dict(config or {}), name, _absolute(workdir))
+  terms, folder = Terms(allow_changes=allow_changes, restart=restart), _absolute(workdir)
+  run = prepare(lambda _: experiment, dict(config or {}), name, folder, terms=terms)
   try:
     training.train(run, extend)
   except KeyboardInterrupt:
@@ -69,6 +75,8 @@ def evaluate(
   moved: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
   """Evaluates the best checkpoint of a run anew; what stands in its record and its report stays beside it.
+
+  The folder's `experiment.py` is executed, unless an experiment is given.
 
   Args:
     workdir: of the run.

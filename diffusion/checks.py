@@ -5,6 +5,8 @@ A tracer is let through, so that a factory can be called inside a transformed fu
 """
 
 import math
+import os
+import pathlib
 from typing import Any
 
 import jax
@@ -134,3 +136,20 @@ def shares(name: str, values: Any) -> None:
   if not (positive and abs(given.sum() - 1) <= 1e-5):
     remedy = f'divide them by {given.sum():g}' if positive else 'give each a finite one above 0'
     raise ValueError(f'{name} must be positive and sum to one, got {given}: {remedy}')
+
+
+def short_enough(folder: pathlib.Path) -> None:
+  """Whether a folder's path leaves room for those of the files in it, up to 200 bytes.
+
+  Args:
+    folder: absolute.
+
+  Raises:
+    ValueError: it does not.
+  """
+  size, most = len(os.fsencode(folder)), os.pathconf('/', 'PC_PATH_MAX') - 201
+  if size > most:
+    raise ValueError(
+      f'the path of the workdir, {str(folder)[:60]!r} and so on, has {size} bytes, and with files in it this system '
+      f'allows {most}: choose a shorter one'
+    )

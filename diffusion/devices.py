@@ -40,6 +40,12 @@ _PEAKS = {
   'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5': 459e12, 'TPU v5p': 459e12, 'TPU v6 lite': 918e12,
 }  # fmt: skip
 
+_SETTINGS = (
+  'jax_default_prng_impl', 'jax_threefry_partitionable', 'jax_random_seed_offset', 'jax_enable_x64',
+  'jax_default_matmul_precision',
+)  # fmt: skip
+_VARIABLES = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS', 'NVIDIA_TF32_OVERRIDE')
+
 Step = Callable[[Any, Any, Any, Rows, CrossMean], tuple[Any, Any]]
 
 
@@ -214,6 +220,19 @@ def describe() -> dict[str, Any]:
     'host_cpus': os.cpu_count(),
     'python': sys.version.split()[0],
   }
+
+
+def settings() -> dict[str, Any]:
+  """What of JAX's configuration decides numbers: a run goes on under the same."""
+  return {name: getattr(jax.config, name, None) for name in _SETTINGS}
+
+
+def environment() -> dict[str, str]:
+  """What the environment says to XLA and to JAX, as far as they know the name; nothing else of it is looked at."""
+  said = {
+    name for name in os.environ if name.startswith('JAX_') and hasattr(jax.config, name.lower())
+  }
+  return {name: os.environ[name] for name in sorted({*said, *_VARIABLES} & {*os.environ})}
 
 
 def peak_flops() -> float | None:

@@ -18,12 +18,13 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion import checks, devices, naming, processes, provenance, rng
+from diffusion import checks, devices, naming, processes, provenance, rng, signals
 from diffusion.commands import fail, parse_flags
 from diffusion.data import sources
 from diffusion.evaluation import by_name
 from diffusion.provenance import read_record
 from diffusion.runs import training
+from diffusion.runs.claiming import Terms
 from diffusion.runs.run import prepare
 from diffusion.sampling.plan import grid_names, sampler_names
 from diffusion.training.experiment import EvaluationSettings, Experiment
@@ -43,6 +44,10 @@ _FLAGS = (
   (flags.DEFINE_string, 'features', 'pixels',
    'What metrics compare: pixels, digits, mnist, or a file of Inception weights.'),
   (flags.DEFINE_integer, 'extend', 0, 'Train so many steps past the end of a finished run.'),
+  (flags.DEFINE_boolean, 'allow_changes', False,
+   'Go on with a run though its experiment builds something else now; the record tells what.'),
+  (flags.DEFINE_boolean, 'restart', False,
+   'Begin anew: what is in the workdir is moved into before_restart_1 there, or the next number.'),
   (flags.DEFINE_multi_string, 'population', [],
    'Train a run for each of these values as one program, e.g. seed=0..15 or learning_rate=1e-3,2e-3; given several '
    'times, for all combinations. Their folders lie in the workdir.'),
@@ -65,7 +70,7 @@ _FLAGS = (
 
 # In which modes a flag says something; in any other it would be passed over in silence.
 _MODES = {
-  **dict.fromkeys(('profile', 'extend'), ('train',)),
+  **dict.fromkeys(('profile', 'extend', 'allow_changes', 'restart'), ('train',)),
   **dict.fromkeys(('num_samples', 'metrics', 'features'), ('evaluate',)),
   **dict.fromkeys(('sampler', 'sampler_grid', 'sampler_steps'), ('evaluate', 'sample')),
   **dict.fromkeys(('lr_low', 'lr_high'), ('lr_range',)),
@@ -144,16 +149,15 @@ def run(
         line = inspect.getsource(arm).strip().rstrip(',')
         print(f'{name:<28} {line.partition("lambda c: ")[2]}')
       return 0
+    signals.outlive_readers()
     try:
-      return processes.finish(_main(build, *_configured(config, smoke, arms)))
+      with signals.interruptible():
+        return processes.finish(_main(build, *_configured(config, smoke, arms)))
     except Exception as error:
       _end_of(error)
-    except KeyboardInterrupt:
-      print(
-        'interrupted outside of training; the same command goes on from the last checkpoint',
-        file=sys.stderr,
-      )
-      processes.leave(130)
+    except KeyboardInterrupt as interrupt:
+      said = 'left outside of training; the same command goes on from what is saved'
+      processes.leave(signals.stopped_by(interrupt, said))
 
   app.run(main, flags_parser=parse_flags)
 
@@ -261,7 +265,7 @@ def _train_population(
   for one in values:
     name = ','.join(f'{field}={value}' for field, value in one.items())
     own = dataclasses.replace(config, **one)
-    run = prepare(build, own, source, folder / name, smoke=small)
+    run = prepare(build, own, source, folder / name, smoke=small, terms=_terms())
     run.data = population.share_data(runs, run.data)
     runs.append(run)
   return population.train(
@@ -285,7 +289,7 @@ def _main(build: Callable[[Any], Experiment], config: Any, overrides: dict[str, 
   if f.population:
     return _train_population(build, config, source, folder, f.smoke)
   if f.dry_run or f.mode != 'train':
-    processes.end_on_sigterm()
+    signals.end_on_sigterm()
   request = EvaluationSettings(
     seed=f.seed or 0,
     samples=f.num_samples,
@@ -302,7 +306,7 @@ def _main(build: Callable[[Any], Experiment], config: Any, overrides: dict[str, 
       experiment = experiment._replace(data=sources.streamed(experiment.data, f.data_workers))
     return request.applied(experiment)
 
-  run = prepare(asked, config, source, folder, smoke=f.smoke)
+  run = prepare(asked, config, source, folder, smoke=f.smoke, terms=_terms())
   if f.mode == 'train' and not f.dry_run:
     return training.train(run, f.extend, profile)
   from diffusion.runs import describing, evaluating, lr_range  # here, because a training needs none
@@ -313,6 +317,10 @@ def _main(build: Callable[[Any], Experiment], config: Any, overrides: dict[str, 
   if f.mode == 'lr_range':
     return lr_range.train_rising(run, f.lr_low, f.lr_high)
   return evaluating.evaluate(run, f.mode, request)
+
+
+def _terms() -> Terms:
+  return Terms(allow_changes=flags.FLAGS.allow_changes, restart=flags.FLAGS.restart)
 
 
 def _said() -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The pieces that a command line can ask for by name: what the files of a room define, with no list beside them."""
+"""The pieces that a command line can ask for by name: what the files of a room define, with no list beside them.
+
+And how a name that somebody else has given is shown.
+"""
 
 import ast
 import difflib
@@ -60,3 +63,11 @@ def _required(args: ast.arguments) -> list[str]:
   return [arg.arg for arg in positional[: len(positional) - len(args.defaults)]] + [
     arg.arg for arg, default in keywords if default is None
   ]
+
+
+def printable(text: str) -> str:
+  """The text in one line; what a terminal would obey (escapes, line breaks, marks of direction) is as Python writes it.
+
+  The names of folders, files and classes are anybody's.
+  """
+  return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)

@@ -7,15 +7,14 @@ once.
 """
 
 import contextlib
+import errno
 import importlib.util
 import itertools
 import json
 import os
 import re
-import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -25,8 +24,10 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from diffusion import checks
+from diffusion.naming import printable
 
 _MEET = 1800  # seconds for all to come where they must meet: loading data may take one longer than another
+_PATIENCE = 9.0  # seconds for this process to end in order
 AGAIN = 'start all processes again with the same command, the run goes on from the last checkpoint'
 
 
@@ -176,7 +177,7 @@ def barrier(name: str, seconds: float = _MEET) -> None:
     if not late:
       raise
     raise ValueError(
-      f'process {" and ".join(late)} of {jax.process_count()} did not come to {name!r} within {seconds:g} s'
+      f'process {" and ".join(late)} of {jax.process_count()} did not come to {name!r} within {seconds:g} s: {AGAIN}'
     ) from None
 
 
@@ -279,12 +280,6 @@ def preemption(batches_seen: int, steps: int) -> Callable[[], str | None]:
   return interrupted
 
 
-def end_on_sigterm() -> None:
-  """From here on SIGTERM ends this process, of several: JAX only notes it, for `preemption` to be asked."""
-  if joined():
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def is_loss(error: BaseException | None) -> bool:
   """Whether an error, or what led to it, says that a collective failed, as it does where another process is gone.
 
@@ -309,21 +304,32 @@ def lost(error: Exception) -> NoReturn:
     error: what the collective raised; it does not say which process is gone.
   """
   failed = f'a step of {jax.process_count()} processes failed, as it does where one is gone'
-  print(f'error: {failed}: {one_line(error)}; {AGAIN}', file=sys.stderr)
+  print(f'error: {failed}: {one_line(error)[:300]}; {AGAIN}', file=sys.stderr)
   leave(1)
 
 
 def leave(status: int) -> NoReturn:
   """Ends this process; of several at once: an orderly exit would wait for the others, who may be anywhere.
 
+  One alone ends in order, unless what Python would wait for, as a thread that a failed save left, takes longer than
+  `_PATIENCE`.
+
   Raises:
     SystemExit: where the process is the only one.
   """
   if joined():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    _end(status)
+  late = threading.Timer(_PATIENCE, _end, [status])
+  late.daemon = True
+  late.start()
   raise SystemExit(status)
+
+
+def _end(status: int) -> NoReturn:
+  """Ends this process where it stands."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def finish(status: int) -> int:
@@ -335,75 +341,18 @@ def finish(status: int) -> int:
 
 
 def one_line(error: Exception) -> str:
-  """The message of bad input, or an error's name and message, without line breaks."""
-  text = ' '.join(str(error).split())
-  return text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
-
-
-class Signals:
-  """What `caught_signals` gives: the `name` of the signal that asks to leave, or None."""
-
-  def __init__(self, reached: Callable[[], str | None] | None = None):
-    """Notes signals by `note`, or asks `reached` for their name."""
-    self._reached = reached
-    self.name: str | None = None
-    self._since = 0.0
-
-  def note(self, name: str) -> None:
-    """Notes a signal, now."""
-    self.name, self._since = name, time.perf_counter()
-
-  def __call__(self) -> str | None:
-    """The name of the signal that asks to leave, or None; to be asked once after each dispatch."""
-    if self.name is None and self._reached is not None:
-      name = self._reached()
-      if name is not None:
-        self.note(name)
-    return self.name
-
-  def seconds(self) -> float:
-    """Since it was noted."""
-    return time.perf_counter() - self._since
-
-
-@contextlib.contextmanager
-def caught_signals(seen: int, steps: int) -> Iterator[Signals]:
-  """Notes the first SIGINT or SIGTERM; a second one acts as usual, and afterwards every one.
-
-  Of several processes all leave after the same dispatch, whichever got the signal: JAX has SIGTERM and tells the others
-  of it, and the first Ctrl-C becomes one.
-
-  Args:
-    seen: batches seen where training begins.
-    steps: of a dispatch.
-  """
-  by_itself = alone()
-  if by_itself and threading.current_thread() is not threading.main_thread():
-    yield Signals()  # Python hands signals to the main thread alone
-    return
-  signals = Signals(None if by_itself else preemption(seen, steps))
-  numbers = (signal.SIGINT, signal.SIGTERM) if by_itself else (signal.SIGINT,)
-  before = {number: signal.getsignal(number) for number in numbers}
-
-  def restore() -> None:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-  def note(number: int, frame: object) -> None:
-    restore()
-    name = signal.Signals(number).name
-    who = 'saving, then leaving' if by_itself else 'all processes save, then leave'
-    print(f'\n{name}: {who} (again to leave at once)', file=sys.stderr)
-    if by_itself:
-      signals.note(name)
-    else:
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  for number in numbers:
-    signal.signal(number, note)
-  try:
-    yield signals
-  finally:
-    restore()
-    if not by_itself:
-      end_on_sigterm()
+  """The message of bad input, or an error's name and message, on a line for a terminal; of a disk, with what to do."""
+  text = printable(' '.join(str(error).split()))
+  if isinstance(error, ValueError):
+    return text
+  number, name = getattr(error, 'errno', None), getattr(error, 'filename', None)
+  if number == errno.ENAMETOOLONG and name:
+    start = printable(os.fsdecode(name)[:60])
+    return (
+      f'a path is too long, of {len(name)} characters, {start!r} and so on: choose a shorter one'
+    )
+  if number in (errno.ENOSPC, errno.EDQUOT):
+    places = f'the workdir, {os.environ.get("TMPDIR", "/tmp")} (TMPDIR) or the output'
+    text += ': make room there' if name else f': make room on the disk of {places}'
+    text += ', then the same command goes on from what is saved'
+  return f'{type(error).__name__}: {text}'

@@ -1,72 +1,53 @@
-"""The folder of a run: its record and its claim on the folder; and where a run came from: code, versions, command.
+"""The folder of a run and its record; and where a run came from: versions, command.
 
-run.json        what ran: configuration, code, versions, data, every start, how it ended, results
-experiment.py   the experiment file as it was
+run.json        what ran: configuration, data, how it ended, results; of each start code, versions, settings, devices
+experiment.py   the experiment file as it was; experiment_before_start_2.py as it was until that start changed it
+before_restart_1/  what was in the folder when a start began anew
 metrics.jsonl   one row a logged step; events/ has the same for TensorBoard
 checkpoints/    the latest and the best, each with its manifest (.sha256); damaged/ what was not as it was saved
 data.png        training examples as the network sees them, where they are images
+judging_....jsonl  what an evaluation in progress has found, see `runs.judged`; .*.lock files are empty
 samples.png, curves.png, nearest.png, report.md, references.bib, samples.npz; later judgments add
 _evaluation1, _evaluation2, ... to these names
 """
 
+import contextlib
 import dataclasses
 import datetime
-import hashlib
 import importlib.metadata
 import pathlib
 import platform
-import re
-import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from diffusion.reporting import encoding
-from diffusion.reporting.rows import read_json, write_json
+from diffusion.reporting import encoding, sealed
 
-RECORD_FORMAT = 4
+RECORD_FORMAT = 5
+_THREADS = threading.Lock()
 _NAMES = (
   'name',
   'note',
   'found',
   'class_names',
 )  # of a data set: what it is called, not what it is
+_CHANGED = 'it is not as it was written (if you changed it, delete its entry "seal")'
+# What is read of run.json, and of which type it is.
+_NEEDED = {
+  'experiment': str, 'config': dict, 'seed': int, 'num_steps': int, 'smoke': bool, 'null_learned': bool,
+  'status': str, 'reason': str, 'step': int, 'wall_seconds': int | float, 'extended_at': int | None,
+  'bank': {'log_snr': list, 'draws': int}, 'source': str | None, 'fingerprint': {'digest': str, 'built': dict},
+  'techniques': list, 'samples': list, 'evaluations': list, 'results': dict | None, 'saved': dict | None,
+  'starts': [{'time': str, 'command': list, 'code': dict | list, 'devices': dict, 'versions': dict, 'settings': dict}],
+  'data': {
+    'name': str, 'note': str, 'shape': list, 'levels': int | None, 'mean': object, 'deviation': object,
+    'fingerprint': str, 'class_names': list, 'condition': object, 'found': dict, 'examples': dict, 'split_hashes': dict,
+  },
+}  # fmt: skip
 PACKAGES = (
   'diffusion', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy', 'scipy',
 )  # fmt: skip
-
-
-def _git(*arguments: str) -> str | None:
-  root = pathlib.Path(__file__).parent
-  try:
-    done = subprocess.run(
-      ['git', '-C', str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
-    )
-  except (OSError, subprocess.SubprocessError):
-    return None  # not a checkout, or no git: recorded as null
-  return done.stdout
-
-
-def code() -> dict[str, Any]:
-  """The git commit and the uncommitted difference of the checkout this package lies in; nulls outside one."""
-  commit = _git('rev-parse', 'HEAD')
-  return {'commit': commit and commit.strip(), 'diff': _git('diff', 'HEAD')}
-
-
-def code_in_brief() -> dict[str, Any]:
-  """What an evaluation says of its code: the commit, and whether it was more than that; nulls outside a checkout."""
-  now = code()
-  changed = None if now['diff'] is None else bool(now['diff'])
-  return {'code': now['commit'], 'uncommitted changes': changed}
-
-
-def code_digest(experiment: pathlib.Path | str) -> str:
-  """A short hash of the whole package and of an experiment file, or a text in its place: other code has another."""
-  own = experiment.encode() if isinstance(experiment, str) else experiment.read_bytes()
-  whole = hashlib.sha256(own)
-  for path in sorted(pathlib.Path(__file__).parent.rglob('*.py')):
-    whole.update(path.read_bytes())
-  return whole.hexdigest()[:16]
 
 
 def versions() -> dict[str, str | None]:
@@ -125,20 +106,91 @@ def read_record(workdir: pathlib.Path) -> dict[str, Any]:
   """run.json of a folder.
 
   Raises:
-    ValueError: no run in the folder, or one of another format.
+    ValueError: no run in the folder, or one of another format; or the file is damaged, with what is wrong with it.
   """
   path = workdir / 'run.json'
-  if not path.is_file():
+  if not path.exists():
     raise ValueError(f'no run in {workdir}: there is no run.json')
-  record = read_json(path)
-  if record['format'] != RECORD_FORMAT:
-    raise ValueError(f'{path} has format {record["format"]}, this version reads {RECORD_FORMAT}')
+  try:
+    record, intact = sealed.read(path)
+    other = record.get('format', RECORD_FORMAT) != RECORD_FORMAT
+    fault = '' if intact or other else _fault({'format': int, **_NEEDED}, record)
+    if not other and (fault or intact is False):
+      raise ValueError(f'{path} is damaged: {fault or _CHANGED}')
+  except ValueError as error:
+    raise ValueError(
+      f'{error}; put a copy of it back, or choose another --workdir (diffusion.load_parameters reads the weights '
+      'without it)'
+    ) from None
+  if other:
+    raise ValueError(
+      f'{path} has format {record["format"]!r}, this version reads {RECORD_FORMAT}: read it with the version that '
+      'wrote it, or choose another --workdir'
+    )
   return record
+
+
+def _fault(needed: Any, found: Any, at: str = '') -> str:
+  """What is missing or of another type in a record; '' for nothing."""
+  if isinstance(needed, dict) and isinstance(found, dict):
+    for name, one in needed.items():
+      fault = _fault(one, found[name], f'{at}{name}.') if name in found else f'no {at}{name}'
+      if fault:
+        return fault
+    return ''
+  if isinstance(needed, list) and isinstance(found, list):
+    faults = [_fault(needed[0], one, f'{at}{i}.') for i, one in enumerate(found)]
+    return next(filter(None, faults), '') if faults else f'nothing in {at[:-1]}'
+  kind = type(needed) if isinstance(needed, dict | list) else needed
+  return '' if isinstance(found, kind) else f'{at[:-1]} is {type(found).__name__}'
 
 
 def write_record(workdir: pathlib.Path, record: Mapping[str, Any]) -> None:
   """Writes run.json in one piece."""
-  write_json(workdir / 'run.json', record)
+  sealed.write(workdir / 'run.json', record)
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Within the block, no other thread and no other process that asks for it changes run.json of a folder.
+
+  Args:
+    workdir: the folder; created if need be.
+
+  Raises:
+    OSError: it cannot be written, naming run.json.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  with _THREADS, encoding.locked(workdir / 'run.json'):
+    yield
+
+
+def amend(
+  workdir: pathlib.Path,
+  change: Callable[[dict[str, Any]], Mapping[str, Any]],
+  known: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Changes run.json as it stands on the disk, so that what others have noted there meanwhile stays; returns it.
+
+  A run may be evaluated from beside it while it trains.
+
+  Args:
+    workdir: the folder of the run.
+    change: the record as it is -> what is new in it.
+    known: the record as this process knows it, for where the file is lost or damaged, which is said.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  with locked(workdir):
+    try:
+      record = read_record(workdir)
+    except ValueError as error:
+      print(f'{error}: it is written anew, as this run knows it', flush=True)
+      record = dict(known)
+    record |= change(record)
+    write_record(workdir, record)
+    return record
 
 
 def data_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -155,97 +207,3 @@ def data_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return kept | {'classes': len(data['class_names'])}
 
   return differences(old, new) if differences(read(old), read(new)) else []
-
-
-def built_changes(record: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str]:
-  """How what was built differs in two records, but for the data, which is known by its own fingerprint."""
-  built = (one['fingerprint']['built'] for one in (record, fresh))
-  return differences(
-    *({name: part for name, part in one.items() if name != 'data'} for one in built)
-  )
-
-
-def _is_place(name: str, *configs: Mapping[str, Any]) -> bool:
-  """Whether a field may say where data lies: a text, or several. What a number does, no description need show."""
-
-  def is_text(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-  values = [config[name] for config in configs if name in config]
-  texts = [all(map(is_text, one)) if isinstance(one, list) else is_text(one) for one in values]
-  return len(values) == len(configs) and all(texts)
-
-
-def _moved(record: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str]:
-  """How two records of one run differ in where its data lies and what it is called.
-
-  A text of the configuration says no more than that where the data and all else that was built are the same with it.
-
-  Args:
-    record: of the run.
-    fresh: of a start.
-
-  Raises:
-    ValueError: they are of two runs; it says how.
-  """
-  old, new = record['config'], fresh['config']
-  config, data = differences(old, new), data_changes(record['data'], fresh['data'])
-  fields = [
-    name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]
-  ]
-  if not all(_is_place(name, old, new) for name in fields):
-    raise ValueError(f'another config ({"; ".join(config)})')
-  if data:
-    raise ValueError(f'another data ({"; ".join(config + data)})')
-  if config and built_changes(record, fresh):
-    parts = ', '.join(one.partition(':')[0] for one in built_changes(record, fresh))
-    raise ValueError(f'another config ({"; ".join(config)}), with which there is another {parts}')
-  names = [{name: one['data'][name] for name in ('name', 'class_names')} for one in (record, fresh)]
-  return config + differences(*names)
-
-
-def claim(workdir: pathlib.Path, fresh: dict[str, Any], source: pathlib.Path | str) -> None:
-  """Takes a folder for a run, or finds that it is this run's already; run.json then has this start in its `starts`.
-
-  A run whose data lies elsewhere than before is the same run; its configuration then says where it lies now.
-
-  Args:
-    workdir: the folder; created if need be.
-    fresh: the record of a run that starts now.
-    source: the experiment file, copied into a new folder; or the name of an experiment that has none, whose fingerprint
-      must then be the recorded one.
-
-  Raises:
-    ValueError: the folder holds a run of another configuration, of other data, or something that is no run.
-    OSError: the folder cannot be written.
-  """
-  workdir.mkdir(parents=True, exist_ok=True)
-  if (workdir / 'run.json').exists():
-    record = read_record(workdir)
-    try:
-      moved = _moved(record, fresh)
-      changed = built_changes(record, fresh) if isinstance(source, str) else []
-      if changed:
-        raise ValueError(f'another experiment ({"; ".join(changed)})')
-    except ValueError as error:
-      raise ValueError(
-        f'{workdir} holds a run of {error}: choose another --workdir, or undo this'
-      ) from None
-    record['starts'].append(fresh['starts'][0])
-    if moved:
-      print(f'the data of {workdir} is the same, and has moved: {"; ".join(moved)}', flush=True)
-      record['starts'][-1]['moved'] = moved
-      record['config'] = fresh['config']
-      record['data']['name'] = fresh['data']['name']
-  else:
-    # A start that was killed before its record was written leaves the copy, or a part of either.
-    leftover = re.compile(r'experiment\.py|\..*\.tmp')
-    others = [path.name for path in workdir.iterdir() if not leftover.fullmatch(path.name)]
-    if others:
-      raise ValueError(
-        f'{workdir} is not empty and holds no run ({others[0]}): choose another --workdir'
-      )
-    record = fresh
-    if not isinstance(source, str):
-      encoding.replace(workdir / 'experiment.py', source.read_bytes())
-  write_record(workdir, record)

@@ -14,9 +14,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # From top to bottom: a room imports only rooms above it (and its own files).
 ROOMS = (
-  'types', 'checks', 'naming', 'conditions', 'rng', 'processes', 'devices', 'statistics', 'proportions', 'citations',
-  'fingerprint', 'reporting', 'process', 'data', 'models', 'objectives', 'optimizers', 'sampling', 'evaluation',
-  'training', 'provenance', 'runs', 'calling', 'commands', 'launch',
+  'types', 'checks', 'naming', 'conditions', 'rng', 'processes', 'signals', 'devices', 'statistics', 'proportions',
+  'citations', 'user_code', 'fingerprint', 'reporting', 'process', 'data', 'models', 'objectives', 'optimizers',
+  'sampling', 'evaluation', 'training', 'checkout', 'provenance', 'runs', 'calling', 'commands', 'launch',
 )  # fmt: skip
 # What speaks of devices. `diffusion/devices.py` is the one file to change when JAX changes its mind, and
 # `diffusion/processes.py` where it is about its processes.

@@ -61,6 +61,17 @@ CASES = {
   'profile of no training': Case(
     ('--workdir={tmp}/run', '--mode=sample', '--profile=1:2'), ('--profile is for --mode=train, and the mode is',)
   ),
+  'restart of no training': Case(
+    ('--workdir={tmp}/run', '--mode=evaluate', '--restart'),
+    ('--restart is for --mode=train, and the mode is evaluate',),
+  ),
+  'changes of no training': Case(
+    ('--workdir={tmp}/run', '--mode=sample', '--allow_changes'),
+    ('--allow_changes is for --mode=train, and the mode is sample',),
+  ),
+  'restart of an extension': Case(
+    ('--workdir={tmp}/run', '--smoke', '--restart', '--extend=20'), ('--restart begins anew: leave --extend=20 out',)
+  ),
   'negative extension': Case(('--workdir={tmp}/run', '--extend=-5'), ('--extend', '-5')),
   'unprepared data': Case(
     ('--workdir={tmp}/run', '--config.data_dir={tmp}/none'),

@@ -1,6 +1,7 @@
 """Range checks: each bound by itself, the value and the remedy in the message, tracers let through."""
 
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -119,3 +120,14 @@ def test_tracers_pass(transform):
 )
 def test_off_is_a_python_zero_or_none(value, expected):
   assert checks.off(value) is expected
+
+
+def test_a_path_must_leave_room_for_the_files_of_a_run():
+  part = 'd' * 199
+  checks.short_enough(pathlib.Path('/', *[part] * 17))  # 3,400 characters
+  with pytest.raises(
+    ValueError, match=r"the path of the workdir, '/d{59}' and so on, has 3896 bytes, .*allows 3895"
+  ):
+    checks.short_enough(pathlib.Path('/', *[part] * 18, 'd' * 295))
+  with pytest.raises(ValueError, match='choose a shorter one'):
+    checks.short_enough(pathlib.Path('/', *['ö' * 99] * 20))

@@ -57,7 +57,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_the_resumed_run_is_the_same_to_the_bit(tmp_path, uninterrupted, number):
   workdir = tmp_path / 'run'
   process = start(workdir, *NUMBERS)
@@ -74,6 +74,61 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same_to_the_bit(tmp_path, uni
   assert status == 0, output
   assert f'resuming from step {step}' in output
   assert not resume.differences(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_a_signal_ended_goes_on_behind_what_it_has_judged(
+  tmp_path, uninterrupted
+):
+  workdir = tmp_path / 'run'
+  shutil.copytree(uninterrupted, workdir)
+  whole = read_record(workdir)
+  write_record(workdir, whole | {'results': None, 'evaluations': [], 'samples': []})
+  process = start(workdir, *NUMBERS)
+  while not any(path.stat().st_size for path in workdir.glob('judging_*')):
+    assert process.poll() is None, process.output()
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  status, output = finish(process)
+  assert status == 128 + signal.SIGTERM, output
+  assert output.endswith(
+    'SIGTERM: left outside of training; the same command goes on from what is saved\n'
+  )
+  status, output = finish(start(workdir, *NUMBERS))
+  assert status == 0, output
+  assert 'judged by a start that was ended, and not again: validation' in output
+  assert read_record(workdir)['results'] == whole['results']
+  assert not [path for path in workdir.iterdir() if path.name.endswith(('.tmp', '.part'))]
+
+
+@pytest.mark.slow
+def test_a_run_that_trains_is_sampled_evaluated_and_loaded_from_beside(tmp_path):
+  workdir = tmp_path / 'run'
+  flags = [*NUMBERS, '--config.num_steps=200000']
+  process = start(workdir, *flags)
+  wait_for_rows(workdir, process, 25)
+  judging = [
+    start(workdir, *flags, '--mode=evaluate', f'--seed={seed}', '--num_samples=20')
+    for seed in (5, 6)
+  ]
+  sampling = start(workdir, *flags, '--mode=sample', '--seed=7')
+  assert diffusion.load(workdir).step % 100 == 0
+  for beside in (*judging, sampling):
+    status, output = finish(beside)
+    assert status == 0, output
+  assert process.poll() is None, process.output()
+  process.send_signal(signal.SIGHUP)
+  status, output = finish(process)
+  assert status == 128 + signal.SIGHUP, output
+  record = read_record(workdir)
+  assert (record['status'], record['reason']) == ('interrupted', 'SIGHUP')
+  assert sorted(one['request']['seed'] for one in record['evaluations']) == [5, 6]
+  for name in ('samples_seed7.png', 'report_evaluation0.md', 'report_evaluation1.md'):
+    assert (workdir / name).is_file()
+  assert len({one['file'] for one in record['samples']}) == 2
+  assert [row['step'] for row in read_json_lines(workdir / 'metrics.jsonl')] == [
+    *range(10, record['step'] + 1, 10)
+  ]
 
 
 @pytest.mark.slow

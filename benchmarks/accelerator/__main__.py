@@ -30,7 +30,7 @@ from absl import app, flags
 from benchmarks.accelerator.bench import Bench, LeftOut
 from benchmarks.accelerator.parts import PARTS
 from benchmarks.accelerator.sections import Row
-from diffusion import provenance
+from diffusion import checkout, provenance
 
 OUT = flags.DEFINE_string(
   'out', None, 'Folder of the results; what is there is kept.', required=True
@@ -116,7 +116,7 @@ def driver() -> str | None:
 
 def look(bench: Bench) -> dict[str, Any]:
   """What this call runs on; raises ValueError where JAX does not start."""
-  code = provenance.code()
+  code = checkout.code()
   process = bench.start_function('describe')
   try:
     found = bench.result(process, bench.finish(process))

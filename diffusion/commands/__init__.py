@@ -9,6 +9,7 @@ from absl import app, flags, logging
 
 from diffusion import naming
 from diffusion.processes import one_line
+from diffusion.signals import interruptible, stopped_by
 
 
 def fail(message: str) -> NoReturn:
@@ -53,7 +54,7 @@ def run_command(
   """Parses the flags and calls `main` with the other arguments and the flags.
 
   The program leaves with status 2 and one line for bad input: a flag, a ValueError, an OSError, or a package that is
-  missing.
+  missing; and with 128 + n and one line for signal n.
 
   Args:
     define_flags: of the command; not on import, where they would meet those of the importing program.
@@ -63,9 +64,12 @@ def run_command(
   def guarded(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     try:
-      main(argv[1:], flags.FLAGS)
+      with interruptible():
+        main(argv[1:], flags.FLAGS)
     except (ValueError, OSError, ImportError) as error:
       fail(one_line(error))
+    except KeyboardInterrupt as interrupt:
+      raise SystemExit(stopped_by(interrupt, 'stopped')) from None
 
   define_flags()
   app.run(guarded, flags_parser=parse_flags)

@@ -1,6 +1,8 @@
 """Compares the samples of two runs on disjoint data, drawn from the same starting noise; see `experiments.disjoint`.
 
 python -m diffusion.commands.agreement runs/part_0 runs/part_1 --pairs=1000
+
+Each folder's `experiment.py` is executed, as loading a run does.
 """
 
 import pathlib

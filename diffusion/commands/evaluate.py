@@ -4,7 +4,8 @@
 
 FOLDER holds PNGs, directly or in subfolders named as the classes; or name an .npz with uint8 `images` and `labels`
 (or ADM's arr_0 and arr_1). `--levels=17` says that a stored value is one of 17, not of 256. The run gives the data, its
-splits and its units. `--output=FILE` writes the results with their provenance as JSON.
+splits and its units: its `experiment.py` is executed, as loading a run does. `--output=FILE` writes the results with
+their provenance as JSON.
 """
 
 import functools
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from diffusion import devices, provenance
+from diffusion import checkout, devices, provenance
 from diffusion.commands import define_moved, foreign, places, run_command
 from diffusion.commands.foreign import Images, read
 from diffusion.data import pipeline
@@ -45,7 +46,12 @@ from diffusion.runs.run import data_record
 def define_flags() -> None:
   """Of this command."""
   flags.DEFINE_string('images', None, 'Folder of images, or .npz.', required=True)
-  flags.DEFINE_string('run', None, 'Folder of the run whose data is taken.', required=True)
+  flags.DEFINE_string(
+    'run',
+    None,
+    'Folder of the run whose data is taken; its experiment.py is executed.',
+    required=True,
+  )
   define_moved()
   flags.DEFINE_list('metrics', ['all'], f'all, or of {", ".join(by_name.metrics())}.')
   flags.DEFINE_string('features', 'pixels', 'pixels, digits, mnist, or Inception weights.')
@@ -88,7 +94,7 @@ def measure(
 
   Args:
     images, levels: see `foreign.read`.
-    run: folder of the run whose data, splits and units are taken.
+    run: folder of the run whose data, splits and units are taken; its `experiment.py` is executed.
     metrics, features: see `by_name.choose_metrics` and `by_name.choose_features`.
     moved: where the run's data lies now, see `loading.recorded_experiment`.
 
@@ -129,7 +135,7 @@ def measure(
     'data': data_record(split),
     'features': features_.label(chosen),
     'command': provenance.command(),
-    **provenance.code_in_brief(),
+    **checkout.code_in_brief(),
     'versions': provenance.versions(),
     'notes': notes,
     'seconds': time.perf_counter() - begin,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from diffusion.commands import run_command
+from diffusion.naming import printable
 from diffusion.reporting.tables import markdown
 from diffusion.runs import compare
 
@@ -32,7 +33,7 @@ def main(folders: Sequence[str], given: flags.FlagValues) -> None:
   output = pathlib.Path(given.output).expanduser()
   tables, files = compare.write(compare.load(folders), output, given.baseline, given.quantities)
   for caption, headers, rows in tables:
-    print(f'{markdown(headers, rows)}\n{caption}\n')
+    print(f'{markdown(headers, rows)}\n{printable(caption)}\n')
   print('\n'.join(map(str, files)))
 
 

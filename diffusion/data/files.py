@@ -1,9 +1,13 @@
 """Arrays in files: one line names a file that is damaged or of another kind, and what to do about it."""
 
+import os
 import pathlib
+import zipfile
 
 import numpy as np
 from jaxtyping import Shaped
+
+_MOST = 1000  # arrays of a file
 
 
 def arrays(
@@ -17,10 +21,11 @@ def arrays(
     names: of arrays that it must hold.
 
   Raises:
-    ValueError: it cannot be read, naming it, or holds no array of one of these names.
+    ValueError: it cannot be read, naming it, would fill the memory, or holds no array of one of these names.
   """
   try:
     with path.open('rb') as file, np.load(file) as stored:  # a damaged one is closed, too
+      _check_size(stored.zip)
       found = dict(stored)
   except Exception as error:  # noqa: BLE001 - whatever a damaged file makes its readers raise
     raise _unreadable(path, error, remedy) from None
@@ -45,6 +50,19 @@ def array(path: pathlib.Path, remedy: str) -> Shaped[np.ndarray, '...']:
       return np.load(file)
   except Exception as error:  # noqa: BLE001 - see `arrays`
     raise _unreadable(path, error, remedy) from None
+
+
+def _check_size(archive: zipfile.ZipFile) -> None:
+  """Raises ValueError, before anything is unpacked, for more than the machine's memory could hold."""
+  held = archive.infolist()
+  size, memory = (
+    sum(one.file_size for one in held),
+    os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'),
+  )
+  if size > memory or len(held) > _MOST:
+    raise ValueError(
+      f'{len(held)} arrays of {size} bytes once unpacked, at most {_MOST} and the {memory} bytes of this machine'
+    )
 
 
 def _unreadable(path: pathlib.Path, error: Exception, remedy: str) -> ValueError:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Num, UInt8
 
+from diffusion.naming import printable
+
 _IDENTIFIED_ONLY = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF'}  # Pillow knows them, and reads none
 _NOT_THE_USERS = {'__MACOSX', '@eaDir'}  # which archives of a Mac and disks of Synology add
 _DEEP_RAW = re.compile(r'(?!(BGR|RGB);1[56]$).*;(16|32)')  # raw modes, but 5 and 6 bits a channel
@@ -72,7 +74,7 @@ def find(root: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, int | str]]:
       if suffix in suffixes:
         images.append(folder / name)
       else:
-        others[_printable(suffix) or 'without a suffix'] += 1
+        others[printable(suffix) or 'without a suffix'] += 1
     if folder.parent == root:
       empty.add(folder.name)
   for path in images:
@@ -118,14 +120,10 @@ def _check_name(path: pathlib.Path) -> None:
     ) from None
 
 
-def _printable(name: str) -> str:
-  return name.encode(errors='backslashreplace').decode()
-
-
 def some(names: Sequence[str]) -> str:
   """The first few of some names, and how many more there are; '' for none."""
   more = len(names) - _NAMED
-  return ', '.join(map(_printable, names[:_NAMED])) + (f' and {more} more' if more > 0 else '')
+  return ', '.join(map(printable, names[:_NAMED])) + (f' and {more} more' if more > 0 else '')
 
 
 def in_order(names: set[str]) -> list[str]:

@@ -49,7 +49,7 @@ class _Stretch:
 def _settle_in(index: int, count: int) -> None:
   """Makes a worker leave signals to the process it works for, and end with it, however that ends."""
   del index, count
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)
 
   def watch() -> None:

@@ -17,16 +17,20 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from diffusion.data import raw
-from diffusion.data.raw import PrepareError
-from diffusion.reporting import pace
+from diffusion.data import archives, raw
+from diffusion.data.archives import PrepareError
+from diffusion.reporting import encoding, pace
 
 _CONNECTION_PATIENCE = 5  # seconds to connect, and again for the first bytes
 _PREFLIGHT_PATIENCE = 12  # seconds in all, as name resolution has no timeout of its own
 
 
 def prepare(
-  name: str, data_dir: raw.FilePath, source: raw.FilePath | None = None, allow_partial: bool = False
+  name: str,
+  data_dir: raw.FilePath,
+  source: raw.FilePath | None = None,
+  allow_partial: bool = False,
+  allow_unverified: bool = False,
 ) -> pathlib.Path:
   """Writes the TFDS `array_record` directory of a data set from its official raw files.
 
@@ -37,19 +41,23 @@ def prepare(
     name: 'mnist', 'fashion_mnist' or 'cifar10'.
     data_dir: TFDS data directory, created if absent; downloads stay in its `downloads/`.
     source: folder of the official raw files, or CIFAR-10's archive; None downloads them.
-    allow_partial: accept any number >= 1 of examples, not the official one alone; for trials.
+    allow_partial: accept any number >= 1 of examples, not the official one alone; for trials. No checksum is known
+      of such a set.
+    allow_unverified: accept raw files that are not the official ones to the bit, or were unpacked.
 
   Returns:
     The version directory, `data_dir/name/version`.
 
   Raises:
-    PrepareError: unknown name, raw files absent or wrong, no network, or something incomplete
-      has the final name.
+    PrepareError: unknown name, raw files absent, damaged, or other than the checksums that TFDS ships say, no network,
+      or something incomplete has the final name.
   """
   if name not in raw.SPECS:
     near = difflib.get_close_matches(name, raw.SPECS, n=1, cutoff=0.4)
     hint = f'did you mean {near[0]!r}? ' if near else ''
     raise PrepareError(f'unknown data set {name!r}; {hint}Known: {", ".join(sorted(raw.SPECS))}')
+  if '**' in str(data_dir):
+    raise PrepareError(f'TFDS expands the ** in {data_dir}: choose another --data_dir')
   import tensorflow_datasets as tfds
 
   spec, official = raw.SPECS[name], tfds.builder_cls(name)
@@ -62,14 +70,29 @@ def prepare(
       files = _download(name, spec, data_dir / 'downloads')
     else:
       files = raw.find(pathlib.Path(source).expanduser(), spec)
+    archives.verify(files, checksums(name), allow_partial or allow_unverified)
     splits = raw.read(files, source or data_dir, spec)
     for split, content in splits.items():
       raw.validate(split, content, spec, allow_partial)
     written = _write(official, splits, spec.label_names, workspace)
     target.parent.mkdir(exist_ok=True)
+    for path in (*written.rglob('*'), written):
+      encoding.sync(path)
     os.replace(written, target)
+    encoding.sync(target.parent)
   print(f'{target}: prepared', {split: len(content.labels) for split, content in splits.items()})
   return target
+
+
+def checksums(name: str) -> dict[str, tuple[int, str]]:
+  """The official packed files of a data set -> (size in bytes, SHA-256), as TFDS ships them for its own downloads."""
+  import tensorflow_datasets as tfds
+
+  infos = tfds.builder_cls(name).url_infos
+  return {
+    url.removeprefix(raw.SPECS[name].url): (int(one.size), one.checksum)
+    for url, one in infos.items()
+  }
 
 
 def _preflight(url: str) -> str | None:

@@ -3,18 +3,18 @@
 Everything that a file could hide is looked for here, so that damage is named with its file before a byte is written.
 """
 
-import gzip
 import math
 import os
 import pathlib
 import sys
-import tarfile
-import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Num, UInt8
+
+from diffusion.data import archives
+from diffusion.data.archives import PrepareError, RawFile, damaged
 
 FilePath = str | os.PathLike[str]
 _IDX_DTYPES = {0x08: '>u1', 0x09: '>i1', 0x0B: '>i2', 0x0C: '>i4', 0x0D: '>f4', 0x0E: '>f8'}
@@ -22,17 +22,6 @@ _NUM_CLASSES = 10
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 _CIFAR_FOLDER = 'cifar-10-batches-bin'
 _CIFAR_LABEL_FILE = 'batches.meta.txt'
-
-
-class PrepareError(ValueError):
-  """Arguments, raw files or network do not allow a preparation; one line with the remedy."""
-
-
-class RawFile(NamedTuple):
-  """One raw file, unpacked."""
-
-  where: str  # for messages
-  data: bytes
 
 
 class RawSplit(NamedTuple):
@@ -61,11 +50,18 @@ class Spec(NamedTuple):
 
 
 def find(source: pathlib.Path, spec: Spec) -> dict[pathlib.Path, str]:
-  """The raw files under `source`, packed or not -> their official names."""
+  """The raw files under `source` -> their official names: the packed ones where all are there, else packed or not."""
   if source.is_file():
     return {source: source.name}
+  packed = {source / name: name for name in spec.downloads}
+  if all(path.is_file() for path in packed):
+    return packed
   parts = [part for names in spec.parts.values() for part in names]
-  names = (*spec.downloads, *parts, _CIFAR_LABEL_FILE)
+  names = (
+    *parts,
+    _CIFAR_LABEL_FILE,
+    *spec.downloads,
+  )  # of a part that is there twice, the packed one is read last
   paths = [folder / name for folder in (source, source / _CIFAR_FOLDER) for name in names]
   return {path: path.name for path in paths if path.is_file()}
 
@@ -87,9 +83,9 @@ def read(files: dict[pathlib.Path, str], where: FilePath, spec: Spec) -> dict[st
   raws = {}
   for path, name in files.items():
     raws |= (
-      _unpack(path)
+      archives.unpack(path)
       if name.endswith(('.tar.gz', '.tar'))
-      else {name.removesuffix('.gz'): _open(path)}
+      else {name.removesuffix('.gz'): archives.content(path)}
     )
   for part in (part for names in spec.parts.values() for part in names):
     if part not in raws:
@@ -98,7 +94,7 @@ def read(files: dict[pathlib.Path, str], where: FilePath, spec: Spec) -> dict[st
   if spec.label_names and (labels := raws.get(_CIFAR_LABEL_FILE)):
     found = labels.data.decode(errors='replace').split()
     if found != list(spec.label_names):
-      raise _damaged(labels.where, f'label names {found} are not {list(spec.label_names)}')
+      raise damaged(labels.where, f'label names {found} are not {list(spec.label_names)}')
   return {split: spec.parse([raws[n] for n in names]) for split, names in spec.parts.items()}
 
 
@@ -118,39 +114,15 @@ def validate(split: str, content: RawSplit, spec: Spec, allow_partial: bool) -> 
   for array, shape in ((images, spec.shape), (labels, ())):
     if array.shape[1:] != shape or array.dtype != np.uint8:
       problem = f'{array.dtype} items of shape {array.shape[1:]}, expected are uint8 of {shape}'
-      raise _damaged(where, problem)
+      raise damaged(where, problem)
   if len(images) != len(labels):
-    raise _damaged(where, f'{len(images)} images but {len(labels)} labels')
+    raise damaged(where, f'{len(images)} images but {len(labels)} labels')
   if len(images) == spec.counts[split]:
     return
   problem = f'{len(images)} {split} examples, officially {spec.counts[split]}'
   if not allow_partial or not len(images):
-    raise _damaged(where, f'{problem} (--allow_partial accepts some, for trials)')
+    raise damaged(where, f'{problem} (--allow_partial accepts some, for trials)')
   print(f'PARTIAL SET, NOT FOR RESULTS: {where}: {problem}', file=sys.stderr)
-
-
-def _damaged(where: str, problem: str) -> PrepareError:
-  return PrepareError(f'{where}: {problem}; get the official file again')
-
-
-def _open(path: pathlib.Path) -> RawFile:
-  data = path.read_bytes()
-  if data.startswith(b'\x1f\x8b'):
-    try:
-      data = gzip.decompress(data)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-      raise _damaged(str(path), f'truncated or damaged gzip data ({error})') from error
-  return RawFile(str(path), data)
-
-
-def _unpack(path: pathlib.Path) -> dict[str, RawFile]:
-  try:
-    with tarfile.open(path) as tar:
-      # One pass in the archive's order: seeking back would decompress it again.
-      files = ((m.name, tar.extractfile(m)) for m in tar if m.isfile())
-      return {name.split('/')[-1]: RawFile(f'{path}:{name}', file.read()) for name, file in files}
-  except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise _damaged(str(path), f'truncated or damaged archive ({error})') from error
 
 
 def parse_idx(raw: RawFile) -> Num[np.ndarray, '...']:
@@ -167,14 +139,14 @@ def parse_idx(raw: RawFile) -> Num[np.ndarray, '...']:
   where, data = raw
   if len(data) < 4 or data[:2] != b'\0\0' or data[2] not in _IDX_DTYPES or not data[3]:
     expected = '0x00000803 for MNIST images, 0x00000801 for labels'
-    raise _damaged(where, f'magic number 0x{data[:4].hex()} is not of an IDX file ({expected})')
+    raise damaged(where, f'magic number 0x{data[:4].hex()} is not of an IDX file ({expected})')
   dtype, start = np.dtype(_IDX_DTYPES[data[2]]), 4 + 4 * data[3]
   if len(data) < start:
-    raise _damaged(where, f'truncated in its header, {len(data)} of {start} bytes')
+    raise damaged(where, f'truncated in its header, {len(data)} of {start} bytes')
   shape = tuple(np.frombuffer(data, '>u4', count=data[3], offset=4).tolist())
   size = start + dtype.itemsize * math.prod(shape)
   if len(data) != size:
-    raise _damaged(where, f'truncated or too long, {len(data)} of {size} bytes for shape {shape}')
+    raise damaged(where, f'truncated or too long, {len(data)} of {size} bytes for shape {shape}')
   return np.frombuffer(data, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder('='))
 
 
@@ -204,7 +176,7 @@ def parse_cifar_batch(
   where, data = raw
   if len(data) % _CIFAR_RECORD or not data:
     problem = f'{len(data)} bytes are no whole number of CIFAR-10 records of {_CIFAR_RECORD}'
-    raise _damaged(where, problem)
+    raise damaged(where, problem)
   rows = np.frombuffer(data, np.uint8).reshape(-1, _CIFAR_RECORD)
   _validate_labels(rows[:, 0], where)
   planes = rows[:, 1:].reshape(-1, 3, 32, 32)
@@ -222,7 +194,7 @@ def _validate_labels(labels: Num[np.ndarray, '...'], where: str) -> None:
     problem = (
       f'label {labels.flat[wrong[0]]} of example {wrong[0]} is outside 0..{_NUM_CLASSES - 1}'
     )
-    raise _damaged(where, problem)
+    raise damaged(where, problem)
 
 
 _IDX_PARTS = {

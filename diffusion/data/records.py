@@ -1,10 +1,12 @@
 """Images that stay in their files: the rows of a prepared TFDS split, read and decoded when they are asked for."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import io
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -118,10 +120,9 @@ class DiskRecords:
       raise self._unreadable(_first_bad(source, rows), error) from None
 
   def _unreadable(self, row: int, error: Exception) -> ValueError:
-    reason = ' '.join(str(error).split())[:200]
     return ValueError(
-      f'record {row} of {self.split} in {self.directory} cannot be read ({type(error).__name__}: {reason}): prepare '
-      'the data set again'
+      f'record {row} of {self.split} in {self.directory} cannot be read ({_in_a_line(error)}): prepare the data set '
+      'again'
     )
 
 
@@ -129,9 +130,23 @@ class DiskRecords:
 def _open(directory: str, split: str) -> Any:
   import tensorflow_datasets
 
-  builder = tensorflow_datasets.builder_from_directory(directory)
-  skip = tensorflow_datasets.decode.SkipDecoding()
-  return builder.as_data_source(split=split, decoders={'image': skip})
+  with _naming(directory):
+    builder = tensorflow_datasets.builder_from_directory(directory)
+    skip = tensorflow_datasets.decode.SkipDecoding()
+    return builder.as_data_source(split=split, decoders={'image': skip})
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+  """Within the block, whatever damaged descriptions of a data set make TFDS raise is a ValueError that names it."""
+  try:
+    yield
+  except Exception as error:  # noqa: BLE001 - see above
+    raise ValueError(f'{where} cannot be read ({_in_a_line(error)}): prepare it again') from None
+
+
+def _in_a_line(error: Exception) -> str:
+  return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
 
 
 def _first_bad(source: Any, rows: Integer[np.ndarray, ' n']) -> int:
@@ -158,11 +173,13 @@ def prepared(name: str, data_dir: str | None) -> Any:
 
   data_dir = data_dir and os.path.expanduser(data_dir)
   directory = data_dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-  try:
+  where, builder = f'TFDS data set {name!r} in {directory}', None
+  with _naming(where), contextlib.suppress(registered.DatasetNotFoundError):
     builder = tensorflow_datasets.builder(name, data_dir=data_dir)
-  except registered.DatasetNotFoundError:
-    raise ValueError(f'no TFDS data set is called {name!r}') from None
-  if not builder.info.splits:  # TFDS itself would retry a download for minutes: look before reading
+    splits = builder.info.splits
+  if builder is None:
+    raise ValueError(f'no TFDS data set is called {name!r}')
+  if not splits:  # TFDS itself would retry a download for minutes: look before reading
     prepare = (
       f'python -m diffusion.commands.prepare {name} --data_dir={directory}'
       if name in PREPARABLE
@@ -175,10 +192,10 @@ def prepared(name: str, data_dir: str | None) -> Any:
   form = builder.info.file_format
   if form is None or form.value != 'array_record':
     raise ValueError(
-      f'TFDS data set {name!r} in {directory} is stored as {form and form.value}, which needs TensorFlow: prepare it '
-      'again with --file_format=array_record'
+      f'{where} is stored as {form and form.value}, which needs TensorFlow: prepare it again with '
+      '--file_format=array_record'
     )
-  _check_contents(builder, f'TFDS data set {name!r} in {directory}')
+  _check_contents(builder, where)
   return builder
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Integer, Num
 from diffusion import checks, conditions
 from diffusion.citations import technique
 from diffusion.data import pictures, records
+from diffusion.naming import printable
 from diffusion.types import Condition
 
 _ORIENTED = ('mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot')
@@ -83,7 +84,7 @@ def _source(name: str, raw: Callable[[], Dataset], side: Callable[[], int] = lam
 
 
 def validated(data: Dataset) -> Dataset:
-  """The same data, if it has nothing that would surface hours later.
+  """The same data, if it has nothing that would surface hours later; all its names are `printable`.
 
   Raises:
     ValueError: wrong types or shapes, NaN, labels out of range, a class name given twice, no example, or a condition
@@ -126,7 +127,16 @@ def validated(data: Dataset) -> Dataset:
         f'{data.name}: a test set of its own does not go with conditions: leave it out'
       )
     conditions.check(data.condition, len(data.x))
-  return data
+  found = {
+    printable(what): printable(one) if isinstance(one, str) else one
+    for what, one in data.found.items()
+  }
+  return data._replace(
+    name=printable(data.name),
+    class_names=tuple(map(printable, data.class_names)),
+    note=printable(data.note),
+    found=found,
+  )
 
 
 def arrays(

@@ -5,9 +5,9 @@ A distance is a number of its features as much as of the samples, so both stand 
 
 import functools
 import hashlib
+import io
 import os
 import pathlib
-import platform
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from jaxtyping import Float32, Num
 
 from diffusion import devices, processes
 from diffusion.data import files
+from diffusion.reporting import encoding
 
 Shown = Num[np.ndarray, ' n *shape']
 Embedded = Float32[np.ndarray, 'n f']
@@ -94,18 +95,35 @@ def remembered(features: Features, x: Shown) -> Embedded:
   kind = devices.describe()['platform']
   name = f'{features.name} {features.digest} {kind} v{_VERSION}'.replace(' ', '-')
   path = folder / f'{name}-{content.hexdigest()[:24]}.npy'
-  here = path.is_file()
-  # Else none of several processes reads it: computing takes all.
-  if processes.gather(np.asarray(here)).all():
-    with processes.together('the features'):
-      return files.array(path, 'remove it, and it is computed again')
+  kept = _kept(path)
+  # Else none of several processes takes what it has: computing takes all.
+  if processes.gather(np.asarray(kept is not None)).all():
+    return kept
   found = features.apply(x)
-  if not here:  # hosts may have a cache each
+  if kept is None:  # hosts may have a cache each
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f'.{platform.node()}.{os.getpid()}.npy')
-    np.save(part, found)
-    part.replace(path)  # whole or not at all
+    content = io.BytesIO()
+    np.save(content, found)
+    encoding.replace(path, content.getvalue())
+    encoding.replace(path.with_suffix('.sha256'), _line(path).encode())
   return found
+
+
+def _kept(path: pathlib.Path) -> Embedded | None:
+  """What was kept there; None where nothing was, or, which is said, where it is not what was written."""
+  if not path.is_file():
+    return None
+  beside = path.with_suffix('.sha256')
+  if beside.is_file() and beside.read_bytes() == _line(path).encode():
+    return files.array(path, 'remove it, and it is computed again')
+  print(f'{path} is not as it was written: its features are computed again', flush=True)
+  return None
+
+
+def _line(path: pathlib.Path) -> str:
+  """What `sha256sum` says of a file."""
+  with path.open('rb') as file:
+    return f'{hashlib.file_digest(file, "sha256").hexdigest()}  {path.name}\n'
 
 
 @functools.cache  # one function, so that what is computed of it is computed once

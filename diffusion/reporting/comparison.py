@@ -11,7 +11,7 @@ from diffusion import citations, proportions, statistics
 from diffusion.citations import Technique
 from diffusion.proportions import Counts
 from diffusion.reporting import bibliography, encoding, latex, run_report
-from diffusion.reporting.tables import markdown, reading
+from diffusion.reporting.tables import escape, markdown, reading
 from diffusion.reporting.variants import Panel, bands, copying, forest, levels
 from diffusion.statistics import Interval
 
@@ -118,8 +118,7 @@ def write(
     'references.bib': bibtex + '\n',
   }
   for name, text in texts.items():
-    with encoding.naming(folder / name):
-      (folder / name).write_text(text, encoding='utf-8', newline='')
+    encoding.write(folder / name, text.encode())
   return tables, [folder / name for name in (*texts, *pictures)]
 
 
@@ -190,7 +189,7 @@ def _provenance(runs: Sequence[ComparedRun]) -> Table:
     device = f'{start["devices"]["devices"]} x {start["devices"]["kind"]}'
     rows.append([
       run.folder.name, run.variant, run.seed, commit[:10] if commit else None, device,
-      run.record['versions']['jax'], run.record['starts'][0]['time'], round(run.record['wall_seconds']),
+      start['versions']['jax'], run.record['starts'][0]['time'], round(run.record['wall_seconds']),
       '; '.join(run.marks) or None,
     ])  # fmt: skip
   return 'Where each row comes from, and what is odd about it.', headers, rows
@@ -239,9 +238,9 @@ def _markdown(
   techniques: Sequence[Technique],
   bibtex: str,
 ) -> str:
-  parts = [f'# {title}']
+  parts = [f'# {escape(title)}']
   for caption, headers, rows in tables:
-    parts += [markdown(headers, rows, digits=4), f'*{caption}*']
+    parts += [markdown(headers, rows, digits=4), f'*{escape(caption)}*']
   for name in pictures:
     parts += [f'![{CAPTIONS[name]}]({name})', f'*{CAPTIONS[name]}*']
   parts += run_report.sources('Techniques used by any of the runs', techniques, bibtex)

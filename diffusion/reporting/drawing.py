@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from diffusion.reporting import encoding
+
 Path = str | os.PathLike[str]
 
 DPI = 100
@@ -75,19 +77,26 @@ def save_axes(axes: Any, path: Path, title: str = '') -> pathlib.Path:
 def save_figure(
   figure: Any, path: Path, title: str = '', *, dpi: float = 1.5 * DPI
 ) -> pathlib.Path:
-  """Writes a figure and returns the path.
+  """Writes a figure, whole or not at all, and returns the path.
 
   Args:
     figure: of Matplotlib.
     path: the picture's file; its folder is created.
     title: of the whole, if any.
     dpi: pixels an inch.
+
+  Raises:
+    OSError: where it cannot be written, naming it.
   """
   path = pathlib.Path(path)
   if title:
     figure.suptitle(title, fontsize=12, color=INK)
+  for text in figure.findobj(lambda one: hasattr(one, 'set_parse_math')):
+    if text.get_text():  # not a tick of a logarithmic axis, which is yet to be written
+      text.set_parse_math(False)  # the $ of somebody's name is no formula
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=dpi)
+  with encoding.naming(path), encoding.replacing(path) as file:
+    figure.savefig(file, format=path.suffix[1:] or 'png', dpi=dpi)
   return path
 
 

@@ -5,11 +5,16 @@ as numbers, so that text which reads as one of them is refused.
 """
 
 import contextlib
+import errno
+import fcntl
+import itertools
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
 
 NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 
@@ -84,10 +89,21 @@ def replace(path: pathlib.Path, content: bytes) -> None:
   Raises:
     OSError: where it cannot be written; the old file is then as it was.
   """
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  with replacing(path) as file:
+    file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+  """Within the block, a file to write, which takes the place of `path` at its end; see `replace`.
+
+  Raises:
+    OSError: where it cannot be written; the old file is then as it was, as after any other error of the block.
+  """
+  temporary = path.with_name(f'.{path.name}.{platform.node()}.{os.getpid()}.tmp')
   try:
     with temporary.open('wb') as file:
-      file.write(content)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -95,6 +111,37 @@ def replace(path: pathlib.Path, content: bytes) -> None:
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+  """As `replace`, where the folder may be missing and an error must name the file.
+
+  Args:
+    path: the file; its folder is created.
+    content: its new bytes.
+
+  Raises:
+    OSError: where it cannot be written, naming it.
+  """
+  with naming(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, content)
+
+
+def aside(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """A path in the folder's `damaged/`, which is made, that nothing has: the name, or name_1, name_2, ...
+
+  What was set aside before is never overwritten; where something else has the name `damaged`, it is damaged_1, ...
+  """
+  grave = _first(folder / 'damaged', lambda path: path.is_dir() or not os.path.lexists(path))
+  grave.mkdir(exist_ok=True)
+  return _first(grave / name, lambda path: not os.path.lexists(path))
+
+
+def _first(path: pathlib.Path, is_free: Callable[[pathlib.Path], bool]) -> pathlib.Path:
+  """The path, or the first of path_1, path_2, ... that is free."""
+  numbered = (path.with_stem(f'{path.stem}_{number}') for number in itertools.count(1))
+  return next(filter(is_free, itertools.chain([path], numbered)))
 
 
 def sync(path: pathlib.Path) -> None:
@@ -117,3 +164,35 @@ def naming(path: pathlib.Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise OSError(error.errno, f'cannot write: {error.strerror}', str(path)) from error
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, seconds: float = 30.0) -> Iterator[None]:
+  """Within the block, no other process that asks for it has the same file locked; it need not exist.
+
+  The lock is on a hidden file beside it. Where the disk has no locks, or another process keeps this one for too long,
+  as one that was stopped does, the block goes on without.
+
+  Args:
+    path: what is locked.
+    seconds: to wait at most.
+
+  Raises:
+    OSError: the hidden file cannot be written, naming `path`.
+  """
+  with naming(path):
+    file = path.with_name(f'.{path.name}.lock').open('wb')
+  with file:
+    end = time.monotonic() + seconds
+    while not take(file) and time.monotonic() < end:
+      time.sleep(0.01)
+    yield
+
+
+def take(file: IO) -> bool:
+  """Locks a file, unless another process has it; True also where that cannot be known."""
+  try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    return error.errno not in (errno.EAGAIN, errno.EACCES)
+  return True

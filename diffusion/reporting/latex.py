@@ -5,6 +5,7 @@ import numbers
 import re
 from collections.abc import Sequence
 
+from diffusion.naming import printable
 from diffusion.reporting import tables
 from diffusion.statistics import Interval, format_interval
 
@@ -16,8 +17,8 @@ _SPECIAL = {
 
 
 def escape(text: str) -> str:
-  """Text as LaTeX shows it; a character that pdflatex does not know becomes a question mark."""
-  known = ''.join(_SPECIAL.get(c, c) for c in text)
+  """Text in one line as LaTeX shows it; a character that pdflatex does not know becomes a question mark."""
+  known = ''.join(_SPECIAL.get(c, c) for c in printable(text))
   return known.encode('ascii', 'replace').decode()
 
 

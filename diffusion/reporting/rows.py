@@ -13,13 +13,15 @@ written as the strings "nan", "inf", "-inf" and read back as numbers.
 """
 
 import contextlib
+import hashlib
 import json
+import math
 import os
 import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 from diffusion.reporting import encoding
@@ -30,18 +32,22 @@ Path = str | os.PathLike[str]
 
 ROW_START = b'{"step": '
 SHOWN = ('loss', 'validation/eps')
+Written = Mapping[str, int | str]
+NOTHING: Written = {'rows': 0, 'sha256': hashlib.sha256().hexdigest()}
 OWN_GROUPS = ('loss', 'loss_bucket', 'train', 'validation')  # of the names that a run itself logs
 
 
 class Sink(NamedTuple):
   """A receiver of rows of metrics: `write(row, timing)` for each, `close()` at the end.
 
-  `sync()` waits until what is resumed from is on the disk, also after `close`.
+  `sync()` waits until what is resumed from is on the disk, also after `close`. `written()` is what `differing` knows
+  the rows by that are written so far: their number, and the SHA-256 of their bytes.
   """
 
   write: Callable[[Mapping[str, Scalar], Mapping[str, Scalar]], None]
   close: Callable[[], None]
   sync: Callable[[], None] = lambda: None
+  written: Callable[[], Written] = lambda: NOTHING
 
 
 def json_lines(path: Path, start_step: int = 0, key: str = 'step') -> Sink:
@@ -71,13 +77,18 @@ def json_lines(path: Path, start_step: int = 0, key: str = 'step') -> Sink:
     if path.exists():
       _keep_until(path, start_step, key)
     file = path.open('ab')
+    content = path.read_bytes()
+  count, digest = content.count(b'\n'), hashlib.sha256(content)
 
   def write(row: Mapping[str, Scalar], timing: Mapping[str, Scalar]) -> None:
+    nonlocal count
     content = encoding.encode(_ordered(row, timing))
-    line = json.dumps(content, ensure_ascii=False, allow_nan=False) + '\n'
+    line = (json.dumps(content, ensure_ascii=False, allow_nan=False) + '\n').encode()
     with encoding.naming(path):
-      file.write(line.encode())
+      file.write(line)
       file.flush()
+    count += 1
+    digest.update(line)
 
   def sync() -> None:
     with encoding.naming(path):
@@ -87,7 +98,10 @@ def json_lines(path: Path, start_step: int = 0, key: str = 'step') -> Sink:
     with encoding.naming(path):
       file.close()
 
-  return Sink(write, close, sync)
+  def written() -> Written:
+    return {'rows': count, 'sha256': digest.hexdigest()}
+
+  return Sink(write, close, sync, written)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -104,6 +118,53 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     OSError: where the file cannot be read.
   """
   return [encoding.decode(row) for _, row in _parsed(pathlib.Path(path))]
+
+
+def differing(path: Path, written: Sequence[Written], until: int, key: str = 'step') -> str:
+  """How a file of rows differs from what was written to it; '' where it does not.
+
+  Args:
+    path: the file.
+    written: what its sink said at one time after another, last when all rows up to `until` were written.
+    until: the last step of these; what follows may be anything that is a row.
+    key: what of a row is compared with it.
+
+  Returns:
+    How many rows there are in place of how many, how many are known to be as they were written, and the first line that
+    is wrong by itself.
+
+  Raises:
+    OSError: a file that is there and cannot be read.
+  """
+  path, wanted = pathlib.Path(path), written[-1]
+  if not path.exists():
+    return f'it is gone, with {wanted["rows"]} rows' if wanted['rows'] else ''
+  last, digest, wrong = -math.inf, hashlib.sha256(), ''
+  prefixes = [digest.hexdigest()]
+  for number, (line, row) in enumerate(_lines(path), start=1):
+    if row is None or type(row.get(key)) is not int:
+      wrong = wrong or f'line {number} is not a row'
+    elif row[key] <= until:
+      digest.update(line)
+      prefixes.append(digest.hexdigest())
+      if row[key] <= last:
+        wrong = wrong or f'line {number} does not follow the one before'
+      last = row[key]
+  same = [one for one in written if prefixes[one['rows'] : one['rows'] + 1] == [one['sha256']]]
+  if wanted in same and len(prefixes) == 1 + wanted['rows']:
+    return wrong
+  counted = f'{len(prefixes) - 1} rows up to {key} {until} in place of {wanted["rows"]}'
+  as_written = max((one['rows'] for one in same), default=0)
+  return f'{counted}, the first {as_written} as they were written{wrong and "; " + wrong}'
+
+
+def salvaged(path: Path, key: str = 'step') -> list[tuple[bytes, dict[str, Any]]]:
+  """The bytes and the content of each row with an integer `key` that none before it has; [] for a file that is gone."""
+  path, found = pathlib.Path(path), {}
+  for line, row in _lines(path) if path.exists() else ():
+    if row is not None and type(row.get(key)) is int:
+      found.setdefault(row[key], (line, encoding.decode(row)))
+  return list(found.values())
 
 
 def tensorboard(directory: Path, start_step: int = 0) -> Sink:
@@ -226,7 +287,8 @@ def chain(*sinks: Sink) -> Sink:
   """One sink of several.
 
   Args:
-    *sinks: each gets every row, in this order; all are closed even where closing one fails.
+    *sinks: each gets every row, in this order; all are closed even where closing one fails. The first one says what
+      was written.
 
   Returns:
     The sink.
@@ -245,7 +307,7 @@ def chain(*sinks: Sink) -> Sink:
     for sink in sinks:
       sink.sync()
 
-  return Sink(write, close, sync)
+  return Sink(write, close, sync, sinks[0].written) if sinks else Sink(write, close, sync)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -263,9 +325,7 @@ def write_json(path: Path, data: Any) -> None:
   path = pathlib.Path(path)
   content = encoding.encode(encoding.plain(data))
   text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2)
-  with encoding.naming(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoding.replace(path, text.encode() + b'\n')
+  encoding.write(path, text.encode() + b'\n')
 
 
 def read_json(path: Path) -> Any:
@@ -312,19 +372,34 @@ def _keep_until(path: pathlib.Path, start: int, key: str) -> None:
 
 
 def _parsed(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-  """Each row's bytes, newline included, and content; without a last row that was cut short."""
+  """Each row's bytes, newline included, and content; raises ValueError for a line that is none."""
+  for number, (line, row) in enumerate(_lines(path), start=1):
+    if row is None:
+      raise ValueError(
+        f'{path}, line {number}: not a row of metrics: {line[:-1][:80]!r}: put a copy of the file back, or delete it'
+      )
+    yield line, row
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+  """Each line's bytes, newline included, and content, None if it is no row; without a last row that was cut short."""
   *lines, rest = path.read_bytes().split(b'\n')
-  for number, line in enumerate([*lines, rest] if rest else lines, start=1):
-    try:
-      row = json.loads(line)
-      if not (isinstance(row, dict) and 'step' in row and isinstance(row['step'], int)):
-        raise ValueError('no step')
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-      is_last = number > len(lines)
-      if is_last and (line.startswith(ROW_START) or ROW_START.startswith(line)):
-        return
-      raise ValueError(f'{path}, line {number}: not a row of metrics: {line[:80]!r}') from error
-    yield line + b'\n', row
+  for line in lines:
+    yield line + b'\n', _row(line)
+  row = _row(rest)
+  torn = row is None and (rest.startswith(ROW_START) or ROW_START.startswith(rest))
+  if rest and not torn:
+    yield rest + b'\n', row
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+  """The content of a line that is a row, else None."""
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError):  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    return None
+  own = isinstance(row, dict) and type(row.get('step')) is int
+  return row if own and isinstance(row.get('timing', {}), dict) else None
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from diffusion import citations
 from diffusion.citations import Technique
 from diffusion.reporting import bibliography, encoding
-from diffusion.reporting.tables import markdown
+from diffusion.reporting.tables import escape, markdown
 from diffusion.statistics import Interval
 
 
@@ -45,7 +45,7 @@ def write_report(
   kept = ('experiment', 'status', 'reason', 'step', 'wall_seconds')
   text = markdown_report(
     f'{record["experiment"]}: {record["data"]["name"]}{note}',
-    summary_rows=[('how training ended', record['reason'], None), *(row[:3] for row in findings)],
+    summary_rows=[('how training ended', record['reason'] or record['status'], None), *(row[:3] for row in findings)],
     pictures=pictures,
     tables=[
       ('How the samples were drawn', ['what', 'value'], _drawn(evaluation)),
@@ -54,20 +54,23 @@ def write_report(
       *_speed(record.get('speed')),
     ],
     provenance={name: record[name] for name in kept}
-    | {name: record[name] for name in ('config', 'data', 'versions')}
+    | {name: record[name] for name in ('config', 'data')}
+    | {'versions': start['versions']}
     | {'evaluated': {name: evaluation[name] for name in ('time', 'code', 'uncommitted changes', 'devices')}}
     | {'trained': {
       'command': shlex.join(start['command']), 'code': start['code']['commit'],
-      'uncommitted changes': bool(start['code']['diff']), 'devices': start['devices'], 'starts': len(record['starts']),
+      'uncommitted changes': is_uncommitted(start['code']), 'devices': start['devices'],
+      'starts': len(record['starts']),
     }}
-    | _resharded(record['starts']),
+    | _resharded(record['starts'])
+    | _missed(record['starts'])
+    | _changed(record['starts']),
     techniques=techniques,
     bibtex=bibtex,
   )  # fmt: skip
   path = workdir / f'report{suffix}.md'
-  for file, content in ((path, text), (workdir / 'references.bib', bibtex)):
-    with encoding.naming(file):
-      file.write_text(content, encoding='utf-8')
+  encoding.write(path, text.encode())
+  encoding.write(workdir / 'references.bib', bibtex.encode())
   return path
 
 
@@ -105,11 +108,37 @@ def _speed(speed: Mapping[str, Any] | None) -> list[tuple]:
   return [('Speed of training', ['quantity', 'value'], [row for row in rows if row[1] is not None])]
 
 
+def is_uncommitted(code: Mapping[str, Any]) -> bool:
+  """Whether files that a start used differ from their commits, those of the user's own repositories too."""
+  return any(one['diff'] for one in (code, *code['repositories']))
+
+
+def _changed(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """Which starts went on with something else than before, and with what, if any did."""
+  said = [
+    f'start {number}: {"; ".join(one["changes"])}'
+    for number, one in enumerate(starts, 1)
+    if 'changes' in one
+  ]
+  return {'changed while it trained': '. '.join(said)} if said else {}
+
+
 def _resharded(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   """At which steps a run went on with another number of devices, if it did."""
   changes = [one['resharded'] for one in starts if 'resharded' in one]
   said = '; '.join(f'step {one["step"]}: {one["from"]} to {one["to"]} devices' for one in changes)
   return {'resharded': said} if said else {}
+
+
+def _missed(starts: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """What starts found that was not as it was saved, with their numbers, if they did."""
+  names = {'lost': 'checkpoints', 'rows': 'metrics.jsonl'}
+  return {
+    f'start {number}, {name}': start[key]
+    for number, start in enumerate(starts, start=1)
+    for key, name in names.items()
+    if key in start
+  }
 
 
 def markdown_report(
@@ -135,18 +164,18 @@ def markdown_report(
     bibtex: their BibTeX entries, as `bibliography.entries` gives them.
 
   Returns:
-    The text, sections without content left out, one newline at its end.
+    The text, sections without content left out, one newline at its end. Titles, captions and cells show as they are.
 
   Raises:
     ValueError: for a table whose rows do not fit its headers.
   """
   parts = [
-    f'# {title}',
+    f'# {escape(title)}',
     '## Result',
     markdown(('quantity', 'value', 'reading'), summary_rows, digits=4),
   ]
   for caption, path in pictures:
-    parts += [f'![{caption}](<{path}>)', f'*{caption}*']
+    parts += [f'![{escape(caption)}](<{path}>)', f'*{escape(caption)}*']
   for heading, headers, rows in tables:
     parts += [f'## {heading}', markdown(headers, rows, digits=4)]
   if provenance:

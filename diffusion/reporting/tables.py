@@ -1,12 +1,17 @@
-"""Markdown tables, and how numbers are written in them."""
+"""Markdown tables, and how numbers and anybody's texts are written in them."""
 
 import math
 import numbers
+import re
 from collections.abc import Sequence
 
+from diffusion.naming import printable
 from diffusion.statistics import Interval, format_interval
 
 ABSENT = '–'
+# What Markdown, or HTML in it, would read as more than text: of "_" what is at a word's end, of "]" what makes a link.
+_MARKUP = re.compile(r'[\\`*|$<]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|~(?=~)')
+_ENTITIES = {'<': '&lt;', '&': '&amp;'}
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
@@ -66,6 +71,11 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]], digits: i
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
+def escape(text: str) -> str:
+  """A text in one line of Markdown that shows it as it is; what a terminal would obey is written as Python does."""
+  return _MARKUP.sub(lambda m: _ENTITIES.get(m[0], f'\\{m[0]}'), printable(text))
+
+
 def reading(unit: str, better: str) -> str:
   """How a number is to be read: its unit, and what is better.
 
@@ -86,7 +96,7 @@ def _cell(value: object, digits: int) -> str:
     return 'yes' if value else 'no'
   if value is None or isinstance(value, numbers.Real):
     return number(value, digits)
-  return str(value).replace('|', '\\|').replace('\n', '<br>')
+  return '<br>'.join(map(escape, str(value).splitlines()))
 
 
 def _is_numeric(column: Sequence[object]) -> bool:

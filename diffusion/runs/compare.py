@@ -13,6 +13,7 @@ from diffusion.provenance import read_record
 from diffusion.reporting import comparison
 from diffusion.reporting.comparison import ComparedRun, Effect, Table
 from diffusion.reporting.rows import read_json_lines
+from diffusion.reporting.run_report import is_uncommitted
 from diffusion.statistics import Interval
 
 # What runs must have in common, and what one has instead that does not.
@@ -108,6 +109,8 @@ def _marks(record: Mapping[str, Any]) -> tuple[str, ...]:
     marks.append(f'DIVERGED at step {record["step"]}')
   elif record['step'] < record['num_steps']:
     marks.append(f'stopped early at step {record["step"]} of {record["num_steps"]}')
+  if 'lost best step' in results:
+    marks.append(f'the best checkpoint, of step {results["lost best step"]}, is lost')
   for name, text in (('skipped steps', 'steps skipped'), ('rollbacks', 'rollbacks')):
     if name in results and results[name]:
       marks.append(f'{results[name]} {text}')
@@ -115,7 +118,9 @@ def _marks(record: Mapping[str, Any]) -> tuple[str, ...]:
     marks.append('SMOKE')
   if record['data']['note']:
     marks.append(record['data']['note'])
-  if start['code']['diff']:
+  if any('changes' in one for one in record['starts']):
+    marks.append('CHANGED while it trained')
+  if is_uncommitted(start['code']):
     marks.append('uncommitted changes')
   return tuple(marks)
 

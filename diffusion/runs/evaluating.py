@@ -1,14 +1,17 @@
 """Evaluating a run: samples, metrics, pictures and the report."""
 
+import contextlib
 import functools
+import math
+import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import citations, devices, fingerprint, processes, provenance, statistics
+from diffusion import checkout, citations, devices, fingerprint, processes, provenance, statistics
 from diffusion.evaluation import stability
 from diffusion.evaluation.by_name import choose_features, choose_metrics
 from diffusion.evaluation.metric import (
@@ -20,12 +23,13 @@ from diffusion.evaluation.metric import (
   told,
 )
 from diffusion.provenance import read_record
-from diffusion.reporting import pace, tables
-from diffusion.reporting.rows import read_json_lines
+from diffusion.reporting import encoding, pace, rows, tables
 from diffusion.reporting.run_report import drawn_in_words
+from diffusion.runs import claiming
 from diffusion.runs.attempts import attempt, findings_of
+from diffusion.runs.judged import Judged, kept_judgment
 from diffusion.runs.loading import load
-from diffusion.runs.run import Run, restore
+from diffusion.runs.run import Run, lost_best, restore
 from diffusion.runs.samples import drawn, picture
 from diffusion.runs.showing import (
   Shown,
@@ -35,11 +39,13 @@ from diffusion.runs.showing import (
   write_run_report,
 )
 from diffusion.sampling.draw import picture_labels
+from diffusion.sampling.plan import check_guidance
 from diffusion.training import state as states
-from diffusion.training.checkpoint import Restored, open_checkpoints
+from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoints
 from diffusion.training.experiment import (
   AS_THE_RUN,
   EvaluationSettings,
+  Experiment,
   evaluated_average,
   evaluation_plan,
   evaluations_of_a_sample,
@@ -61,65 +67,166 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   Raises:
     ValueError: no checkpoint.
   """
-  experiment = run.experiment
   checkpoints = open_checkpoints(run.folder / 'checkpoints', read_only=True)
   best = restore(checkpoints, run.target, 'best')
   if best is None:
     raise ValueError(f'no checkpoint in {run.folder}: train first')
-  suffix = f'_evaluation{len(run.record["evaluations"])}' if again else ''
+  with kept_judgment(run, best.number, request) as judged:
+    _judge(run, checkpoints, best, judged, request, again)
+
+
+def _judge(
+  run: Run,
+  checkpoints: Checkpoints,
+  best: Restored,
+  judged: Judged,
+  request: EvaluationSettings,
+  again: bool,
+) -> None:
+  """As `evaluate_best`, of the best of the checkpoints, part by part."""
+  experiment = run.experiment
   begin, metrics = time.perf_counter(), [name_of(metric) for metric in experiment.metrics]
   parts = ['losses', 'samples', *metrics, 'pictures and report']
   following = pace.stages(parts, 'evaluation', shown=processes.is_writer())
   following()
   weights = states.weights(experiment, devices.replicate(best.state))
-  row = run.validate(weights)
+  row = judged.value('validation', lambda: run.validate(weights))
   step = best.record['step']
-  judged = evaluated_average(experiment) or 'as trained'
-  meaning = f'of the lowest held-out loss; all below is of its weights: {judged}'
-  findings = [MetricResult('best step', step, meaning, unit='steps')]
-  findings += findings_of('losses', lambda: _loss_findings(run, weights, row))
+  lost = lost_best(run.record, best)
+  findings = _what_is_judged(experiment, best, lost)
+  findings += judged.findings('losses', lambda: _loss_findings(run, weights, row))
   following()
   inputs, failed = attempt('samples', lambda: _inputs(run, weights, best, request))
   findings += failed
-  for metric in experiment.metrics:
+  for number, metric in enumerate(experiment.metrics):
     following()  # also of what has no samples to judge, or the last stage would be called by its name
+    part = f'{name_of(metric)}#{number}'
     if inputs is not None:
-      findings += findings_of(name_of(metric), functools.partial(metric.measure, inputs))
+      findings += judged.findings(part, functools.partial(metric.measure, inputs))
   following()
-  rows = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
-  findings += findings_of('stability', lambda: _findings_of_the_run(run, best, rows))
-  states_of_callbacks = checkpoints.last_record()['callbacks']
-  findings += findings_of('callbacks', lambda: _callback_findings(run, states_of_callbacks))
+  number, written = checkpoints.steps()[-1][0], checkpoints.written()
+  logged, differing = processes.from_folder(lambda: _logged(run, written, number))
+  findings += differing
+  findings += findings_of('stability', lambda: _findings_of_the_run(run, best, logged))
+  findings += findings_of(
+    'callbacks', lambda: _callback_findings(run, checkpoints.last_record()['callbacks'])
+  )
   samples = None if inputs is None else inputs.samples
   nearest, failed = attempt('nearest training images', lambda: nearest_images(run, inputs))
   findings += failed
   sampling = sampling_record(experiment, run.data.dataset.x.shape[1:], step, request.seed)
-  shown = Shown(samples=samples, nearest=nearest, rows=rows, sampling=sampling)
-  findings += draw_pictures(run, run.folder, shown, suffix)
-  config = provenance.config_to_json(run.config)
+  shown = Shown(samples=samples, nearest=nearest, rows=logged, sampling=sampling)
   evaluation = {
     'time': provenance.now(),
     'command': provenance.command(),
-    **provenance.code_in_brief(),
+    **checkout.code_in_brief(),
+    'versions': provenance.versions(),
+    'settings': devices.settings(),
     'devices': devices.describe(),
     'request': request._asdict(),
     'samples': 0 if samples is None else len(samples),
     'sampling': sampling,
-    'changed': provenance.differences(run.record['config'], config),
     'seconds': time.perf_counter() - begin,
+    'lost_best': lost,
+  }
+  state = best.state
+  speed = {} if again else {'speed': attempt('speed', lambda: _speed(run, state, logged))[0]}
+  with _in_turn(run):
+    suffix = f'_evaluation{len(run.record["evaluations"])}' if again else ''
+    findings += draw_pictures(run, run.folder, shown, suffix)
+    known = _told(run, evaluation, findings, again) | speed
+    if processes.is_writer():
+      record = run.record | known | {'config': provenance.config_to_json(run.config)}
+      path = write_run_report(run, run.folder, record, findings, row, suffix)
+      _say(path, findings, step, lost)
+    run.note(**known)  # at last: a run with results is complete
+
+
+def _say(
+  path: pathlib.Path, findings: Sequence[MetricResult], step: int, lost: Mapping[str, Any] | None
+) -> None:
+  """Prints the results, where the report is, and which step was judged where the best checkpoint is lost."""
+  print(tables.markdown(['quantity', 'value', 'reading'], [row[:3] for row in told(findings)]))
+  of = (
+    f'; the best checkpoint, of step {lost["step"]}, is lost: judged was step {step}'
+    if lost
+    else ''
+  )
+  print(f'report: {path}{of}', flush=True)
+
+
+@contextlib.contextmanager
+def _in_turn(run: Run) -> Iterator[None]:
+  """Within the block no other evaluation writes into the folder, and the record knows of those before."""
+  if not processes.is_writer():
+    yield
+    return
+  with encoding.locked(run.folder / 'evaluation', seconds=600):
+    run.note()
+    yield
+
+
+def _told(
+  run: Run, evaluation: Mapping[str, Any], findings: Sequence[MetricResult], again: bool
+) -> dict[str, Any]:
+  """What an evaluation changes in the record.
+
+  Args:
+    run: that is evaluated.
+    evaluation: how it was made.
+    findings: what it found.
+    again: it is another judgment than the run's own.
+  """
+  evaluation = {
+    **evaluation,
+    'changed': run.changes,
     'results': results_to_json(findings),
     'readings': {finding.name: [finding.unit, finding.better] for finding in findings},
   }
   known = {'evaluations': [*run.record['evaluations'], evaluation]}
   if not again:
     known |= {name: evaluation[name] for name in ('results', 'readings')}
-    known |= {'speed': _speed(run, best.state)}
-  if processes.is_writer():
-    record = run.record | known | {'config': config}
-    path = write_run_report(run, run.folder, record, findings, row, suffix)
-    print(tables.markdown(['quantity', 'value', 'reading'], [row[:3] for row in told(findings)]))
-    print(f'report: {path}', flush=True)
-  run.note(**known)  # at last: a run with results is complete
+  return known
+
+
+def _what_is_judged(
+  experiment: Experiment, best: Restored, lost: Mapping[str, Any] | None
+) -> list[MetricResult]:
+  """The step that is judged; before it the one that should be, where that checkpoint is lost.
+
+  Args:
+    experiment: of the run.
+    best: the best checkpoint there is.
+    lost: what `lost_best` says.
+  """
+  judged = evaluated_average(experiment) or 'as trained'
+  of = f'of the lowest held-out loss{" of those left" if lost else ""}'
+  meaning = f'{of}; all below is of its weights: {judged}'
+  step = MetricResult('best step', best.record['step'], meaning, unit='steps')
+  if not lost:
+    return [step]
+  why = f'of checkpoint {lost["number"]}, lost or damaged, whose loss {lost["metric"]:.6g} was the lowest'
+  why += f'; that of the best step is {best.metric:.6g}'
+  return [MetricResult('lost best step', lost['step'], why, unit='steps'), step]
+
+
+def _logged(
+  run: Run, written: Sequence[rows.Written], until: int
+) -> tuple[list[dict[str, Any]], list[MetricResult]]:
+  """The logged rows, and the line of the report that says so where they are not those that were written.
+
+  Args:
+    run: whose they are.
+    written: what its checkpoints know of the rows before them.
+    until: the number of the last one.
+  """
+  path = run.folder / 'metrics.jsonl'
+  found, differing = rows.salvaged(path, 'cursor'), rows.differing(path, written, until, 'cursor')
+  if differing:
+    print(f'{path.name} is not as it was written ({differing})', flush=True)
+  name = f'{path.name} is not as it was written'
+  said = [MetricResult(name=name, value=math.nan, meaning=differing)] if differing else []
+  return [row for _, row in found], said
 
 
 def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings) -> MetricInputs:
@@ -134,7 +241,7 @@ def _inputs(run: Run, weights: Any, best: Restored, request: EvaluationSettings)
   identity = {
     'checkpoint': best.number,
     'config': provenance.config_to_json(run.config),
-    'code': provenance.code_digest(run.source),
+    'code': checkout.code_digest(run.source),
     'built': fingerprint.digest(fingerprint.describe(drawn_with)),
     'seed': request.seed,
     'sampler': request.sampler,
@@ -215,13 +322,14 @@ def evaluate(run: Run, mode: str, request: EvaluationSettings) -> int:
     request: what to do differently.
 
   Raises:
-    ValueError: other data than the run's, no run, or no checkpoint.
+    ValueError: other data than the run's, guidance that it has not learned, no run, or no checkpoint.
   """
   record = processes.from_folder(lambda: read_record(run.folder))
   changed = provenance.data_changes(record['data'], run.record['data'])
   if changed:
     raise ValueError(f'the data is not what {run.folder} was trained on: {"; ".join(changed)}')
-  run.record = record
+  check_guidance(run.experiment.sampling, record['null_learned'])
+  run.changes, run.record = claiming.changes(record, run.record), record
   if mode == 'evaluate':
     _apply(run, request)
     run.target = run.make_target()
@@ -257,12 +365,15 @@ def _apply(run: Run, request: EvaluationSettings) -> None:
   run.experiment = experiment
 
 
-def _speed(run: Run, state: Any) -> dict[str, float | int | None] | None:
+def _speed(
+  run: Run, state: Any, logged: Sequence[Mapping[str, Any]]
+) -> dict[str, float | int | None] | None:
   """What run.json says of the speed: the median of the logged rows, and what it comes to.
 
   Args:
     run: that has been trained.
     state: its shapes.
+    logged: its rows.
 
   Returns:
     images_per_second: median over the logged rows of all starts, validation and saving included where they fell.
@@ -272,9 +383,10 @@ def _speed(run: Run, state: Any) -> dict[str, float | int | None] | None:
     peak_memory: bytes when training ended, see `devices.peak_memory`; None where it was killed at its very end.
     None for a member of a population, whose steps are not its own.
   """
-  logged = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
   rates = [
-    row['timing']['images_per_second'] for row in logged if 'images_per_second' in row['timing']
+    row['timing']['images_per_second']
+    for row in logged
+    if 'images_per_second' in row.get('timing', ())
   ]
   if not rates or any('population' in one for one in run.record['starts']):
     return None

@@ -1,8 +1,12 @@
-"""Loading a run into Python: its weights, and its data as it was split."""
+"""Loading a run into Python: its weights, and its data as it was split.
 
-import importlib.util
+A run is its folder's `experiment.py`, which is executed, as any program is: read one that somebody else gave you before
+you load it. `load_parameters` and `load_snapshots` read arrays alone.
+"""
+
 import pathlib
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -10,19 +14,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
-from diffusion import conditions, devices, processes, provenance, rng
+from diffusion import checkout, conditions, devices, fingerprint, processes, provenance, rng
 from diffusion.data import pipeline
 from diffusion.data.splits import SplitData
 from diffusion.process import gaussian
 from diffusion.provenance import read_record
-from diffusion.runs.run import data_record
+from diffusion.runs import claiming
+from diffusion.runs.run import data_record, lost_best
 from diffusion.sampling import ensembles
 from diffusion.sampling.draw import make_denoiser, make_sample, stored
+from diffusion.sampling.plan import check_guidance
 from diffusion.training import state as states
+from diffusion.training import trees
 from diffusion.training.checkpoint import open_checkpoints
-from diffusion.training.experiment import Experiment, fitted, load_data
+from diffusion.training.experiment import Experiment, fitted, load_data, resolved
+from diffusion.training.manifest import INCOMPLETE, find_fault
 from diffusion.types import NULL, Condition, Denoiser
 
 
@@ -36,6 +43,7 @@ class Trained(NamedTuple):
     shape, units, num_classes: of the data.
     condition: what `conditions.describe` says of it; None for class labels.
     class_names: as they were when it was trained, label after label.
+    null_learned: see `experiment.null_is_learned`.
     parameters: the judged (averaged) weights.
   """
 
@@ -48,9 +56,10 @@ class Trained(NamedTuple):
   parameters: Any
   condition: Any = None
   class_names: tuple[str, ...] = ()
+  null_learned: bool = True
 
   def _checked(self, condition: Condition) -> Condition:
-    """Labels or other conditions as the data has them; raises ValueError for what it does not have."""
+    """Labels or other conditions as the data has them; raises ValueError for what it does not have or never learned."""
     if self.condition is not None:
       row = conditions.example(self.condition)
       same = jax.tree.structure(row) == jax.tree.structure(condition)
@@ -72,12 +81,17 @@ class Trained(NamedTuple):
       raise ValueError(
         f'labels must be in [0, {max(1, self.num_classes)}), or {NULL} for none, got {outside[0]}'
       )
+    if not self.null_learned and self.experiment.model.null and NULL in labels:
+      raise ValueError(
+        f'the label {NULL} says nothing, which the network never learned, as label dropout was 0: train with '
+        'augment.label_dropout(0.1), or ask for labels'
+      )
     return labels.astype(np.int32)
 
   def denoiser(self, labels: Condition) -> Denoiser:
     """(z [B, ...], t [B]) -> Prediction, for these labels [B] (-1 is the null label) or other conditions."""
-    path = gaussian.bind(self.experiment.diffusion, self.parameters.schedule)
     labels = jax.tree.map(jnp.asarray, self._checked(labels))
+    path = gaussian.bind(self.experiment.diffusion, self.parameters.schedule)
     made, statistics = self.experiment, self.state.evaluation_statistics
     return make_denoiser(
       made.model, made.diffusion, path, self.parameters.network, statistics, labels
@@ -85,28 +99,33 @@ class Trained(NamedTuple):
 
   def _draw(self, members: int = 0) -> Callable[..., np.ndarray]:
     made = self.experiment
+    check_guidance(made.sampling, self.null_learned)
     draw = make_sample(made.model, made.diffusion, made.sampling, self.shape, members=members)
     return stored(draw, self.units)
 
   def sample(self, labels: Condition, seed: int = 0) -> np.ndarray:
     """Samples of these labels [n] or other conditions, as the data is stored (uint8 levels, or floats): [n, *shape]."""
     rng.check_seed('seed', seed)
-    labels = self._checked(labels)
+    labels, draw = self._checked(labels), self._draw()
     weights = devices.replicate(
       (self.parameters, self.state.evaluation_statistics, jnp.asarray(seed, jnp.uint32))
     )
-    return self._draw()(weights, labels, np.arange(len(jax.tree.leaves(labels)[0])))
+    return draw(weights, labels, np.arange(len(jax.tree.leaves(labels)[0])))
 
 
 def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Trained:
   """The experiment and best weights of a run.
+
+  The folder's `experiment.py` is executed, unless an experiment is given; `load_parameters` is for a folder that you do
+  not trust.
 
   Args:
     folder: the run's workdir.
     experiment: to use instead of the recorded one, e.g. with another sampler.
 
   Raises:
-    ValueError: no run in the folder, no checkpoint, or weights of another network.
+    ValueError: no run in the folder, no checkpoint, weights of another network, or guidance of a run that never learned
+      to do without labels.
   """
   devices.use_cache()
   folder = pathlib.Path(folder).expanduser().absolute()
@@ -116,6 +135,7 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Tr
   data = record['data']
   units = pipeline.NormalizationStatistics(data['levels'], data['mean'], data['deviation'])
   experiment = fitted(experiment, units)
+  check_guidance(experiment.sampling, record['null_learned'])
   example = pipeline.StoredBatch(
     x=np.zeros((1, *data['shape']), np.float32 if data['levels'] is None else np.uint8),
     condition=conditions.example(data['condition']),
@@ -126,6 +146,10 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Tr
   best = open_checkpoints(folder / 'checkpoints', read_only=True).restore(target, 'best')
   if best is None:
     raise ValueError(f'no checkpoint in {folder}: train first')
+  lost = lost_best(record, best)
+  if lost:
+    said = f'the best checkpoint, of step {lost["step"]}, is lost or damaged'
+    print(f'{folder}: {said}: loaded is step {best.record["step"]}', flush=True)
   return Trained(
     experiment=experiment,
     step=best.record['step'],
@@ -136,7 +160,32 @@ def load(folder: str | pathlib.Path, experiment: Experiment | None = None) -> Tr
     parameters=states.evaluation_parameters(experiment, best.state),
     condition=data['condition'],
     class_names=tuple(data['class_names']),
+    null_learned=record['null_learned'],
   )
+
+
+def load_parameters(folder: str | pathlib.Path) -> dict[str, Any]:
+  """The weights in the best checkpoint of a run, as NumPy arrays in dicts; no code of the folder is executed.
+
+  Args:
+    folder: the run's workdir, of which only `checkpoints/` is read.
+
+  Returns:
+    `trained`: what was trained: its `network`, `schedule` and `terms`; `averages`: the same of each average, by name
+    (report.md says which one was judged); `statistics`: the network's other variables, as batch normalization has them.
+
+  Raises:
+    ValueError: no checkpoint, or none that can be read.
+  """
+  root = pathlib.Path(folder).expanduser().absolute()
+  best = open_checkpoints(root / 'checkpoints', read_only=True).restore(None, 'best')
+  if best is None:
+    raise ValueError(f'no checkpoint in {root}: train first')
+  return {
+    'trained': best.state['params'],
+    'averages': {name: one['params'] for name, one in best.state['averages'].items()},
+    'statistics': best.state['evaluation_statistics'],
+  }
 
 
 class Ensemble(NamedTuple):
@@ -169,7 +218,7 @@ class Ensemble(NamedTuple):
     """Samples of the mean denoiser with these labels [n], as the data is stored: [n, *shape]."""
     rng.check_seed('seed', seed)
     one = self.runs[0]
-    labels = one._checked(labels)
+    labels = [run._checked(labels) for run in self.runs][0]
     draw = one._draw(members=len(self.runs))
     members = [(run.parameters, run.state.evaluation_statistics) for run in self.runs]
     weights = devices.replicate((*zip(*members, strict=True), jnp.asarray(seed, jnp.uint32)))
@@ -177,7 +226,7 @@ class Ensemble(NamedTuple):
 
 
 def load_ensemble(folders: Sequence[str | pathlib.Path]) -> Ensemble:
-  """Runs of one experiment as an ensemble.
+  """Runs of one experiment as an ensemble; as `load`, it executes each folder's `experiment.py`.
 
   Args:
     folders: workdirs, at least one; all runs must have the same network, schedule ends and data units.
@@ -200,19 +249,28 @@ def load_snapshots(folder: str | pathlib.Path) -> dict[int, dict[str, Any]]:
   """The averages that `callbacks.snapshots` kept: step -> name -> parameters, steps ascending.
 
   Raises:
-    ValueError: a folder without snapshots.
+    ValueError: a folder without snapshots, or one that is not as it was saved.
   """
   root = pathlib.Path(folder).expanduser().absolute() / 'snapshots'
-  paths = sorted(p for p in root.glob('step_*') if p.name[5:].isdecimal())  # a kill leaves others
+  names = {path.name.removesuffix('.sha256') for path in root.glob('step_*')}
+  faults = {name: find_fault(root / name) for name in sorted(names) if name[5:].isdecimal()}
+  for name, fault in faults.items():
+    if fault == INCOMPLETE:  # as a kill leaves it
+      print(f'snapshot {name} is left out: {fault}', flush=True)
+    elif fault:
+      raise ValueError(f'{root / name} is damaged ({fault}): put a copy back, or remove it')
+  paths = [root / name for name, fault in faults.items() if not fault]
   if not paths:
     raise ValueError(f'no snapshots in {root}: give the run callbacks.snapshots(every)')
-  return {int(path.name.removeprefix('step_')): ocp.load(path) for path in paths}
+  return {int(path.name.removeprefix('step_')): trees.load(path) for path in paths}
 
 
 def recorded_experiment(
   folder: pathlib.Path, record: dict[str, Any], moved: Mapping[str, str] = MappingProxyType({})
 ) -> Experiment:
   """Builds from the copy of the experiment file, so that a later edit of the original changes nothing.
+
+  That file is executed.
 
   Args:
     folder: of the run.
@@ -222,7 +280,7 @@ def recorded_experiment(
   Raises:
     ValueError: a run that was trained from Python and has no such file, or a name that is no text of the configuration.
   """
-  if not (folder / 'experiment.py').exists():
+  if record['source'] is None or not (folder / 'experiment.py').exists():
     raise ValueError(
       f'{folder} has no experiment.py, as {record["experiment"]!r} was trained from Python: build the experiment again '
       'and pass it, e.g. load(folder, experiment)'
@@ -233,13 +291,31 @@ def recorded_experiment(
     raise ValueError(
       f'{unknown[0]!r} does not say where the data of {folder} lies: its texts are {", ".join(texts) or "none"}'
     )
-  spec = importlib.util.spec_from_file_location(
-    f'experiment_of_{folder.name}', folder / 'experiment.py'
-  )
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # dataclasses look their module up by name
-  spec.loader.exec_module(module)
-  return module.build(provenance.config_from_json(module.Config(), record['config'] | dict(moved)))
+  module = _module(folder, record)
+  config = provenance.config_from_json(module.Config(), record['config'] | dict(moved))
+  made = module.build(config)
+  built = fingerprint.describe(resolved(made, record['data']['levels']))
+  changed = claiming.built_changes(record, {'fingerprint': {'built': built}})
+  if changed:
+    said = claiming.in_words(changed)
+    print(f'{folder / "experiment.py"} builds something else than was trained: {said}', flush=True)
+  return made
+
+
+def _module(folder: pathlib.Path, record: dict[str, Any]) -> types.ModuleType:
+  """The experiment file of a run, as it was written."""
+  path = folder / 'experiment.py'
+  text = path.read_bytes()
+  if claiming.source_digest(text) != record['source']:
+    raise ValueError(
+      f'{path} is not as it was written: put it back, or build the experiment and pass it, e.g. load(folder, '
+      'experiment)'
+    )
+  module = types.ModuleType(f'{checkout.LOADED}{folder.name}')
+  module.__file__ = str(path)
+  sys.modules[module.__name__] = module  # dataclasses look their module up by name
+  exec(compile(text, path, 'exec'), vars(module))
+  return module
 
 
 def _texts(record: dict[str, Any]) -> list[str]:
@@ -247,7 +323,7 @@ def _texts(record: dict[str, Any]) -> list[str]:
 
 
 def data_of(folder: pathlib.Path, moved: Mapping[str, str] = MappingProxyType({})) -> SplitData:
-  """The data of a run, split as it was.
+  """The data of a run, split as it was; the folder's `experiment.py` is executed.
 
   Args:
     folder: of the run.

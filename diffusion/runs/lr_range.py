@@ -1,6 +1,5 @@
 """The learning-rate range test: one short training with a rate that rises until the loss does."""
 
-import json
 import math
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from diffusion.citations import technique
 from diffusion.optimizers import chains
 from diffusion.optimizers.schedules import LearningRate
 from diffusion.reporting import plots
+from diffusion.reporting.rows import write_json
 from diffusion.runs.run import Run
 from diffusion.training.program import SingleRun
 
@@ -115,12 +115,11 @@ def train_rising(run: Run, low: float, high: float) -> int:
   if not processes.is_writer():
     return 0
   folder = run.folder
-  folder.mkdir(parents=True, exist_ok=True)
   result = {
     'time': provenance.now(), 'rates': rates, 'losses': losses, 'steepest': steepest, 'lowest': best,
     'ended_early': len(rows) < experiment.num_steps // every - 1,
   }  # fmt: skip
-  (folder / 'lr_range.json').write_text(json.dumps(result, indent=2) + '\n')
+  write_json(folder / 'lr_range.json', result)
   path = plots.rate_range(
     rates,
     losses,

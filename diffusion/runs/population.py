@@ -399,6 +399,7 @@ def train_members(
     todo = [k for k, run in enumerate(runs) if to_train(run, extend)]
     print(f'{len(todo)} of {len(runs)} members to train in {folder}', flush=True)
     for k in todo:
+      runs[k].adopt()
       if saved[k] is not None:
         runs[k].note_devices(saved[k].record)
     while todo:

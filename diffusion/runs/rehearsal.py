@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Num
 
-from diffusion import devices, processes, provenance
+from diffusion import checkout, devices, processes, provenance
 from diffusion.evaluation import gap
 from diffusion.evaluation.metric import MetricResult
 from diffusion.runs.attempts import attempt
@@ -93,7 +93,7 @@ def rehearse(run: Run) -> list[MetricResult]:
     failed = showing.draw_pictures(run, folder, shown)
     evaluation = {'sampling': sampling, 'samples': len(samples), 'changed': []}
     evaluation |= {'time': provenance.now(), 'command': provenance.command()}
-    evaluation |= provenance.code_in_brief() | {'devices': devices.describe()}
+    evaluation |= checkout.code_in_brief() | {'devices': devices.describe()}
     record = run.record | {'evaluations': [evaluation]}
     findings = [MetricResult(name='rehearsal', value=0.0, meaning='random samples')]
     showing.write_run_report(run, folder, record, findings + failed, row, '')

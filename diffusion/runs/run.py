@@ -4,18 +4,31 @@ import contextlib
 import functools
 import math
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion import citations, conditions, devices, fingerprint, processes, provenance
+from diffusion import (
+  checkout,
+  checks,
+  citations,
+  conditions,
+  devices,
+  fingerprint,
+  processes,
+  provenance,
+  user_code,
+)
 from diffusion.citations import Technique
 from diffusion.data.splits import SplitData
-from diffusion.reporting import rows
+from diffusion.reporting import encoding, rows
+from diffusion.runs import claiming
+from diffusion.runs.claiming import AS_IT_IS, Terms
 from diffusion.sampling import draw, plan
 from diffusion.training import experiment as experiments
-from diffusion.training import gradient, program
+from diffusion.training import gradient, program, trees
 from diffusion.training.callbacks import CallbackState
 from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoints
 from diffusion.training.experiment import Experiment
@@ -46,6 +59,9 @@ class Run:
     config: the numbers that the experiment was built from.
     source: the experiment file; or the name of one that has none, as an experiment from Python.
     folder: of the run; None where nothing is written.
+    text: of the experiment file when it started; None where it has none.
+    terms: what it may do to a run that is there.
+    changes: how it differs from that run, where that is allowed.
     used: the techniques to cite.
     record: run.json.
     target: the shapes and types of its state, NumPy arrays to restore into; None before `resume`.
@@ -56,11 +72,13 @@ class Run:
 
   def __init__(
     self, *, experiment: Experiment, data: SplitData, config: Any, source: pathlib.Path | str,
-    folder: pathlib.Path | None, used: list[Technique], record: dict[str, Any],
+    folder: pathlib.Path | None, used: list[Technique], record: dict[str, Any], text: bytes | None = None,
+    terms: Terms = AS_IT_IS,
   ):  # fmt: skip
     """Keeps what it is given; see the attributes."""
     self.experiment, self.data, self.config = experiment, data, config
     self.source, self.folder, self.used, self.record = source, folder, used, record
+    self.text, self.terms, self.changes, self._fresh = text, terms, [], record
     self.position, self.reason = Position(0, 0), ''
     self.callback_states: dict[str, CallbackState] = {
       one.name: one.init() for one in experiment.callbacks
@@ -69,6 +87,7 @@ class Run:
     self.kept: dict[str, Any] = {}
     self._checkpoints: Checkpoints | None = None
     self._rows = rows.chain()
+    self._written = [rows.NOTHING]  # what checkpoints know of the rows, up to where it stands
 
   @property
   def status(self) -> str:
@@ -102,10 +121,15 @@ class Run:
   # Its folder.
 
   def note(self, **changes: Any) -> None:
-    """Changes the record, and run.json with it."""
-    self.record.update(changes)
+    """Changes the record, and run.json with it; what others have noted there meanwhile stays."""
+    self.amend(lambda record: changes)
+
+  def amend(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+    """Changes the record as it stands on the disk: `change` says what is new in it."""
     if processes.is_writer():
-      provenance.write_record(self.folder, self.record)
+      self.record = provenance.amend(self.folder, change, self.record)
+    else:
+      self.record |= change(self.record)
 
   def claim(self) -> None:
     """Takes the folder, or finds that it is this run's already.
@@ -113,8 +137,25 @@ class Run:
     Raises:
       ValueError: it holds another run. OSError: it cannot be written.
     """
-    processes.from_writer(lambda: provenance.claim(self.folder, self.record, self.source))
+    self._fresh = self.record
+    self.changes = processes.from_writer(
+      lambda: claiming.claim(self.folder, self._fresh, self.text, self.terms)
+    )
     self.record = processes.from_folder(lambda: provenance.read_record(self.folder))
+
+  def adopt(self) -> None:
+    """Makes what it changes its own, where it is about to train with that.
+
+    Raises:
+      ValueError: its new end has passed. OSError: the folder cannot be written.
+    """
+    if not self.changes:
+      return
+    processes.from_writer(
+      lambda: claiming.adopt(self.folder, self._fresh, self.text, self.changes, self.position.step)
+    )
+    self.record = processes.from_folder(lambda: provenance.read_record(self.folder))
+    self.changes = []
 
   def first_state(self) -> TrainState:
     """The state before the first step; of several processes all succeed, or all fail with what any of them says.
@@ -141,12 +182,13 @@ class Run:
       What was saved there; None where nothing was.
 
     Raises:
-      ValueError: another process has the folder, or no checkpoint can be read.
+      ValueError: another process has the folder, or checkpoints are gone and none can be read.
     """
     self.target = target
     self._checkpoints = open_checkpoints(self.folder / 'checkpoints')
     try:
       found = restore(self._checkpoints, target, 'latest')
+      self._check_saved(found)
     except BaseException:
       self.close()
       raise
@@ -154,20 +196,66 @@ class Run:
       self.position = Position(found.record['step'], found.number)
       self.callback_states |= found.record['callbacks']
       self.reason = found.record['reason'] or ''
+      self._written = self._checkpoints.written()
     return found
+
+  def _check_saved(self, found: Restored | None) -> None:
+    """Raises ValueError if checkpoints were saved and none was found; says so if the newest is gone."""
+    saved = self.record['saved']
+    if found is None and saved is not None:
+      raise processes.Agreed(
+        f'{self.folder} was saved at step {saved["step"]}, and none of its checkpoints is there: put them back, choose '
+        'another --workdir, or give --restart, which sets aside what is there and begins anew'
+      )
+    if found is None:
+      return
+    if saved is None or saved['number'] < found.number:  # a kill came before it was noted
+      self._note_saved(found.number, found.record['step'], found.metric)
+    elif saved['number'] > found.number:
+      gone = f'checkpoint {saved["number"]}, the newest, of step {saved["step"]}, is gone'
+      self.tell('lost', f'{gone}: going on from step {found.record["step"]}')
+
+  def _note_saved(self, number: int, step: int, metric: float) -> None:
+    """Notes which checkpoint is the newest that counts, and which had the lowest metric, be it there or not."""
+    this = {'number': number, 'step': step, 'metric': metric}
+    saved = self.record['saved']
+    best = this if saved is None else min(this, saved['best'], key=_rank)
+    self.note(saved={'number': number, 'step': step, 'best': best})
+
+  def tell(self, about: str, said: str) -> None:
+    """Says something about this start, and notes it there in its record."""
+    print(said, flush=True)
+    *before, start = self.record['starts']
+    self.note(starts=[*before, start | {about: said}])
 
   def open_rows(self, *shown: rows.Sink) -> None:
     """Opens the files of rows where the run stands: what they hold beyond it is of a start that was killed.
 
     Rows are written to `shown` as well, on the process that writes.
     """
+    path = self.folder / 'metrics.jsonl'
     if processes.is_writer():
+      differing = rows.differing(path, self._written, self.position.batches_seen, 'cursor')
+      if differing:
+        self._mend_rows(path, differing)
       # The file first: it alone is flushed row by row, and its error names it.
       self._rows = rows.chain(
-        rows.json_lines(self.folder / 'metrics.jsonl', self.position.batches_seen, key='cursor'),
+        rows.json_lines(path, self.position.batches_seen, key='cursor'),
         rows.tensorboard(self.folder / 'events', self.position.step),
         *shown,
       )
+
+  def _mend_rows(self, path: pathlib.Path, differing: str) -> None:
+    """Says how the rows differ from those that were written, keeps them so, and goes on with what is left of them."""
+    kept = ''
+    if path.exists():
+      copy = encoding.aside(self.folder, path.name)
+      shutil.copyfile(path, copy)
+      encoding.replace(path, b''.join(line for line, _ in rows.salvaged(copy, 'cursor')))
+      kept = f', kept as {copy.relative_to(self.folder)}'
+    self.tell(
+      'rows', f'{path.name} is not as it was written ({differing}){kept}: going on with the rest'
+    )
 
   def write(self, row: Mapping[str, Any], timing: Mapping[str, float]) -> None:
     """Writes a row of metrics."""
@@ -190,9 +278,16 @@ class Run:
       'reason': self.reason or None,
       'devices': devices.describe()['devices'],
     }
-    host = devices.to_host(replicated)
+    number, step = self.position.batches_seen, self.position.step
     self._checkpoints.save(
-      self.position.batches_seen, host, record, metric, before=self._rows.sync, guarded=guarded
+      number,
+      devices.to_host(replicated),
+      record,
+      metric,
+      self._rows.written(),
+      before=self._rows.sync,
+      after=lambda counted: self._note_saved(number, step, counted),
+      guarded=guarded,
     )
 
   def go_back(self, steps: int) -> TrainState | None:
@@ -242,8 +337,10 @@ class Run:
       print(
         f'saved on {before} devices, going on with {now}: the same run up to rounding', flush=True
       )
-      self.record['starts'][-1]['resharded'] = {'step': saved['step'], 'from': before, 'to': now}
-      self.note()
+      resharded = {'step': saved['step'], 'from': before, 'to': now}
+      self.note(
+        starts=[*self.record['starts'][:-1], self.record['starts'][-1] | {'resharded': resharded}]
+      )
 
 
 def prepare(
@@ -253,6 +350,7 @@ def prepare(
   folder: pathlib.Path | None,
   *,
   smoke: bool = False,
+  terms: Terms = AS_IT_IS,
 ) -> Run:
   """Builds an experiment, checks it and loads its data; nothing is written.
 
@@ -264,26 +362,44 @@ def prepare(
     source: the experiment file, or the name of an experiment without one.
     folder: of the run.
     smoke: the numbers are those of a smoke run.
+    terms: what it may do to a run that is there.
 
   Raises:
     ValueError: one readable error for what does not fit together.
   """
   with processes.together('the start'):
+    if folder is not None:
+      checks.short_enough(folder)
+      trees.check_folder(folder)
+    text = None if isinstance(source, str) else _text(source)
     experiment = build(config)
     devices.choose_convolutions()  # before JAX starts, with the check
     experiments.check(experiment)
-    data = experiments.load_data(experiment, _recorded_classes(folder))
+    data = experiments.load_data(experiment, _recorded_classes(None if terms.restart else folder))
     experiment = experiments.resolved(experiment, data.dataset.levels)
     used, built = techniques(experiment), fingerprint.describe(experiment)
     experiment = experiments.fitted(experiment, data.units)
   processes.check_same('the data', data.split.fingerprint)
+  same = [fingerprint.digest(built), checkout.code_digest(''), devices.settings()]
+  processes.check_same('what is built, and by which code', same)
   record = _fresh_record(experiment, data, config, source, used) | {
     'smoke': smoke,
+    'source': claiming.source_digest(text),
+    'null_learned': experiments.null_is_learned(experiment, data),
     'fingerprint': {'digest': fingerprint.digest(built), 'built': built},
   }
   return Run(
-    experiment=experiment, data=data, config=config, source=source, folder=folder, used=used, record=record
+    experiment=experiment, data=data, config=config, source=source, folder=folder, used=used, record=record,
+    text=text, terms=terms,
   )  # fmt: skip
+
+
+def _text(source: pathlib.Path) -> bytes:
+  """The experiment file; raises ValueError where it was edited since Python read it."""
+  text = source.read_bytes()
+  if not user_code.is_running(source, text):
+    raise ValueError(f'{source} was edited while it was starting: start it again')
+  return text
 
 
 def _recorded_classes(folder: pathlib.Path | None) -> list[str]:
@@ -322,6 +438,18 @@ def restore(checkpoints: Checkpoints, target: Any, which: str) -> Restored | Non
   return restored
 
 
+def _rank(saved: Mapping[str, Any]) -> tuple[float, int]:
+  """By which the best of what was saved comes first: of equal ones the newest, as `Checkpoints` has it."""
+  return saved['metric'], -saved['number']
+
+
+def lost_best(record: Mapping[str, Any], judged: Restored) -> dict[str, Any] | None:
+  """What the record of a run knows of its best checkpoint, where another one was restored for it; else None."""
+  saved = record['saved']
+  there = {'number': judged.number, 'metric': judged.metric}
+  return saved['best'] if saved is not None and _rank(saved['best']) < _rank(there) else None
+
+
 def data_record(data: SplitData) -> dict[str, Any]:
   """What run.json says of the data: names, shapes, sizes, fingerprints."""
   dataset = data.dataset
@@ -354,12 +482,6 @@ def _fresh_record(
   source: pathlib.Path | str,
   used: list[Technique],
 ) -> dict[str, Any]:
-  start = {
-    'time': provenance.now(),
-    'command': provenance.command(),
-    'code': provenance.code(),
-    'devices': devices.describe(),
-  }
   return {
     'format': provenance.RECORD_FORMAT,
     'experiment': source if isinstance(source, str) else source.stem,
@@ -372,8 +494,7 @@ def _fresh_record(
     'seed': experiment.seed,
     'num_steps': experiment.num_steps,
     'techniques': [technique._asdict() for technique in used],
-    'versions': provenance.versions(),
-    'starts': [start],
+    'starts': [_start(source)],
     'status': 'running',
     'reason': '',
     'step': 0,
@@ -382,6 +503,20 @@ def _fresh_record(
     'results': None,
     'speed': None,
     'peak_memory': None,
+    'saved': None,
     'samples': [],
     'evaluations': [],
+  }
+
+
+def _start(source: pathlib.Path | str) -> dict[str, Any]:
+  """What each start is recorded with."""
+  return {
+    'time': provenance.now(),
+    'command': provenance.command(),
+    'code': checkout.code(None if isinstance(source, str) else source),
+    'versions': provenance.versions(),
+    'settings': devices.settings(),
+    'environment': devices.environment(),
+    'devices': devices.describe(),
   }

@@ -1,10 +1,12 @@
 """Samples of a run: drawn once when it is evaluated, to be read and added to later; and as a picture."""
 
+import hashlib
+import io
 import math
 import pathlib
-import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ import numpy as np
 from diffusion import conditions, devices, processes
 from diffusion.data import files, pipeline, sources
 from diffusion.data.splits import SplitData
-from diffusion.reporting import pace
+from diffusion.reporting import encoding, pace
 from diffusion.runs.run import Run
 from diffusion.sampling import draw
 from diffusion.types import Condition
+
+_KEPT_EVERY = 60.0  # seconds of drawing that a kill may cost
 
 
 def drawn(
@@ -32,66 +36,113 @@ def drawn(
     condition: what the network is told of each.
     identity: all that the samples depend on, as JSON: checkpoint, seed, configuration, sampler.
   """
-  kept = {one['file']: one for one in run.record['samples']}
-  file = next((name for name, one in kept.items() if one['identity'] == identity), None)
+  known = next((one for one in _of(run.record, identity) if one['count']), None)
   have = None
-  if file:
-    have = processes.from_folder(lambda: _kept(run.folder / file))
+  if known is not None:
+    have = processes.from_folder(lambda: _kept(run.folder / known['file'], known['sha256']))
     everywhere = processes.gather(np.asarray(have is not None)).all()  # or drawing would not meet
     have = have[: len(labels)] if everywhere else None
-  start = 0 if have is None else len(have)
+    if have is None:
+      _note(run, identity, count=0, sha256=[])
+  found = [] if have is None else [have]
+  start, due = sum(map(len, found)), time.monotonic() + _KEPT_EVERY
   if start == len(labels):
     return have
-  new = _draw(run, weights, condition, start, len(labels))
-  samples = new if have is None else np.concatenate([have, new])
-  file = file or ('samples.npz' if not kept else f'samples_{len(kept)}.npz')
-  if processes.is_writer():
-    save(run.folder / file, samples, labels, run.data.units.levels)
-  kept[file] = {'file': file, 'identity': identity, 'count': len(samples)}
-  run.note(samples=list(kept.values()))
+  for new in _draw(run, weights, condition, start, len(labels)):
+    found.append(new)
+    if time.monotonic() > due:
+      begin = time.monotonic()
+      _keep(run, np.concatenate(found), labels, identity)
+      due = time.monotonic() + max(_KEPT_EVERY, 20 * (time.monotonic() - begin))
+  samples = np.concatenate(found)
+  _keep(run, samples, labels, identity)
   return samples
 
 
-def _draw(run: Run, weights: Any, condition: Condition, start: int, stop: int) -> np.ndarray:
+def _of(record: Mapping[str, Any], identity: dict[str, Any]) -> list[dict[str, Any]]:
+  """What a record says of the samples of this identity: one entry, or none."""
+  return [one for one in record['samples'] if one['identity'] == identity]
+
+
+def _keep(run: Run, samples: np.ndarray, labels: np.ndarray, identity: dict[str, Any]) -> None:
+  """Writes the first of the samples with these labels, on the process that writes, one evaluation at a time.
+
+  Their file's name is noted before it is written, and so is its hash, beside that of what it replaces.
+  """
+  if not processes.is_writer():
+    return
+  content = pack(samples, labels[: len(samples)], run.data.units.levels)
+  digest = hashlib.sha256(content).hexdigest()
+
+  def reserve(record: dict[str, Any]) -> dict[str, Any]:
+    count = len(record['samples'])
+    file = f'samples_{count}.npz' if count else 'samples.npz'
+    new = {'file': file, 'identity': identity, 'count': 0, 'sha256': []}
+    return {} if _of(record, identity) else {'samples': [*record['samples'], new]}
+
+  with encoding.locked(run.folder / 'samples', seconds=600):
+    run.amend(reserve)
+    (own,) = _of(run.record, identity)
+    if own['count'] < len(samples):
+      _note(run, identity, sha256=[*own['sha256'], digest])
+      encoding.write(run.folder / own['file'], content)
+      _note(run, identity, count=len(samples), sha256=[digest])
+
+
+def _note(run: Run, identity: dict[str, Any], **changes: Any) -> None:
+  """Changes what the record says of the samples of this identity, on the process that writes."""
+
+  def change(record: dict[str, Any]) -> dict[str, Any]:
+    of_each = [changes if one['identity'] == identity else {} for one in record['samples']]
+    return {'samples': [old | new for old, new in zip(record['samples'], of_each, strict=True)]}
+
+  if processes.is_writer():
+    run.amend(change)
+
+
+def _draw(
+  run: Run, weights: Any, condition: Condition, start: int, stop: int
+) -> Iterator[np.ndarray]:
   """Samples number `start` and on, in blocks that fill the devices once; the last block has the rest too."""
   each = draw.CHUNK * devices.describe()['devices']
   edges = range(start + each, stop - each + 1, each)
-  found = []
   with pace.counter(stop - start, 'samples', shown=processes.is_writer()) as update:
     for numbers in np.split(np.arange(start, stop), [edge - start for edge in edges]):
-      found.append(run.sample(weights, conditions.take(condition, numbers), numbers))
+      yield run.sample(weights, conditions.take(condition, numbers), numbers)
       update(len(numbers))
-  return np.concatenate(found)
 
 
-def save(path: pathlib.Path, samples: np.ndarray, labels: np.ndarray, levels: int | None) -> None:
-  """Writes samples as an .npz, whole or not at all.
+def pack(samples: np.ndarray, labels: np.ndarray, levels: int | None) -> bytes:
+  """Samples as the content of an .npz.
 
   Args:
-    path: the file.
     samples: [n, ...] as the data is stored.
     labels: [n].
     levels: of a stored value; None where it has none.
   """
   more = {} if levels is None else {'levels': np.asarray(levels)}
-  part = path.with_suffix('.part.npz')
-  np.savez_compressed(part, samples=samples, labels=labels, **more)
-  part.replace(path)
+  content = io.BytesIO()
+  np.savez_compressed(content, samples=samples, labels=labels, **more)
+  return content.getvalue()
 
 
 def stored(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-  """(samples, labels) that `save` wrote; raises ValueError for a file that is missing or damaged."""
+  """(samples, labels) of such a file; raises ValueError for a file that is missing or damaged."""
   found = files.arrays(path, 'its samples are to be drawn again', ('samples', 'labels'))
   return found['samples'], found['labels']
 
 
-def _kept(path: pathlib.Path) -> np.ndarray | None:
-  """The samples that were drawn before; None, and said so, where they are lost."""
+def _kept(path: pathlib.Path, digests: Sequence[str]) -> np.ndarray | None:
+  """The samples that were drawn before; None, and said so, where they are lost or not as they were saved."""
   try:
-    return stored(path)[0]
+    samples = stored(path)[0]
   except ValueError as error:
     print(error, flush=True)
     return None
+  if hashlib.sha256(path.read_bytes()).hexdigest() not in digests:
+    print(f'{path} has changed since it was saved: its samples are to be drawn again', flush=True)
+    return None
+  return samples
 
 
 def picture(
@@ -147,7 +198,7 @@ def draw_data(runs: Sequence[tuple[pathlib.Path, SplitData]]) -> None:
     rows = by_class[np.linspace(0, len(train) - 1, count // 8 * 8 or count).astype(int)]
     try:
       if rows.tobytes() in drawn:
-        shutil.copyfile(drawn[rows.tobytes()], path)
+        encoding.replace(path, drawn[rows.tobytes()].read_bytes())
       else:
         _draw_examples(dataset, rows, path)
       drawn[rows.tobytes()] = path

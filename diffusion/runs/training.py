@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from diffusion import devices, processes
-from diffusion.processes import Signals, caught_signals
 from diffusion.reporting import rows
 from diffusion.runs import loop, rehearsal
 from diffusion.runs.run import Run
 from diffusion.runs.samples import draw_data
+from diffusion.signals import Signals, caught_signals, end_on_sigterm
 from diffusion.training.callbacks import DIVERGED
 from diffusion.training.program import Program, SingleRun
 from diffusion.training.state import host_target
@@ -113,6 +113,7 @@ def train(run: Run, extend: int = 0, profile: Span | None = None) -> int:
     restored = run.resume(host_target(lambda: first))
     check_extend(run, extend)
     if to_train(run, extend):
+      run.adopt()
       if restored is not None:
         run.say_resumed(restored.record)
       program = SingleRun(run.experiment, run.data, run.validate)
@@ -136,7 +137,7 @@ def finish(runs: Sequence[Run], name: str | None) -> int:
   `DIVERGED_STATUS` if a guard ended any of them, else 0."""
   if name is not None:  # it may have come in the last save
     return 128 + signal.Signals[name]
-  processes.end_on_sigterm()
+  end_on_sigterm()
   # When training is over: it needs most of what there is to load.
   from diffusion.runs.evaluating import evaluate_best
 
@@ -194,8 +195,10 @@ def is_extending(run: Run) -> bool:
 
 
 def check_dispatches(run: Run, extend: int) -> None:
-  """Raises ValueError for an extension that is no number of dispatches."""
+  """Raises ValueError for an extension that is no number of dispatches, or of a run that begins anew."""
   steps = run.experiment.steps_per_dispatch
+  if extend and run.terms.restart:
+    raise ValueError(f'--restart begins anew: leave --extend={extend} out')
   if extend % steps:
     raise ValueError(f'--extend must be a multiple of steps_per_dispatch = {steps}, got {extend}')
 

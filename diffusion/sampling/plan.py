@@ -158,9 +158,21 @@ def check(sampling: Sampling, diffusion: Diffusion, conditional: bool) -> None:
   checks.integer('grid_rows (samples of each class in a picture)', sampling.grid_rows)
   checks.at_least('guidance', sampling.guidance, 0)
   if sampling.guidance != 1 and not conditional:
-    raise ValueError(f'guidance of an unconditional network must be 1, got {sampling.guidance}')
+    raise ValueError(
+      f'guidance of an unconditional network must be 1, got {sampling.guidance}: leave it out, or train on labels, '
+      'with num_classes of the network and augment.label_dropout'
+    )
   _, planned = rehearsed(sampling, diffusion)
   samplers.check_grid(planned.grid[:-1] if len(planned.grid) > 2 else planned.grid)
+
+
+def check_guidance(sampling: Sampling, null_learned: bool) -> None:
+  """Raises ValueError for guidance of a network that never learned what to make of no label."""
+  if sampling.guidance != 1 and not null_learned:
+    raise ValueError(
+      f'guidance {sampling.guidance:g} asks the network what it makes of no label, which it never learned, as label '
+      'dropout is 0: train with augment.label_dropout(0.1), or set guidance to 1'
+    )
 
 
 def too_few(sampling: Sampling, diffusion: Diffusion) -> str:

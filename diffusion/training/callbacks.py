@@ -232,12 +232,12 @@ def snapshots(every: int) -> Callback:
   checks.integer('every', every)
 
   def update(state: CallbackState, look: Look) -> tuple[CallbackState, Action]:
-    from orbax.checkpoint import v1 as ocp
+    from diffusion.training import trees  # here, because most runs keep none
 
     averages = {name: look.parameters(name) for name in look.experiment.averages}
     folder = look.folder.absolute() / 'snapshots'
     folder.mkdir(exist_ok=True)
-    ocp.save(folder / f'step_{look.step:08d}', averages, overwrite=True)
+    trees.save(folder / f'step_{look.step:08d}', averages)
     return state, Continue()
 
   return Callback('snapshots', every, dict, update)

@@ -1,9 +1,8 @@
 """Checkpoints through Orbax: asynchronous, the latest, the best and a guard's kept, a damaged one stepped over.
 
-A checkpoint is a folder `120`, and counts once its manifest `120.sha256` lies beside it: the SHA-256 and the size of
-each of its files, in lines that `sha256sum -c 120.sha256` reads, and last the digest of the manifest itself. It is
-written when all of the checkpoint is on the disk. A folder without one was being saved when its start was killed, and
-every bit of one that has one is checked before it is used.
+A checkpoint is a folder `120`, and counts once its manifest `120.sha256` lies beside it, see `manifest`. That is
+written when all of the checkpoint is on the disk and its arrays have been found there. A folder without one was being
+saved when its start was killed, and every bit of one that has one is checked before it is used.
 """
 
 import concurrent.futures
@@ -11,25 +10,27 @@ import contextlib
 import errno
 import fcntl
 import functools
-import hashlib
 import json
 import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from diffusion import checks, processes
 from diffusion.reporting import encoding
+from diffusion.training import trees
+from diffusion.training.manifest import INCOMPLETE, find_fault, manifest_of, write_manifest
 
-FORMAT_VERSION = 4  # 1 had no manifest, 2 no tags of a guard, 3 other names of leaves
-_INCOMPLETE = 'it has no manifest: the start before ended while saving it, or the file is lost'
+FORMAT_VERSION = (
+  5  # 1 had no manifest, 2 no tags of a guard, 3 other names of leaves, 4 nothing of the rows
+)
 _DELETED_MEANWHILE = 'it was deleted while it was read'
 # What a folder is renamed to, so that none is ever half deleted under its own name.
 _DELETED = '.deleted'
@@ -39,6 +40,7 @@ class Restored(NamedTuple):
   """A restored checkpoint, by its number in the folder (batches drawn so far), and which others were stepped over."""
 
   number: int
+  metric: float
   state: Any
   record: dict[str, Any]
   damaged: tuple[int, ...]
@@ -58,6 +60,7 @@ class _Saved(NamedTuple):
   metric: float
   guarded: list[int]
   record: str
+  written: dict[str, int | str]
 
 
 class Checkpoints:
@@ -82,19 +85,24 @@ class Checkpoints:
     tree: Any,
     record: dict[str, Any],
     metric: float,
+    written: Mapping[str, int | str] = MappingProxyType({}),
     before: Callable[[], None] = lambda: None,
+    after: Callable[[float], None] = lambda metric: None,
     guarded: bool = False,
   ) -> None:
     """Hands a tree over to be saved, once the save before is through.
 
-    A thread waits for Orbax, calls `before`, writes the manifest, and then deletes what is no longer kept.
+    A thread waits for Orbax, calls `before`, reads the index of what was saved, writes the manifest, calls `after`, and
+    then deletes what is no longer kept.
 
     Args:
       number: of the checkpoint, larger than those before.
       tree: NumPy arrays.
       record: what else to save, as JSON.
       metric: by which it may be the best: the lower, the better. One that is not finite counts as +inf.
+      written: by what the files before it are known, see `written`: of two equal runs it may differ.
       before: what must reach the disk before this checkpoint counts.
+      after: what is to be noted once it counts, given the metric as it counts.
       guarded: whether it carries a guard's tag.
 
     Raises:
@@ -106,18 +114,21 @@ class Checkpoints:
     path = self._root / str(number)
     value = float(metric) if math.isfinite(metric) else math.inf
     tagged = [*self._orders()['guarded'], *([number] if guarded else [])]
-    saved = _Saved(value, tagged, json.dumps(record))
+    saved = _Saved(value, tagged, json.dumps(record), dict(written))
     about = {'format_version': FORMAT_VERSION, 'signature': _signature(tree), 'saved': list(saved)}
     with _saving(path, self._place):
-      response = ocp.save_async(path, tree, custom_metadata=about)
+      response = trees.begin(path, tree, about)
 
     def finish() -> None:
       with _saving(path, self._place):
         response.result()
         before()
         if processes.is_writer():
+          trees.check(path, tree)
           write_manifest(path)
-        self._whole[number], self._guarded = saved, tagged
+      self._whole[number], self._guarded = saved, tagged
+      after(value)
+      with _saving(path, self._place):
         # Not by Orbax's policies of keeping: they delete when its own save is through, and were this process killed
         # before the manifest is written, `latest=1` would leave no checkpoint that counts (a test does both).
         kept = {n for kind, order in self._orders().items() for n in order[: self._keep[kind]]}
@@ -137,11 +148,15 @@ class Checkpoints:
     """What was saved with the newest checkpoint; there must be one."""
     return json.loads(self._whole[self.steps()[-1][0]].record)
 
+  def written(self) -> list[dict[str, int | str]]:
+    """By what the files before each checkpoint are known, by number."""
+    return [self._whole[number].written for number, _ in self.steps()]
+
   def restore(self, target: Any, which: str = 'latest', until: float = math.inf) -> Restored | None:
     """Reads a checkpoint that is as it was saved to the bit: the one asked for, or the next one of its kind.
 
     Args:
-      target: a tree of arrays with the shapes and types of what is read.
+      target: a tree of arrays with the shapes and types of what is read; None for all as it lies there, in dicts.
       which: 'latest', 'best', or 'guarded', the latest that carries a guard's tag.
       until: the largest number to consider.
 
@@ -159,12 +174,17 @@ class Checkpoints:
       folder = self._root / str(number)
       state = None if fault else _unless_deleted(folder, functools.partial(_load, target=target))
       if state is not None:
-        record = json.loads(self._whole[number].record)
-        return Restored(number, state, record, tuple(self._faults))
+        return Restored(
+          number=number,
+          metric=self._whole[number].metric,
+          state=state,
+          record=json.loads(self._whole[number].record),
+          damaged=tuple(self._faults),
+        )
       self._faults[number] = fault or _DELETED_MEANWHILE
       del self._whole[number]
     if which != 'guarded' and math.isinf(until):
-      processes.from_writer(self._refuse_to_start_anew)
+      processes.from_writer(self._refuse_if_lost)
     return None
 
   def untag(self, beyond: float) -> None:
@@ -199,8 +219,9 @@ class Checkpoints:
       _clear_up(self._root)
     paths = self._root.glob('*.sha256' if self._read_only else '*')
     names = {path.name.removesuffix('.sha256') for path in paths}
+    numbers = sorted(int(name) for name in names if re.fullmatch('0|[1-9][0-9]*', name))
     with concurrent.futures.ThreadPoolExecutor() as workers:
-      return list(workers.map(self._examine, sorted(map(int, filter(str.isdecimal, names)))))
+      return list(workers.map(self._examine, numbers))
 
   def _examine(self, number: int) -> list:
     """A checkpoint's number, its fault or None, and the `_Saved` of one without; one with a fault is set aside."""
@@ -213,28 +234,20 @@ class Checkpoints:
     return [number, fault, about and about['saved']]
 
   def _step_over(self, folder: pathlib.Path, fault: str) -> None:
-    kind = 'incomplete' if fault == _INCOMPLETE else 'damaged'
+    kind = 'incomplete' if fault == INCOMPLETE else 'damaged'
     if not self._read_only:
       print(f'checkpoint {folder.name} is {kind} and set aside ({fault})', flush=True)
       _set_aside(folder)
     elif manifest_of(folder).exists():  # else a training has just deleted it
       print(f'checkpoint {folder.name} is {kind} and stepped over ({fault})', flush=True)
 
-  def _refuse_to_start_anew(self) -> None:
-    """Raises ValueError if checkpoints are lost; one incomplete one is what a kill in the first save leaves.
-
-    A mark outlasts this start, or the next one would find an empty directory and begin anew.
-    """
-    aside = self._root.parent / 'damaged'
-    mark = aside / f'{self._root.name}.lost'
-    harmless = [] if self._read_only else [_INCOMPLETE]
-    lost = [*self._faults.values()] not in ([], harmless)
-    if lost and not self._read_only:
-      mark.touch()
-    if lost or mark.exists():
+  def _refuse_if_lost(self) -> None:
+    """Raises ValueError if checkpoints are lost; one incomplete one is what a kill in the first save leaves."""
+    harmless = [] if self._read_only else [INCOMPLETE]
+    if [*self._faults.values()] not in ([], harmless):
       raise ValueError(
-        f'none of the checkpoints in {self._root} can be read; those set aside are in {aside}: put one back with its '
-        f'manifest, or delete {mark} to start anew'
+        f'none of the checkpoints in {self._root} can be read: put one back with its manifest, from a copy or from '
+        f'{self._root.parent / "damaged"}'
       )
 
 
@@ -272,65 +285,8 @@ def open_checkpoints(
   root = pathlib.Path(directory).absolute()
   if not read_only:
     root.mkdir(parents=True, exist_ok=True)
+    trees.reachable(root)  # what is wrong with that is said before there is anything to lose
   return Checkpoints(root, keep, read_only)
-
-
-def manifest_of(folder: pathlib.Path) -> pathlib.Path:
-  """Where the manifest of a folder is."""
-  return folder.with_name(f'{folder.name}.sha256')
-
-
-def write_manifest(folder: pathlib.Path) -> None:
-  """Brings a folder to the disk (fsync), and then its manifest, whole or not at all.
-
-  Raises:
-    OSError: a file that cannot be read, or a manifest that cannot be written, naming it.
-  """
-  for path in [*folder.rglob('*'), folder, folder.parent]:
-    encoding.sync(path)
-  text = ''.join(_describe(folder).values())
-  with encoding.naming(manifest_of(folder)):
-    encoding.replace(manifest_of(folder), (text + _seal(text)).encode())
-
-
-def find_fault(folder: pathlib.Path) -> str | None:
-  """The first way in which a folder is not what its manifest says, naming the file; None if there is none."""
-  path = manifest_of(folder)
-  if not path.exists():
-    return _INCOMPLETE
-  if not folder.exists():
-    return f'the folder {folder.name} is missing'
-  try:
-    stored, found = path.read_bytes().decode(errors='replace'), _describe(folder)
-  except OSError as error:
-    return f'{error.filename or folder} cannot be read: {error.strerror}'
-  text, mark, seal = stored.rpartition('# of the above ')
-  if mark + seal != _seal(text):
-    return f'{path.name} is damaged'
-  entries = text.split('# ')[1:]  # each '<bytes> bytes\n<digest>  <name>\n'
-  wanted = {entry.partition('  ')[2].removesuffix('\n'): f'# {entry}' for entry in entries}
-  for name in sorted(wanted.keys() | found.keys()):
-    if wanted.get(name) != found.get(name):
-      sizes = [of.get(name, '# nothing').splitlines()[0][2:] for of in (wanted, found)]
-      return f'{name} has changed: {sizes[0]} when it was saved, {sizes[1]} now'
-  return None
-
-
-def _describe(folder: pathlib.Path) -> dict[str, str]:
-  """What a manifest says of each file of a folder: name -> its size and its SHA-256, `sha256sum`'s comment and line."""
-  found = {}
-  for path in sorted(folder.rglob('*')):
-    if path.is_file():
-      with path.open('rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
-      name = path.relative_to(folder.parent).as_posix()
-      found[name] = f'# {path.stat().st_size} bytes\n{digest}  {name}\n'
-  return found
-
-
-def _seal(text: str) -> str:
-  """The last line, by which a damaged manifest is told from a damaged file."""
-  return f'# of the above {hashlib.sha256(text.encode()).hexdigest()}\n'
 
 
 def _lock(root: pathlib.Path) -> IO:
@@ -338,7 +294,10 @@ def _lock(root: pathlib.Path) -> IO:
 
   Opening removes what looks left over, which in a directory that another process saves to is what it is saving.
   """
-  file = root.with_name(f'.{root.name}.lock').open('wb')
+  path = root.with_name(f'.{root.name}.lock')
+  if os.path.lexists(path) and not path.is_file():
+    path.rename(encoding.aside(root.parent, path.name))
+  file = path.open('wb')
   try:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
@@ -356,11 +315,19 @@ def _lock(root: pathlib.Path) -> IO:
 
 def _clear_up(root: pathlib.Path) -> None:
   """Removes what kills left half written or half deleted."""
-  for path in root.glob(f'*{_DELETED}'):
-    _delete(path.with_suffix(''))
-  for path in root.glob('*.orbax-checkpoint-tmp*'):
+  for doomed in root.glob(f'*{_DELETED}'):
+    if not doomed.with_suffix('').exists():
+      manifest_of(doomed.with_suffix('')).unlink(missing_ok=True)
+    _remove(doomed)
+  for path in (*root.glob('*.orbax-checkpoint-tmp*'), *root.glob('.*.sha256.*.tmp')):
+    _remove(path)
+
+
+def _remove(path: pathlib.Path) -> None:
+  """Removes a file, a link, or a folder with all in it."""
+  if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
-  for path in root.glob('.*.sha256.*.tmp'):
+  else:
     path.unlink()
 
 
@@ -371,16 +338,13 @@ def _delete(folder: pathlib.Path) -> None:
     folder.rename(doomed)
   manifest_of(folder).unlink(missing_ok=True)
   if doomed.exists():
-    shutil.rmtree(doomed)
+    _remove(doomed)
 
 
 def _set_aside(folder: pathlib.Path) -> None:
-  grave = folder.parent.parent / 'damaged'
-  grave.mkdir(exist_ok=True)
   # Each if it is there: a start that was killed between the two moves has left the second for this one.
-  for path in filter(pathlib.Path.exists, (folder, manifest_of(folder))):
-    shutil.rmtree(grave / path.name, ignore_errors=True)
-    shutil.move(path, grave / path.name)
+  for path in filter(os.path.lexists, (folder, manifest_of(folder))):
+    shutil.move(path, encoding.aside(folder.parent.parent, path.name))
 
 
 @contextlib.contextmanager
@@ -424,7 +388,7 @@ def _signature(tree: Any) -> dict[str, str]:
 
 def _about(folder: pathlib.Path) -> dict[str, Any]:
   """What is saved with a tree."""
-  about = ocp.metadata(folder).custom_metadata
+  about = trees.about(folder)
   if about['format_version'] != FORMAT_VERSION:
     raise FormatError(
       f'checkpoint {folder.name} has format {about["format_version"]}, this version reads {FORMAT_VERSION}'
@@ -434,6 +398,8 @@ def _about(folder: pathlib.Path) -> dict[str, Any]:
 
 def _load(folder: pathlib.Path, target: Any) -> Any:
   """The arrays of a checkpoint."""
+  if target is None:
+    return jax.tree.map(np.asarray, trees.load(folder, None))
   wanted, held = _signature(target), _about(folder)['signature']
   different = sorted(wanted.items() ^ held.items())
   if different:
@@ -442,7 +408,7 @@ def _load(folder: pathlib.Path, target: Any) -> Any:
     raise FormatError(
       f'checkpoint {folder.name} is of another network: {path} is {there} there and {here} here'
     )
-  return jax.tree.map(np.asarray, ocp.load(folder, target))
+  return jax.tree.map(np.asarray, trees.load(folder, target))
 
 
 def _unless_deleted(folder: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any | None:

@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from diffusion import checks, devices, naming, rng
 from diffusion.data import augment, pipeline, sources, splits
 from diffusion.data.pipeline import NormalizationStatistics
@@ -20,7 +24,18 @@ from diffusion.sampling import plan as plans
 from diffusion.sampling.guidance import clip_x0
 from diffusion.sampling.plan import Sampling
 from diffusion.training.callbacks import Callback, checkpoint
-from diffusion.types import Augment, Average, Curriculum, Diffusion, Model, Optimizer, Term, Times
+from diffusion.types import (
+  Augment,
+  Average,
+  Condition,
+  Curriculum,
+  Diffusion,
+  Keys,
+  Model,
+  Optimizer,
+  Term,
+  Times,
+)
 
 
 @dataclasses.dataclass
@@ -237,10 +252,37 @@ def load_data(experiment: Experiment, class_names: Sequence[str] = ()) -> SplitD
     data.check_comparable('metrics')
   for callback in experiment.callbacks:
     callback.check(data)
+  if experiment.sampling.guidance != 1:
+    plans.check_guidance(experiment.sampling, null_is_learned(experiment, data))
   plan = evaluation_plan(experiment, data)
   for metric in experiment.metrics:
     metric.check(plan)
   return data
+
+
+def null_is_learned(experiment: Experiment, data: SplitData) -> bool:
+  """Whether training tells the network nothing of some examples, by its augmentation or since the data has such rows.
+
+  An augmentation is traced: one that hands every condition on as it is drops none. One that changes them is believed.
+
+  Args:
+    experiment: checked.
+    data: loaded.
+  """
+
+  def told(keys: Keys, stored: pipeline.StoredBatch) -> Condition:
+    return experiment.augment(keys, pipeline.in_units(stored, data.units)).condition
+
+  keys = rng.row_keys(jax.random.key(0), jnp.zeros(1, jnp.int32))
+  traced = jax.make_jaxpr(told)(keys, data.example).jaxpr
+  if any(out not in traced.invars for out in traced.outvars):
+    return True
+  null, conditions = experiment.model.null, data.dataset.condition
+  if null is None or conditions is None:
+    return False
+  pairs = zip(jax.tree.leaves(null(conditions)), jax.tree.leaves(conditions), strict=True)
+  same = [(np.asarray(a) == b).reshape(len(b), -1).all(1) for a, b in pairs]
+  return bool(np.all(same, axis=0)[data.split.train].any())
 
 
 def evaluation_plan(experiment: Experiment, data: SplitData) -> Plan:

@@ -1,5 +1,8 @@
 """Arrays in files: what is damaged or of another kind is named in one line, with what to do."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -36,3 +39,18 @@ def test_a_file_of_another_kind_is_named_with_what_it_holds(tmp_path):
   np.testing.assert_array_equal(found['y'], np.ones(2))
   with pytest.raises(ValueError, match='absent.npz cannot be read'):
     files.arrays(tmp_path / 'absent.npz', '')
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused_before_it_is_unpacked(tmp_path):
+  content = io.BytesIO()
+  np.save(content, np.zeros(3))
+  for name, count, claimed in (('many', 1001, 100), ('large', 1, 2**50)):
+    path = tmp_path / f'{name}.npz'
+    with zipfile.ZipFile(path, 'w') as archive:
+      for i in range(count):
+        archive.writestr(f'{i}.npy', content.getvalue())
+      archive.filelist[0].file_size = claimed  # as its directory then says
+    with pytest.raises(
+      ValueError, match=rf'{name}.npz cannot be read .*{count} arrays of \d+ bytes'
+    ):
+      files.arrays(path, 'make it again')

@@ -168,10 +168,8 @@ def test_workers_ignore_signals_but_end_with_a_killed_program(folder, tmp_path):
     text=True,
   )
   worker = int(process.stdout.readline())
-  for number in (
-    signal.SIGINT,
-    signal.SIGTERM,
-  ):  # as from a terminal, to all; the program would save first
+  # As from a terminal, to all; the program would save first.
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     os.kill(worker, number)
   time.sleep(0.5)
   assert alive(worker)

@@ -2,6 +2,7 @@
 
 import fcntl
 import gzip
+import hashlib
 import io
 import os
 import pathlib
@@ -17,7 +18,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from diffusion.data import prepare, raw
+from diffusion.data import archives, prepare, raw, records, sources
 
 tfds = pytest.importorskip('tensorflow_datasets')
 
@@ -243,6 +244,156 @@ def test_cut_archive(tmp_path):
     prepare.prepare('cifar10', tmp_path, tmp_path, allow_partial=True)
 
 
+def of_file(path):
+  """What TFDS would ship of it."""
+  content = path.read_bytes()
+  return len(content), hashlib.sha256(content).hexdigest()
+
+
+def flips(path, count=40, seed=0):
+  """The content with one bit flipped, so many times elsewhere."""
+  whole, rng = path.read_bytes(), np.random.default_rng(seed)
+  for place in rng.integers(0, 8 * len(whole), count):
+    flipped = bytearray(whole)
+    flipped[place // 8] ^= 1 << place % 8
+    yield bytes(flipped)
+
+
+def test_every_flipped_bit_of_an_archive_is_noticed_by_its_checksum(tmp_path):
+  path, spec = tmp_path / 'cifar-10-binary.tar.gz', raw.SPECS['cifar10']
+  write_tar(path, cifar_files()[0])
+  known, files = {path.name: of_file(path)}, raw.find(tmp_path, spec)
+  archives.verify(files, known, allow=False)  # as it is, it is the official one
+  for content in flips(path):
+    path.write_bytes(content)
+    with pytest.raises(prepare.PrepareError, match=r'has SHA-256 .*, officially .*: get the'):
+      archives.verify(files, known, allow=False)
+
+
+@pytest.mark.parametrize('name', ['mnist', 'cifar10'])
+def test_without_a_checksum_of_the_archive_gzips_own_finds_what_changes_an_image(tmp_path, name):
+  spec = raw.SPECS[name]
+  if name == 'mnist':
+    write_mnist(tmp_path / 'raw')
+  else:
+    (tmp_path / 'raw').mkdir()
+    write_tar(tmp_path / 'raw' / 'cifar-10-binary.tar.gz', cifar_files()[0])
+  files = raw.find(tmp_path / 'raw', spec)
+  path = next(iter(files))
+  intact, noticed = raw.read(files, tmp_path, spec), 0
+  for content in flips(path):
+    path.write_bytes(content)
+    try:
+      found = raw.read(files, tmp_path, spec)
+    except prepare.PrepareError as error:
+      noticed += 1
+      assert str(path) in str(error)
+    else:  # a bit of gzip's header, e.g. of the time when it was packed
+      for split, part in found.items():
+        np.testing.assert_array_equal(part.images, intact[split].images)
+        np.testing.assert_array_equal(part.labels, intact[split].labels)
+  assert noticed >= 35
+
+
+def test_what_follows_the_last_file_of_an_archive_is_verified_too(tmp_path):
+  """A tar ends before its gzip does, and the checksum is the last of all."""
+  path, spec = tmp_path / 'cifar-10-binary.tar.gz', raw.SPECS['cifar10']
+  write_tar(path, cifar_files()[0])
+  damage(path, lambda b: b[:-5] + bytes([b[-5] ^ 1]) + b[-4:])  # of its CRC-32
+  with pytest.raises(prepare.PrepareError, match='damaged gzip data .CRC'):
+    raw.read(raw.find(tmp_path, spec), tmp_path, spec)
+
+
+def test_files_that_are_not_the_official_ones_are_taken_only_when_that_is_said(tmp_path, capsys):
+  write_mnist(tmp_path / 'raw', zipped=False)
+  with pytest.raises(prepare.PrepareError, match=r'ubyte is no archive .* --allow_unverified'):
+    prepare.prepare('mnist', tmp_path / 'out', tmp_path / 'raw')
+  with pytest.raises(prepare.PrepareError, match=r'30 train examples, officially 60000'):
+    prepare.prepare('mnist', tmp_path / 'out', tmp_path / 'raw', allow_unverified=True)
+  said = capsys.readouterr().err
+  assert said.startswith('NOT VERIFIED: ')
+  assert said.count('\n') == 1
+  write_mnist(tmp_path / 'raw')  # all of the packed files: the others are not looked at
+  with pytest.raises(prepare.PrepareError, match=r'ubyte.gz has \d+ bytes, officially \d+: get'):
+    prepare.prepare('mnist', tmp_path / 'out', tmp_path / 'raw')
+
+
+@pytest.mark.parametrize('name', ['mnist', 'fashion_mnist', 'cifar10'])
+def test_the_checksums_are_those_that_tfds_ships(name):
+  known = prepare.checksums(name)
+  assert set(known) == set(raw.SPECS[name].downloads)
+  assert all(size > 4000 and re.fullmatch('[0-9a-f]{64}', sha) for size, sha in known.values())
+
+
+def member(name, kind=tarfile.REGTYPE):
+  made = tarfile.TarInfo(name)
+  made.type, made.linkname = kind, '/etc/passwd' if kind == tarfile.SYMTYPE else ''
+  return made
+
+
+HOSTILE = {
+  'above': ([member('../data_batch_1.bin')], 'outside of its folder'),
+  'absolute': ([member('/etc/data_batch_1.bin')], 'outside of its folder'),
+  'link': ([member('data_batch_1.bin', tarfile.SYMTYPE)], 'no plain file'),
+  'device': ([member('data_batch_1.bin', tarfile.CHRTYPE)], 'no plain file'),
+  'twice': ([member('a/data_batch_1.bin'), member('b/data_batch_1.bin')], 'two members'),
+  'many': ([member(f'{i}.bin') for i in range(40)], 'more than 32 members'),
+}
+
+
+@pytest.mark.parametrize('case', HOSTILE)
+def test_a_hostile_archive_is_refused(tmp_path, case):
+  members, message = HOSTILE[case]
+  path = tmp_path / 'cifar-10-binary.tar.gz'
+  with tarfile.open(path, 'w:gz') as tar:
+    for one in members:
+      tar.addfile(one)
+  with pytest.raises(prepare.PrepareError, match=message):
+    prepare.prepare('cifar10', tmp_path / 'out', path, allow_partial=True)
+  assert os.listdir(tmp_path / 'out') == []
+
+
+def test_an_archive_that_grows_beyond_any_official_one_is_refused(tmp_path):
+  path = tmp_path / 'cifar-10-binary.tar.gz'
+  with gzip.open(path, 'wb', 1) as file:
+    for _ in range(17):
+      file.write(bytes(2**24))
+  with pytest.raises(prepare.PrepareError, match='more than 268435456 bytes once unpacked'):
+    prepare.prepare('cifar10', tmp_path / 'out', path, allow_partial=True)
+
+
+def test_a_flipped_bit_of_a_prepared_set_changes_nothing_or_is_one_line_that_names_it(tmp_path):
+  write_mnist(tmp_path / 'raw')
+  folder = prepare.prepare('mnist', tmp_path, tmp_path / 'raw', allow_partial=True)
+
+  def load():
+    records._open.cache_clear()
+    data = sources.tfds('mnist', str(tmp_path)).load()
+    return [data.x, data.label, *data.test]
+
+  intact, noticed = load(), set()
+  for path in folder.iterdir():
+    whole = path.read_bytes()
+    for content in flips(path, 15):
+      path.write_bytes(content)
+      try:
+        assert all(map(np.array_equal, load(), intact))
+      except ValueError as error:
+        assert str(tmp_path) in str(error)
+        assert '\n' not in str(error)
+        noticed.add(path.name.split('.array_record')[0])
+    path.write_bytes(whole)
+  assert {'features.json', 'mnist-train'} <= noticed
+
+
+def test_a_folder_that_tfds_expands_is_refused(tmp_path):
+  with pytest.raises(
+    prepare.PrepareError, match=r'expands the \*\* in .*: choose another --data_dir'
+  ):
+    prepare.prepare('mnist', tmp_path / '**' / 'sets')
+  assert not list(tmp_path.iterdir())
+
+
 def test_missing_raw_file_names_the_official_ones(tmp_path):
   write_mnist(tmp_path / 'raw')
   (tmp_path / 'raw' / 't10k-labels-idx1-ubyte.gz').unlink()
@@ -255,7 +406,7 @@ def test_missing_raw_file_names_the_official_ones(tmp_path):
 def test_official_counts_unless_partial(tmp_path):
   write_mnist(tmp_path / 'raw')
   with pytest.raises(prepare.PrepareError, match=r'30 train examples, officially 60000'):
-    prepare.prepare('mnist', tmp_path / 'out', tmp_path / 'raw')
+    prepare.prepare('mnist', tmp_path / 'out', tmp_path / 'raw', allow_unverified=True)
   write_mnist(tmp_path / 'empty', test=0)
   with pytest.raises(prepare.PrepareError, match=r'0 test examples, officially 10000'):
     prepare.prepare('mnist', tmp_path / 'out', tmp_path / 'empty', allow_partial=True)
@@ -331,7 +482,7 @@ def test_command_line(tmp_path):
   for arguments, message in (
     (('fashion_mnits', f'--data_dir={tmp_path}'), "did you mean 'fashion_mnist'?"),
     (('mnist',), '--data_dir=DIR'),
-    (('mnist', f'--data_dir={tmp_path}', f'--source={tmp_path / "raw"}'), 'officially 60000'),
+    (('mnist', f'--data_dir={tmp_path}', f'--source={tmp_path / "raw"}'), 'officially'),
   ):
     failed = run(*arguments)
     assert failed.returncode == 2

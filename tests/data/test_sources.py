@@ -27,6 +27,16 @@ def test_nothing_is_read_before_load(tmp_path):
       source.load()
 
 
+def test_what_a_terminal_would_obey_is_in_no_name_of_the_data(tmp_path):
+  for name in ('a\x1b[2Jb', 'c\nd'):
+    (tmp_path / 'top\x07' / name).mkdir(parents=True)
+    Image.new('L', (8, 8)).save(tmp_path / 'top\x07' / name / '1.png')
+  (tmp_path / 'top\x07' / 'x.\x1bt').touch()
+  data = sources.folder(str(tmp_path / 'top\x07')).load()
+  assert (data.name, data.class_names) == (r'top\x07', (r'a\x1b[2Jb', r'c\nd'))
+  assert all(text.isprintable() for item in data.found.items() for text in map(str, item))
+
+
 def test_digits():
   data = sources.digits().load()
   assert data.x.shape == (1797, 8, 8, 1)

@@ -1,5 +1,6 @@
 """The Inception-v3 against PyTorch's, its file against its checksum, and PyTorch's files read without PyTorch."""
 
+import contextlib
 import importlib.util
 import pathlib
 import pickle
@@ -114,6 +115,59 @@ def test_a_file_that_would_run_something_is_refused(tmp_path):
     archive.writestr('archive/data.pkl', pickle.dumps({'a': Harm()}))
   with pytest.raises(ValueError, match='asks for builtins.print'):
     torch_files.read(path)
+
+
+def one_array(path, shape, strides, offset=0, size=6, stored=6, compression=zipfile.ZIP_STORED):
+  """A file of one float32 array 'a', by the instructions of pickle, and of so many stored values."""
+  value = lambda one: pickle.dumps(one, 2)[2:-1]  # noqa: E731 - without its head and its end
+  storage = b'(' + value('storage') + b'ctorch\nFloatStorage\n' + value('0') + value('cpu')
+  tensor = [b'(', storage, value(size), b'tQ', *map(value, (offset, shape, strides, False, {}))]
+  rebuilt = [b'ctorch._utils\n_rebuild_tensor_v2\n', *tensor, b'tR']
+  with zipfile.ZipFile(path, 'w', compression) as archive:
+    archive.writestr('a/data.pkl', b''.join([b'\x80\x02}', value('a'), *rebuilt, b's.']))
+    archive.writestr('a/data/0', np.arange(stored, dtype='<f4').tobytes())
+
+
+def test_a_view_into_a_storage_is_read(tmp_path):
+  one_array(tmp_path / 'a.pth', (2, 2), (1, 3), 1)
+  np.testing.assert_array_equal(torch_files.read(tmp_path / 'a.pth')['a'], [[1, 4], [2, 5]])
+
+
+@pytest.mark.parametrize(
+  'crafted',
+  [
+    {'shape': (2, 4), 'strides': (4, 1)},
+    {'shape': (6,), 'strides': (1,), 'offset': 1},
+    {'shape': (2,), 'strides': (10**9,)},
+    {'shape': (2,), 'strides': (-1,), 'offset': 3},
+    {'shape': (2,), 'strides': (1,), 'offset': -1},
+    {'shape': (-2,), 'strides': (1,)},
+    {'shape': (10**12,), 'strides': (0,)},  # few values, said over and over
+    {'shape': (2, 3), 'strides': (1,)},
+    {'shape': (2.0,), 'strides': (1,)},
+    {'shape': (600,), 'strides': (1,), 'size': 600},
+    {'shape': (6,), 'strides': (1,), 'stored': 5},
+    {'shape': (6,), 'strides': (1,), 'size': -1},
+    {'shape': 6, 'strides': 1},
+    {'shape': (6,), 'strides': (1,), 'compression': zipfile.ZIP_DEFLATED},
+  ],
+)
+def test_an_array_beyond_what_its_file_stores_is_refused(tmp_path, crafted):
+  one_array(tmp_path / 'a.pth', **crafted)
+  with pytest.raises(ValueError, match=r'a.pth is no PyTorch checkpoint of named arrays') as caught:
+    torch_files.read(tmp_path / 'a.pth')
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', ['archive', 'stream'])
+def test_a_flipped_bit_of_such_a_file_is_refused_or_read_within_it(tmp_path, name):
+  whole, rng = (FOLDER / f'{name}.pth').read_bytes(), np.random.default_rng(0)
+  for place in rng.integers(0, 8 * len(whole), 200):
+    flipped = bytearray(whole)
+    flipped[place // 8] ^= 1 << place % 8
+    (tmp_path / 'a.pth').write_bytes(flipped)
+    with contextlib.suppress(ValueError):
+      assert all(one.size <= 12 for one in torch_files.read(tmp_path / 'a.pth').values())
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,17 @@ def test_a_grid_holds_every_image_sharp_in_its_place(tmp_path, shape):
   assert np.all(picture[0] == 255) and np.all(picture[:, 0] == 255)  # nothing cut at the border
 
 
+def test_a_name_is_no_formula(tmp_path, figures):
+  """Of Matplotlib's, which would not draw what it cannot read."""
+  titles = [r'$\frac$', '$a$', 'a^2']
+  plots.image_grid(noise(1, 3, 8, 8, 1), titles, tmp_path / 'grid.png', title=r'costs $\x and $3')
+  assert not any(text.get_parse_math() for text in figures[0].texts)
+  losses = [3.0, 2.0, 4.0]
+  plots.rate_range([1e-3, 1e-2, 1e-1], losses, losses, tmp_path / 'axes.png', marks={'$x$': 0.01})
+  ticks = figures[1].axes[0].get_xticklabels()
+  assert any('10^{-2}' in one.get_text() and one.get_parse_math() for one in ticks)  # one is
+
+
 def test_column_titles_stand_above_their_columns(tmp_path, figures):
   titles = ['zero', 'one', 'two']
   plots.image_grid(noise(2, 3, 8, 8, 1), titles, tmp_path / 'grid.png', title='All')

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import math
@@ -33,6 +34,27 @@ def test_floats_come_back_to_the_bit(tmp_path):
   found = rows.read_json_lines(path)
   assert [row['x'] for row in found] == values
   assert [np.float32(row['single']) for row in found] == [np.float32(v % 1) for v in values]
+
+
+def test_what_was_written_is_known_by_number_and_hash_also_after_a_restart(tmp_path):
+  path = tmp_path / 'm.jsonl'
+  sink = rows.json_lines(path)
+  seen = [sink.written()]
+  for step in (1, 2, 3):
+    sink.write({'step': step}, {})
+    seen.append(sink.written())
+  sink.close()
+  lines = path.read_bytes().splitlines(keepends=True)
+  for n, one in enumerate(seen):
+    digest = hashlib.sha256(b''.join(lines[:n])).hexdigest()
+    assert one == {'rows': n, 'sha256': digest}
+    assert rows.differing(path, seen[: n + 1], n) == ''
+  again = rows.chain(rows.json_lines(path, 2), rows.progress(3, stream=io.StringIO()))
+  assert again.written() == seen[2]
+  again.write({'step': 3}, {})
+  assert again.written() == seen[3]
+  again.close()
+  assert rows.chain().written() == seen[0]
 
 
 def test_every_line_is_json_in_one_order_whatever_the_rows_order(tmp_path):

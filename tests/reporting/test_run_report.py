@@ -2,6 +2,8 @@ import io
 import re
 import shlex
 
+import pytest
+
 from diffusion.citations import Technique
 from diffusion.proportions import Counts
 from diffusion.reporting import bibliography, run_report
@@ -28,10 +30,10 @@ def whole(**changes):
 
 RECORD = {
   'experiment': 'digits', 'status': 'finished', 'reason': 'all 40 steps done', 'step': 40, 'wall_seconds': 1.0,
-  'data': {'name': 'digits', 'note': ''}, 'config': {'sampling_steps': 50}, 'versions': {'jax': '0.12'}, 'speed': None,
+  'data': {'name': 'digits', 'note': ''}, 'config': {'sampling_steps': 50}, 'speed': None,
   'starts': [{
     'command': ['python', '-m', 'experiments.digits', '--workdir=runs/a'], 'devices': {'kind': 'cpu'},
-    'code': {'commit': 'a' * 40, 'diff': ''},
+    'code': {'commit': 'a' * 40, 'diff': '', 'repositories': []}, 'versions': {'jax': '0.12'},
   }],
   'evaluations': [{
     'time': 'now', 'code': 'b' * 40, 'uncommitted changes': True, 'devices': {'kind': 'gpu'}, 'samples': 60,
@@ -67,6 +69,26 @@ def test_a_report_says_what_its_evaluation_judged_and_not_what_the_training_woul
     assert rows[name] == value
   assert 'thinned networks' not in rows  # off
   assert '| recognized | 0.983 [0.911, 0.997] | share, higher is better |' in text
+
+
+def test_texts_of_the_data_are_texts_in_the_report(tmp_path):
+  """A class, a folder or a file may be named by anybody."""
+  reader = pytest.importorskip('markdown_it').MarkdownIt('commonmark').enable('table')
+  evil = '<img src=x onerror=a()>|`*\x1b[2J](http://t)'
+  data = {'name': evil, 'note': evil, 'class_names': [evil], 'found': {evil: evil}}
+  record = RECORD | {'data': data, 'experiment': evil, 'reason': evil, 'config': {'folder': evil}}
+  (tmp_path / 'samples.png').touch()
+  findings = [(f'recognized, {evil}', 0.5, evil, evil)]
+  text = run_report.write_report(tmp_path, record, findings, [], [], '').read_text()
+  assert '\x1b' not in text
+  assert 'src=x' in text
+  html = reader.render(text)
+  assert set(re.findall(r'<(\w+)', html)) <= {
+    'h1', 'h2', 'p', 'em', 'img', 'table', 'thead', 'tbody', 'tr', 'th', 'td', 'code', 'pre',
+  }  # fmt: skip
+  assert re.findall(r'<img src="([^"]*)"', html) == ['samples.png']
+  assert 'onerror=a()>' not in html
+  assert '<a' not in html
 
 
 def test_a_command_can_be_given_again_as_it_stands_in_whatever_script_and_locale(

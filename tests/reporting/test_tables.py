@@ -4,7 +4,9 @@ import re
 import numpy as np
 import pytest
 
-from diffusion.reporting import tables
+from diffusion.naming import printable
+from diffusion.processes import one_line
+from diffusion.reporting import latex, tables
 from diffusion.statistics import Interval
 
 
@@ -57,6 +59,38 @@ def test_a_table_reads_back_as_what_was_put_in():
     ['two<br>lines', '–'],
     ['c', '0.34 [0.25, 0.43]'],
   ]
+
+
+NASTY = (
+  'a|b', 'a\\|b', 'a\\', '\\\\|', '`rm -rf`', '``', '<script>alert(1)</script>', '<img src=x onerror=y>', '&lt;b&gt;',
+  '&#60;b&#62;', '![x](http://t/x.png)', '[x](javascript:alert(1))', '[x][y]', '[x]: y', '**bold** _it_ ~~no~~', '*',
+  '_', '__init__', 'a_b', 'snow_ _man', '$x$', '# head', '- item', '1. one', '> said', '[1, 2, 2]',
+  '\x1b[31mred\x1b[0m', '\u202egnp.exe', 'a\x00b\x7f', 'é – ±', '<!-- -->', '<http://a.b>', 'lambda d, p: d * p < 3',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('text', NASTY)
+def test_markdown_shows_anybodys_text_as_it_is(text):
+  """As a reader of Markdown sees it; HTML, too, is text alone."""
+  reader = (
+    pytest.importorskip('markdown_it').MarkdownIt('commonmark').enable(['table', 'strikethrough'])
+  )
+  tokens = reader.parse(tables.markdown((text, 'n'), [(text, 1.5), ('x', None)]))
+  inline = [token for token in tokens if token.type == 'inline']
+  assert len(inline) == 6
+  for cell in (inline[0], inline[2]):
+    assert [child.type for child in cell.children] == ['text']
+    assert cell.children[0].content == printable(text)
+  (_, title, _) = reader.parse(f'# {tables.escape(text)}')
+  assert [child.type for child in title.children] == ['text']
+  assert title.children[0].content == printable(text)
+
+
+def test_what_a_terminal_would_obey_is_written_out():
+  text = printable('\x1b[2J\r\n\u202e\x9b31m\ud800 å–±')
+  assert text == r'\x1b[2J\r\n\u202e\x9b31m\ud800 å–±'
+  assert one_line(ValueError('no\x1b[2J\nfile')) == r'no\x1b[2J file'
+  assert '\x1b' not in latex.tabular(('\x1b[0m',), [('\x1b[0m',)])
 
 
 def test_a_table_without_rows_keeps_its_headers():

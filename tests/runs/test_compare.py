@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import json
 import re
 import shutil
 import subprocess
@@ -14,11 +13,18 @@ from scipy import stats
 from diffusion import provenance, statistics
 from diffusion.proportions import Counts
 from diffusion.reporting import comparison, latex
-from diffusion.reporting.rows import json_lines, read_json, write_json
+from diffusion.reporting.rows import json_lines
 from diffusion.reporting.tables import markdown
 from diffusion.runs import compare
 from diffusion.statistics import Interval
 
+CODE = {'commit': 'abcdef0123456789', 'diff': '', 'repositories': []}
+START = {
+  'time': '2026-01-01T00:00:00+00:00',
+  'code': CODE,
+  'versions': {'jax': '0.10.2'},
+  'devices': {'devices': 2, 'kind': 'cpu'},
+}
 RECORD = {
   'format': provenance.RECORD_FORMAT,
   'experiment': 'digits',
@@ -41,14 +47,7 @@ RECORD = {
       'qualified_name': 'd',
     }
   ],
-  'versions': {'jax': '0.10.2'},
-  'starts': [
-    {
-      'time': '2026-01-01T00:00:00+00:00',
-      'code': {'commit': 'abcdef0123456789', 'diff': ''},
-      'devices': {'devices': 2, 'kind': 'cpu'},
-    }
-  ],
+  'starts': [START],
   'status': 'finished',
   'reason': 'all 40 steps done',
   'step': 40,
@@ -82,7 +81,7 @@ def make(folder, seed, dropout, loss, fraction=0.5, found=None, **changes):
     'skipped steps': 0,
   } | (found or {})
   folder.mkdir(parents=True)
-  write_json(folder / 'run.json', record)
+  provenance.write_record(folder, record)
   sink = json_lines(folder / 'metrics.jsonl')
   for row in rows(loss, fraction):
     sink.write(row, {})
@@ -244,6 +243,12 @@ def test_a_single_run_keeps_its_own_interval(folders):
     ({'step': 30, 'reason': 'diverged: ...'}, 'DIVERGED at step 30'),
     ({'smoke': True}, 'SMOKE'),
     ({'data': RECORD['data'] | {'note': 'SYNTHETIC'}}, 'SYNTHETIC'),
+    ({'starts': [START | {'changes': ['seed: 0 -> 1']}, START]}, 'CHANGED while it trained'),
+    ({'starts': [START | {'code': CODE | {'diff': '+'}}]}, 'uncommitted changes'),
+    (
+      {'starts': [START | {'code': CODE | {'repositories': [{'diff': '+'}]}}]},
+      'uncommitted changes',
+    ),
   ],
 )
 def test_what_is_odd_about_a_run_stands_in_its_row(tmp_path, changes, mark):
@@ -254,10 +259,9 @@ def test_what_is_odd_about_a_run_stands_in_its_row(tmp_path, changes, mark):
 
 
 def test_skipped_steps_and_rollbacks_stand_in_the_row(folders):
-  path = folders[0] / 'run.json'
-  record = json.loads(path.read_text())
+  record = provenance.read_record(folders[0])
   record['results'] |= {'skipped steps': 3, 'rollbacks': 2}
-  path.write_text(json.dumps(record))
+  provenance.write_record(folders[0], record)
   run, *_ = compare.load(folders)
   assert run.marks == ('3 steps skipped', '2 rollbacks')
 
@@ -283,10 +287,9 @@ def test_runs_on_other_data_or_splits_are_refused(folders, tmp_path, changes, sa
 
 
 def test_a_run_that_diverged_is_reported_and_not_averaged(folders, tmp_path):
-  path = folders[0] / 'run.json'
-  record = read_json(path)
+  record = provenance.read_record(folders[0])
   record['results'] |= {'validation/eps': np.nan}
-  write_json(path, record | {'reason': 'diverged: loss', 'step': 30})
+  provenance.write_record(folders[0], record | {'reason': 'diverged: loss', 'step': 30})
   rows_path = folders[0] / 'metrics.jsonl'
   rows_path.write_text(
     rows_path.read_text().replace('"validation/eps": 0.7', '"validation/eps": "nan"')
@@ -317,8 +320,8 @@ def test_bad_requests_are_refused(folders, tmp_path):
   assert compare.choose_baseline(groups, 'dropout=0.3') == 'dropout=0.3'
   with pytest.raises(ValueError, match="has no 'speed'; all runs have"):
     compare.quantities(compare.load(folders), ['speed'])
-  path = folders[3] / 'run.json'
-  path.write_text(json.dumps(json.loads(path.read_text()) | {'results': None}))
+  record = provenance.read_record(folders[3])
+  provenance.write_record(folders[3], record | {'results': None})
   with pytest.raises(ValueError, match='has no results yet'):
     compare.load(folders)
 

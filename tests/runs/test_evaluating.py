@@ -46,13 +46,14 @@ def run(tmp_path_factory):
 
 def other_code_does_not_get_old_samples(run, tmp_path):
   """The hash of the experiment and of the package is in what names stored samples."""
-  from diffusion import provenance
+
+  from diffusion import checkout
 
   identity = read_record(run)['samples'][0]['identity']
-  assert identity['code'] == provenance.code_digest(run / 'experiment.py')
+  assert identity['code'] == checkout.code_digest(run / 'experiment.py')
   edited = tmp_path / 'edited.py'
   edited.write_text((run / 'experiment.py').read_text() + '# edited')
-  assert provenance.code_digest(edited) != identity['code']
+  assert checkout.code_digest(edited) != identity['code']
 
 
 def another_sampler_is_another_set_of_samples(run):
@@ -219,7 +220,7 @@ def test_folders_are_read_class_by_class_in_turn(tmp_path):
     ({'a': np.zeros(3), 'b': np.zeros(3)}, 'must hold `images` or one array, it holds a, b'),
     (
       {'images': np.full((4, 2, 2, 1), 30, np.uint8), 'levels': 17},
-      'says it has 17 levels, and holds 30',
+      'says it has 17 levels, 0 to 16, and it holds 30',
     ),
     ({'images': np.zeros((4, 2, 2), np.uint8)}, r'got uint8 \[4, 2, 2\]'),
   ],

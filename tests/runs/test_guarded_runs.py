@@ -147,7 +147,7 @@ def test_a_learning_rate_scale_acts_from_the_next_step_and_is_in_the_checkpoint(
   assert float(run.state.learning_rate_scale) == 0.5
 
 
-def test_snapshots_of_two_tracks_make_an_average_of_a_width_between(tmp_path):
+def test_snapshots_of_two_tracks_make_an_average_of_a_width_between(tmp_path, capsys):
   """Against the average of that width, tracked directly in the same run; every leaf, relative in norm."""
   made = experiment(callbacks.snapshots(20))
   run = Ended(tmp_path / 'r', made)
@@ -164,6 +164,14 @@ def test_snapshots_of_two_tracks_make_an_average_of_a_width_between(tmp_path):
   error = np.linalg.norm(a - b) / np.linalg.norm(b)
   print(f'reconstruction of width 0.07 from 0.05 and 0.10: relative error {error:.2e}')
   assert error < 1e-3
+  root = tmp_path / 'r' / 'snapshots'
+  (root / 'step_00000040.sha256').unlink()
+  assert list(loading.load_snapshots(tmp_path / 'r')) == [20, *range(60, 201, 20)]
+  assert 'snapshot step_00000040 is left out: it has no manifest' in capsys.readouterr().out
+  file = next(path for path in (root / 'step_00000060').rglob('*') if path.is_file())
+  file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+  with pytest.raises(ValueError, match='step_00000060 is damaged .* has changed'):
+    loading.load_snapshots(tmp_path / 'r')
 
 
 def test_a_folder_without_snapshots_is_named(tmp_path):

@@ -68,7 +68,7 @@ class Noted(Run):
     )  # fmt: skip
     super().__init__(
       experiment=made, data=None, config=None, source=None, folder=folder, used=[],
-      record={'num_steps': num_steps},
+      record={'num_steps': num_steps, 'saved': None},
     )  # fmt: skip
     self.rows, self.saves, self.drawn, self.order = [], [], [], []
     self.data = types.SimpleNamespace(
@@ -81,6 +81,9 @@ class Noted(Run):
     self.checked = folder is not None
     if self.checked:
       self.resume(devices.to_host(state_at(0, 0)))
+
+  def note(self, **changes):
+    self.record |= changes
 
   def write(self, row, timing):
     self.rows.append(row)

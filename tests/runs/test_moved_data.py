@@ -89,14 +89,14 @@ def test_other_data_other_numbers_and_a_text_that_builds_something_else_are_refu
   new = place.move()
   path = next((place.root / 'there').rglob('*.png'))
   for config, says in (
-    ({'folder': new, 'seed': 1}, r"another config \(folder: .*; seed: 0 -> 1\)"),
-    ({'folder': new, 'clip_norm': 2.0}, 'another config .*clip_norm'),  # of which nothing is built
-    ({'folder': new, 'activation': 'mish'}, r'activation: .*, with which there is another model'),
+    ({'folder': new, 'seed': 1}, r"another experiment \(folder: .*; seed: 0 -> 1\)"),
+    ({'folder': new, 'clip_norm': 2.0}, 'another experiment .*clip_norm: 1.0 -> 2.0'),  # of which nothing is built
+    ({'folder': new, 'activation': 'mish'}, r"activation: 'relu' -> 'mish'; .*; model.unet.activation: .*mish'\)"),
   ):  # fmt: skip
     with pytest.raises(ValueError, match=says):
       place.prepared(**config).claim()
   Image.fromarray(np.asarray(Image.open(path)) ^ 1).save(path)
-  with pytest.raises(ValueError, match='another data .*fingerprint'):
+  with pytest.raises(ValueError, match='other data .*fingerprint'):
     place.prepared(folder=new).claim()
 
 

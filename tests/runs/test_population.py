@@ -142,6 +142,11 @@ def test_a_finished_population_is_extended_all_of_it_or_none(tmp_path, capsys, m
     ValueError, match='--extend must be a multiple of steps_per_dispatch = 5, got 7'
   ):
     train(7)
+  longer = runs_of(tmp_path, values, num_steps=20)
+  with pytest.raises(
+    ValueError, match=r'seed=0 holds a run of another experiment \(num_steps: 10 -> 20; call'
+  ):
+    population.train_members(longer, values, from_values(num_steps=20))
   assert len(read_record(tmp_path / 'seed=0')['starts']) == 1
   shutil.move(tmp_path / 'seed=1', tmp_path / 'aside')
   with pytest.raises(ValueError, match='seed=1 is not finished: leave --extend out'):

@@ -57,7 +57,7 @@ def test_vectors_have_none_and_a_failure_is_a_line(tmp_path, capsys):
 def test_stored_samples_that_are_cut_short_or_gone_are_named(tmp_path):
   path = tmp_path / 'samples.npz'
   x, label = np.arange(60, dtype=np.uint8).reshape(5, 3, 4, 1), np.arange(5)
-  samples.save(path, x, label, 256)
+  path.write_bytes(samples.pack(x, label, 256))
   for one, two in zip(samples.stored(path), (x, label), strict=True):
     np.testing.assert_array_equal(one, two)
   path.write_bytes(path.read_bytes()[:-40])

@@ -7,6 +7,8 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 
 from benchmarks import resume
 from diffusion import processes
-from diffusion.training import checkpoint
+from diffusion.training import checkpoint, trees
 
 
 def tree(value):
@@ -101,13 +103,8 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(tmp_path, c
 def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path):
   keeper = save_all(tmp_path / 'c', [1.0])
   damage(tmp_path / 'c' / '1', 'no data')
-  for _ in range(2):  # and so it stays
-    with pytest.raises(ValueError, match='none of the checkpoints'):
-      keeper.restore(TARGET, 'latest')
-    keeper.close()
-    keeper = checkpoint.open_checkpoints(tmp_path / 'c')
-  (tmp_path / 'damaged' / 'c.lost').unlink()
-  assert keeper.restore(TARGET, 'latest') is None
+  with pytest.raises(ValueError, match=f'put one back .* from {tmp_path}/damaged'):
+    keeper.restore(TARGET, 'latest')
   keeper.close()
 
 
@@ -154,9 +151,9 @@ def test_another_network_is_named_and_nothing_is_set_aside(tmp_path):
 
 def test_another_format_version_is_refused(tmp_path, monkeypatch):
   save_all(tmp_path / 'c', [1.0]).close()
-  monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 5)
+  monkeypatch.setattr(checkpoint, 'FORMAT_VERSION', 6)
   for read_only in (False, True):
-    with pytest.raises(checkpoint.FormatError, match='1 has format 4, this version reads 5'):
+    with pytest.raises(checkpoint.FormatError, match='1 has format 5, this version reads 6'):
       checkpoint.open_checkpoints(tmp_path / 'c', read_only=read_only)
   assert (tmp_path / 'c' / '1.sha256').exists()
 
@@ -370,3 +367,103 @@ def test_a_save_that_cannot_be_written_is_one_line_and_leaves_the_others_whole(t
   again.save(2, noise, {}, 0.5)
   assert [number for number, _ in again.steps()] == [1, 2]
   again.close()
+
+
+# What shells, globs, URLs, and the readers of paths in Orbax, TensorStore and epath take for something else.
+NAMES = (
+  '[1]', '[!a]', 'a*b', 'a?b', '**', '{a,b}', 'a\\b', 'gs:', 'a\nb', '~', '-x,y=1',
+  's3:file:#c=d&%41$HOME`"\'|;<>()^ @+caf\u00e9 e\u0301 \u65e5\u672c',
+)  # fmt: skip
+
+
+def test_a_folder_may_have_any_name_and_is_not_taken_for_another(tmp_path):
+  (tmp_path / 'axb').mkdir()  # which the globs mean too
+  for i, name in enumerate(['axb', *NAMES]):
+    save_all(tmp_path / name / 'c', [float(i)]).close()
+  for i, name in enumerate(['axb', *NAMES]):
+    reader = checkpoint.open_checkpoints(tmp_path / name / 'c', read_only=True)
+    found = reader.restore(TARGET, 'best')
+    assert (found.number, found.metric, found.damaged) == (1, float(i), ()), name
+    assert found.state['w'].tobytes() == tree(1)['w'].tobytes(), name
+  trees.save(tmp_path / '[1]' / 'step_7', tree(7))
+  trees.save(tmp_path / '[1]' / 'step_7', tree(8))
+  assert trees.load(tmp_path / '[1]' / 'step_7')['n'] == 8
+  assert checkpoint.find_fault(tmp_path / '[1]' / 'step_7') is None
+
+
+def test_a_folder_that_cannot_be_reached_is_refused_before_there_is_anything_to_lose(
+  tmp_path, monkeypatch
+):
+  with pytest.raises(ValueError, match=r"the name of .*a\\udcffb' is not UTF-8: choose another"):
+    trees.check_folder(tmp_path / 'a\udcffb')
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / '[tmp]'))
+  with pytest.raises(ValueError, match='set TMPDIR to another folder'):
+    checkpoint.open_checkpoints(tmp_path / '[1]')
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+  (tmp_path / f'diffusion-{os.getuid()}').symlink_to(tmp_path)
+  with pytest.raises(ValueError, match='this one is not yours'):
+    checkpoint.open_checkpoints(tmp_path / '[1]')
+
+
+def test_what_cannot_be_read_back_does_not_count(tmp_path, monkeypatch):
+  """Orbax itself, given a folder whose name it expands, never merges the index of what it has written."""
+  monkeypatch.setattr(trees, 'reachable', lambda folder: folder)
+  keeper = checkpoint.open_checkpoints(tmp_path / '[1]' / 'c')
+  keeper.save(1, tree(1), {}, 0.0)
+  with pytest.raises(
+    checkpoint.SaveError, match='read back, .* holds 0 arrays and not the 2 saved'
+  ):
+    keeper.close()
+  assert not (tmp_path / '[1]' / 'c' / '1.sha256').exists()
+  save_all(tmp_path / 'c', [1.0]).close()
+  trees.check(tmp_path / 'c' / '1', tree(1))
+  for other in ({'w': tree(1)['w']}, tree(1) | {'n': np.zeros(2, np.int32)}):
+    with pytest.raises(ValueError, match='read back'):
+      trees.check(tmp_path / 'c' / '1', other)
+
+
+def test_a_save_whose_folder_cannot_be_made_leaves_no_thread_to_wait_for(tmp_path):
+  keeper = checkpoint.open_checkpoints(tmp_path / 'c')
+  keeper.save(1, tree(1), {}, 0.0)
+  keeper.wait()
+  before = set(threading.enumerate())
+  long = tmp_path / 'c' / ('9' * 300)  # a name that no file system takes
+  with pytest.raises(OSError, match='File name too long'):
+    trees.begin(long, tree(2), {})
+  left = [one for one in threading.enumerate() if one not in before and not one.daemon]
+  for one in left:
+    one.join(10)
+  assert not [one.name for one in left if one.is_alive() and 'asyncio' not in one.name]
+  keeper.close()
+
+
+def test_leftovers_and_odd_names_end_nothing_and_nothing_set_aside_is_overwritten(tmp_path, capsys):
+  root = tmp_path / 'c'
+  save_all(root, [1.0, 2.0, 3.0]).close()
+  (tmp_path / '.c.lock').unlink()
+  (tmp_path / '.c.lock').mkdir()
+  (tmp_path / 'damaged').write_text('a file')
+  (root / '3.deleted').mkdir()  # beside a whole one
+  (root / '9.orbax-checkpoint-tmp').write_text('a file')
+  for name in ('007', '\u0663', 'notes'):
+    (root / name).mkdir()
+  keeper = checkpoint.open_checkpoints(root)
+  assert [number for number, _ in keeper.steps()] == [1, 2, 3]
+  assert not capsys.readouterr().out
+  for value in (33, 34):
+    damage(root / '3', 'truncate')
+    assert keeper.restore(TARGET).number == 2
+    keeper.save(3, tree(value), {}, 3.0)
+    keeper.wait()
+  keeper.close()
+  names = {'.c.lock', '3', '3.sha256', '3_1', '3_1.sha256'}
+  assert {path.name for path in (tmp_path / 'damaged_1').iterdir()} == names
+  assert (tmp_path / 'damaged').read_text() == 'a file'
+
+
+def test_what_is_noted_after_a_save_is_that_it_counts_and_its_metric(tmp_path):
+  seen, here = [], tmp_path / 'c' / '1.sha256'
+  keeper = checkpoint.open_checkpoints(tmp_path / 'c')
+  keeper.save(1, TARGET, {}, math.nan, after=lambda metric: seen.append((metric, here.exists())))
+  keeper.close()
+  assert seen == [(math.inf, True)]

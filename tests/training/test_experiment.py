@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from diffusion import rng
-from diffusion.data import pipeline, sources
+from diffusion.data import augment, pipeline, sources
 from diffusion.models import mlp
 from diffusion.optimizers import averaging
 from diffusion.process import gaussian
-from diffusion.runs.run import techniques
+from diffusion.runs import evaluating, loading
+from diffusion.runs.run import prepare, techniques
 from diffusion.sampling import grids, guidance, samplers, solvers
 from diffusion.sampling.draw import make_sample, stored
 from diffusion.sampling.plan import Sampling
@@ -108,6 +109,62 @@ def test_guidance_needs_a_null_class():
   made = plan(guidance=2.0)._replace(model=mlp.mlp(16, 2, 0.0))
   with pytest.raises(ValueError, match='guidance of an unconditional network must be 1, got 2.0'):
     experiments.check(made)
+
+
+def test_guidance_of_a_network_that_never_learned_to_do_without_labels_is_refused():
+  """Whatever the augmentation is, it is asked whether it drops labels; 0 asks for the null network alone."""
+  for drops in (augment.chain(), augment.label_dropout(0), augment.chain(augment.label_dropout(0))):
+    for scale in (0.0, 2.0):
+      with pytest.raises(
+        ValueError, match=rf'guidance {scale:g} asks .* augment.label_dropout.0.1.'
+      ):
+        experiments.load_data(plan(guidance=scale)._replace(augment=drops))
+    experiments.load_data(plan()._replace(augment=drops))
+
+  def own(keys, batch):  # drops every label of an odd row
+    return batch._replace(condition=jnp.where(batch.index % 2, -1, batch.condition))
+
+  for drops in (own, augment.label_dropout(0.1), augment.chain(augment.label_dropout(1.0))):
+    experiments.load_data(plan(guidance=2.0)._replace(augment=drops))
+
+
+def test_rows_that_say_nothing_teach_the_network_to_do_without():
+  null = lambda told: jax.tree.map(jnp.zeros_like, told)  # noqa: E731
+  x = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+  for silent in (False, True):
+    told = {'a': np.where(silent and np.arange(60)[:, None] % 3 == 0, 0, x[:, :1])}
+    made = plan(guidance=2.0)._replace(
+      data=sources.arrays('told', x, levels=None, condition=told), augment=augment.chain()
+    )
+    made = made._replace(model=made.model._replace(null=null, num_classes=0))
+    if silent:
+      experiments.load_data(made)
+    else:
+      with pytest.raises(ValueError, match='guidance 2 asks'):
+        experiments.load_data(made)
+
+
+def test_a_run_without_label_dropout_is_not_guided_later_either(tmp_path):
+  """What it learned is in its record: neither another configuration nor another plan changes that."""
+  plain = tiny.experiment(augment=augment.chain())
+  run = prepare(lambda _: plain, {}, 'plain', tmp_path / 'run')
+  run.claim()
+  guided = plan(guidance=3.0)  # with label dropout, which the run did not have
+  again = prepare(lambda _: guided, {}, 'plain', tmp_path / 'run')
+  with pytest.raises(ValueError, match='guidance 3 asks'):
+    evaluating.evaluate(again, 'evaluate', experiments.AS_THE_RUN)
+  with pytest.raises(ValueError, match='guidance 3 asks'):
+    loading.load(tmp_path / 'run', guided)
+  trained = loading.Trained(
+    experiment=guided, step=0, state=None, shape=(8,), units=pipeline.NormalizationStatistics(), num_classes=2,
+    parameters=None, null_learned=False,
+  )  # fmt: skip
+  with pytest.raises(ValueError, match='guidance 3 asks'):
+    trained.sample([0, 1])
+  with pytest.raises(ValueError, match=r'the label -1 says nothing, .* augment.label_dropout'):
+    trained.denoiser([0, -1])
+  with pytest.raises(ValueError, match='the label -1 says nothing'):
+    loading.Ensemble((trained,)).sample([-1])
 
 
 def test_turned_digits_with_labels_are_warned_of_once_by_name(capsys):

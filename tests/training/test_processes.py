@@ -3,6 +3,7 @@
 Real processes on the loopback, two with two virtual CPU devices each.
 """
 
+import errno
 import json
 import os
 import pathlib
@@ -155,7 +156,7 @@ if me == 0:
     processes.barrier('lunch', 1)
     raise AssertionError
   except ValueError as error:
-    assert str(error) == "process 1 of 2 did not come to 'lunch' within 1 s", error
+    assert str(error) == "process 1 of 2 did not come to 'lunch' within 1 s: " + processes.AGAIN, error
 processes.finish(0)
 """
 
@@ -249,7 +250,7 @@ def test_a_run_that_lost_a_process_and_got_a_signal_ends_as_an_undisturbed_one(t
   assert 'loss' not in silent
   workdir = tmp_path / 'run'
   step = 0
-  for number, victim in ((signal.SIGTERM, 1), (signal.SIGINT, 0)):
+  for number, victim in ((signal.SIGUSR1, 1), (signal.SIGINT, 0)):
     pair = run(workdir)
     # After a checkpoint, whose number JAX was asked for too.
     wait_for_rows(workdir, pair, step // 5 + 5)
@@ -346,6 +347,23 @@ def test_the_loss_of_a_process_is_told_from_other_errors(error, loss):
   assert processes.is_loss(error) == loss
 
 
+def test_errors_of_a_disk_are_one_line_with_what_to_do():
+  def said(number, name=None):
+    return processes.one_line(OSError(number, os.strerror(number), name))
+
+  full = said(errno.ENOSPC, '/runs/a/run.json')
+  assert (
+    "No space left on device: '/runs/a/run.json': make room there, then the same command goes on"
+    in full
+  )
+  assert 'make room on the disk of the workdir, ' in said(errno.ENOSPC)
+  long = said(errno.ENAMETOOLONG, '/' + 'd' * 3480)
+  assert long.startswith("a path is too long, of 3481 characters, '/ddd")
+  assert long.endswith(': choose a shorter one')
+  assert len(long) < 150
+  assert said(errno.EROFS, '/x') == "OSError: [Errno 30] Read-only file system: '/x'"
+
+
 def test_process_0_tells_only_what_json_gives_back_as_it_was():
   for value in (None, 'text', [1, 0.1, float('inf'), True], {'one': {'two': [None]}}):
     assert processes.from_writer(lambda value=value: value) == value
@@ -407,3 +425,19 @@ def test_flags_that_do_not_go_together_are_refused(flags, message):
 
 if __name__ == '__main__':
   lose(*sys.argv[1:])
+
+
+def test_a_program_that_leaves_ends_soon_with_all_that_it_said_whatever_still_runs():
+  code = """
+import threading, time
+from diffusion import processes
+processes._PATIENCE = 0.2
+threading.Thread(target=time.sleep, args=(60,)).start()
+print('last words')
+processes.leave(2)
+"""
+  command = [sys.executable, '-c', code]
+  begin = time.monotonic()
+  done = subprocess.run(command, capture_output=True, text=True, timeout=59, check=False)
+  assert (done.returncode, done.stdout, done.stderr) == (2, 'last words\n', '')
+  assert time.monotonic() < begin + 50
