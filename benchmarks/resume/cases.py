@@ -218,7 +218,9 @@ def of_the_rows(repeats: int) -> Iterator[Case]:
   """metrics.jsonl. Up to the checkpoint it must be as it was; what is beyond it is made again."""
   kind = 'metrics.jsonl'
   # Its medians are of the rows.
-  right = Expected(r'metrics\.jsonl', None, ('rows', 'results', 'judged', 'judged again'))
+  right = Expected(
+    r'metrics\.jsonl', None, ('rows', 'results', 'judged', 'judged again', 'missing metrics.jsonl')
+  )
   hurts = {
     'deleted': removed('metrics.jsonl'),
     'emptied': rewritten('metrics.jsonl', lambda _: b''),

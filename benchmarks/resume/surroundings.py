@@ -35,8 +35,8 @@ NAMES = (
   'x[1]', '[abc]', '[', ']', 'a*', '*', 'what?', '{a,b}', '{', 'two words', ' begins', 'ends ', 'tab\tin',
   'line\nbreak', "it's", 'a"b', 'back\\slash', '$HOME', '${HOME}', '`ls`', '$(ls)', 'a;b', 'a&b', 'a|b', 'a<b>c', '(a)',
   '!a', '#a', '%20', '%s', '~', '~root', 'a:b', 'a,b', 'a=b', '-dash', '--flag', '.hidden', '...', 'a@b', 'a^b', 'a+b',
-  '1', '120.sha256', 'checkpoints', 'run.json', 'e\u0301', '\u00e9', '\u4f60\u597d', '\U0001f600', '\u202eabc', 'nul\x01',
-  'bytes\udcff', 'a.orbax-checkpoint-tmp-1', 'x.deleted', 'n' * 255,
+  '1', '120.sha256', 'checkpoints', 'run.json', 'e\u0301', '\u00e9', '\u4f60\u597d', '\U0001f600', '\u202eabc',
+  'nul\x01', 'bytes\udcff', 'a.orbax-checkpoint-tmp-1', 'x.deleted', 'n' * 255,
 )  # fmt: skip
 
 
