@@ -28,7 +28,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import checkouts
-from benchmarks.resume import cases, checkpoints, kills, surroundings
+from benchmarks.resume import cases, checkpoints, disks, edits, kills, neighbors, paths
 from benchmarks.resume.bench import Bench
 from benchmarks.resume.cases import Case
 from benchmarks.resume.judge import BADLY, LOST, OUTCOMES, SILENT, Verdict
@@ -74,13 +74,13 @@ def all_cases(repeats: int, count: int) -> Iterator[Case]:
   yield from cases.of_the_experiment()
   yield from cases.of_what_is_drawn()
   yield from cases.left_over()
-  yield from surroundings.paths()
-  yield from surroundings.edits()
+  yield from paths.paths()
+  yield from edits.edits()
   yield from kills.kills(count)
   yield from kills.signals()
-  yield from surroundings.disks()
-  yield from surroundings.clocks()
-  yield from surroundings.neighbors()
+  yield from disks.disks()
+  yield from neighbors.clocks()
+  yield from neighbors.neighbors()
 
 
 def name_of(case: Case) -> str:

@@ -21,6 +21,7 @@ from benchmarks.resume.judge import (
   Verdict,
   differing,
   judge,
+  judged_once,
   last_line,
   misbehaved,
   parts,
@@ -172,8 +173,7 @@ def _restarted(base: str) -> Case:
     shutil.rmtree(workdir / 'checkpoints')
     before = Before.of(workdir)
     ended = bench.go(workdir, *SHORT, '--restart')
-    whole = parts(bench, bench.whole, 0)
-    del whole['judged again']
+    whole = judged_once(bench, bench.whole)
     found = judge(
       bench, workdir, ended, before, whole, 0, Expected('before_restart', must_say=True)
     )

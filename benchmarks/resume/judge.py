@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.resume.bench import Bench, Ended, record_of
 
 NOTICED, HARMLESS, BADLY, SILENT, LOST = 'noticed', 'harmless', 'badly ended', 'silent', 'lost'
+UNREADABLE = 'unreadable: '
 OUTCOMES = (NOTICED, HARMLESS, BADLY, SILENT, LOST)
 # What of the record two starts of one run agree in.
 _RECORD = (
@@ -69,7 +70,7 @@ def parts(bench: Bench, workdir: pathlib.Path, starts: int) -> dict[str, Any]:
     try:
       found[name] = read()
     except Exception as error:  # noqa: BLE001 - whatever hurt files make their readers raise
-      found[name] = f'unreadable: {error!r}'[:300]
+      found[name] = f'{UNREADABLE}{error!r}'[:300]
 
   record: Mapping[str, Any] = {}
   with contextlib.suppress(Exception):
@@ -86,6 +87,11 @@ def parts(bench: Bench, workdir: pathlib.Path, starts: int) -> dict[str, Any]:
   if bench.root is None:
     note('state', lambda: _state(bench, workdir))
   return found
+
+
+def judged_once(bench: Bench, whole: pathlib.Path) -> dict[str, Any]:
+  """`parts` of the run left alone, for one that is to be like it but was judged once."""
+  return {name: one for name, one in parts(bench, whole, 0).items() if name != 'judged again'}
 
 
 def _of_the_last(record: Mapping[str, Any]) -> Any:
@@ -136,6 +142,9 @@ def _state(bench: Bench, workdir: pathlib.Path) -> list[Any]:
 
 def differing(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
   """The parts in which a run is not as it should be; of files, those that are missing."""
+  unread = [one for one in expected.values() if isinstance(one, str) and one.startswith(UNREADABLE)]
+  if unread:
+    raise RuntimeError(f'the run that nothing happened to: {unread}')
   different = [
     name for name in expected if name != 'files' and _text(found[name]) != _text(expected[name])
   ]

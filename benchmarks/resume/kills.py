@@ -19,6 +19,7 @@ from benchmarks.resume.judge import (
   SILENT,
   Verdict,
   differing,
+  judged_once,
   last_line,
   misbehaved,
   parts,
@@ -98,8 +99,7 @@ def _in_the_end(
 ) -> Verdict:
   """What the kills of a run come to when it has ended: equal to the one left alone, or not."""
   for folder, whole in folders:
-    expected = parts(bench, whole, 0)
-    expected.pop('judged again')
+    expected = judged_once(bench, whole)
     wrong = differing(parts(bench, folder, 0), expected)
     if wrong:
       return Verdict(

@@ -20,6 +20,22 @@ from benchmarks.resume.judge import (
 )
 
 CASES = {chaos.name_of(case): case for case in chaos.quick_cases()}
+# What is not so yet: what is mended must be taken from this list, or its test fails.
+NOT_YET = (
+  'run.json: {}, whole',
+  'run.json: truncated 0, whole',
+  'metrics.jsonl: a row lost, whole',
+  'metrics.jsonl: a value altered, whole',
+  'samples.npz: altered, whole --mode=evaluate',
+  'checkpoints/ gone: removed, whole',
+  'the best checkpoint: removed, killed',
+  'paths: x[1]',
+  'changed code: the loss weight',
+)
+
+
+def marked(name):
+  return pytest.param(name, marks=pytest.mark.xfail(strict=True) if name in NOT_YET else ())
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +45,7 @@ def bench(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', map(marked, CASES))
 def test_nothing_is_silent_lost_or_badly_ended(bench, name):
   lines = chaos.run_case(bench, CASES[name], seed=0)
   assert lines
