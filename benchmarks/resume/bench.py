@@ -118,8 +118,8 @@ class Bench:
     for program in self._started:
       program.kill()
     self._started.clear()
-    for path in self.folder.iterdir():
-      shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(self.folder, ignore_errors=True)
+    self.folder.mkdir(exist_ok=True)
 
   def start(
     self,

@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.resume.bench import Bench, Ended, record_of
 
 NOTICED, HARMLESS, BADLY, SILENT, LOST = 'noticed', 'harmless', 'badly ended', 'silent', 'lost'
+DIVERGED_STATUS = 3  # of a program whose run a guard ended
 UNREADABLE = 'unreadable: '
 OUTCOMES = (NOTICED, HARMLESS, BADLY, SILENT, LOST)
 # What of the record two starts of one run agree in.
@@ -199,13 +200,13 @@ def judge(
   said = re.search(right.named, ended.said)
   if ended.status == 2:
     return _judge_refusal(workdir, ended, before, right)
-  if ended.status != 0:
+  if ended.status not in (0, DIVERGED_STATUS):
     return Verdict(BADLY, f'status {ended.status}: {last_line(ended.said)}')
   wrong = differing(parts(bench, workdir, starts), expected)
   allowed = [name for name in wrong if name in right.may_differ]
   shown = said[0].strip()[:200] if said else ''
   if right.refused:
-    return Verdict(LOST if said or 'state' in wrong else SILENT, f'went on; differs: {wrong}')
+    return Verdict(LOST if said else SILENT, f'went on; differs: {wrong}')
   if 'state' in wrong and 'state' not in allowed:
     return Verdict(LOST, f'differs: {wrong}; said: {shown or last_line(ended.said)}')
   if not said and (wrong or right.must_say):
