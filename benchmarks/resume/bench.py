@@ -26,7 +26,7 @@ SHORT = (
   '--config.ema_decay=0.5', '--config.sampling_steps=3', '--config.samples=20', '--config.seed=1', '--cpu_devices=2',
 )  # fmt: skip
 # The same, long enough for many kills.
-LONG = (*SHORT, '--config.num_steps=3000')
+LONG = (*SHORT, '--config.num_steps=1500')
 LIMIT = 150  # seconds after which a program counts as hanging
 
 

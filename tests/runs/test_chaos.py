@@ -45,7 +45,7 @@ def bench(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', map(marked, CASES))
+@pytest.mark.parametrize('name', [*map(marked, CASES)])
 def test_nothing_is_silent_lost_or_badly_ended(bench, name):
   lines = chaos.run_case(bench, CASES[name], seed=0)
   assert lines
