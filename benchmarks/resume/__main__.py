@@ -16,24 +16,18 @@ strict: all that a run has is compared to the bit with a run that was left alone
 import json
 import os
 import pathlib
-import platform
-import re
 import sys
 import tempfile
-import time
-import zlib
-from collections.abc import Iterator, Sequence
 
-import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import checkouts
-from benchmarks.resume import cases, checkpoints, disks, edits, kills, neighbors, paths
 from benchmarks.resume.bench import Bench
 from benchmarks.resume.cases import Case
-from benchmarks.resume.judge import BADLY, LOST, OUTCOMES, SILENT, Verdict
+from benchmarks.resume.found import full_name, read, run_case, table
+from benchmarks.resume.judge import BADLY, LOST, SILENT
+from benchmarks.resume.selection import all_cases, matches, name_of, quick_cases
 from diffusion import devices
-from diffusion.reporting import tables
 
 OUT = flags.DEFINE_string('out', '', 'JSON-lines file to which what is found is appended.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of what is drawn: moments, bytes, bits.')
@@ -52,104 +46,6 @@ LIST = flags.DEFINE_boolean('list', False, 'Print the cases and leave.')
 TABLE = flags.DEFINE_boolean('table', False, 'Print the table of what --out has, and leave.')
 TIMES = flags.DEFINE_integer('times', 0, 'Measure so many checkpoints and signals instead.')
 
-QUICK_CASES = (
-  r'run\.json: (\{\}|truncated 0), whole',
-  r'metrics\.jsonl: (a value altered|a row lost), whole$',
-  r'samples\.npz: altered',
-  r'a checkpoint: newest bit flipped 0, killed',
-  r'checkpoints/ gone: removed, whole$',
-  r'the best checkpoint: removed, killed',
-  r'paths: x\[1\]',
-  r'changed code: the loss weight$',
-  r'kill -9: compile',
-)
-
-
-def all_cases(repeats: int, count: int) -> Iterator[Case]:
-  """Every case; so many random damages of a kind, and so many kills of a run."""
-  yield from cases.of_the_record(repeats)
-  yield from cases.of_the_rows(repeats)
-  yield from cases.of_the_samples(repeats)
-  yield from checkpoints.of_the_checkpoints(repeats)
-  yield from cases.of_the_experiment()
-  yield from cases.of_what_is_drawn()
-  yield from cases.left_over()
-  yield from paths.paths()
-  yield from edits.edits()
-  yield from kills.kills(count)
-  yield from kills.signals()
-  yield from disks.disks()
-  yield from neighbors.clocks()
-  yield from neighbors.neighbors()
-
-
-def name_of(case: Case) -> str:
-  """Its kind and its name."""
-  return f'{case.kind}: {case.name}'
-
-
-def full_name(line: dict) -> str:
-  """The same of a line of the file."""
-  return f'{line["kind"]}: {line["case"]}'
-
-
-def found_in(path: str) -> list[dict]:
-  """What a file has; nothing where there is none."""
-  file = pathlib.Path(path)
-  lines = file.read_text().splitlines() if path and file.exists() else []
-  return [json.loads(line) for line in lines]
-
-
-def run_case(bench: Bench, case: Case, seed: int) -> list[dict]:
-  """What became of a case, as lines of the file."""
-  generator = np.random.default_rng([seed, zlib.crc32(name_of(case).encode())])
-  begin = time.perf_counter()
-  try:
-    verdicts = case.run(bench, generator)
-  except Exception as error:  # noqa: BLE001 - a judge that fails has not acquitted
-    verdicts = [Verdict(BADLY, f'the bench failed: {error!r}'[:600])]
-  about = {
-    'kind': case.kind,
-    'case': case.name,
-    'seed': seed,
-    'seconds': round(time.perf_counter() - begin, 1),
-    'commit': bench.commit,
-    'machine': machine(),
-  }
-  bench.clear()
-  return [about | verdict._asdict() for verdict in verdicts]
-
-
-def machine() -> str:
-  """Where this runs."""
-  return f'{os.cpu_count()} CPU cores, Python {platform.python_version()}'
-
-
-def table(found: Sequence[dict]) -> str:
-  """A row for each kind of case, and one for all; below it the commits and machines."""
-  kinds = list(dict.fromkeys(line['kind'] for line in found))
-
-  def row(name: str, lines: Sequence[dict]) -> tuple:
-    counts = [sum(line['outcome'] == outcome for line in lines) for outcome in OUTCOMES]
-    return name, len(lines), *counts
-
-  rows = [row(kind, [line for line in found if line['kind'] == kind]) for kind in kinds]
-  commits, machines = (sorted({line[name] for line in found}) for name in ('commit', 'machine'))
-  head = ['what happens to a run', 'cases', *OUTCOMES]
-  shown = tables.markdown(head, [*rows, row('all', found)])
-  return f'{shown}\n\ncommit {", ".join(commits)}; {"; ".join(machines)}'
-
-
-def matches(pattern: str, case: Case) -> bool:
-  """Whether a regular expression is found in its kind and name."""
-  return re.search(pattern, name_of(case)) is not None
-
-
-def quick_cases() -> list[Case]:
-  """A fixed small selection, one of each sort that takes a few seconds."""
-  every = all_cases(repeats=1, count=2)
-  return [case for case in every if any(matches(pattern, case) for pattern in QUICK_CASES)]
-
 
 def selected() -> list[Case]:
   """The cases that the flags ask for."""
@@ -162,13 +58,11 @@ def main(_) -> None:
   """Runs cases, appends what it finds, and prints the table of this time; status 1 where something is not right."""
   logging.set_verbosity(logging.ERROR)
   if TABLE.value:
-    print(table(found_in(OUT.value)))
+    print(table(read(OUT.value)))
     return
   if LIST.value:
     print('\n'.join(map(name_of, selected())))
     return
-  # Programs are compiled quickly, once, and inherit this; the cases compare no times.
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   devices.use_cache()
   if TIMES.value:
     from benchmarks.resume import cost
@@ -176,12 +70,14 @@ def main(_) -> None:
     cost.measure(TIMES.value)
     print(f'{devices.describe()}, commit {checkouts.commit(checkouts.HERE)}')
     return
+  # Programs inherit this, and are compiled quickly; the cases compare no times.
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
   quick = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
   os.environ.setdefault('XLA_FLAGS', quick)
   checkout = checkouts.find(CHECKOUT.value) if CHECKOUT.value else None
   with tempfile.TemporaryDirectory() as temporary:
     bench = Bench(pathlib.Path(FOLDER.value or temporary).absolute(), checkout)
-    known = {(one['commit'], one['seed'], full_name(one)) for one in found_in(OUT.value)}
+    known = {(one['commit'], one['seed'], full_name(one)) for one in read(OUT.value)}
     due = [one for one in selected() if (bench.commit, SEED.value, name_of(one)) not in known]
     found = []
     for case in due[: COUNT.value or None]:

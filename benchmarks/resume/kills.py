@@ -164,7 +164,7 @@ def kills(count: int) -> Iterator[Case]:
   yield _killed('in a save', in_a_save, count)
   yield _killed('in the first save', in_the_first_save, 1, flags=SHORT)
   yield _killed('in a rollback', going_back, count, flags=SHORT, module=TURNING)
-  population = (*LONG, '--population=seed=0..2')
+  population = (*SHORT, '--config.num_steps=400', '--population=seed=0..2')
   names = tuple(f'seed={seed}' for seed in range(3))
   yield _killed('in a population', between_rows, count, flags=population, members=names)
   yield _killed('in a population, saving', in_a_save, count, flags=population, members=names)
@@ -178,11 +178,14 @@ def kills(count: int) -> Iterator[Case]:
 # Two processes
 
 
+PAIR = (*SHORT, '--config.num_steps=400')
+
+
 def _pair(bench: Bench, workdir: pathlib.Path) -> list[Started]:
   with socket.socket() as one:
     one.bind(('127.0.0.1', 0))
     port = one.getsockname()[1]
-  flags = (*LONG, '--num_processes=2', f'--coordinator=127.0.0.1:{port}', '--heartbeat_seconds=5')
+  flags = (*PAIR, '--num_processes=2', f'--coordinator=127.0.0.1:{port}', '--heartbeat_seconds=5')
   return [bench.start(workdir, *flags, f'--process_id={i}') for i in (0, 1)]
 
 

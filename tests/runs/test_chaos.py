@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.resume import __main__ as chaos
+from benchmarks.resume import found, selection
 from benchmarks.resume.bench import Bench, Ended
 from benchmarks.resume.judge import (
   BADLY,
@@ -19,7 +19,7 @@ from benchmarks.resume.judge import (
   parts,
 )
 
-CASES = {chaos.name_of(case): case for case in chaos.quick_cases()}
+CASES = {selection.name_of(case): case for case in selection.quick_cases()}
 # What is not so yet: what is mended must be taken from this list, or its test fails.
 NOT_YET = (
   'run.json: {}, whole',
@@ -47,15 +47,15 @@ def bench(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [*map(marked, CASES)])
 def test_nothing_is_silent_lost_or_badly_ended(bench, name):
-  lines = chaos.run_case(bench, CASES[name], seed=0)
+  lines = found.run_case(bench, CASES[name], seed=0)
   assert lines
   assert all(line['outcome'] in (NOTICED, HARMLESS) for line in lines), lines
 
 
 def test_the_selection_has_each_of_its_patterns():
-  assert len(CASES) >= len(chaos.QUICK_CASES)
-  for pattern in chaos.QUICK_CASES:
-    assert any(chaos.matches(pattern, case) for case in CASES.values()), pattern
+  assert len(CASES) >= len(selection.QUICK_CASES)
+  for pattern in selection.QUICK_CASES:
+    assert any(selection.matches(pattern, case) for case in CASES.values()), pattern
 
 
 # The judge
@@ -107,8 +107,8 @@ FINISHED, SAID = Ended(0, 'finished', 1.0), Ended(0, 'metrics.jsonl: a row is lo
 def test_the_judge_is_strict(checkout_bench, tmp_path, changes, ended, right, outcome):
   whole, hurt = folder(tmp_path / 'whole'), folder(tmp_path / 'hurt', **changes)
   expected = parts(checkout_bench, whole, 1)
-  found = judge(checkout_bench, hurt, ended, Before.of(hurt), expected, 1, right)
-  assert found.outcome == outcome, found
+  verdict = judge(checkout_bench, hurt, ended, Before.of(hurt), expected, 1, right)
+  assert verdict.outcome == outcome, verdict
 
 
 def test_a_refusal_that_has_deleted_rows_or_checkpoints_is_a_loss(checkout_bench, tmp_path):
@@ -133,7 +133,7 @@ def test_what_several_short_runs_found_adds_up_to_one_table():
     {'kind': kind, 'outcome': outcome, 'commit': 'abc', 'machine': '2 cores'}
     for kind, outcome in (('a', NOTICED), ('a', SILENT), ('b', HARMLESS), ('a', NOTICED))
   ]
-  said = chaos.table(lines).splitlines()
+  said = found.table(lines).splitlines()
   assert said[0] == (
     '| what happens to a run | cases | noticed | harmless | badly ended | silent | lost |'
   )
