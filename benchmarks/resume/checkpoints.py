@@ -158,7 +158,12 @@ def _gone(base: str, name: str, hurt) -> Case:
         return [Verdict(LOST, f'began anew over {", ".join(changed)}: {last_line(ended.said)}')]
       if found.outcome != NOTICED:
         return [found]
-      if not re.search('--restart', ended.said):
+      remedy = (
+        '--restart'
+        if name in ('removed', 'emptied')
+        else r'checkpoints.*(--restart|back|in use|exists)'
+      )
+      if not re.search(remedy, ended.said):
         return [Verdict(BADLY, f'names no remedy: {last_line(ended.said)}')]
     return [found]
 

@@ -204,7 +204,7 @@ def judge(
     return Verdict(BADLY, f'status {ended.status}: {last_line(ended.said)}')
   wrong = differing(parts(bench, workdir, starts), expected)
   allowed = [name for name in wrong if name in right.may_differ]
-  shown = said[0].strip()[:200] if said else ''
+  shown = line_of(said) if said else ''
   if right.refused:
     return Verdict(LOST if said else SILENT, f'went on; differs: {wrong}')
   if 'state' in wrong and 'state' not in allowed:
@@ -235,6 +235,13 @@ def misbehaved(ended: Ended) -> str:
   if 'Traceback (most recent call last)' in ended.said:
     return f'a traceback: {last_line(ended.said)}'
   return ''
+
+
+def line_of(found: re.Match) -> str:
+  """The line of what was said that has a match."""
+  text = found.string
+  begin, end = text.rfind('\n', 0, found.start()) + 1, text.find('\n', found.end())
+  return text[begin : end if end >= 0 else None].strip()[:300]
 
 
 def last_line(said: str) -> str:
