@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from benchmarks import checkouts
 from benchmarks.processes import run_module
 
+ROW_EVERY = 10  # steps
 # Every 10 steps a row, every 20 a checkpoint. The rate is far too large, so that the best comes early and stays.
 SHORT = (
   '--config.num_steps=200', '--config.train_limit=8', '--config.examples=64', '--config.batch_size=16',
@@ -217,7 +218,7 @@ class Bench:
         for path in unsealed(place):  # as if the kill had come a moment before that save
           shutil.rmtree(path)
         found = numbers(place)
-        if met and len(found) > 2 and found[-1] < 10 * rows(place) < 200:
+        if met and len(found) > 2 and found[-1] < ROW_EVERY * rows(place) < 200:
           return
       raise RuntimeError(f'twenty kills left no run as it is needed: {program.said()}')
 

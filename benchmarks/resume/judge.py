@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.resume.bench import Bench, Ended, record_of
+from benchmarks.resume.bench import ROW_EVERY, Bench, Ended, numbers, record_of
 
 NOTICED, HARMLESS, BADLY, SILENT, LOST = 'noticed', 'harmless', 'badly ended', 'silent', 'lost'
 DIVERGED_STATUS = 3  # of a program whose run a guard ended
@@ -158,20 +158,32 @@ def _text(value: Any) -> str:
 
 
 class Before(NamedTuple):
-  """What must outlive a refusal: the bytes of the rows and of the checkpoints, by name."""
+  """What must outlive a refusal, by name: the bytes of the checkpoints, and those of the rows up to the newest.
+
+  Rows beyond it are of a start that was killed, and are made again.
+  """
 
   kept: dict[str, bytes]
 
   @classmethod
   def of(cls, workdir: pathlib.Path) -> 'Before':
     """What is there now."""
-    files = [workdir / 'metrics.jsonl', *(workdir / 'checkpoints').rglob('*')]
-    return cls({str(path): path.read_bytes() for path in files if path.is_file()})
+    files = [path for path in (workdir / 'checkpoints').rglob('*') if path.is_file()]
+    kept = {str(path): path.read_bytes() for path in files}
+    rows = workdir / 'metrics.jsonl'
+    if rows.is_file():
+      count = numbers(workdir)[-1] // ROW_EVERY if numbers(workdir) else None
+      kept[str(rows)] = b''.join(rows.read_bytes().splitlines(True)[:count])
+    return cls(kept)
 
   def gone(self, workdir: pathlib.Path) -> list[str]:
     """What is no longer there, anywhere in the folder: to be moved aside is not to be gone."""
-    there = {path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
-    return [name for name, content in self.kept.items() if content not in there]
+    there = [path.read_bytes() for path in workdir.rglob('*') if path.is_file()]
+    return [
+      name
+      for name, content in self.kept.items()
+      if not any(one.startswith(content) for one in there)
+    ]
 
 
 def judge(

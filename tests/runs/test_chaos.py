@@ -128,6 +128,18 @@ def test_a_refusal_that_has_deleted_rows_or_checkpoints_is_a_loss(checkout_bench
   assert outcome() == LOST
 
 
+@pytest.mark.parametrize('rows, outcome', [(2, NOTICED), (1, LOST)])
+def test_rows_beyond_the_newest_checkpoint_may_go(checkout_bench, tmp_path, rows, outcome):
+  """There is a row every ten steps, and a checkpoint at step 20."""
+  hurt = folder(tmp_path / 'hurt')
+  (hurt / 'checkpoints' / '20').mkdir(parents=True)
+  before, path = Before.of(hurt), hurt / 'metrics.jsonl'
+  path.write_bytes(b''.join(path.read_bytes().splitlines(True)[:rows]))
+  refused = Ended(2, 'error: metrics.jsonl is not as it was', 1.0)
+  expected = parts(checkout_bench, hurt, 1)
+  assert judge(checkout_bench, hurt, refused, before, expected, 1, RIGHT).outcome == outcome
+
+
 def test_what_several_short_runs_found_adds_up_to_one_table():
   lines = [
     {'kind': kind, 'outcome': outcome, 'commit': 'abc', 'machine': '2 cores'}
