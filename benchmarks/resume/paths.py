@@ -65,7 +65,7 @@ def _in_a_folder(
   name: Callable[[pathlib.Path], pathlib.Path],
 ) -> Callable[[Bench, np.random.Generator], list[Verdict]]:
   def run(bench: Bench, _: np.random.Generator) -> list[Verdict]:
-    place = bench.place('').parent
+    place = bench.place().parent
     workdir = name(place)
     ended = bench.go(workdir, *SHORT)
     named = re.escape(str(workdir)[:60]) + r'|--workdir'
