@@ -68,7 +68,7 @@ def _in_a_folder(
     place = bench.place().parent
     workdir = name(place)
     ended = bench.go(workdir, *SHORT)
-    named = re.escape(str(workdir)[:60]) + r'|--workdir'
+    named = rf'error: .*({re.escape(str(workdir)[:60])}|--workdir)'
     if ended.status == 2:
       with contextlib.suppress(OSError):
         if rows(workdir):
