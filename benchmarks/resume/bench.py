@@ -66,12 +66,14 @@ class Started:
       os.kill(self._process.pid, number)
 
   def wait_until(self, seen: Callable[[], Any], seconds: float = LIMIT) -> bool:
-    """Whether `seen` came true while it ran."""
-    end = time.monotonic() + seconds
-    while self.status() is None and time.monotonic() < end:
+    """Whether `seen` came true while it ran; time in which this process was stopped does not count."""
+    waited, last = 0.0, time.monotonic()
+    while self.status() is None and waited < seconds:
       if seen():
         return True
       time.sleep(0.001)
+      now = time.monotonic()
+      waited, last = waited + min(now - last, 1), now
     return False
 
   def end(self, seconds: float = LIMIT) -> Ended:
