@@ -60,7 +60,7 @@ def evaluate(
   experiment: Experiment | None = None,
   *,
   samples: int = 0,
-  metrics: Sequence[str] = (),
+  metrics: str | Sequence[str] = (),
   features: str = 'pixels',
   sampler: str = '',
   grid: str = '',
@@ -74,7 +74,7 @@ def evaluate(
     workdir: of the run.
     experiment: in place of the one that is recorded; needed where the run has no experiment file.
     samples: how many, rounded up to equally many of each class; 0 as the run did.
-    metrics: names of `evaluation.by_name.metrics()`, or 'all'; () as the run did.
+    metrics: names of `evaluation.by_name.metrics()`, or 'all' for each that can judge this; () as the run did.
     features: what metrics compare: 'pixels', the name of a classifier, or a file of Inception weights.
     sampler: of `sampling.plan.sampler_names()`, with the grid that suits it; '' as the run did.
     grid: of `sampling.plan.grid_names()`; '' as the run did.
@@ -92,9 +92,16 @@ def evaluate(
 
   folder = _absolute(workdir)
   record = read_record(folder)
+  names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
   settings = EvaluationSettings(
-    seed=seed, samples=samples, sampler=sampler, grid=grid, steps=steps, metrics=tuple(metrics), features=features,
-  )  # fmt: skip
+    seed=seed,
+    samples=samples,
+    sampler=sampler,
+    grid=grid,
+    steps=steps,
+    metrics=names,
+    features=features,
+  )
   made = recorded_experiment(folder, record, moved) if experiment is None else experiment
   devices.configure_or_keep(made.batch_size)
   file = folder / 'experiment.py'

@@ -130,7 +130,7 @@ def shares(name: str, values: Any) -> None:
   if traced(values):
     return
   given = np.asarray(values, np.float64)
-  if not ((given > 0).all() and abs(given.sum() - 1) <= 1e-5):
-    raise ValueError(
-      f'{name} must be positive and sum to one, got {given}: divide them by {given.sum():g}'
-    )
+  positive = (given > 0).all() and np.isfinite(given).all()
+  if not (positive and abs(given.sum() - 1) <= 1e-5):
+    remedy = f'divide them by {given.sum():g}' if positive else 'give each a finite one above 0'
+    raise ValueError(f'{name} must be positive and sum to one, got {given}: {remedy}')

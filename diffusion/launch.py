@@ -63,6 +63,17 @@ _FLAGS = (
   (flags.DEFINE_boolean, 'debug', False, 'Show the whole traceback of an error.'),
 )  # fmt: skip
 
+# In which modes a flag says something; in any other it would be passed over in silence.
+_MODES = {
+  **dict.fromkeys(('profile', 'extend'), ('train',)),
+  **dict.fromkeys(('num_samples', 'metrics', 'features'), ('evaluate',)),
+  **dict.fromkeys(('sampler', 'sampler_grid', 'sampler_steps'), ('evaluate', 'sample')),
+  **dict.fromkeys(('lr_low', 'lr_high'), ('lr_range',)),
+}
+_MEMBERS = (
+  10_000  # of a population, at most: more is a slip, and its numbers alone would fill the memory
+)
+
 flags.disclaim_key_flags()  # they are the experiment's, so that its --help lists them
 
 
@@ -221,6 +232,8 @@ def _values(name: str, text: str, kind: type) -> Sequence[int | float]:
     found = range(int(low), int(high) + 1) if dots and kind is int else [kind(text)]
   except ValueError:
     found = ()
+  if isinstance(found, range) and found.stop - found.start > _MEMBERS:
+    raise ValueError(f'--population: {name}={text} are more than {_MEMBERS} members')
   if not found or not all(math.isfinite(value) for value in found):
     example = '0..15 or 0,1,2' if kind is int else '1e-3,2e-3'
     raise ValueError(f'--population: {name} takes values like {example}, got {text!r}')
@@ -317,15 +330,9 @@ def _checked_workdir() -> pathlib.Path | None:
     checks.integer(f'--{name}', f[name].value, 0)
   if f.seed is not None:
     rng.check_seed('--seed', f.seed)
-  if f.profile and f.mode != 'train':
-    raise ValueError(f'--profile is for training, and the mode is {f.mode}')
-  evaluated = ('num_samples', 'metrics', 'features')
-  idle = {'evaluate': (), 'sample': evaluated}.get(
-    f.mode, (*evaluated, 'sampler', 'sampler_grid', 'sampler_steps')
-  )
-  for name in idle:
-    if f[name].present:
-      raise ValueError(f'--{name} is for --mode=evaluate, and the mode is {f.mode}')
+  for name, modes in _MODES.items():
+    if f[name].present and f.mode not in modes:
+      raise ValueError(f'--{name} is for --mode={" or ".join(modes)}, and the mode is {f.mode}')
   return pathlib.Path(f.workdir).expanduser().absolute() if f.workdir else None
 
 

@@ -14,9 +14,11 @@ from scipy import stats
 from diffusion.statistics import (
   Interval,
   check_confidence,
+  complement,
   excess_over,
   paired_difference,
   paired_ratio,
+  quotient,
   wilson,
 )
 
@@ -41,10 +43,10 @@ class Counts(NamedTuple):
     """k / n."""
     return self.successes / self.trials
 
-  def interval(self) -> Interval:
-    """Of this run alone: Wilson's, or that of the excess over the null."""
-    own = wilson(self.successes, self.trials)
-    return own if self.null_trials is None else excess_over(own, _null([self]))
+  def interval(self, confidence: float = 0.95) -> Interval:
+    """Of this run alone: Wilson's, or that of the excess over the null; `confidence` is its coverage, in (0, 1)."""
+    own = wilson(self.successes, self.trials, confidence)
+    return own if self.null_trials is None else excess_over(own, _null([self], confidence))
 
 
 def pooled(runs: Sequence[Counts], confidence: float = 0.95) -> Interval:
@@ -53,7 +55,9 @@ def pooled(runs: Sequence[Counts], confidence: float = 0.95) -> Interval:
   p = sum k_i / sum n_i, with the variance over runs v = m / (m - 1) sum (k_i - p n_i)^2 / (sum n_i)^2. The bounds are
   Clopper and Pearson's of p n* successes in n* = min(sum n_i, p (1 - p) / v (t_{n-1} / t_{m-1})^2) trials, t the
   quantiles with as many degrees of freedom: as wide as Student's over the runs where these differ, and never narrower
-  than for all samples in one run. Where p is 0 or 1, v is 0 and n* all of the trials.
+  than for all samples in one run. Where p is 0 or 1, v is 0 and n* all of the trials: what a seed that was not run
+  would have found, these do not say. It covers less where most runs have none and few have many (64 % for 95 %, of five
+  runs of 200 samples whose true shares have the mean 0.01 and the intraclass correlation 0.1).
 
   Args:
     runs: the counts of each; one alone has its own interval. Where the trials are shared, n* is at most those of a run.
@@ -72,7 +76,7 @@ def pooled(runs: Sequence[Counts], confidence: float = 0.95) -> Interval:
   if not runs:
     raise ValueError('a pooled proportion needs the counts of at least one run, got none')
   if len(runs) == 1:
-    return runs[0].interval()
+    return runs[0].interval(confidence)
   k = np.array([run.successes for run in runs], np.float64)
   n = np.array([run.trials for run in runs], np.float64)
   p, tail = k.sum() / n.sum(), (1 - confidence) / 2
@@ -86,12 +90,13 @@ def pooled(runs: Sequence[Counts], confidence: float = 0.95) -> Interval:
   low = stats.beta.ppf(tail, hits, misses + 1) if hits > 0 else 0.0
   high = stats.beta.ppf(1 - tail, hits + 1, misses) if misses > 0 else 1.0
   found = Interval(float(p), float(low), float(high))
-  return found if runs[0].null_trials is None else excess_over(found, _null(runs))
+  return found if runs[0].null_trials is None else excess_over(found, _null(runs, confidence))
 
 
-def _null(runs: Sequence[Counts]) -> Interval:
+def _null(runs: Sequence[Counts], confidence: float) -> Interval:
   """The proportion among real examples, which are the same in every run."""
-  return pooled([Counts(run.null_successes, run.null_trials, shared=True) for run in runs])
+  null = [Counts(run.null_successes, run.null_trials, shared=True) for run in runs]
+  return pooled(null, confidence)
 
 
 def difference(
@@ -101,7 +106,7 @@ def difference(
 
   By the counts, as if all runs of a side were one: p - q with the bounds p - q - sqrt((p - l_p)^2 + (u_q - q)^2) and
   p - q + sqrt((u_p - p)^2 + (q - l_q)^2), l and u those of Wilson. Each end is the farther one. The excess over a null
-  f0, which is the same on both sides, differs by 1 / (1 - f0) of that.
+  f0, which is the same on both sides, differs by that over 1 - f0, which is as uncertain as f0 (`statistics.quotient`).
 
   Args:
     treated, baseline: the counts of each run, the same seed at the same place, two or more.
@@ -118,8 +123,10 @@ def difference(
   middle = p.estimate - q.estimate
   low = middle - math.hypot(p.estimate - p.low, q.high - q.estimate)
   high = middle + math.hypot(p.high - p.estimate, q.estimate - q.low)
-  left = 1.0 if treated[0].null_trials is None else 1 - _null(treated).estimate
-  return Interval(pairs.estimate / left, min(pairs.low, low) / left, max(pairs.high, high) / left)
+  found = Interval(pairs.estimate, min(pairs.low, low), max(pairs.high, high))
+  if treated[0].null_trials is None:
+    return found
+  return quotient(found, complement(_null(treated, confidence)))
 
 
 def ratio(

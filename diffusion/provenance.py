@@ -53,6 +53,13 @@ def code() -> dict[str, Any]:
   return {'commit': commit and commit.strip(), 'diff': _git('diff', 'HEAD')}
 
 
+def code_in_brief() -> dict[str, Any]:
+  """What an evaluation says of its code: the commit, and whether it was more than that; nulls outside a checkout."""
+  now = code()
+  changed = None if now['diff'] is None else bool(now['diff'])
+  return {'code': now['commit'], 'uncommitted changes': changed}
+
+
 def code_digest(experiment: pathlib.Path | str) -> str:
   """A short hash of the whole package and of an experiment file, or a text in its place: other code has another."""
   own = experiment.encode() if isinstance(experiment, str) else experiment.read_bytes()

@@ -251,17 +251,36 @@ def excess_over(share: Interval, null: Interval) -> Interval:
     raise ValueError(
       f'the null must be below 1/2, got {null.estimate:.3g}: the event says nothing here'
     )
-  # The complements' intervals are those of the proportions, mirrored.
-  miss, kept = (Interval(1 - p.estimate, 1 - p.high, 1 - p.low) for p in (share, null))
-  product = miss.estimate * kept.estimate
+  return complement(quotient(complement(share), complement(null)))
 
-  def bound(miss_end: float, kept_end: float, sign: int) -> float:
-    a = miss_end * (2 * miss.estimate - miss_end)
-    b = kept_end * (2 * kept.estimate - kept_end)
+
+def complement(share: Interval) -> Interval:
+  """1 - p, whose bounds are those of p, mirrored."""
+  return Interval(1 - share.estimate, 1 - share.high, 1 - share.low)
+
+
+def quotient(top: Interval, bottom: Interval) -> Interval:
+  """The ratio of two numbers of independent data, from their intervals.
+
+  The bounds are the R at which the interval of top - R bottom, recovered from the two, ends at 0.
+
+  Args:
+    top: of either sign.
+    bottom: above 0, its upper bound below twice its estimate.
+
+  Source: Donner & Zou (2012), Statistical Methods in Medical Research 21:347-359, equation 7.
+  """
+  product = top.estimate * bottom.estimate
+
+  def bound(top_end: float, bottom_end: float, sign: int) -> float:
+    a = top_end * (2 * top.estimate - top_end)
+    b = bottom_end * (2 * bottom.estimate - bottom_end)
     return (product + sign * math.sqrt(max(product**2 - a * b, 0.0))) / b  # 0 but for rounding
 
-  low, high = bound(miss.low, kept.high, -1), bound(miss.high, kept.low, 1)
-  return Interval(1 - miss.estimate / kept.estimate, 1 - high, 1 - low)
+  # A positive ratio is least over the greatest bottom, a negative one over the least.
+  low = bound(top.low, bottom.high if top.low > 0 else bottom.low, -1)
+  high = bound(top.high, bottom.low if top.high > 0 else bottom.high, 1)
+  return Interval(top.estimate / bottom.estimate, low, high)
 
 
 def auc(positive: Sequence[float], negative: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -403,7 +422,8 @@ def format_interval(interval: Interval, digits: int = 2) -> str:
 
   Returns:
     For example `0.34 [0.25, 0.43]`; `0.34 (all equal)` where both bounds are the estimate: what did not vary among a
-    few values has no interval, and a width of 0 would say that it is known.
+    few values has no interval, and a width of 0 would say that it is known. `0.45 [0.0083, 25]` where all three are
+    positive and these decimals would make the estimate 0, as of a ratio over orders of magnitude.
 
   Raises:
     ValueError: for digits < 1.
@@ -422,6 +442,8 @@ def format_interval(interval: Interval, digits: int = 2) -> str:
     estimate, low, high = (f'{value:.{places}e}' for value in interval)
   else:
     estimate, low, high = (f'{value:.{max(decimals, 0)}f}' for value in interval)
+    if interval.low > 0 and float(estimate) == 0:
+      estimate, low, high = (f'{value:.{digits}g}' for value in interval)
   return f'{estimate} [{low}, {high}]'
 
 

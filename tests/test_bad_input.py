@@ -59,7 +59,7 @@ CASES = {
   ),
   'profile': Case(('--workdir={tmp}/run', '--profile=20:10'), ('--profile takes START:STOP', "'20:10'")),
   'profile of no training': Case(
-    ('--workdir={tmp}/run', '--mode=sample', '--profile=1:2'), ('--profile is for training, and the mode is sample',)
+    ('--workdir={tmp}/run', '--mode=sample', '--profile=1:2'), ('--profile is for --mode=train, and the mode is',)
   ),
   'negative extension': Case(('--workdir={tmp}/run', '--extend=-5'), ('--extend', '-5')),
   'unprepared data': Case(

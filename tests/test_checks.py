@@ -78,6 +78,23 @@ def test_the_message_has_name_range_value_and_remedy():
     checks.in_range('x', 7, 0, 1)
 
 
+@pytest.mark.parametrize(
+  ('weights', 'remedy'),
+  [
+    ([1.0, 3.0], 'divide them by 4'),
+    ([1.5, -0.5], 'give each a finite one above 0'),  # their sum is 1 already
+    ([1.0, 0.0], 'give each a finite one above 0'),
+    ([0.5, math.inf], 'give each a finite one above 0'),
+    ([0.5, math.nan], 'give each a finite one above 0'),
+  ],
+)
+def test_the_remedy_for_weights_helps(weights, remedy):
+  with pytest.raises(
+    ValueError, match=f'^weights must be positive and sum to one, got .*: {remedy}$'
+  ):
+    checks.shares('weights', weights)
+
+
 @pytest.mark.parametrize('transform', [jax.jit, jax.vmap, jax.grad])
 def test_tracers_pass(transform):
   def factory(value):

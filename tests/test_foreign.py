@@ -1,10 +1,12 @@
 """Samples of another program: their labels and ranges are the data's, or the file, the value and a remedy are named."""
 
+import types
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.commands import foreign
+from diffusion.commands import evaluate, foreign
 from diffusion.data import pipeline, sources, splits
 
 NAMES = tuple('0123456789')
@@ -70,6 +72,13 @@ def test_whole_labels_are_kept_whatever_their_type_and_zeros_of_what_has_no_clas
     foreign.read(save(samples=images(), labels=np.eye(20, dtype=int)[3]), ())
 
 
+def test_labels_under_another_name_are_not_passed_over(save):
+  with pytest.raises(ValueError, match="x.npz holds 'label', one of each image, and no `labels`"):
+    foreign.read(save(images=images(), label=np.arange(20) % 10), NAMES)
+  other = save(images=images(), labels=np.arange(20) % 10, steps=np.full(20, 50), note=np.array(3))
+  assert foreign.read(other, NAMES).label is not None
+
+
 def test_images_and_labels_as_adm_writes_them(tmp_path):
   labels = np.arange(20) % 10
   np.savez(tmp_path / 'adm.npz', images(), labels)
@@ -128,6 +137,27 @@ def test_a_folder_of_levels_taken_for_brightness_is_named_too(tmp_path, digits):
     foreign.read(tmp_path, NAMES, 1)
 
 
+def test_levels_that_were_said_wrongly_are_named_by_who_said_them(save):
+  with pytest.raises(
+    ValueError, match=r'x.npz: --levels says there are 10 levels, 0 to 9, and it holds 16'
+  ):
+    foreign.read(save(images=images(top=17), levels=17), NAMES, 10)
+  with pytest.raises(ValueError, match='x.npz says it has 10 levels, 0 to 9, and it holds 16'):
+    foreign.read(save(images=images(top=17), levels=10), NAMES)
+  with pytest.raises(
+    ValueError, match='holds vectors, which have no levels: leave --levels=17 out'
+  ):
+    foreign.read(save(samples=np.zeros((9, 2), np.float32)), NAMES, 17)
+
+
+@pytest.mark.parametrize('theirs, own', [(3, 4), (1, 4), (1, 2), (3, 2)])
+def test_channels_that_are_neither_gray_nor_color_are_refused_by_their_shapes(save, theirs, own):
+  arrays = sources.arrays('fields', images(100, own))
+  data = splits.split_data(arrays.load(), splits.Fractions(), pipeline.unit_range, None)
+  with pytest.raises(ValueError, match=rf'shape \[8, 8, {theirs}\], fields has \[8, 8, {own}\]'):
+    foreign.alike(foreign.read(save(images=images(channels=theirs)), ()), data, 'x')
+
+
 def test_gray_stored_as_color_is_converted_and_color_refused(save, digits):
   gray = images()
   found, notes = foreign.alike(foreign.read(save(images=gray.repeat(3, -1)), NAMES), digits, 'x')
@@ -144,6 +174,27 @@ def test_gray_images_beside_color_get_its_channels(save):
   found, notes = foreign.alike(foreign.read(save(images=images()), NAMES), color, 'x')
   np.testing.assert_array_equal(found.x, images().repeat(3, -1))
   assert 'equal channels' in notes[0]
+
+
+def test_findings_are_printed_before_a_file_that_cannot_be_written_ends_the_program(
+  monkeypatch, capsys, tmp_path
+):
+  found = [evaluate.MetricResult('recognized as their label', 0.25, 'of 4')]
+  monkeypatch.setattr(evaluate, 'measure', lambda *given, **more: (found, ['a note'], {}))
+  monkeypatch.setattr(evaluate.provenance, 'read_record', lambda folder: {'config': {}})
+  (tmp_path / 'taken').write_text('')
+  given = {
+    'images': 'x',
+    'run': 'r',
+    'metrics': [],
+    'features': 'pixels',
+    'levels': None,
+    'moved': [],
+  }
+  with pytest.raises(OSError):
+    evaluate.main([], types.SimpleNamespace(**given, output=tmp_path / 'taken' / 'out.json'))
+  said = capsys.readouterr().out
+  assert 'a note' in said and '| recognized as their label | 0.250 |' in said
 
 
 def test_images_half_as_bright_and_vectors_in_network_units_are_warned_of(save, digits):

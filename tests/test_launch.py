@@ -11,6 +11,7 @@ import pytest
 
 import diffusion
 from diffusion import commands, launch, rng
+from diffusion.commands import agreement
 from diffusion.runs import training
 from diffusion.runs.loading import Ensemble, Trained
 from diffusion.training import callbacks, guards
@@ -76,11 +77,23 @@ def test_all_seeds_of_32_bits_are_taken():
 
 
 @pytest.mark.parametrize(
-  'labels', [[0.5], [], 1, [[0, 1]], ['0'], np.array([True])], ids=['half', 'none', 'one', 'two axes', 'text', 'bool']
+  'labels', [[0.5], [], np.zeros(0, int), 1, [[0, 1]], ['0'], np.array([True])],
+  ids=['half', 'nothing', 'none', 'one', 'two axes', 'text', 'bool'],
 )  # fmt: skip
 def test_labels_to_sample_are_a_row_of_integers(labels):
   with pytest.raises(ValueError, match='labels must be integers'):
     TRAINED.sample(labels)
+
+
+def test_samples_of_runs_whose_labels_mean_different_classes_are_not_compared(monkeypatch):
+  class Data(NamedTuple):
+    train_in_memory: tuple = (np.zeros((2, 8)),)
+
+  trained = {name: TRAINED._replace(class_names=(name, '1')) for name in ('9', '10')}
+  monkeypatch.setattr(agreement, 'data_of', lambda folder, moved: Data())
+  monkeypatch.setattr(agreement, 'load', lambda folder: trained[folder.name])
+  with pytest.raises(ValueError, match=r"other classes, \('9', '1'\) and \('10', '1'\)"):
+    agreement.compare('9', '10', 4, 0)
 
 
 @pytest.mark.parametrize('given', [{'samples': -3}, {'steps': -1}, {'samples': 2.0}])
@@ -152,3 +165,23 @@ def test_what_flags_refuse_is_one_line_with_the_nearest_name_and_help_is_no_erro
     commands.parse_flags(['program', '--help'])
   assert left.value.code == 0
   assert commands.parse_flags(['program', '--way=curved', 'rest']) == ['program', 'rest']
+
+
+@pytest.mark.parametrize(
+  ('mode', 'flag', 'says'),
+  [
+    ('evaluate', '--extend=10', '--extend is for --mode=train, and the mode is evaluate'),
+    ('train', '--lr_low=0.1', '--lr_low is for --mode=lr_range, and the mode is train'),
+    ('lr_range', '--sampler=heun', '--sampler is for --mode=evaluate or sample'),
+    ('sample', '--num_samples=5', '--num_samples is for --mode=evaluate, and'),
+  ],
+)
+def test_a_flag_that_says_nothing_in_a_mode_is_refused(monkeypatch, mode, flag, says):
+  flags = absl.flags.FlagValues()
+  monkeypatch.setattr(absl.flags, 'FLAGS', flags)
+  for define, *about in launch._FLAGS:
+    define(*about, flag_values=flags)
+  absl.flags.DEFINE_enum('mode', 'train', [mode, 'train'], 'The mode.', flag_values=flags)
+  flags(['program', '--workdir=x', f'--mode={mode}', flag])
+  with pytest.raises(ValueError, match=says):
+    launch._checked_workdir()

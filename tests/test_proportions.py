@@ -11,6 +11,7 @@ from scipy import stats
 
 from diffusion import proportions, statistics
 from diffusion.proportions import Counts
+from diffusion.statistics import Interval
 
 
 def counts(*pairs, **more):
@@ -82,6 +83,20 @@ def test_the_excess_over_a_null_is_pooled_from_its_counts():
   assert proportions.pooled([alone]) == statistics.excess_fraction(30, 100, 5, 100)
 
 
+def test_the_confidence_asked_for_is_that_of_every_part():
+  """Of a single run Wilson's at 99 %; of an excess, that of both proportions."""
+  one = proportions.pooled(counts((3, 20)), 0.99)
+  bounds = stats.binomtest(3, 20).proportion_ci(0.99, 'wilson')
+  assert one == pytest.approx((0.15, bounds.low, bounds.high))
+  alone = Counts(30, 100, null_successes=5, null_trials=100)
+  assert proportions.pooled([alone], 0.99) == statistics.excess_fraction(30, 100, 5, 100, 0.99)
+  # A proportion known to a hair leaves the null's own bounds: (f - u0) / (1 - u0) and (f - l0) / (1 - l0).
+  runs = counts((3 * 10**7, 10**8), (3 * 10**7, 10**8), null_successes=5, null_trials=100)
+  null = stats.binomtest(5, 100).proportion_ci(0.99, 'exact')
+  by_hand = [(0.3 - end) / (1 - end) for end in (null.high, null.low)]
+  assert proportions.pooled(runs, 0.99)[1:] == pytest.approx(by_hand, abs=1e-3)
+
+
 @pytest.mark.parametrize('p, q', [(0.0, 0.0), (0.02, 0.02), (0.3, 0.5), (1.0, 1.0)])
 def test_paired_differences_cover_and_always_have_a_width(p, q):
   """Three pairs of 20 samples: 95 % or more of 1,000 hold p - q; where all are equal too."""
@@ -93,6 +108,31 @@ def test_paired_differences_cover_and_always_have_a_width(p, q):
   found = [interval(tuple(a), tuple(b)) for a, b in zip(*draws, strict=True)]
   assert np.mean([one.low <= p - q <= one.high for one in found]) >= 0.95
   assert min(one.high - one.low for one in found) > 0.1
+
+
+@pytest.mark.parametrize(
+  'p, q, null, real', [(0.9, 0.3, 0.3, 50), (0.3, 0.9, 0.1, 100), (0.5, 0.5, 0.3, 50)]
+)
+def test_differences_of_excesses_cover_where_the_null_is_of_few_real_examples(p, q, null, real):
+  """Five pairs of 1,000 samples: 94 % or more of 100 hold (p - q) / (1 - f0)."""
+  random = np.random.default_rng(2)
+  held = []
+  for _ in range(100):
+    more = {'null_successes': int(random.binomial(real, null)), 'null_trials': real}
+    draws = (random.binomial(1000, one, 5).tolist() for one in (p, q))
+    low, high = proportions.difference(*(counts(*[(k, 1000) for k in x], **more) for x in draws))[
+      1:
+    ]
+    held.append(low <= (p - q) / (1 - null) <= high)
+  assert np.mean(held) >= 0.94
+
+
+def test_a_quotient_is_fiellers_where_both_are_symmetric():
+  """The roots of (a - R b)^2 = s_a^2 + R^2 s_b^2, by NumPy, for either sign of a."""
+  for a in (3.0, 0.1, -3.0):
+    found = statistics.quotient(Interval(a, a - 0.5, a + 0.5), Interval(2.0, 1.6, 2.4))
+    roots = np.sort(np.roots([2.0**2 - 0.4**2, -2 * a * 2.0, a**2 - 0.5**2]))
+    assert found == pytest.approx((a / 2, *roots))
 
 
 def test_the_difference_is_students_where_pairs_differ_and_newcombes_where_they_do_not():

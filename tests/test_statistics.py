@@ -176,6 +176,8 @@ def test_ratio_of_means_covers():
     ((3.1e-9, 2.9e-9, 3.3e-9), '3.10e-09 [2.90e-09, 3.30e-09]'),
     ((0.5, 0.5, 0.5), '0.5 (all equal)'),
     ((0.5, math.nan, math.nan), '0.5 [nan, nan]'),
+    ((0.45, 0.008, 24.8), '0.45 [0.008, 25]'),
+    ((0.45, -0.008, 24.8), '0 [-0, 25]'),
   ],
 )
 def test_an_interval_is_written_to_the_digits_its_width_warrants(interval, text):

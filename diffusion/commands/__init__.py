@@ -30,6 +30,23 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     raise SystemExit(0) from None
 
 
+def define_moved() -> None:
+  """The flag of every command that reads a run's data."""
+  flags.DEFINE_multi_string(
+    'moved',
+    [],
+    "FIELD=PLACE: where the run's data lies now, by the field of its configuration, e.g. data_dir=~/sets.",
+  )
+
+
+def places(texts: Sequence[str]) -> dict[str, str]:
+  """What `--moved` says, place by field; raises ValueError for what is no FIELD=PLACE."""
+  for text in texts:
+    if not text.partition('=')[0] or '=' not in text:
+      raise ValueError(f'--moved takes FIELD=PLACE, e.g. data_dir=~/sets, got {text!r}')
+  return dict(text.split('=', 1) for text in texts)
+
+
 def run_command(
   define_flags: Callable[[], None], main: Callable[[Sequence[str], flags.FlagValues], None]
 ) -> None:

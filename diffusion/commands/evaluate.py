@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from diffusion import devices, provenance
-from diffusion.commands import foreign, run_command
+from diffusion.commands import define_moved, foreign, places, run_command
 from diffusion.commands.foreign import Images, read
 from diffusion.data import pipeline
 from diffusion.data.splits import SplitData
@@ -46,11 +46,7 @@ def define_flags() -> None:
   """Of this command."""
   flags.DEFINE_string('images', None, 'Folder of images, or .npz.', required=True)
   flags.DEFINE_string('run', None, 'Folder of the run whose data is taken.', required=True)
-  flags.DEFINE_multi_string(
-    'moved',
-    [],
-    "FIELD=PLACE: where the run's data lies now, by the field of its configuration, e.g. data_dir=~/sets.",
-  )
+  define_moved()
   flags.DEFINE_list('metrics', ['all'], f'all, or of {", ".join(by_name.metrics())}.')
   flags.DEFINE_string('features', 'pixels', 'pixels, digits, mnist, or Inception weights.')
   flags.DEFINE_integer(
@@ -73,19 +69,11 @@ def main(_: Sequence[str], given: flags.FlagValues) -> None:
     levels=given.levels,
     moved=places(given.moved),
   )
-  if given.output:
-    write_json(given.output, record)
   for note in notes:
     print(note)
-  print(markdown(['quantity', 'value', 'reading', 'meaning'], told(findings)))
-
-
-def places(texts: Sequence[str]) -> dict[str, str]:
-  """Where the data lies now, by the name of the field; raises ValueError for what is no FIELD=PLACE."""
-  for text in texts:
-    if not text.partition('=')[0] or '=' not in text:
-      raise ValueError(f'--moved takes FIELD=PLACE, e.g. data_dir=~/sets, got {text!r}')
-  return dict(text.split('=', 1) for text in texts)
+  print(markdown(['quantity', 'value', 'reading', 'meaning'], told(findings)), flush=True)
+  if given.output:  # at last: a file that cannot be written does not cost what was found
+    write_json(given.output, record)
 
 
 def measure(
@@ -141,7 +129,7 @@ def measure(
     'data': data_record(split),
     'features': features_.label(chosen),
     'command': provenance.command(),
-    'code': provenance.code()['commit'],
+    **provenance.code_in_brief(),
     'versions': provenance.versions(),
     'notes': notes,
     'seconds': time.perf_counter() - begin,

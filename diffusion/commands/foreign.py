@@ -70,13 +70,24 @@ def read(path: FilePath, class_names: Sequence[str], levels: int | None = None) 
   if not x.size:
     raise ValueError(f'{path} holds no images: `{names[0]}` has shape {list(x.shape)}')
   _check(x, path)
+  others = [n for n, one in arrays.items() if one.shape[:1] == x.shape[:1] and n != names[0]]
+  if label is None and others:
+    raise ValueError(
+      f'{path} holds {others[0]!r}, one of each image, and no `labels`: call it so if these are the classes, or leave '
+      'it out'
+    )
   label = None if label is None else _labels(label, len(x), class_names, path)
   if x.ndim == 2:
+    if levels is not None:
+      raise ValueError(f'{path} holds vectors, which have no levels: leave --levels={levels} out')
     return Images(x, label, None, True)
+  who = f'{path} says it has' if levels is None else f'{path}: --levels says there are'
   levels = _levels(stated, path) if levels is None else levels
   found = Images(x, label, levels or 256, levels is not None)
   if x.max() >= found.levels:
-    raise ValueError(f'{path} says it has {found.levels} levels, and holds {x.max()}')
+    raise ValueError(
+      f'{who} {found.levels} levels, 0 to {found.levels - 1}, and it holds {x.max()}'
+    )
   return found
 
 
@@ -180,7 +191,7 @@ def _channels(given: Images, data: sources.Dataset, path: FilePath) -> tuple[Ima
   x, wanted = given.x, data.x.shape[1:]
   if x.shape[1:] == wanted:
     return given, []
-  if x.ndim == 4 and len(wanted) == 3 and x.shape[1:3] == wanted[:2]:
+  if x.ndim == 4 and x.shape[1:3] == wanted[:2] and {x.shape[-1], wanted[-1]} == {1, 3}:
     if wanted[-1] == 3:  # theirs have one
       return given._replace(x=x.repeat(3, axis=-1)), [
         'gray images, taken as color of equal channels'

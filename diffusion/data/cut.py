@@ -99,10 +99,11 @@ def check(of: Contents, labels: Labels, validation: float, test: float) -> None:
   if suffices(validation, test):
     return
   found, count = rows(validation, test), len(labels)
+  distinct = '' if of.owner.size == count else f' ({of.owner.size} distinct)'
   if validation and found[0] < 2:
-    trouble = f'validation needs at least 2 examples, got {found[0]} of {count}'
+    trouble = f'validation needs at least 2 examples, got {found[0]} of {count}{distinct}'
   else:
-    trouble = f'the test split of {count} examples is empty'
+    trouble = f'the test split of {count} examples{distinct} is empty'
   shares = [
     (share / 100, other)
     for other in dict.fromkeys((test, 0.0))

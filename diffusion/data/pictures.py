@@ -92,14 +92,16 @@ def _walk(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, list[str], list[st
   def refuse(error: OSError) -> None:
     raise error
 
+  above = {root: frozenset()}  # of a folder to be walked, where those on the way to it really are
   for place, below, names in os.walk(root, followlinks=True, onerror=refuse):
     folder = pathlib.Path(place)
     yield folder, list(below), names
     real = folder.resolve()
-    above = {real, *real.parents}
+    way = above.pop(folder) | {real, *real.parents}
     below[:] = [
-      name for name in below if not _is_hidden(name) and (folder / name).resolve() not in above
+      name for name in below if not _is_hidden(name) and (folder / name).resolve() not in way
     ]
+    above |= {folder / name: way for name in below}
 
 
 def _is_hidden(name: str) -> bool:
@@ -137,8 +139,8 @@ def in_order(names: set[str]) -> list[str]:
 def read(path: pathlib.Path, reading: Reading) -> Picture:
   """An image file as a viewer shows it.
 
-  Turned as its EXIF orientation says; what is transparent stands on the background; of several frames the first.
-  Gray, black and white, and a palette of grays have one channel, all else three.
+  Turned as its EXIF orientation says; what is transparent stands on the background; of several frames the first; color
+  profiles are not applied. Gray, black and white, and a palette of grays have one channel, all else three.
 
   Args:
     path: the file.
@@ -158,7 +160,8 @@ def read(path: pathlib.Path, reading: Reading) -> Picture:
       f'{path} is too large: {size}: make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS where you trust it'
     ) from None
   except Exception as error:  # noqa: BLE001 - whatever a damaged file makes its readers raise
-    raise ValueError(f'cannot read image {path}: {error or type(error).__name__}') from None
+    remedy = '' if isinstance(error, ValueError) else ': mend it, or take it out of the folder'
+    raise ValueError(f'cannot read image {path}: {error or type(error).__name__}{remedy}') from None
 
 
 def _decoded(opened: Any, path: pathlib.Path, reading: Reading) -> Picture:
@@ -224,10 +227,13 @@ def _reduced(image: Any, bits: int, white: float | None) -> Any:
       )
     return image
   values = np.asarray(image).astype(np.float64)
+  if not np.isfinite(values).all():
+    raise ValueError('it has values that are not finite: convert it')
   low, high = float(values.min()), float(values.max())
   said = f'it has more than 8 bits a channel, and values from {low:g} to {high:g}'
   if white is None:
-    likely = next((2**n - 1 for n in _DEPTHS if high < 2**n), high) if high > 1 else 1
+    whole = high > 1 and (values == np.rint(values)).all()
+    likely = next((2**n - 1 for n in _DEPTHS if high < 2**n), high) if whole else max(high, 1)
     raise ValueError(f'{said}: say which of them is white, e.g. white={likely:g}, or convert it')
   if not (low >= 0 and high <= white) or image.has_transparency_data:
     more = 'and transparency' if low >= 0 and high <= white else f'outside of 0 to white={white:g}'

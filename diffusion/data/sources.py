@@ -16,6 +16,7 @@ from diffusion.data import pictures, records
 from diffusion.types import Condition
 
 _ORIENTED = ('mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot')
+_PARTS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
 
 Test = tuple[Num[np.ndarray, ' m *shape'], Integer[np.ndarray, ' m']]
 
@@ -85,23 +86,40 @@ def validated(data: Dataset) -> Dataset:
   """The same data, if it has nothing that would surface hours later.
 
   Raises:
-    ValueError: wrong types, NaN, labels out of range, no example, or a condition that does not fit the examples.
+    ValueError: wrong types or shapes, NaN, labels out of range, a class name given twice, no example, or a condition
+      that does not fit the examples.
   """
+  twice = [name for i, name in enumerate(data.class_names) if name in data.class_names[:i]]
+  if twice:
+    raise ValueError(f'{data.name}: two classes are called {twice[0]!r}: name each differently')
   parts = {'train': (data.x, data.label)} | ({'test': data.test} if data.test else {})
   for part, (x, label) in parts.items():
     where = f'{data.name} ({part})'
     if len(x) == 0 or len(x) != len(label):
       raise ValueError(f'{where}: {len(x)} examples and {len(label)} labels')
+    if label.ndim != 1:
+      raise ValueError(
+        f'{where}: a label is one number an example, got shape {label.shape}: of one-hot rows give label.argmax(1), of '
+        'a column label[:, 0]'
+      )
     if data.levels is not None and (x.dtype != np.uint8 or x.ndim != 4):
-      raise ValueError(f'{where}: images must be uint8 [n, H, W, C], got {x.dtype} {x.shape}')
+      raise ValueError(
+        f'{where}: images must be uint8 [n, H, W, C], got {x.dtype} {x.shape}: give gray ones an axis of one channel; '
+        'say levels=None for numbers that are no images'
+      )
+    if x.shape[1:] != data.x.shape[1:]:
+      raise ValueError(
+        f'{where}: examples of shape {x.shape[1:]}, those to train on have {data.x.shape[1:]}'
+      )
     if data.levels is not None and data.levels < 256 and x.max() >= data.levels:
       raise ValueError(f'{where}: a value {x.max()} where levels are 0 to {data.levels - 1}')
     if data.levels is None and not np.isfinite(x).all():
       bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
       raise ValueError(f'{where}: {bad.size} examples are not finite, the first is {bad[0]}')
     if label.min() < 0 or label.max() >= max(1, data.num_classes):
+      remedy = '' if data.num_classes else ': give class_names, or no labels'
       labels = f'labels {label.min()} to {label.max()}'
-      raise ValueError(f'{where}: {labels} for {data.num_classes} classes')
+      raise ValueError(f'{where}: {labels} for {data.num_classes} classes{remedy}')
   if data.condition is not None:
     if data.test is not None:
       raise ValueError(
@@ -128,7 +146,7 @@ def arrays(
     name: what tables call the data.
     x: uint8 images [n, h, w, c] with `levels` levels, or floats [n, ...] with levels=None.
     label: of each example, or None for unlabelled data.
-    levels: levels a value can have; None for floats.
+    levels: levels a value can have, 2 to 256; None for floats.
     class_names: one a class; without labels, none.
     test: (x, label) of a test set kept apart, or None to have one carved.
     note: printed beside every result.
@@ -136,17 +154,23 @@ def arrays(
       lists.
 
   Raises:
-    ValueError: (on load) shapes, types, ranges or labels that do not fit.
+    ValueError: levels out of range; (on load) shapes, types, ranges or labels that do not fit.
   """
+  if levels is not None:
+    checks.integer('levels', levels, 2)
+    checks.in_range('levels', levels, 2, 256)
 
   def load() -> Dataset:
     def part(
       x: Num[np.ndarray, ' n *shape'], label: Integer[np.ndarray, ' n'] | None
     ) -> tuple[Num[np.ndarray, ' n *shape'], Integer[np.ndarray, ' n']]:
       labels = np.zeros(len(x), np.int32) if label is None else np.asarray(label)
-      if labels.dtype.kind not in 'iu':
-        raise ValueError(f'{name}: a label must be an integer, got {labels.dtype}')
-      return np.asarray(x, None if levels is not None else np.float32), labels.astype(np.int32)
+      if labels.dtype.kind not in 'iu' or (labels.astype(np.int32) != labels).any():
+        raise ValueError(
+          f'{name}: a label must be an integer of 32 bits, got {labels.dtype}, {labels.flat[:3].tolist()} ...: '
+          'number the classes from 0, e.g. by np.unique(label, return_inverse=True)'
+        )
+      return np.asarray(x) if levels is not None else _floats(name, x), labels.astype(np.int32)
 
     examples, labels = part(x, label)
     return Dataset(
@@ -154,13 +178,29 @@ def arrays(
       x=examples,
       label=labels,
       levels=levels,
-      class_names=tuple(class_names),
+      class_names=tuple(map(str, class_names)),
       test=None if test is None else part(*test),
       note=note,
       condition=condition,
     )
 
   return _source(name, load, lambda: min(np.shape(x)[1:3]) if np.ndim(x) == 4 else 0)
+
+
+def _floats(name: str, x: Num[np.ndarray, ' n *shape']) -> Num[np.ndarray, ' n *shape']:
+  """Numbers as float32; raises ValueError for what is no real number, or loses what distinguishes the examples."""
+  given = np.asarray(x)
+  if given.dtype.kind not in 'fiub':
+    raise ValueError(f'{name}: values must be real numbers, got {given.dtype}')
+  kept = given.astype(np.float32, copy=False)
+  if given.dtype.itemsize >= 4 and given.size and np.isfinite(kept).all() and np.ptp(given) > 0:
+    lost, deviation = float(np.abs(kept - given).max()), float(given.std())
+    if lost > 1e-3 * deviation:
+      raise ValueError(
+        f'{name}: float32 rounds the values by up to {lost:.3g}, and they vary by {deviation:.3g} around '
+        f'{given.mean():.6g}: subtract that first'
+      )
+  return kept
 
 
 @technique('handwritten digits data', 'core', 'alpaydin1998digits')
@@ -209,7 +249,8 @@ def with_held_out(
     test: examples for the final test; None keeps those of `source`, or carves them.
 
   Raises:
-    ValueError: (on load) examples of another shape or other levels, classes that `source` does not have, or conditions.
+    ValueError: (on load) examples of another shape or other levels, classes that `source` does not have, conditions, or
+      a source that holds out examples to validate by already.
   """
 
   def load() -> Dataset:
@@ -219,6 +260,10 @@ def with_held_out(
       data = data._replace(test=part, found={**data.found, **found})
     if validation is None:
       return data
+    if data.validation is not None:
+      raise ValueError(
+        f'{data.name} holds out {len(data.validation)} examples to validate by already: put all of them into one source'
+      )
     (x, label), found = _fitting(data, validation)
     rows = np.arange(len(data.x), len(data.x) + len(x))
     both = np.concatenate([data.x, x]), np.concatenate([data.label, label])
@@ -347,7 +392,8 @@ def gaussian_mixture(
 
   def load() -> Dataset:
     random = np.random.default_rng(seed)
-    label = random.choice(len(weights), examples, p=weights).astype(np.int32)
+    shares = weights / weights.sum()  # NumPy asks for a sum of 1 to more digits than are asked here
+    label = random.choice(len(weights), examples, p=shares).astype(np.int32)
     x = means[label] + scales[label][:, None] * random.normal(size=(examples, means.shape[1]))
     return Dataset(
       name='Gaussian mixture',
@@ -378,7 +424,7 @@ def folder(
 
   Raises:
     ValueError: an argument out of its range; (on load) no folder, no image, an unreadable or too large or deep image,
-      a name that is not UTF-8, or images of several sizes.
+      a name that is not UTF-8, images of several sizes, or folders of parts (train, test) in place of classes.
   """
   if size is not None:
     checks.integer('size', size)
@@ -404,7 +450,15 @@ def folder(
       raise ValueError(
         f'{root} has images beside class folders, e.g. {paths[owners.index("")].name}'
       )
+    if len(names) > 1 and _PARTS.issuperset(map(str.lower, names)):
+      raise ValueError(
+        f'{root} has the folders {", ".join(names)}, which are parts of a data set, not classes: give the one to train '
+        'on, and the others by sources.with_held_out'
+      )
     x, found = pictures.read_all(paths, reading)
+    deeper = sum(len(p.relative_to(root).parts) > 2 for p in paths)
+    if deeper:
+      found['in folders below the class folders, which make no classes'] = deeper
     return Dataset(
       name=root.name,
       x=x,

@@ -12,13 +12,16 @@ import numpy as np
 from jaxtyping import Int32, Integer, Num
 
 from diffusion import checks, conditions
-from diffusion.data import cut, pipeline, records, sources
+from diffusion.data import cut, pictures, pipeline, records, sources
 from diffusion.data.cut import Digests, Labels
 from diffusion.data.pipeline import check_size
 from diffusion.data.records import DiskRecords, Stored, select
 from diffusion.types import Condition, Curriculum
 
 _ROWS = 1000  # that are in memory at a time, where the data stays in its files
+_NARROW = (
+  0.01  # of the network's unit: a column that varies by less drowns in what its samples err by
+)
 
 
 class Fractions(NamedTuple):
@@ -350,8 +353,9 @@ def split_data(
   if curriculum is not None:
     score = curriculum.rank(*train) if curriculum.rank else np.zeros(len(parts.train))
     order = parts.train[np.argsort(score, kind='stable')].astype(np.int32)
-  dataset = dataset._replace(found={**dataset.found, **_missing_classes(dataset, parts)})
-  return SplitData(dataset, parts, normalization(train[0], dataset.levels), order)
+  units = normalization(train[0], dataset.levels)
+  found = {**dataset.found, **_missing_classes(dataset, parts), **_narrow_columns(train[0], units)}
+  return SplitData(dataset._replace(found=found), parts, units, order)
 
 
 def _missing_classes(dataset: sources.Dataset, parts: Split) -> dict[str, int]:
@@ -366,6 +370,15 @@ def _missing_classes(dataset: sources.Dataset, parts: Split) -> dict[str, int]:
     'classes without a held-out example': alone.size,
   }
   return {name: count for name, count in found.items() if count}
+
+
+def _narrow_columns(x: Stored, units: pipeline.NormalizationStatistics) -> dict[str, str]:
+  """The columns of vectors that one unit for all leaves too narrow to be learned, where there are such."""
+  if units.levels is not None or x.ndim != 2:
+    return {}
+  narrow = np.flatnonzero(x.std(0, dtype=np.float64) < _NARROW * units.deviation)
+  name = f'columns that vary by less than {_NARROW:.0%} of the unit of all, hardly learned: scale each of them first'
+  return {name: pictures.some([str(column) for column in narrow])} if narrow.size else {}
 
 
 def evenly(data: SplitData) -> Integer[np.ndarray, ' k']:

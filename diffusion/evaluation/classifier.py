@@ -23,7 +23,14 @@ from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import manifold
 from diffusion.evaluation.features import Features
-from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, shown
+from diffusion.evaluation.metric import (
+  Metric,
+  MetricInputs,
+  MetricResult,
+  check_nothing,
+  of_features,
+  shown,
+)
 from diffusion.models.convolution import Images
 from diffusion.types import Array, Params
 
@@ -134,6 +141,11 @@ def features(name: str) -> Features:
     ValueError: another name; when applied, images of another shape.
   """
   one = load(name)
+
+  def refuses(shape: tuple[int, ...]) -> str:
+    said = f'the {name} classifier takes images {list(one.shape)}, the data has {list(shape)}'
+    return '' if shape == one.shape else said
+
   return Features(
     name=f'{name} classifier',
     digest=one.digest,
@@ -141,6 +153,7 @@ def features(name: str) -> Features:
     apply=lambda x: one.call(x)[0],
     call=lambda x: one.call(x)[1],
     shape=one.shape,
+    refuses=refuses,
   )
 
 
@@ -165,12 +178,6 @@ def class_balance(features: Features) -> Metric:
       f'features must be of a classifier ({", ".join(NAMES)}), {features.name} call no classes'
     )
 
-  def check(plan: Plan) -> None:
-    if plan.shape != features.shape:
-      raise ValueError(
-        f'the {features.name} takes images {list(features.shape)}, the data has {list(plan.shape)}'
-      )
-
   def calls(inputs: MetricInputs, which: str) -> Float[np.ndarray, 'rows k']:
     probabilities = inputs.once(
       (call, which), lambda: call(shown(inputs.x(which), inputs.units.levels))
@@ -192,4 +199,4 @@ def class_balance(features: Features) -> Metric:
       for of, which, better in (('', 'samples', 'higher'), (', held-out', 'held_out', ''))
     ]
 
-  return Metric(check, measure)
+  return Metric(of_features(features, check_nothing), measure)

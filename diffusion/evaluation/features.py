@@ -32,6 +32,7 @@ class Features(NamedTuple):
     call: the same -> class probabilities [n, k], where they are a classifier's.
     shape: of the images that the classifier takes.
     note: what a reader of its distances must know; '' for nothing.
+    refuses: shape of an example -> why there are no such features of it; '' where there are.
   """
 
   name: str
@@ -41,6 +42,7 @@ class Features(NamedTuple):
   call: Callable[[Shown], Float32[np.ndarray, 'n k']] | None = None
   shape: tuple[int, ...] | None = None
   note: str = ''
+  refuses: Callable[[tuple[int, ...]], str] = lambda shape: ''
 
 
 def label(features: Features) -> str:
@@ -108,10 +110,11 @@ def remembered(features: Features, x: Shown) -> Embedded:
 
 @functools.cache  # one function, so that what is computed of it is computed once
 def pixels() -> Features:
-  """The numbers themselves: brightness / 255 of images, vectors as they are."""
+  """The numbers themselves: brightness / 255 of images of any number of channels, vectors as they are."""
 
   def apply(x: Shown) -> Embedded:
-    check_examples(x)
+    if x.ndim != 4 or x.dtype != np.uint8:
+      check_examples(x)
     flat = x.reshape(len(x), -1).astype(np.float32)
     return flat / 255 if x.dtype == np.uint8 else flat
 

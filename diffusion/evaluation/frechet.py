@@ -9,7 +9,14 @@ from diffusion import checks, statistics
 from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation.features import Features
-from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, subset
+from diffusion.evaluation.metric import (
+  Metric,
+  MetricInputs,
+  MetricResult,
+  Plan,
+  of_features,
+  subset,
+)
 from diffusion.statistics import Interval
 
 
@@ -83,7 +90,7 @@ def _check_count(count: int, width: int) -> None:
   if count < least:
     raise ValueError(
       f'the Frechet distance of {width} features needs at least {least} samples, got {count}: '
-      'raise sampling.per_class, or use narrower features'
+      'judge more of them (sampling.per_class or --num_samples of a run), or use narrower features'
     )
 
 
@@ -129,7 +136,7 @@ def frechet(features: Features | None = None) -> Metric:
         )
     return found
 
-  return Metric(check, measure)
+  return Metric(of_features(features, check), measure)
 
 
 def _distance(name: str, value: float, meaning: str) -> MetricResult:
@@ -223,4 +230,4 @@ def kernel(features: Features | None = None, blocks: int = 10, limit: int = 10_0
       found.append(MetricResult(title, value, meaning, unit='squared distance', better=better))
     return found
 
-  return Metric(check, measure)
+  return Metric(of_features(features, check), measure)

@@ -57,14 +57,20 @@ def features(path: str | pathlib.Path) -> Features:
 
   def apply(x: features_.Shown) -> features_.Embedded:
     features_.check_examples(x)
-    if x.ndim != 4:
-      raise ValueError(f'Inception takes images [B, H, W, 1 or 3], got {list(x.shape)}')
+    if refuses(x.shape[1:]):
+      raise ValueError(refuses(x.shape[1:]))
     if not mapped:
       mapped.extend((devices.over_rows(pooled, 32), devices.replicate(weights)))
     function, shared = mapped
     return function(shared, x)
 
-  return Features('inception-v3 pool', found[:8], WIDTH, apply, note=NOTE)
+  return Features('inception-v3 pool', found[:8], WIDTH, apply, note=NOTE, refuses=refuses)
+
+
+def refuses(shape: tuple[int, ...]) -> str:
+  """Why there are no features of examples of this shape; '' where there are."""
+  said = f'Inception takes images [H, W, 1 or 3], the data has {list(shape)}'
+  return '' if len(shape) == 3 and shape[-1] in (1, 3) else said
 
 
 def prepare(

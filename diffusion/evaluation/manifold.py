@@ -16,6 +16,7 @@ from diffusion.evaluation.metric import (
   MetricResult,
   Plan,
   check_nothing,
+  of_features,
   proportion,
   subset,
 )
@@ -189,7 +190,7 @@ def vendi(features: Features | None = None, limit: int = 10_000) -> Metric:
       ),
     ]
 
-  return Metric(check_nothing, measure)
+  return Metric(of_features(features, check_nothing), measure)
 
 
 def vendi_score(x: Num[np.ndarray, 'n f']) -> float:
@@ -292,7 +293,8 @@ def _prepared(features: Features | None, k: int, limit: int):
         f'{plan.train}'
       )
 
-  return (features_.pixels() if features is None else features), check
+  features = features_.pixels() if features is None else features
+  return features, of_features(features, check)
 
 
 def _equal(

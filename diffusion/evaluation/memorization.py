@@ -11,7 +11,14 @@ from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
 from diffusion.evaluation.features import Features
-from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, proportion
+from diffusion.evaluation.metric import (
+  Metric,
+  MetricInputs,
+  MetricResult,
+  Plan,
+  of_features,
+  proportion,
+)
 from diffusion.proportions import Counts
 from diffusion.statistics import Interval
 
@@ -188,7 +195,7 @@ def calibrated_ratio(quantile: float = 0.001, features: Features | None = None) 
     if plan.held_out < least:
       raise ValueError(
         f'the {quantile:g} quantile of held-out ratios needs at least {least} held-out examples, got {plan.held_out}: '
-        f'a quantile of {10 / plan.held_out:.2g} would do'
+        f'a quantile of {math.ceil(1e5 / plan.held_out) / 1e4:g} would do'
       )
 
   def measure(inputs: MetricInputs) -> list[MetricResult]:
@@ -202,7 +209,7 @@ def calibrated_ratio(quantile: float = 0.001, features: Features | None = None) 
     on = f'({features_.label(features)})' if features else ''
     return [proportion(f'memorized fraction, calibrated{on}', share, meaning, better='lower')]
 
-  return Metric(check, measure)
+  return Metric(of_features(features, check) if features else check, measure)
 
 
 def calibrate(null: Float[np.ndarray, ' n'], quantile: float) -> float:

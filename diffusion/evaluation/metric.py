@@ -219,6 +219,18 @@ def check_nothing(plan: Plan) -> None:
   """The check of a metric that can judge anything."""
 
 
+def of_features(features: Features, check: Callable[[Plan], None]) -> Callable[[Plan], None]:
+  """The check of a metric that looks at features: it refuses examples of which there are none, too."""
+
+  def checked(plan: Plan) -> None:
+    refused = features.refuses(plan.shape)
+    if refused:
+      raise ValueError(refused)
+    check(plan)
+
+  return checked
+
+
 def check_network(plan: Plan) -> None:
   """The check of a metric that asks the network.
 

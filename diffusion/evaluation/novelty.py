@@ -14,7 +14,14 @@ from diffusion.citations import technique
 from diffusion.evaluation import features as features_
 from diffusion.evaluation import neighbors
 from diffusion.evaluation.features import Features
-from diffusion.evaluation.metric import Metric, MetricInputs, MetricResult, Plan, subset
+from diffusion.evaluation.metric import (
+  Metric,
+  MetricInputs,
+  MetricResult,
+  Plan,
+  of_features,
+  subset,
+)
 from diffusion.statistics import Interval
 from diffusion.types import Array, Number
 
@@ -143,7 +150,7 @@ def data_copying(
       MetricResult(name, found.statistic, meaning, unit='standard deviations', better='nearer 0')
     ]
 
-  return Metric(check, measure)
+  return Metric(of_features(features, check), measure)
 
 
 class CenteredGaussians(NamedTuple):
@@ -302,7 +309,7 @@ def feature_likelihood(features: Features | None = None, limit: int = 2_000) -> 
     )
     return [MetricResult(name, value - baseline, meaning, unit='nats/dim x 100', better='lower')]
 
-  return Metric(check, measure)
+  return Metric(of_features(features, check), measure)
 
 
 def standardized(

@@ -12,7 +12,7 @@ from diffusion.citations import Technique
 from diffusion.proportions import Counts
 from diffusion.reporting import bibliography, encoding, latex, run_report
 from diffusion.reporting.tables import markdown, reading
-from diffusion.reporting.variants import bands, copying, forest, levels
+from diffusion.reporting.variants import Panel, bands, copying, forest, levels
 from diffusion.statistics import Interval
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]  # caption, headers, rows
@@ -20,8 +20,9 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]  # caption, headers, 
 CAPTIONS = {
   'curves.png': 'Held-out loss, mean over seeds with Student\'s 95 % band.',
   'levels.png': 'Generalization gap by noise level at the best validation.',
-  'memorization.png': 'Memorized fraction against held-out loss, a line a run; dots mark the ends.',
-  'forest.png': 'Paired effects against the baseline, 95 % intervals over seeds.',
+  'memorization.png': 'Memorized fraction against held-out loss, a line a run, its end marked.',
+  'forest.png': 'Paired effects against the baseline, 95 % intervals over seeds: ratios; of a quantity that is not '
+  'always positive, differences, or of one variant alone the table.',
 }  # fmt: skip
 
 
@@ -175,7 +176,7 @@ def _effects(
   caption = (
     f'Effects against {base}, paired by seed: mean difference and geometric mean ratio with Student\'s 95 % intervals '
     '(of proportions nowhere narrower than Newcombe\'s and Katz\'s of all samples), exact sign-flip p, the least that '
-    'so many pairs could give, and p adjusted by Holm over the variants, each quantity by itself.'
+    'so many pairs that differ could give, and p adjusted by Holm over the variants, each quantity by itself.'
   )  # fmt: skip
   return [(caption, headers, rows)]
 
@@ -208,18 +209,27 @@ def _pictures(
   made = ['curves.png', 'levels.png']
   if copying(rows, folder / 'memorization.png') is not None:
     made.append('memorization.png')
-  moved = [e for e in paired if e.ratio is not None and not statistics.is_point(e.ratio)]
-  if moved:
-    several = len({e.variant for e in moved}) > 1
-    panels: dict[str, list[tuple[str, Interval]]] = {}
-    for e in moved:
-      panels.setdefault(e.quantity if several else '', []).append(
-        (e.variant if several else e.quantity, e.ratio)
-      )
-    label = f'ratio to {base}' if several else f'{moved[0].variant} over {base}'
-    forest(panels, folder / 'forest.png', label)
+  panels = forest_panels(paired, base)
+  if panels:
+    forest(panels, folder / 'forest.png')
     made.append('forest.png')
   return made
+
+
+def forest_panels(paired: Sequence[Effect], base: str) -> list[Panel]:
+  """A panel a quantity, of differences where a variant has no ratio; one panel of the ratios of a single variant."""
+  moved = [e for e in paired if e.difference and not statistics.is_point(e.ratio or e.difference)]
+  if len({e.variant for e in paired}) == 1:
+    ratios = [(e.quantity, e.ratio) for e in moved if e.ratio is not None]
+    return [Panel('', ratios, f'{moved[0].variant} over {base}')] if ratios else []
+  panels = []
+  for quantity in dict.fromkeys(e.quantity for e in moved):
+    of_it = [e for e in moved if e.quantity == quantity]
+    is_ratio = all(e.ratio is not None for e in of_it)
+    effects = [(e.variant, e.ratio if is_ratio else e.difference) for e in of_it]
+    label = f'ratio to {base}' if is_ratio else f'difference from {base}'
+    panels.append(Panel(quantity, effects, label, is_ratio))
+  return panels
 
 
 def _markdown(

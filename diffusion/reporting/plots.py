@@ -231,8 +231,11 @@ def histogram(
   lost = len(samples) - len(finite)
   label = f'samples ({len(samples)})' + (f', {lost} not finite' if lost else '')
   axes.hist(reference, edges, density=True, color='#c3c9ce', label=f'data ({len(reference)})')
+  look = {'color': BLUE, 'linewidth': 1.6, 'label': label}
   if len(finite):
-    axes.hist(finite, edges, density=True, histtype='step', color=BLUE, linewidth=1.6, label=label)
+    axes.hist(finite, edges, density=True, histtype='step', **look)
+  else:  # a density of nothing is none, but the legend counts them
+    axes.plot([], [], **look)
   axes.set(xlabel='value', ylabel='density')
   axes.legend(frameon=False, fontsize=9)
   return save_axes(axes, path, title)

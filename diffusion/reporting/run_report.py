@@ -1,12 +1,13 @@
 """A run's `report.md`: result first, then pictures, details, provenance, sources."""
 
 import pathlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diffusion import citations
 from diffusion.citations import Technique
-from diffusion.reporting import bibliography
+from diffusion.reporting import bibliography, encoding
 from diffusion.reporting.tables import markdown
 from diffusion.statistics import Interval
 
@@ -30,7 +31,6 @@ def write_report(
     suffix: of the report's and the pictures' names.
   """
   bibtex = bibliography.entries(citations.all_keys(techniques))
-  (workdir / 'references.bib').write_text(bibtex)
   evaluation, start = record['evaluations'][-1], record['starts'][-1]
   drawn = drawn_in_words(evaluation['sampling'])
   captions = {
@@ -55,9 +55,9 @@ def write_report(
     ],
     provenance={name: record[name] for name in kept}
     | {name: record[name] for name in ('config', 'data', 'versions')}
-    | {'evaluated': {name: evaluation[name] for name in ('time', 'code', 'devices')}}
+    | {'evaluated': {name: evaluation[name] for name in ('time', 'code', 'uncommitted changes', 'devices')}}
     | {'trained': {
-      'command': ' '.join(start['command']), 'code': start['code']['commit'],
+      'command': shlex.join(start['command']), 'code': start['code']['commit'],
       'uncommitted changes': bool(start['code']['diff']), 'devices': start['devices'], 'starts': len(record['starts']),
     }}
     | _resharded(record['starts']),
@@ -65,7 +65,9 @@ def write_report(
     bibtex=bibtex,
   )  # fmt: skip
   path = workdir / f'report{suffix}.md'
-  path.write_text(text)
+  for file, content in ((path, text), (workdir / 'references.bib', bibtex)):
+    with encoding.naming(file):
+      file.write_text(content, encoding='utf-8')
   return path
 
 
@@ -81,7 +83,7 @@ def _drawn(evaluation: Mapping[str, Any]) -> list[tuple[str, Any]]:
   """The rows of how the samples were drawn, and by what command; without what is off."""
   told, changed = evaluation['sampling'], evaluation['changed']
   rows = {name: one for name, one in told.items() if one or name in ('guidance', 'seed')}
-  rows |= {'samples': evaluation['samples'], 'command': ' '.join(evaluation['command'])}
+  rows |= {'samples': evaluation['samples'], 'command': shlex.join(evaluation['command'])}
   rows |= {'configuration, other than trained': '; '.join(changed)} if changed else {}
   return [
     (name, ', '.join(map(str, one)) if isinstance(one, list) else str(one))

@@ -3,7 +3,7 @@
 import pathlib
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def _student(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def levels(groups: Groups, log_snr: Sequence[float], path: Path) -> pathlib.Path:
   """A picture of the generalization gap by noise level at each run's best validation.
 
-  Points are means over seeds, bars Student's intervals.
+  Points are means over seeds, bars Student's intervals; neither stands where a seed has no finite gap.
 
   Args:
     groups: variant -> rows of each of its runs.
@@ -100,6 +100,8 @@ def levels(groups: Groups, log_snr: Sequence[float], path: Path) -> pathlib.Path
   for i, ((variant, runs), (color, _, marker)) in enumerate(_looks(groups)):
     gaps = np.array([_gaps(rows, len(log_snr)) for rows in runs])
     at = np.asarray(log_snr) + (i - (len(groups) - 1) / 2) * width
+    finite = np.isfinite(gaps).all(0)  # a run that diverged costs its points, not the report
+    gaps, at = gaps[:, finite], at[finite]
     axes.plot(at, gaps.mean(0), marker, color=color, markersize=4, label=variant)
     if len(runs) > 1:
       axes.vlines(at, *_student(gaps), color=color, linewidth=1.4)
@@ -110,9 +112,10 @@ def levels(groups: Groups, log_snr: Sequence[float], path: Path) -> pathlib.Path
 
 
 def _gaps(rows: Rows, count: int) -> list[float]:
-  best = min(
-    (row for row in rows if 'validation/eps' in row), key=lambda row: row['validation/eps']
-  )
+  """Of the row with the least finite held-out loss, or of the first if there is none: a NaN is never the least."""
+  validated = [row for row in rows if 'validation/eps' in row]
+  finite = [row for row in validated if np.isfinite(row['validation/eps'])]
+  best = min(finite, key=lambda row: row['validation/eps']) if finite else validated[0]
   return [best[f'validation/level/{i}'] - best[f'train/level/{i}'] for i in range(count)]
 
 
@@ -138,41 +141,60 @@ def copying(groups: Groups, path: Path) -> pathlib.Path | None:
   return save_axes(axes, path)
 
 
-def forest(
-  effects: Mapping[str, Sequence[tuple[str, Interval]]], path: Path, label: str
-) -> pathlib.Path:
-  """A forest plot: a ratio with its interval a row, on a logarithmic axis, and the line of no effect.
+class Panel(NamedTuple):
+  """Effects on one axis of a forest plot.
 
-  Each group has a panel of its own with a scale of its own, so that a wide interval does not squeeze the others.
+  Attributes:
+    title: of the panel, '' for none.
+    effects: (name, interval) from top to bottom.
+    label: of its axis.
+    is_ratio: ratios on a logarithmic axis, where 1 is no effect; else differences, where 0 is none.
+  """
+
+  title: str
+  effects: Sequence[tuple[str, Interval]]
+  label: str
+  is_ratio: bool = True
+
+
+def forest(panels: Sequence[Panel], path: Path) -> pathlib.Path:
+  """A forest plot: an effect with its interval a row, and the line of no effect.
+
+  Each panel has a scale of its own, so that a wide interval does not squeeze the others.
 
   Args:
-    effects: title of a panel, '' for none -> (name, ratio) from top to bottom; at least one.
+    panels: at least one.
     path: the picture's file.
-    label: of the horizontal axes.
   """
-  columns = min(2, len(effects))
-  lines = -(-len(effects) // columns)
-  most = max(map(len, effects.values()))
+  columns = min(2, len(panels))
+  lines = -(-len(panels) // columns)
+  most = max(len(panel.effects) for panel in panels)
   figure = new_figure(6.4 if columns == 1 else 9.6, lines * (1.0 + 0.27 * most))
-  for i, (title, ratios) in enumerate(effects.items()):
+  for i, panel in enumerate(panels):
     axes = figure.add_subplot(lines, columns, i + 1)
-    axes.set_title(textwrap.fill(title, 50), loc='left', fontsize=9.5, color=INK)
-    _draw_ratios(axes, ratios)
-    axes.set_xlabel(label)
+    axes.set_title(textwrap.fill(panel.title, 50), loc='left', fontsize=9.5, color=INK)
+    _draw_effects(axes, panel.effects, 1 if panel.is_ratio else 0)
+    if panel.is_ratio:
+      _scale_ratios(axes)
+    axes.set_xlabel(panel.label)
     style_axes(axes)
   return save_figure(figure, path)
 
 
-def _draw_ratios(axes: Any, ratios: Sequence[tuple[str, Interval]]) -> None:
-  from matplotlib.ticker import MaxNLocator
-
-  for place, (_, one) in enumerate(ratios):
-    color = FAINT if one.low <= 1 <= one.high else BLUE
+def _draw_effects(axes: Any, effects: Sequence[tuple[str, Interval]], neutral: float) -> None:
+  for place, (_, one) in enumerate(effects):
+    color = FAINT if one.low <= neutral <= one.high else BLUE
     axes.plot([one.low, one.high], [-place] * 2, color=color, linewidth=1.6)
     axes.plot(one.estimate, -place, 's', color=color, markersize=5)
-  axes.axvline(1, color=INK, linewidth=0.9)
-  axes.set_yticks([-i for i in range(len(ratios))], [name for name, _ in ratios])
-  axes.set(ylim=(0.6 - len(ratios), 0.6), xscale='log')
+  axes.axvline(neutral, color=INK, linewidth=0.9)
+  axes.set_yticks([-i for i in range(len(effects))], [name for name, _ in effects])
+  axes.set(ylim=(0.6 - len(effects), 0.6))
+
+
+def _scale_ratios(axes: Any) -> None:
+  from matplotlib.ticker import MaxNLocator
+
+  axes.set(xscale='log')
   low, high = axes.get_xlim()
   every = ([tick for tick in ticks if low <= tick <= high] for ticks in _RATIOS)
   ticks = next((found for found in every if len(found) <= _TICKS), [1])

@@ -81,9 +81,10 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   following()
   inputs, failed = attempt('samples', lambda: _inputs(run, weights, best, request))
   findings += failed
-  for metric in experiment.metrics if inputs else ():
-    following()
-    findings += findings_of(name_of(metric), functools.partial(metric.measure, inputs))
+  for metric in experiment.metrics:
+    following()  # also of what has no samples to judge, or the last stage would be called by its name
+    if inputs is not None:
+      findings += findings_of(name_of(metric), functools.partial(metric.measure, inputs))
   following()
   rows = processes.from_folder(lambda: read_json_lines(run.folder / 'metrics.jsonl'))
   findings += findings_of('stability', lambda: _findings_of_the_run(run, best, rows))
@@ -99,7 +100,7 @@ def evaluate_best(run: Run, request: EvaluationSettings = AS_THE_RUN, again: boo
   evaluation = {
     'time': provenance.now(),
     'command': provenance.command(),
-    'code': provenance.code()['commit'],
+    **provenance.code_in_brief(),
     'devices': devices.describe(),
     'request': request._asdict(),
     'samples': 0 if samples is None else len(samples),

@@ -63,7 +63,7 @@ class Trained(NamedTuple):
       conditions.check(told, len(jax.tree.leaves(told)[0]))
       return told
     labels = np.asarray(condition)
-    if labels.ndim != 1 or labels.dtype.kind not in 'iu':
+    if labels.ndim != 1 or not labels.size or labels.dtype.kind not in 'iu':
       raise ValueError(
         f'labels must be integers [n], n >= 1, got {labels.dtype} {list(labels.shape)}: {condition!r}'
       )

@@ -93,7 +93,7 @@ def rehearse(run: Run) -> list[MetricResult]:
     failed = showing.draw_pictures(run, folder, shown)
     evaluation = {'sampling': sampling, 'samples': len(samples), 'changed': []}
     evaluation |= {'time': provenance.now(), 'command': provenance.command()}
-    evaluation |= {'code': provenance.code()['commit'], 'devices': devices.describe()}
+    evaluation |= provenance.code_in_brief() | {'devices': devices.describe()}
     record = run.record | {'evaluations': [evaluation]}
     findings = [MetricResult(name='rehearsal', value=0.0, meaning='random samples')]
     showing.write_run_report(run, folder, record, findings + failed, row, '')

@@ -170,7 +170,8 @@ def too_few(sampling: Sampling, diffusion: Diffusion) -> str:
     sampling: the plan, checked.
     diffusion: whose schedule is taken as it begins.
   """
-  fewest = rehearsed(sampling, diffusion)[1].sampler.fewest
+  path = gaussian.bind(diffusion, diffusion.schedule.init(jax.random.key(0)))
+  fewest = sampling.sampler(path).fewest
   if sampling.steps >= fewest:
     return ''
   return (
@@ -188,7 +189,10 @@ def check_range(sampling: Sampling, diffusion: Diffusion, low: float, high: floa
     low, high: the range of the data in network units.
   """
   path = gaussian.bind(diffusion, diffusion.schedule.init(jax.random.key(0)))
-  ends = jnp.array([[low], [high]])
+  ends, t = jnp.array([[low], [high]]), jnp.full(2, 0.5)
+  z = (
+    path.marginal(t).alpha[:, None] * ends
+  )  # which is ends without noise, to wrappers that divide the noise as well
 
   def exact(z: Examples, t: PerRow, key: Keys | None = None) -> Prediction:
     return Prediction(ends, jnp.zeros_like(ends))
@@ -196,7 +200,7 @@ def check_range(sampling: Sampling, diffusion: Diffusion, low: float, high: floa
   thresholds = {clip_x0.technique, threshold_x0.technique}
   for wrapped in [wrap(exact, path) for wrap in sampling.wrappers or ()]:
     used = thresholds.intersection(citations.techniques(wrapped))
-    if used and not np.allclose(wrapped(ends, jnp.full(2, 0.5)).x0, ends, rtol=1e-4, atol=1e-6):
+    if used and not np.allclose(wrapped(z, t).x0, ends, rtol=1e-4, atol=1e-6):
       raise ValueError(
         f'{used.pop().name} would cut the data off, which spans [{low:.4g}, {high:.4g}] in the units of the network: '
         'leave it out of sampling.wrappers (wrappers=()), or give it this range'

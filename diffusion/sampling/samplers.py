@@ -187,6 +187,7 @@ def trace(
     return state, (jax.tree.leaves(state)[0], seen)
 
   _, (later, x0) = jax.lax.scan(one_step, sampler.init(z), jnp.arange(grid.shape[0] - 1))
+  later = later.at[-1].set(sampler.finish(later[-1]))
   return Trace(jnp.concatenate([z[None], later]), x0)
 
 

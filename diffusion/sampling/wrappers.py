@@ -54,7 +54,10 @@ def predictor_corrector(
       z = z + size * score + jnp.sqrt(2 * size) * rng.normal(split[:, i + 1], z.shape[1:])
     return z
 
-  return predictor._replace(step=step)
+  def of_rows(number: Integer[Array, ' b']) -> Sampler:
+    return predictor_corrector(path, predictor.of_rows(number), corrections, signal_to_noise)
+
+  return predictor._replace(step=step, of_rows=of_rows if predictor.of_rows else None)
 
 
 @technique('inpainting by replacement', 'sampling', 'song2021score', 'lugmayr2022repaint')
@@ -76,7 +79,7 @@ def inpaint(
     repeats: times a step is made, >= 1; between two of them z is noised back, so that both halves come to agree.
 
   Raises:
-    ValueError: repeats out of range, or a multistep sampler.
+    ValueError: repeats out of range, a multistep sampler, or whole numbers for `known`, which are no network units.
 
   Source: Song et al. (2021), appendix I.2; the repeats are Lugmayr et al. (2022), algorithm 1. An approximation of
   conditioning that repeats improve.
@@ -85,6 +88,10 @@ def inpaint(
   _check_plain(sampler)
 
   known, mask = jnp.asarray(known), jnp.asarray(mask)
+  if not jnp.issubdtype(known.dtype, jnp.floating):
+    raise ValueError(
+      f'known must be in network units, got {known.dtype}: pipeline.normalize(known, run.units) brings it there'
+    )
 
   def of_rows(number: Integer[Array, ' b']) -> Sampler:
     own = sampler.of_rows(number) if sampler.of_rows else sampler

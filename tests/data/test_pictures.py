@@ -124,6 +124,21 @@ def test_more_than_eight_bits_are_refused_or_scaled_by_the_white_that_is_named(
     read(tmp_path, white=4000)
 
 
+@pytest.mark.parametrize(
+  'value, says',
+  [
+    (np.nan, 'values that are not finite: convert it'),
+    (2.5, r'values from 0 to 2\.5: .*white=2\.5'),
+  ],
+)
+def test_the_white_of_floats_is_their_own(tmp_path, value, says):
+  values = np.zeros((4, 4), np.float32)
+  values[1, 2] = value
+  Image.fromarray(values).save(tmp_path / 'a.tif')
+  with pytest.raises(ValueError, match=says):
+    read(tmp_path)
+
+
 @pytest.mark.parametrize('kind', [2, 4, 6])
 def test_deep_color_that_pillow_cuts_to_its_high_bytes_is_not_taken_for_eight_bits(tmp_path, kind):
   values = np.random.default_rng(3).integers(0, 65536, (4, 4, {2: 3, 4: 2, 6: 4}[kind]))
@@ -170,7 +185,16 @@ def test_links_are_followed_and_what_is_hidden_is_ignored_and_counted(tmp_path):
   assert (data.class_names, data.label.tolist()) == (('a', 'b', 'c'), [0, 1, 2])
   assert data.found == {
     'images': 3, 'hidden, left out': 5, 'no images, left out': '.heic 1', 'folders without an image': 'no_picture',
+    'in folders below the class folders, which make no classes': 1,
   }  # fmt: skip
+
+
+def test_folders_that_link_to_each_other_are_read_once(tmp_path):
+  for name, other in ('ab', 'ba'):
+    (tmp_path / name).mkdir()
+    Image.fromarray(COLOR).save(tmp_path / name / '0.png')
+    (tmp_path / name / 'other').symlink_to(tmp_path / other)
+  assert read(tmp_path).label.tolist() == [0, 0, 1, 1]  # its own, and that of the other
 
 
 def test_of_several_frames_the_first_is_taken_and_the_files_are_named(tmp_path):

@@ -79,7 +79,22 @@ BAD_ARRAYS = {
     {'x': IMAGES, 'label': np.array([0, -1, 1]), 'class_names': 'ab'},
     '-1 to 1 for 2',
   ),
-  'labels without classes': ({'x': IMAGES, 'label': np.array([0, 0, 1])}, '0 to 1 for 0 classes'),
+  'labels without classes': (
+    {'x': IMAGES, 'label': np.array([0, 0, 1])},
+    '0 to 1 for 0 classes: give class_names',
+  ),
+  'one-hot labels': (
+    {'x': IMAGES, 'label': np.eye(3, dtype=int), 'class_names': 'abc'},
+    r'got shape \(3, 3\): of one-hot rows give label.argmax\(1\)',
+  ),
+  'a column of labels': (
+    {'x': IMAGES, 'label': np.array([[0], [1], [0]]), 'class_names': 'ab'},
+    r'got shape \(3, 1\).* of a column label\[:, 0\]',
+  ),
+  'test images of another size': (
+    {'x': IMAGES, 'test': (np.zeros((3, 3, 3, 1), np.uint8), None)},
+    r'\(test\): examples of shape \(3, 3, 1\), those to train on have \(2, 2, 1\)',
+  ),
   'fewer labels': ({'x': IMAGES, 'label': np.array([0, 0])}, '3 examples and 2 labels'),
   'nothing': ({'x': IMAGES[:0]}, '0 examples'),
   'bad test set': (
@@ -102,9 +117,48 @@ def test_arrays_refuse(case):
   assert '\n' not in str(caught.value)
 
 
-def test_arrays_refuse_labels_that_are_not_integers(unchecked):
-  with pytest.raises(ValueError, match='label'):
-    sources.arrays('mine', IMAGES, np.array([0.0, 0.7, 0.2]), class_names='ab').load()
+@pytest.mark.parametrize(
+  'label, names',
+  [
+    (np.array([0.0, 0.7, 0.2]), 'got float64'),
+    (np.array(['a', 'b', 'a']), r"got <U1, \['a', 'b', 'a'\] ...: number the classes"),
+    (np.array([2**32, 1, 0]), r'of 32 bits, got int64, \[4294967296'),  # class 0 after a cast
+  ],
+)
+def test_arrays_refuse_labels_that_are_not_integers(label, names, unchecked):
+  with pytest.raises(ValueError, match=f'a label must be an integer.*{names}'):
+    sources.arrays('mine', IMAGES, label, class_names='ab').load()
+
+
+def test_a_class_name_given_twice_is_refused():
+  with pytest.raises(ValueError, match="mine: two classes are called 'b'"):
+    sources.arrays('mine', IMAGES, np.array([0, 1, 2]), class_names='abb').load()
+
+
+@pytest.mark.parametrize('levels', [1, 257, 2.5])
+def test_numbers_of_levels_that_uint8_does_not_have_are_refused(levels, unchecked):
+  with pytest.raises(ValueError, match=f'levels must be .* got {levels}'):
+    sources.arrays('mine', IMAGES, levels=levels)
+
+
+def test_numbers_that_float32_does_not_tell_apart_are_refused():
+  far = 1e8 + np.random.default_rng(0).normal(size=(50, 3))  # float32 has steps of 8 there
+  with pytest.raises(ValueError, match='rounds the values by up to .* around 1e.08: subtract that'):
+    sources.arrays('mine', far, levels=None).load()
+  kept = sources.arrays('mine', far - 1e8, levels=None).load().x
+  np.testing.assert_allclose(kept, far - 1e8, atol=1e-6)
+  constant = sources.arrays('mine', np.full((50, 3), 0.1), levels=None).load().x
+  assert (constant == np.float32(0.1)).all()
+  with pytest.raises(ValueError, match='real numbers, got complex128'):
+    sources.arrays('mine', far * 1j, levels=None).load()
+
+
+def test_held_out_examples_never_become_training_examples():
+  parts = [sources.arrays(name, IMAGES + i, None) for i, name in enumerate('abc')]
+  once = sources.with_held_out(parts[0], parts[1])
+  assert sources.with_held_out(once, test=parts[2]).load().validation.tolist() == [3, 4, 5]
+  with pytest.raises(ValueError, match='a holds out 3 examples to validate by already'):
+    sources.with_held_out(once, parts[2]).load()
 
 
 def test_unlabelled():
@@ -150,6 +204,11 @@ def test_gaussian_mixture_has_the_stated_moments():
     assert (abs(standard.mean(0)) < 4 / np.sqrt(len(x))).all()
     np.testing.assert_allclose(np.cov(standard.T), np.eye(3), atol=6 / np.sqrt(len(x)))
     assert stats.kstest(standard.reshape(-1), 'norm').pvalue > 1e-4
+
+
+def test_weights_that_are_rounded_as_people_write_them_draw():
+  data = sources.gaussian_mixture(np.eye(3), np.ones(3), np.full(3, 0.333333), 3000).load()
+  assert (abs(np.bincount(data.label) - 1000) < 4 * np.sqrt(3000 * 2 / 9)).all()
 
 
 @pytest.mark.usefixtures('unchecked')
@@ -213,6 +272,19 @@ def test_folder_size_crops_the_middle_and_resizes(tmp_path):
   data = sources.folder(str(tmp_path), size=4).load()
   assert data.x.shape == (2, 4, 4, 3)
   np.testing.assert_array_equal(data.x, np.broadcast_to(np.uint8([0, 200, 0]), (2, 4, 4, 3)))
+
+
+def test_parts_of_a_data_set_are_not_taken_for_classes(tmp_path):
+  for folder in ('train/cat', 'Test/cat', 'train/dog', 'Test/dog'):
+    (tmp_path / folder).mkdir(parents=True)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / folder / '0.png')
+  with pytest.raises(ValueError, match='the folders Test, train, which are parts .*with_held_out'):
+    sources.folder(str(tmp_path)).load()
+  (tmp_path / 'Test').rename(tmp_path / 'hill')  # classes may be called so
+  data = sources.folder(str(tmp_path)).load()
+  assert data.class_names == ('hill', 'train')
+  assert data.found['in folders below the class folders, which make no classes'] == 4
+  assert sources.folder(str(tmp_path / 'train')).load().class_names == ('cat', 'dog')
 
 
 def test_folder_refuses(tmp_path):

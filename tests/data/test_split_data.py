@@ -103,6 +103,21 @@ def test_samples_are_asked_of_the_classes_that_were_trained_and_the_others_are_c
   assert set(one.asked(5)[0]) == set(one.classes)
 
 
+def test_columns_that_the_spread_of_the_others_hides_are_named():
+  """One unit for all columns: about 2500 where one lies at 5000, of which both vary by 1."""
+  x = np.random.default_rng(0).normal(size=(200, 2))
+
+  def found(x):
+    told = split(
+      sources.arrays('table', x, levels=None).load(), normalization=pipeline.standardized()
+    ).dataset
+    return {name.partition(' that vary')[0]: columns for name, columns in told.found.items()}
+
+  assert found(x + [0, 5000]) == {'columns': '0, 1'}
+  assert found(x * [1, 1000]) == {'columns': '0'}
+  assert found(x * [1, 3] + 5) == {}
+
+
 def test_examples_of_your_own_are_held_out_where_every_class_has_one():
   """A hundred classes of one image, which nothing can be carved from."""
   random = np.random.default_rng(0)

@@ -5,7 +5,8 @@ import pytest
 
 from diffusion import statistics
 from diffusion.data import pipeline, sources, splits
-from diffusion.evaluation import classifier
+from diffusion.evaluation import classifier, frechet, manifold, memorization, novelty
+from diffusion.evaluation import inception as inceptions
 from diffusion.evaluation.metric import Plan
 from tests.evaluation.given import inputs_of, values
 
@@ -67,3 +68,22 @@ def test_other_images_and_other_names_are_refused(digits):
   plan = Plan(samples=100, classes=10, shape=(32, 32, 3), train=300, held_out=100)
   with pytest.raises(ValueError, match=r'takes images \[8, 8, 1\], the data has \[32, 32, 3\]'):
     classifier.class_balance(classifier.features('digits')).check(plan)
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    frechet.frechet, frechet.kernel, manifold.precision_recall, manifold.density_coverage, manifold.vendi,
+    novelty.data_copying, novelty.feature_likelihood, lambda features: memorization.calibrated_ratio(0.1, features),
+  ],
+)  # fmt: skip
+def test_features_that_cannot_be_made_of_the_data_are_refused_before_training(make):
+  plan = Plan(samples=5000, classes=10, shape=(32, 32, 3), train=5000, held_out=5000)
+  digits = classifier.features('digits')
+  make(features=digits).check(plan._replace(shape=(8, 8, 1)))
+  with pytest.raises(ValueError, match=r'takes images \[8, 8, 1\], the data has \[32, 32, 3\]'):
+    make(features=digits).check(plan)
+  inception = digits._replace(refuses=inceptions.refuses)
+  make(features=inception).check(plan)
+  with pytest.raises(ValueError, match=r'takes images \[H, W, 1 or 3\], the data has \[8, 8, 2\]'):
+    make(features=inception).check(plan._replace(shape=(8, 8, 2)))

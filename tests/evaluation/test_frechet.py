@@ -127,7 +127,9 @@ def test_perfect_samples_score_what_held_out_data_does_whatever_their_number():
 
 def test_too_few_samples_name_the_least():
   plan = Plan(samples=100, classes=0, shape=(8, 8, 1), train=500, held_out=100)
-  with pytest.raises(ValueError, match='64 features needs at least 130 samples, got 100'):
+  with pytest.raises(
+    ValueError, match='64 features needs at least 130 samples, got 100: judge more of them'
+  ):
     frechet.frechet().check(plan)
   with pytest.raises(
     ValueError, match='in 10 blocks needs at least 20 samples and training examples, got 19'
@@ -145,7 +147,7 @@ def test_too_few_samples_name_the_least():
   'x, says',
   [
     (np.full((2, 8, 8, 1), 200.0), r'must be uint8 from 0 to 255, got float64 in \[200, 200\]'),
-    (np.zeros((2, 8, 8, 2), np.uint8), r'got uint8 \[2, 8, 8, 2\]'),
+    (np.zeros((2, 8, 8), np.uint8), r'got uint8 \[2, 8, 8\]'),
     (np.zeros((2, 8), np.int32), r'got int32 \[2, 8\]'),
     (np.full((2, 8), np.inf), 'finite float vectors'),
   ],
@@ -155,7 +157,8 @@ def test_wrong_ranges_and_shapes_are_refused(x, says):
     features.pixels().apply(x)
 
 
-def test_pixels_are_brightness():
-  x = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
-  np.testing.assert_allclose(features.pixels().apply(x), x.reshape(2, 64) / 255, rtol=1e-6)
+@pytest.mark.parametrize('channels', [1, 2, 4])
+def test_pixels_are_brightness(channels):
+  x = np.arange(128 * channels, dtype=np.uint8).reshape(2, 8, 8, channels)
+  np.testing.assert_allclose(features.pixels().apply(x), x.reshape(2, -1) / 255, rtol=1e-6)
   assert features.distance_name(features.pixels()) == 'FD(pixels)'

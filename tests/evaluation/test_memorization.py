@@ -133,9 +133,10 @@ def test_calibration_refuses_to_guess():
   memorization.calibrate(np.linspace(0, 1, 10_000), 0.001)
   plan = Plan(samples=100, classes=0, shape=(2,), train=100, held_out=9999)
   with pytest.raises(
-    ValueError, match='at least 10000 held-out examples, got 9999: a quantile of 0.001 would do'
+    ValueError, match='at least 10000 held-out examples, got 9999: a quantile of 0.0011 would do'
   ):
     memorization.calibrated_ratio().check(plan)
+  memorization.calibrated_ratio(0.0011).check(plan)  # the remedy is one
   memorization.calibrated_ratio().check(plan._replace(held_out=10_000))
   with pytest.raises(ValueError, match='quantile .* got 0.6'):
     memorization.calibrated_ratio(0.6)

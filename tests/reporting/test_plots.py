@@ -152,8 +152,10 @@ def test_numbers_have_a_histogram_of_both(tmp_path, figures):
   np.testing.assert_allclose([area, mean], [1, reference.mean()], atol=0.1)
 
 
-def test_numbers_none_of_which_is_finite_have_a_picture(tmp_path):
+def test_numbers_none_of_which_is_finite_have_a_picture_that_says_so(tmp_path, figures):
   assert plots.vectors(np.full((3, 1), math.nan), np.ones((9, 1)), tmp_path / 'v.png').exists()
+  labels = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+  assert sorted(labels) == ['data (9)', 'samples (3), 3 not finite']
 
 
 @pytest.mark.parametrize('shape', [(6, 2), (2, 2, 3), (2, 1, 2, 3)])

@@ -1,4 +1,6 @@
+import io
 import re
+import shlex
 
 from diffusion.citations import Technique
 from diffusion.proportions import Counts
@@ -32,7 +34,8 @@ RECORD = {
     'code': {'commit': 'a' * 40, 'diff': ''},
   }],
   'evaluations': [{
-    'time': 'now', 'code': 'b' * 40, 'devices': {'kind': 'gpu'}, 'samples': 60, 'changed': ['guidance: 1.5 -> 3.0'],
+    'time': 'now', 'code': 'b' * 40, 'uncommitted changes': True, 'devices': {'kind': 'gpu'}, 'samples': 60,
+    'changed': ['guidance: 1.5 -> 3.0'],
     'command': [
       'python', '-m', 'experiments.digits', '--workdir=runs/a', '--mode=evaluate', '--sampler=heun', '--seed=7',
     ],
@@ -58,11 +61,29 @@ def test_a_report_says_what_its_evaluation_judged_and_not_what_the_training_woul
     ('evaluations a sample', '50'), ('configuration, other than trained', 'guidance: 1.5 -> 3.0'),
     ('command', 'python -m experiments.digits --workdir=runs/a --mode=evaluate --sampler=heun --seed=7'),
     ('trained.command', 'python -m experiments.digits --workdir=runs/a'), ('evaluated.devices.kind', 'gpu'),
-    ('evaluated.code', 'b' * 40), ('trained.code', 'a' * 40),
+    ('evaluated.code', 'b' * 40), ('trained.code', 'a' * 40), ('evaluated.uncommitted changes', 'yes'),
+    ('trained.uncommitted changes', 'no'),
   ):  # fmt: skip
     assert rows[name] == value
   assert 'thinned networks' not in rows  # off
   assert '| recognized | 0.983 [0.911, 0.997] | share, higher is better |' in text
+
+
+def test_a_command_can_be_given_again_as_it_stands_in_whatever_script_and_locale(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(io, 'text_encoding', lambda encoding, *_: encoding or 'ascii')  # of LC_ALL=C
+  command = [
+    'python',
+    '-m',
+    'experiments.own',
+    '--config.folder=my photos',
+    "--config.name=\u00fc's",
+  ]
+  record = RECORD | {'evaluations': [RECORD['evaluations'][0] | {'command': command}]}
+  path = run_report.write_report(tmp_path, record, [], [], [], '')
+  (line,) = re.findall(r'^\| command \| (.+) \|$', path.read_text(encoding='utf-8'), re.MULTILINE)
+  assert shlex.split(line) == command
 
 
 def test_the_result_comes_first_then_pictures_then_details_then_sources():

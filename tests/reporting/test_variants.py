@@ -43,11 +43,25 @@ def test_ten_variants_are_told_apart_and_their_names_hide_nothing(tmp_path, figu
     assert legend.x1 <= figure.bbox.x1 and legend.y0 >= 0
 
 
+def test_differences_lie_about_a_line_at_zero_on_a_linear_axis(tmp_path, figures):
+  effects = [('one', Interval(-0.2, -0.5, 0.1)), ('two', Interval(0.3, 0.1, 0.5))]
+  panel = variants.Panel('G', effects, 'difference from plain', is_ratio=False)
+  variants.forest([panel], tmp_path / 'f.png')
+  (axes,) = figures[0].axes
+  assert axes.get_xscale() == 'linear' and axes.get_xlabel() == 'difference from plain'
+  bars, line = axes.lines[:4:2], axes.lines[4]
+  assert [list(bar.get_xdata()) for bar in bars] == [[-0.5, 0.1], [0.1, 0.5]]
+  assert list(line.get_xdata()) == [0, 0]
+  assert bars[0].get_color() != bars[1].get_color()  # the second is told from zero
+
+
 def test_each_quantity_of_a_forest_has_a_scale_of_its_own(tmp_path, figures):
   narrow = [(f'variant {k}', Interval(0.9 + k / 100, 0.88, 1.02)) for k in range(9)]
   wide = [(f'variant {k}', Interval(1.0, 0.02, 80.0)) for k in range(9)]
   name = 'a rather long name of a quantity(digits classifier, 0a1b2c3d)'
-  variants.forest({'validation/eps': narrow, name: wide}, tmp_path / 'f.png', 'ratio to plain')
+  label = 'ratio to plain'
+  panels = [variants.Panel('validation/eps', narrow, label), variants.Panel(name, wide, label)]
+  variants.forest(panels, tmp_path / 'f.png')
   (figure,) = figures
   figure.draw_without_rendering()
   left, right = figure.axes
@@ -59,3 +73,22 @@ def test_each_quantity_of_a_forest_has_a_scale_of_its_own(tmp_path, figures):
     assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))  # no two ticks overlap
     assert axes._left_title.get_window_extent().x1 <= figure.bbox.x1
   np.testing.assert_allclose(right.lines[0].get_xdata(), [0.02, 80.0])
+
+
+def test_a_seed_without_finite_losses_costs_its_points_and_not_the_picture(tmp_path, figures):
+  """Gaps of 0.1 and 0.3 at the best step of two seeds; a first validation of NaN is never the best."""
+
+  def row(step, loss, gap):
+    return {
+      'step': step,
+      'validation/eps': loss,
+      'train/level/0': 1.0,
+      'validation/level/0': 1.0 + gap,
+    }
+
+  lost = row(5, np.nan, np.nan)
+  late = [[lost, row(10, 1.0, 0.1), row(20, 2.0, 9.0)], [row(10, 1.0, 0.3)]]
+  variants.levels({'late': late, 'lost': [[lost], [row(10, 1.0, 0.3)]]}, [0.0], tmp_path / 'l.png')
+  drawn = {one.get_label(): one.get_ydata() for one in figures[0].axes[0].lines}
+  np.testing.assert_allclose(drawn['late'], [0.2])
+  assert drawn['lost'].size == 0

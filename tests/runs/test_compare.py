@@ -203,6 +203,24 @@ def test_holm_is_over_the_variants(tmp_path):
   assert found[0].adjusted == 2 * found[0].p
 
 
+def test_a_forest_leaves_out_no_variant_whose_ratio_says_nothing(tmp_path):
+  signed = {0.0: [0.5, 0.6, 0.4], 0.1: [0.4, 0.3, 0.5], 0.3: [-0.1, 0.2, -0.3]}
+  made = [
+    make(tmp_path / f'{dropout}_{seed}', seed, dropout, 0.5 + dropout + seed**2 / 10, found={'G': value})
+    for dropout, values in signed.items()
+    for seed, value in enumerate(values)
+  ]  # fmt: skip
+  groups = compare.variants(compare.load(made))
+  effects = compare.effects(groups, 'dropout=0.0', ['validation/eps', 'G'])
+  loss, g = comparison.forest_panels(effects, 'plain')
+  names = ['dropout=0.1', 'dropout=0.3']
+  assert [name for name, _ in loss.effects] == [name for name, _ in g.effects] == names
+  assert (loss.is_ratio, g.is_ratio) == (True, False)
+  assert g.label == 'difference from plain'
+  wanted = statistics.mean_t(np.subtract(signed[0.3], signed[0.0]))
+  assert g.effects[1][1] == pytest.approx(wanted)
+
+
 def test_seeds_without_a_partner_are_left_out_of_pairs_only(folders):
   groups = compare.variants(compare.load([*folders[:4], *folders[6:]]))
   (effect,) = compare.effects(groups, 'dropout=0.0', ['validation/eps'])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffusion import calling, provenance
-from diffusion.commands import evaluate as command
+from diffusion.commands import agreement, places
 from diffusion.runs import evaluating, loading
 from diffusion.runs.run import prepare
 from diffusion.training.experiment import AS_THE_RUN
@@ -108,18 +108,22 @@ def test_an_evaluation_finds_data_that_has_moved(place, unchecked):
     loading.data_of(place.run)
   data = loading.data_of(place.run, {'folder': new})
   assert data.sizes['train'] == 20
-  assert command.places([f'folder={new}']) == {'folder': new}
+  assert places([f'folder={new}']) == {'folder': new}
   with pytest.raises(ValueError, match=r'--moved takes FIELD=PLACE, .* got \'/new\''):
-    command.places(['/new'])
+    places(['/new'])
   with pytest.raises(
     ValueError, match="'foldr' does not say where .*: its texts are folder, activ"
   ):
     loading.data_of(place.run, {'foldr': new})
+  with pytest.raises(ValueError, match='no folder of images at .*--moved=folder='):
+    agreement.compare(place.run, place.run, 3, 0)
+  with pytest.raises(ValueError, match='no checkpoint in'):
+    agreement.compare(place.run, place.run, 3, 0, moved={'folder': new})
   # What is refused now comes after the data: nothing was trained.
   with pytest.raises(ValueError, match='no checkpoint in'):
     evaluating.evaluate(place.prepared(folder=new), 'evaluate', AS_THE_RUN)
   with pytest.raises(ValueError, match='no checkpoint in'):
-    calling.evaluate(place.run, moved={'folder': new})
+    calling.evaluate(place.run, moved={'folder': new}, metrics='all')
 
 
 def test_a_class_folder_that_has_another_name_is_the_same_class(place, capsys):

@@ -252,6 +252,7 @@ def test_the_members_of_a_grid():
     (['seed=1,1'], 'seed has a value twice'),
     (['seed=a'], "seed takes values like 0..15 or 0,1,2, got 'a'"),
     (['seed=3..1'], "got '3..1'"),
+    (['seed=0..4294967295'], 'seed=0..4294967295 are more than 10000 members'),
     (['learning_rate=1..3'], "learning_rate takes values like 1e-3,2e-3, got '1..3'"),
     (['learning_rate=nan'], "got 'nan'"),
   ],

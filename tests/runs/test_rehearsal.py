@@ -1,6 +1,7 @@
 """What comes after training, tried before it: every kind of data has a report, and what fails is a line of it."""
 
 import json
+import re
 import tempfile
 import time
 
@@ -145,7 +146,7 @@ def test_whatever_fails_is_one_line_but_a_full_disk_and_an_interruption_end_the_
 
 
 def test_a_run_whose_losses_are_not_finite_and_which_logs_nothing_has_a_report_that_says_so(
-  tmp_path,
+  tmp_path, capsys
 ):
   """All that can fail at once: no rows, no finite loss, no finite sample."""
   made = experiment(
@@ -159,6 +160,11 @@ def test_a_run_whose_losses_are_not_finite_and_which_logs_nothing_has_a_report_t
 
   run = diffusion.train(made._replace(model=made.model._replace(apply=apply)), tmp_path / 'run')
   assert run.status == 'finished'
+  assert re.search(
+    r'^evaluation 4/4 after \d+ s: pictures and report, the last$',
+    capsys.readouterr().err,
+    re.MULTILINE,
+  )
   report = (tmp_path / 'run' / 'report.md').read_text()
   for name in ('losses', 'samples', 'curves.png'):
     assert f'| {name} failed |' in report

@@ -7,7 +7,7 @@ import pytest
 
 from diffusion import citations, rng
 from diffusion.process import gaussian, marginals, parameterizations, schedules
-from diffusion.sampling import grids, plan, samplers, solvers, wrappers
+from diffusion.sampling import grids, guidance, plan, samplers, solvers, wrappers
 from diffusion.sampling.plan import Sampling
 from diffusion.types import Prediction
 
@@ -126,6 +126,17 @@ def test_each_sample_gets_back_exactly_what_is_known_of_it(mask_rows):
   np.testing.assert_array_equal(found[~shown], 0)  # what the denoiser says
 
 
+def test_a_corrector_around_what_differs_by_sample_is_kept():
+  known = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+
+  def corrected(path):
+    inner = wrappers.inpaint(path, samplers.ddim(path), known, np.array([[True, False]]))
+    return wrappers.predictor_corrector(path, inner, corrections=2)
+
+  # Each of the three steps before the last one: one call of DDIM, and one a correction.
+  assert plan.evaluations(Sampling(corrected, steps=4), DIFFUSION, (2,)) == 3 * 3 + 1
+
+
 def test_a_run_is_told_of_steps_that_are_few_for_its_sampler():
   assert plan.too_few(Sampling(solvers.heun, 10), DIFFUSION) == ''
   assert 'sampling_steps = 9 are few' in plan.too_few(Sampling(solvers.heun, 9), DIFFUSION)
@@ -135,3 +146,16 @@ def test_a_run_is_told_of_steps_that_are_few_for_its_sampler():
   assert 'poor below 34222 steps' in plan.too_few(Sampling(solvers.euler_maruyama, 1000), zero)
   assert plan.too_few(Sampling(solvers.euler_maruyama, 20), DIFFUSION) == ''
   assert 'poor below 20 steps' in plan.too_few(Sampling(solvers.euler_maruyama, 19), DIFFUSION)
+  exploding = DIFFUSION._replace(schedule=schedules.edm(), process=marginals.variance_exploding)
+  assert 'poor below 80 steps' in plan.too_few(Sampling(solvers.euler, 79), exploding)
+  assert plan.too_few(Sampling(solvers.euler, 80), exploding) == ''
+  assert plan.too_few(Sampling(solvers.euler, 1), DIFFUSION) == ''
+
+
+def test_a_tempered_score_is_not_taken_for_a_threshold():
+  def tempered(clip):
+    return lambda d, p: guidance.score_temperature(guidance.clip_x0(d, p, -clip, clip), p, 0.9)
+
+  plan.check_range(Sampling(wrappers=(tempered(1.0),)), DIFFUSION, -1.0, 1.0)
+  with pytest.raises(ValueError, match=r'static thresholding .* spans \[-1, 1\]'):
+    plan.check_range(Sampling(wrappers=(tempered(0.9),)), DIFFUSION, -1.0, 1.0)

@@ -305,6 +305,16 @@ def test_a_trace_holds_the_walk_and_ends_where_the_sample_does():
     np.testing.assert_allclose(seen.x0[i], predicted, atol=1e-5)
 
 
+def test_a_trace_of_inpainting_ends_with_what_is_known():
+  path = path_of()
+  known, mask = jnp.array([[0.3, -0.2]]), jnp.array([[True, False]])
+  sampler = wrappers.inpaint(path, samplers.ddim(path), known, mask)
+  walk = mixture(path), path, sampler, grids.uniform_time(path, 4), row_keys(3), (2,)
+  seen, end = samplers.trace(*walk), samplers.sample(*walk, denoise_last=False)
+  np.testing.assert_array_equal(seen.z[-1, :, 0], known[0, 0])
+  np.testing.assert_allclose(seen.z[-1], end, atol=1e-5)
+
+
 def test_inpainting_keeps_what_is_known_and_repeats_bring_the_rest_to_its_condition():
   """Two strongly correlated coordinates, one known: the other's mean is known in closed form."""
   path = path_of()
@@ -382,6 +392,12 @@ def test_a_bad_grid_is_named(grid, names):
 def test_bad_arguments_are_named_with_their_value(make, names):
   with pytest.raises(ValueError, match=names):
     make(path_of())
+
+
+def test_pixels_as_stored_are_no_network_units(unchecked):
+  path, pixels = path_of(), np.full((1, 2), 200, np.uint8)
+  with pytest.raises(ValueError, match='known must be in network units, got uint8'):
+    wrappers.inpaint(path, solvers.euler(path), pixels, jnp.ones(1))
 
 
 def on_the_line(name, schedule, process, calls):
