@@ -63,7 +63,10 @@ def disks() -> Iterator[Case]:
   for when in ('before it starts', 'while it trains', 'while it is judged', 'at the report'):
     yield Case('full disk', when, _on_a_disk(when, _full))
   yield Case('full disk', 'before there is a folder', _on_a_disk('new', _full))
-  for when in ('before it starts', 'while it trains', 'while it is judged'):
+  for when in (
+    'before it starts',
+    'while it is judged',
+  ):  # what is open to be written cannot be made read-only
     yield Case('read-only disk', when, _on_a_disk(when, _read_only))
   yield Case('read-only disk', 'a finished run is asked again', _asked_read_only)
 
