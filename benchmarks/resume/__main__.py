@@ -16,6 +16,7 @@ strict: all that a run has is compared to the bit with a run that was left alone
 import json
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 
@@ -75,6 +76,7 @@ def main(_) -> None:
   quick = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
   os.environ.setdefault('XLA_FLAGS', quick)
   checkout = checkouts.find(CHECKOUT.value) if CHECKOUT.value else None
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaving programs and disks as they were
   with tempfile.TemporaryDirectory() as temporary:
     bench = Bench(pathlib.Path(FOLDER.value or temporary).absolute(), checkout)
     known = {(one['commit'], one['seed'], full_name(one)) for one in read(OUT.value)}

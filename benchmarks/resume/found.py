@@ -37,6 +37,8 @@ def run_case(bench: Bench, case: Case, seed: int) -> list[dict]:
     verdicts = case.run(bench, generator)
   except Exception as error:  # noqa: BLE001 - a judge that fails has not acquitted
     verdicts = [Verdict(BADLY, f'the bench failed: {error!r}'[:600])]
+  finally:
+    bench.clear()
   about = {
     'kind': case.kind,
     'case': case.name,
@@ -45,7 +47,6 @@ def run_case(bench: Bench, case: Case, seed: int) -> list[dict]:
     'commit': bench.commit,
     'machine': machine(),
   }
-  bench.clear()
   return [about | verdict._asdict() for verdict in verdicts]
 
 
