@@ -69,7 +69,7 @@ def _in_a_folder(
     workdir = name(place)
     ended = bench.go(workdir, *SHORT)
     named = rf'error: .*({re.escape(str(workdir)[:60])}|--workdir)'
-    if ended.status == 2:
+    if ended.status not in (0, None):
       with contextlib.suppress(OSError):
         if rows(workdir):
           return [Verdict(LOST, f'trained, and then: {last_line(ended.said)}')]
