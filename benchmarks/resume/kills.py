@@ -78,13 +78,13 @@ def going_back(program: Started, folder: pathlib.Path, generator: np.random.Gene
 def judging(program: Started, folder: pathlib.Path, generator: np.random.Generator) -> None:
   """From the end of training on, while the best checkpoint is judged."""
   program.wait_until(lambda: 'evaluation 1/' in program.said())
-  _sleep(generator, 2.5)
+  _sleep(generator, 1)
 
 
 def reporting(program: Started, folder: pathlib.Path, generator: np.random.Generator) -> None:
   """While pictures and the report are written."""
   program.wait_until(lambda: 'pictures and report, the last' in program.said())
-  _sleep(generator, 1.2)
+  _sleep(generator, 0.6)
 
 
 def _until_it_trains(program: Started, folder: pathlib.Path) -> None:
