@@ -1,47 +1,28 @@
-"""What a run survives: kills at random instants, damaged checkpoints, signals; and what its checkpoints cost.
+"""What a run survives: the project's chaos test. `python -m benchmarks.resume --help` says how to run it.
 
-  python -m benchmarks.resume --kills=20 --damages=10
-
-One run of `experiments.mixture` that saves every 20 steps is killed (`kill -9`) so many times, each time after it has
-made progress: a few rows on, or while a checkpoint is being saved; its last state, callbacks and rows are compared with
-those of a run that was left alone. Copies of a run's checkpoints are damaged in three ways, the newest each time; the
-damage must be said with the name of the file, and the state restored be the one before, to the bit. SIGTERM is sent to
-`experiments.digits` and to the smoke run of `experiments.mixture`. Last, the times of a checkpoint of the 35.7M U-Net
-of `experiments.cifar10`: how long the loop waits, how long until the manifest is written, opening, restoring.
+Here is what its cases and the tests share: runs that are killed at random instants, checkpoints that are damaged, and
+what two runs differ in.
 """
 
 import contextlib
 import io
 import json
 import pathlib
-import re
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags, logging
 
 from benchmarks.processes import finish, start
-from diffusion import checkout, devices
-from diffusion.data import pipeline
 from diffusion.provenance import read_record
-from diffusion.reporting import tables
 from diffusion.reporting.rows import read_json_lines
 from diffusion.runs.loading import recorded_experiment
 from diffusion.training.checkpoint import Restored, manifest_of, open_checkpoints
 from diffusion.training.experiment import load_data
-from diffusion.training.state import host_target, init_state, make_init
-from experiments import cifar10
-
-KILLS = flags.DEFINE_integer('kills', 20, 'Kills of one run.')
-DAMAGES = flags.DEFINE_integer('damages', 10, 'Damages of each kind.')
-SIGNALS = flags.DEFINE_integer('signals', 5, 'Signals to each experiment.')
-ROUNDS = flags.DEFINE_integer('rounds', 5, 'Timed saves and restores of the large state.')
+from diffusion.training.state import host_target, make_init
 
 KINDS = ('truncated', 'bit flipped', 'half deleted')
 # Dropout on; a row every 10 steps, a checkpoint every 20.
@@ -129,13 +110,14 @@ def last_state(workdir: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, 
   keeper.close()
   found = read_json_lines(workdir / 'metrics.jsonl')
   return (
-    _leaves(restored.state),
+    leaves_of(restored.state),
     {**restored.record, 'kept': kept, 'number': restored.number},
     [{name: value for name, value in row.items() if name != 'timing'} for row in found],
   )
 
 
-def _leaves(tree: Any) -> dict[str, np.ndarray]:
+def leaves_of(tree: Any) -> dict[str, np.ndarray]:
+  """Every leaf of a tree by its path."""
   flat, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
 
@@ -190,107 +172,3 @@ def notice(root: pathlib.Path, kind: str, generator: np.random.Generator, target
     keeper.close()
   lost = manifest_of(newest).name in hit and 'it has no manifest' in said.getvalue()
   return Noticed(lost or any(name in said.getvalue() for name in hit), said.getvalue(), restored)
-
-
-def survive(folder: pathlib.Path, count: int) -> list[tuple]:
-  """A row of the table for each kind of damage to the run in `folder`."""
-  target = last_target(folder)
-  keeper = open_checkpoints(folder / 'checkpoints')
-  number = keeper.steps()[-2][0]
-  before = _leaves(keeper.restore(target, 'latest', number).state)
-  keeper.close()
-  found = []
-  for kind in KINDS:
-    generator, silent, equal = np.random.default_rng(0), 0, 0
-    for i in range(count):
-      root = folder.parent / f'{kind} {i}' / 'checkpoints'
-      shutil.copytree(folder / 'checkpoints', root)
-      seen = notice(root, kind, generator, target)
-      silent += not seen.named
-      state = _leaves(seen.restored.state)
-      same = all(state[name].tobytes() == value.tobytes() for name, value in before.items())
-      equal += same and seen.restored.number == number
-    found.append((kind, count, silent, equal))
-  return found
-
-
-def terminate(folder: pathlib.Path, experiment: str, count: int, *arguments: str) -> tuple:
-  """A row of the table: seconds from SIGTERM to the exit of runs in the middle of training, and what they saved."""
-  seconds, saved = [], []
-  for i in range(count):
-    workdir = folder / f'{experiment}{i}'
-    process = start(workdir, *arguments, experiment=experiment)
-    wait_for_progress(process, workdir, np.random.default_rng(i))
-    begin = time.perf_counter()
-    process.terminate()
-    process.join()
-    seconds.append(time.perf_counter() - begin)
-    said = re.search(r'saved at step (\d+)', workdir.with_suffix('.log').read_text())
-    saved.append(f'step {said[1]}' if said else 'nothing')
-  return experiment, np.median(seconds), min(seconds), max(seconds), ', '.join(saved)
-
-
-def large_state() -> Any:
-  """A first state of the 35.7M U-Net with Adam's moments and the average, on the host."""
-  experiment = cifar10.build(cifar10.Config())
-  example = np.zeros((1, 32, 32, 3), np.uint8)
-  return jax.device_get(
-    init_state(experiment, example, pipeline.NormalizationStatistics(levels=256))
-  )
-
-
-def cost(folder: pathlib.Path, state: Any, rounds: int) -> list[tuple]:
-  """Rows of the table of times of a checkpoint of `state`."""
-  target = jax.tree.map(np.zeros_like, state)
-  times = {
-    'save: the loop waits': [],
-    'save: manifest written': [],
-    'open and check': [],
-    'restore': [],
-  }
-  for i in range(rounds):
-    keeper = open_checkpoints(folder / 'large')
-    begin = time.perf_counter()
-    keeper.save(i, state, {}, 0.0)
-    times['save: the loop waits'].append(time.perf_counter() - begin)
-    keeper.wait()
-    times['save: manifest written'].append(time.perf_counter() - begin)
-    keeper.close()
-    begin = time.perf_counter()
-    keeper = open_checkpoints(folder / 'large')
-    times['open and check'].append((time.perf_counter() - begin) / len(keeper.steps()))
-    begin = time.perf_counter()
-    keeper.restore(target, 'latest')
-    times['restore'].append(time.perf_counter() - begin)
-    keeper.close()
-  return [(name, *(f(of) for f in (np.median, min, max))) for name, of in times.items()]
-
-
-def main(_) -> None:
-  """Measures and prints."""
-  logging.set_verbosity(logging.ERROR)
-  devices.use_cache()
-  spread = ['median s', 'min', 'max']
-  with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name)
-    whole = folder / 'whole'
-    finish(start(whole, *NUMBERS), whole)
-    found = chaos(folder / 'killed', KILLS.value, 0, whole)
-    row = (found.kills, found.while_saving, not found.differences, ', '.join(found.differences))
-    print(tables.markdown(['kills', 'of them while saving', 'equal to the bit', 'differs'], [row]))
-    head = ['damage', 'checkpoints', 'silent', 'the one before restored to the bit']
-    print(tables.markdown(head, survive(whole, DAMAGES.value)), flush=True)
-    ended = [
-      terminate(folder, 'digits', SIGNALS.value),
-      terminate(folder, 'mixture', SIGNALS.value, '--smoke', '--config.num_steps=100000'),
-    ]
-    print(tables.markdown(['from SIGTERM to exit', *spread, 'saved'], ended), flush=True)
-    state = large_state()
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 2**20
-    head = [f'checkpoint of {size:.0f} MiB', *spread]
-    print(tables.markdown(head, cost(folder, state, ROUNDS.value)))
-  print(f'{devices.describe()}, jax {jax.__version__}, commit {checkout.code()["commit"]}')
-
-
-if __name__ == '__main__':
-  app.run(main)
