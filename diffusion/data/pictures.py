@@ -82,7 +82,9 @@ def find(root: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, int | str]]:
   empty -= {path.relative_to(root).parts[0] for path in images}
   left_out = {
     'hidden, left out': hidden,
-    'no images, left out': ', '.join(f'{name} {count}' for name, count in sorted(others.items())),
+    'of no format that Pillow reads, left out': ', '.join(
+      f'{name} {count}' for name, count in sorted(others.items())
+    ),
     'folders without an image': some(sorted(empty)),
   }
   return sorted(images), {reason: count for reason, count in left_out.items() if count}
@@ -221,7 +223,8 @@ def _reduced(image: Any, bits: int, white: float | None) -> Any:
     full = 2**bits - 1
     if white != full:
       raise ValueError(
-        f'it has {bits} bits a channel, of which Pillow reads 8: say white={full} to take these, or convert it'
+        f'it has {bits} bits a channel, of which Pillow reads 8: say sources.folder(..., white={full}) to take these, '
+        'or convert it'
       )
     return image
   values = np.asarray(image).astype(np.float64)
@@ -232,7 +235,9 @@ def _reduced(image: Any, bits: int, white: float | None) -> Any:
   if white is None:
     whole = high > 1 and (values == np.rint(values)).all()
     likely = next((2**n - 1 for n in _DEPTHS if high < 2**n), high) if whole else max(high, 1)
-    raise ValueError(f'{said}: say which of them is white, e.g. white={likely:g}, or convert it')
+    raise ValueError(
+      f'{said}: say which is white in the experiment, e.g. sources.folder(..., white={likely:g}), or convert it'
+    )
   if not (low >= 0 and high <= white) or image.has_transparency_data:
     more = 'and transparency' if low >= 0 and high <= white else f'outside of 0 to white={white:g}'
     raise ValueError(f'{said}, {more}: say another white, or convert it')

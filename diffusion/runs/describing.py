@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion import devices, provenance
 from diffusion.data import pipeline
@@ -38,10 +39,24 @@ def describe(run: Run) -> str:
   return '\n\n'.join([
     json.dumps(provenance.config_to_json(run.config), indent=2),
     f'data: {data["name"]}, {shape}. {data["note"]}',
-    *filter(None, [found_in_words(data)]),
+    *filter(None, [found_in_words(data), _by_class(run)]),
     f'standard deviation of the training split in network units: {deviation:.4g}',
     tables.markdown(['split', 'examples', 'hash'], sizes),
     tables.markdown(['module', 'parameters', 'rms'], [*rows, ('total', total, '')]),
     f'arithmetic per image: {forward / 1e6:.1f} MFLOP forward, {both / 1e6:.1f} MFLOP forward and backward',
     f'devices: {devices.describe()}',
   ])  # fmt: skip
+
+
+def _by_class(run: Run) -> str:
+  """How many training examples each class has, the smallest and largest of many; '' without classes."""
+  names, label = run.data.dataset.class_names, run.data.train[1]
+  if not names:
+    return ''
+  counts = np.bincount(label, minlength=len(names))
+  order = np.argsort(counts, kind='stable')
+  shown = range(len(names)) if len(names) <= 20 else [*order[:5], *order[-5:]]
+  said = ', '.join(f'{names[k]} {counts[k]}' for k in shown)
+  return (
+    f'training examples by class{"" if len(names) <= 20 else " (the least and the most)"}: {said}'
+  )

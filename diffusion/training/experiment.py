@@ -223,9 +223,11 @@ def load_data(experiment: Experiment, class_names: Sequence[str] = ()) -> SplitD
   """
   dataset = sources.in_order_of(experiment.data.load(), class_names)
   if dataset.condition is None and experiment.model.num_classes not in (0, dataset.num_classes):
+    names = ', '.join([*dataset.class_names[:10], *['...'] * (dataset.num_classes > 10)]) or 'none'
+    empty = dataset.found.get('folders without an image')
     raise ValueError(
-      f'the network has num_classes={experiment.model.num_classes}, {dataset.name} has {dataset.num_classes} classes: '
-      'make them agree'
+      f'the network has num_classes={experiment.model.num_classes}, {dataset.name} has {dataset.num_classes} classes '
+      f'({names}{f"; without an image that Pillow reads: {empty}" if empty else ""}): make them agree'
     )
   turned = augment.leaky_turns(experiment.augment)
   if turned and dataset.oriented and experiment.model.num_classes:

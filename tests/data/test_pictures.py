@@ -143,7 +143,10 @@ def test_the_white_of_floats_is_their_own(tmp_path, value, says):
 def test_deep_color_that_pillow_cuts_to_its_high_bytes_is_not_taken_for_eight_bits(tmp_path, kind):
   values = np.random.default_rng(3).integers(0, 65536, (4, 4, {2: 3, 4: 2, 6: 4}[kind]))
   (tmp_path / 'a.png').write_bytes(deep_png(values, kind))
-  with pytest.raises(ValueError, match='a.png: it has 16 bits .* Pillow reads 8: say white=65535'):
+  with pytest.raises(
+    ValueError,
+    match=r'a.png: it has 16 bits .* Pillow reads 8: say sources.folder\(..., white=65535',
+  ):
     read(tmp_path)
   x = read(tmp_path, white=65535).x[0]
   if kind == 2:
@@ -165,7 +168,7 @@ def test_every_format_is_read_and_what_is_none_is_named(tmp_path):
   data = read(tmp_path)
   np.testing.assert_allclose(data.x, np.full((10, 16, 16, 3), (40, 90, 160)), atol=8)
   assert data.found == {
-    'images': 10, 'no images, left out': '.h5 1, .heic 2, .txt 1, without a suffix 1',
+    'images': 10, 'of no format that Pillow reads, left out': '.h5 1, .heic 2, .txt 1, without a suffix 1',
   }  # fmt: skip
 
 
@@ -184,7 +187,8 @@ def test_links_are_followed_and_what_is_hidden_is_ignored_and_counted(tmp_path):
   data = read(root)
   assert (data.class_names, data.label.tolist()) == (('a', 'b', 'c'), [0, 1, 2])
   assert data.found == {
-    'images': 3, 'hidden, left out': 5, 'no images, left out': '.heic 1', 'folders without an image': 'no_picture',
+    'images': 3, 'hidden, left out': 5, 'of no format that Pillow reads, left out': '.heic 1',
+    'folders without an image': 'no_picture',
     'in folders below the class folders, which make no classes': 1,
   }  # fmt: skip
 
@@ -240,7 +244,7 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
   os.rename(folder + b'/0.png', folder + b'/0.heic')
   (tmp_path / 'a' / '0.png').write_bytes(content.getvalue())
   found = read(tmp_path).found
-  assert found['no images, left out'] == r'.\udce9 1, .heic 1'
+  assert found['of no format that Pillow reads, left out'] == r'.\udce9 1, .heic 1'
   assert found['folders without an image'] == r'caf\udce9'
 
 
