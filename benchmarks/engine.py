@@ -257,7 +257,7 @@ def saved_and_restored(state: Any, folder: pathlib.Path) -> Any:
   held = devices.to_host(state)
   checkpoints = open_checkpoints(folder)
   try:
-    checkpoints.save(1, held, {'step': 1}, 0.0, lambda: None)
+    checkpoints.save(1, held, {'step': 1}, 0.0)
     checkpoints.wait()
     restored = checkpoints.restore(jax.tree.map(np.zeros_like, held), 'latest')
   finally:

@@ -136,7 +136,8 @@ class _Description:
 
   def of(self, value: Any, at: str) -> Any:  # noqa: PLR0911 - one kind a line
     """The description of a value at this path."""
-    if value is None or isinstance(value, bool | int | str):
+    is_plain = isinstance(value, bool | int | str) and not isinstance(value, enum.Enum)
+    if value is None or is_plain:
       return f'text {value}' if isinstance(value, str) and value in _SAID_AS_NUMBERS else value
     if isinstance(value, float | np.generic):
       return _number(value)

@@ -245,6 +245,14 @@ class Run:
         *shown,
       )
 
+  def check_rows(self) -> None:
+    """Says, and notes, where the rows of a run that is over are not those that were written."""
+    path = self.folder / 'metrics.jsonl'
+    if processes.is_writer():
+      differing = rows.differing(path, self._written, self.position.batches_seen, 'cursor')
+      if differing:
+        self.tell('rows', f'{path.name} is not as it was written ({differing})')
+
   def _mend_rows(self, path: pathlib.Path, differing: str) -> None:
     """Says how the rows differ from those that were written, keeps them so, and goes on with what is left of them."""
     kept = ''
