@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Half the time to compile, slower code, the same results; programs that tests start inherit it.
@@ -14,6 +15,12 @@ import jaxtyping
 import pytest
 
 from tests import shapes
+
+# As on a terminal, where the tests run behind nohup or in the background: programs inherit what is ignored.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
+  if signal.getsignal(number) == signal.SIG_IGN:
+    interrupts = number == signal.SIGINT
+    signal.signal(number, signal.default_int_handler if interrupts else signal.SIG_DFL)
 
 # Before the first import of the package: in each process that runs tests, not in the programs that tests start.
 jaxtyping.install_import_hook([f'diffusion.{room}' for room in shapes.ROOMS], 'tests.shapes.check')
