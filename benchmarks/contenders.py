@@ -27,7 +27,7 @@ def step(
   """This project's training step, as runs make it; of a population of so many seeds where `members` is not 0."""
   from benchmarks import engine
 
-  engine.configure(size.batch, engine.side(size), cpu_devices)
+  engine.configure(size.batch, cpu_devices)
   return _ours(
     engine, lambda seed: engine.experiment(size, per_dispatch, narrow, seed=seed), members
   )
@@ -37,7 +37,7 @@ def mixture_step(per_dispatch: int, cpu_devices: int = 0, members: int = 0):
   """The same of the mixture experiment."""
   from benchmarks import engine
 
-  engine.configure(sizes.MIXTURE_BATCH, 0, cpu_devices)
+  engine.configure(sizes.MIXTURE_BATCH, cpu_devices)
   return _ours(engine, lambda seed: engine.mixture(seed, per_dispatch=per_dispatch), members)
 
 
@@ -88,7 +88,7 @@ def sample(size: Size, cpu_devices: int = 0, narrow: bool = False):
   """This project's DDIM sampler, as runs use it."""
   from benchmarks import engine
 
-  engine.configure(size.batch, engine.side(size), cpu_devices)
+  engine.configure(size.batch, cpu_devices)
   made = engine.experiment(size, 1, narrow)
   return engine.sampler(made, size.batch, _SAMPLING_STEPS), size.batch, {}
 

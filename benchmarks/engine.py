@@ -58,15 +58,10 @@ class Training(NamedTuple):
   flops: Callable[[], int]
 
 
-def configure(batch: int, side: int, cpu_devices: int = 0) -> None:
-  """Sets JAX up as a run does; `side` is that of the images in pixels, 0 for vectors."""
+def configure(batch: int, cpu_devices: int = 0) -> None:
+  """Sets JAX up as a run does."""
   devices.configure(batch, cpu_devices)
   devices.choose_convolutions()
-
-
-def side(size: Size | Transformer) -> int:
-  """The shorter side of its images in pixels."""
-  return min(size.shape[:2])
 
 
 def network(size: Size | Transformer) -> Model:

@@ -47,7 +47,7 @@ _VALUES = (  # whose text is all that they are
 )  # fmt: skip
 _OF_CODE = ('source', 'holds', 'uses', 'made', 'members')  # which a reader need not know of
 _SAID_AS_NUMBERS = ('nan', 'inf', '-inf')
-_NOT_PART = ('load', 'raw', 'stream', 'side')  # of a data source: how and from where it is read
+_NOT_PART = ('load', 'raw', 'stream')  # of a data source: how and from where it is read
 
 
 def describe(value: Any) -> Any:

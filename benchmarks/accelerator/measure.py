@@ -72,7 +72,7 @@ def first_losses(plan: Plan) -> Found:
 
   from benchmarks import engine
 
-  engine.configure(plan.digits.batch, engine.side(plan.digits))
+  engine.configure(plan.digits.batch)
   with jax.default_matmul_precision('highest'):
     training = engine.training(engine.experiment(plan.digits, 1, log_every=1))
     state, found = training.first(), []
@@ -90,7 +90,7 @@ def repeatable(plan: Plan) -> Found:
   """
   from benchmarks import engine
 
-  engine.configure(plan.digits.batch, engine.side(plan.digits))
+  engine.configure(plan.digits.batch)
   training = engine.training(engine.experiment(plan.digits, 10))
 
   def twenty(between: Callable[[Any], Any] = lambda state: state) -> list[tuple[str, Any]]:
@@ -161,7 +161,7 @@ def step(
   if fused_attention:
     engine.fused_attention()
   size = getattr(plan, which)
-  engine.configure(size.batch, engine.side(size))
+  engine.configure(size.batch)
   made = engine.experiment(size, per_dispatch or plan.per_dispatch, narrow)
   training = engine.training(made, one_device)
   run, _ = _dispatches(training, training.first())
@@ -192,7 +192,7 @@ def sample(plan: Plan, narrow: bool = True) -> Found:
   """DDIM of the U-Net."""
   from benchmarks import engine
 
-  engine.configure(plan.samples, engine.side(plan.unet))
+  engine.configure(plan.samples)
   size = plan.unet._replace(batch=plan.samples)
   draw = engine.sampler(engine.experiment(size, 1, narrow), plan.samples, plan.evaluations)
   begin = time.perf_counter()
@@ -211,8 +211,7 @@ def members(plan: Plan, which: str) -> Found:
   from benchmarks import engine
 
   mixture = which == 'mixture'
-  batch, side = (256, 0) if mixture else (plan.digits.batch, engine.side(plan.digits))
-  engine.configure(batch, side)
+  engine.configure(256 if mixture else plan.digits.batch)
 
   def build(seed):
     if mixture:
@@ -308,18 +307,17 @@ def torch_sample(plan: Plan, narrow: bool = True) -> Found:
   yield {'batch': size.batch} | _torch_speed(torch, lambda: draw().cpu(), size.batch, plan.seconds)
 
 
-def feeding(plan: Plan, data_dir: str, side: int = 28) -> Found:
+def feeding(plan: Plan, data_dir: str) -> Found:
   """Images a second that reach a step: from the device's memory, and from MNIST's files through Grain.
 
   Args:
     plan: sizes.
     data_dir: where MNIST is prepared; '' prepares noise in its form.
-    side: of its images.
   """
   from benchmarks import engine, prepared
 
   batch = 128
-  engine.configure(batch, side)
+  engine.configure(batch)
   with tempfile.TemporaryDirectory() as folder:
     if not data_dir:
       prepared.noise_as_mnist(pathlib.Path(folder), plan.images, 128)

@@ -59,7 +59,7 @@ def checked(source: Source, missing: str = 'refuse', copies: str = 'report') -> 
     data = validated(data._replace(x=train[0], label=train[1], test=test))
     return data._replace(found=found | {'constant channels': _constant(data.x)})
 
-  return Source(source.name, load, load, side=source.side)
+  return Source(source.name, load, load)
 
 
 def _without_missing(

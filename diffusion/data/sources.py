@@ -68,19 +68,17 @@ class Source(NamedTuple):
   """A data set to be: `load()` reads it and raises one readable error when it cannot.
 
   `raw()` reads it without refusing what `cleaning.checked` can mend. `stream(workers)` leaves the training images in
-  their files, see `streamed`; None where there are no files to read rows from. `side()` is the shorter side of the
-  images in pixels, where it is known before they are read, else 0.
+  their files, see `streamed`; None where there are no files to read rows from.
   """
 
   name: str
   load: Callable[[], Dataset]
   raw: Callable[[], Dataset]
   stream: Callable[[int], Dataset] | None = None
-  side: Callable[[], int] = lambda: 0
 
 
-def _source(name: str, raw: Callable[[], Dataset], side: Callable[[], int] = lambda: 0) -> Source:
-  return Source(name, lambda: validated(raw()), raw, side=side)
+def _source(name: str, raw: Callable[[], Dataset]) -> Source:
+  return Source(name, lambda: validated(raw()), raw)
 
 
 def validated(data: Dataset) -> Dataset:
@@ -194,7 +192,7 @@ def arrays(
       condition=condition,
     )
 
-  return _source(name, load, lambda: min(np.shape(x)[1:3]) if np.ndim(x) == 4 else 0)
+  return _source(name, load)
 
 
 def _floats(name: str, x: Num[np.ndarray, ' n *shape']) -> Num[np.ndarray, ' n *shape']:
@@ -233,7 +231,7 @@ def digits() -> Source:
       oriented=True,
     )
 
-  return _source('digits', load, lambda: 8)
+  return _source('digits', load)
 
 
 def unlabelled(source: Source) -> Source:
@@ -245,7 +243,7 @@ def unlabelled(source: Source) -> Source:
     label = np.zeros_like(data.label)
     return data._replace(label=label, class_names=(), test=test, condition=None)
 
-  return _source(source.name, load, source.side)
+  return _source(source.name, load)
 
 
 def with_held_out(
@@ -280,7 +278,7 @@ def with_held_out(
     found = {**data.found, **found}
     return data._replace(x=both[0], label=both[1], validation=rows, found=found)
 
-  return _source(source.name, load, source.side)
+  return _source(source.name, load)
 
 
 def _fitting(data: Dataset, source: Source) -> tuple[Test, dict[str, int | str]]:
@@ -353,7 +351,7 @@ def synthetic_images(
       note='SYNTHETIC images of the right shape: no result here says anything about real data',
     )
 
-  return _source('synthetic', load, lambda: min(shape[:2]))
+  return _source('synthetic', load)
 
 
 def real_or_synthetic(
@@ -478,7 +476,7 @@ def folder(
       found=found | left_out,
     )
 
-  return _source(root.name, load, lambda: size or 0)
+  return _source(root.name, load)
 
 
 def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Source:
@@ -516,13 +514,7 @@ def tfds(name: str, data_dir: str | None = None, size: int | None = None) -> Sou
       oriented=name in _ORIENTED,
     )
 
-  def side() -> int:
-    if size is not None:
-      return size
-    shape = records.prepared(name, data_dir).info.features['image'].shape
-    return min(length or 0 for length in shape[:2])
-
-  return _source(name, lambda: read(None), side)._replace(stream=read)
+  return _source(name, lambda: read(None))._replace(stream=read)
 
 
 def streamed(source: Source, workers: int = 0) -> Source:
@@ -547,4 +539,4 @@ def streamed(source: Source, workers: int = 0) -> Source:
   if importlib.util.find_spec('grain') is None:
     raise ValueError('streamed data is read by Grain, which is not installed: pip install grain')
   load = functools.partial(source.stream, workers)
-  return Source(source.name, lambda: validated(load()), load, side=source.side)
+  return _source(source.name, load)

@@ -12,7 +12,7 @@ from diffusion.citations import Technique
 from diffusion.proportions import Counts
 from diffusion.reporting import bibliography, encoding, latex, run_report
 from diffusion.reporting.tables import escape, markdown, reading
-from diffusion.reporting.variants import Panel, bands, copying, forest, levels
+from diffusion.reporting.variants import ForestPanel, bands, copying, forest, levels
 from diffusion.statistics import Interval
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[Any]]]  # caption, headers, rows
@@ -215,19 +215,19 @@ def _pictures(
   return made
 
 
-def forest_panels(paired: Sequence[Effect], base: str) -> list[Panel]:
+def forest_panels(paired: Sequence[Effect], base: str) -> list[ForestPanel]:
   """A panel a quantity, of differences where a variant has no ratio; one panel of the ratios of a single variant."""
   moved = [e for e in paired if e.difference and not statistics.is_point(e.ratio or e.difference)]
   if len({e.variant for e in paired}) == 1:
     ratios = [(e.quantity, e.ratio) for e in moved if e.ratio is not None]
-    return [Panel('', ratios, f'{moved[0].variant} over {base}')] if ratios else []
+    return [ForestPanel('', ratios, f'{moved[0].variant} over {base}')] if ratios else []
   panels = []
   for quantity in dict.fromkeys(e.quantity for e in moved):
     of_it = [e for e in moved if e.quantity == quantity]
     is_ratio = all(e.ratio is not None for e in of_it)
     effects = [(e.variant, e.ratio if is_ratio else e.difference) for e in of_it]
     label = f'ratio to {base}' if is_ratio else f'difference from {base}'
-    panels.append(Panel(quantity, effects, label, is_ratio))
+    panels.append(ForestPanel(quantity, effects, label, is_ratio))
   return panels
 
 

@@ -141,7 +141,7 @@ def copying(groups: Groups, path: Path) -> pathlib.Path | None:
   return save_axes(axes, path)
 
 
-class Panel(NamedTuple):
+class ForestPanel(NamedTuple):
   """Effects on one axis of a forest plot.
 
   Attributes:
@@ -157,7 +157,7 @@ class Panel(NamedTuple):
   is_ratio: bool = True
 
 
-def forest(panels: Sequence[Panel], path: Path) -> pathlib.Path:
+def forest(panels: Sequence[ForestPanel], path: Path) -> pathlib.Path:
   """A forest plot: an effect with its interval a row, and the line of no effect.
 
   Each panel has a scale of its own, so that a wide interval does not squeeze the others.

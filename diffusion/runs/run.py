@@ -218,9 +218,13 @@ class Run:
   def _note_saved(self, number: int, step: int, metric: float) -> None:
     """Notes which checkpoint is the newest that counts, and which had the lowest metric, be it there or not."""
     this = {'number': number, 'step': step, 'metric': metric}
-    saved = self.record['saved']
-    best = this if saved is None else min(this, saved['best'], key=_rank)
-    self.note(saved={'number': number, 'step': step, 'best': best})
+
+    def change(record: dict[str, Any]) -> dict[str, Any]:
+      saved = record['saved']
+      best = this if saved is None else min(this, saved['best'], key=_rank)
+      return {'saved': {'number': number, 'step': step, 'best': best}}
+
+    self.amend(change)  # as the disk has it: the thread that saves calls this beside the loop's
 
   def tell(self, about: str, said: str) -> None:
     """Says something about this start, and notes it there in its record."""

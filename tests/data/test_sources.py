@@ -469,7 +469,7 @@ def other_set(folder, **changes):
 )
 def test_a_tfds_set_of_another_kind_is_one_line(tmp_path, changes, says):
   source = other_set(tmp_path, **changes)
-  for load in (source.load, lambda: source.stream(0), source.side):
+  for load in (source.load, lambda: source.stream(0)):
     with pytest.raises(ValueError, match=f"'mine' in {tmp_path}/sets .*{says}: .*sources.arrays"):
       load()
 

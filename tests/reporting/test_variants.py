@@ -45,7 +45,7 @@ def test_ten_variants_are_told_apart_and_their_names_hide_nothing(tmp_path, figu
 
 def test_differences_lie_about_a_line_at_zero_on_a_linear_axis(tmp_path, figures):
   effects = [('one', Interval(-0.2, -0.5, 0.1)), ('two', Interval(0.3, 0.1, 0.5))]
-  panel = variants.Panel('G', effects, 'difference from plain', is_ratio=False)
+  panel = variants.ForestPanel('G', effects, 'difference from plain', is_ratio=False)
   variants.forest([panel], tmp_path / 'f.png')
   (axes,) = figures[0].axes
   assert axes.get_xscale() == 'linear' and axes.get_xlabel() == 'difference from plain'
@@ -60,7 +60,10 @@ def test_each_quantity_of_a_forest_has_a_scale_of_its_own(tmp_path, figures):
   wide = [(f'variant {k}', Interval(1.0, 0.02, 80.0)) for k in range(9)]
   name = 'a rather long name of a quantity(digits classifier, 0a1b2c3d)'
   label = 'ratio to plain'
-  panels = [variants.Panel('validation/eps', narrow, label), variants.Panel(name, wide, label)]
+  panels = [
+    variants.ForestPanel('validation/eps', narrow, label),
+    variants.ForestPanel(name, wide, label),
+  ]
   variants.forest(panels, tmp_path / 'f.png')
   (figure,) = figures
   figure.draw_without_rendering()
