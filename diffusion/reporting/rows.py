@@ -139,7 +139,7 @@ def differing(path: Path, written: Sequence[Written], until: int, key: str = 'st
   path, wanted = pathlib.Path(path), written[-1]
   if not path.exists():
     return f'it is gone, with {wanted["rows"]} rows' if wanted['rows'] else ''
-  last, digest, wrong = -math.inf, hashlib.sha256(), ''
+  last, digest, wrong, row = -math.inf, hashlib.sha256(), '', None
   prefixes = [digest.hexdigest()]
   for number, (line, row) in enumerate(_lines(path), start=1):
     if row is None or type(row.get(key)) is not int:
@@ -150,6 +150,8 @@ def differing(path: Path, written: Sequence[Written], until: int, key: str = 'st
       if row[key] <= last:
         wrong = wrong or f'line {number} does not follow the one before'
       last = row[key]
+  if row is not None and last == row.get(key) and not path.read_bytes().endswith(b'\n'):
+    wrong = wrong or f'line {number} has no end'
   same = [one for one in written if prefixes[one['rows'] : one['rows'] + 1] == [one['sha256']]]
   if wanted in same and len(prefixes) == 1 + wanted['rows']:
     return wrong

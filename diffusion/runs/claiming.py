@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -117,7 +118,7 @@ def _check_empty(workdir: pathlib.Path) -> None:
 def _alone(workdir: pathlib.Path) -> Iterator[None]:
   """Within the block no other process trains there; raises ValueError where one does."""
   path = workdir / _IN_USE
-  if path.exists() and not path.is_file():
+  if os.path.lexists(path) and not path.is_file():  # `training.checkpoint` sets it aside
     yield
     return
   with encoding.naming(workdir / 'run.json'):  # where the one cannot be written, the other cannot

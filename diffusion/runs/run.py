@@ -34,6 +34,9 @@ from diffusion.training.checkpoint import Checkpoints, Restored, open_checkpoint
 from diffusion.training.experiment import Experiment
 from diffusion.training.state import TrainState, host_target, init_state, make_init
 
+# Of the record and the rows.
+_MADE = ('report.md', 'references.bib', 'curves.png', 'samples.png', 'nearest.png', 'events')
+
 
 class Position(NamedTuple):
   """Two numbers that stay two: `step` goes back in a rollback, `batches_seen` never does."""
@@ -249,13 +252,21 @@ class Run:
         *shown,
       )
 
-  def check_rows(self) -> None:
-    """Says, and notes, where the rows of a run that is over are not those that were written."""
+  def check_files(self) -> None:
+    """Says, and notes, where rows of a run that is over are not those that were written, or what it made is gone."""
     path = self.folder / 'metrics.jsonl'
-    if processes.is_writer():
-      differing = rows.differing(path, self._written, self.position.batches_seen, 'cursor')
-      if differing:
-        self.tell('rows', f'{path.name} is not as it was written ({differing})')
+    if not processes.is_writer():
+      return
+    differing = rows.differing(path, self._written, self.position.batches_seen, 'cursor')
+    if differing:
+      self.tell('rows', f'{path.name} is not as it was written ({differing})')
+    gone = set(self.record['made']).difference(self.made())
+    if gone:
+      self.tell('gone', f'{", ".join(sorted(gone))}: gone; --mode=evaluate makes a report anew')
+
+  def made(self) -> list[str]:
+    """What is there of all that is made of the record and the rows."""
+    return [name for name in _MADE if (self.folder / name).exists()]
 
   def _mend_rows(self, path: pathlib.Path, differing: str) -> None:
     """Says how the rows differ from those that were written, keeps them so, and goes on with what is left of them."""
@@ -518,6 +529,7 @@ def _fresh_record(
     'saved': None,
     'samples': [],
     'evaluations': [],
+    'made': [],
   }
 
 

@@ -84,8 +84,11 @@ def _keep(run: Run, samples: np.ndarray, labels: np.ndarray, identity: dict[str,
     run.amend(reserve)
     (own,) = _of(run.record, identity)
     if own['count'] < len(samples):
+      path = run.folder / own['file']
       _note(run, identity, sha256=[*own['sha256'], digest])
-      encoding.write(run.folder / own['file'], content)
+      if path.is_dir():  # which no file can replace
+        path.rename(encoding.aside(run.folder, path.name))
+      encoding.write(path, content)
       _note(run, identity, count=len(samples), sha256=[digest])
 
 

@@ -226,7 +226,7 @@ def to_train(run: Run, extend: int) -> bool:
   if run.status not in ENDED:  # a signal or a kill came after the last checkpoint
     reason = run.reason or f'all {step} steps done'
     run.note(status=ending(reason), reason=reason, step=step)
-  run.check_rows()
+  run.check_files()
   if run.record['results'] is not None:
     end = run.record['reason']
     print(f'{run.folder} is finished at step {step} ({end}); --extend=N goes on')

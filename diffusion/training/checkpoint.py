@@ -276,13 +276,15 @@ def open_checkpoints(
     read_only: whether to leave everything as it is.
 
   Raises:
-    ValueError: another process has it open to write, or a number out of its range. FormatError: a checkpoint of another
-    format. OSError: a directory that cannot be written.
+    ValueError: another process has it open to write, something else than a folder is there, or a number out of its
+    range. FormatError: a checkpoint of another format. OSError: a directory that cannot be written.
   """
   keep = {'latest': latest, 'best': best, 'guarded': guarded}
   for kind, count in keep.items():
     checks.integer(kind, count, 1 if kind == 'latest' else 0)
   root = pathlib.Path(directory).absolute()
+  if os.path.lexists(root) and not root.is_dir():
+    raise ValueError(f'{root} is no folder: put the checkpoints back there, or move it away')
   if not read_only:
     root.mkdir(parents=True, exist_ok=True)
     trees.reachable(root)  # what is wrong with that is said before there is anything to lose

@@ -19,7 +19,7 @@ from diffusion.runs import claiming, loading
 from diffusion.runs.claiming import Terms
 from diffusion.runs.run import prepare
 from diffusion.sampling import samplers
-from diffusion.training import callbacks
+from diffusion.training import callbacks, checkpoint
 from tests.training import tiny
 
 SOURCE = """
@@ -289,6 +289,19 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(place):
   assert place.record() == before
   other.communicate()
   place.claimed()
+
+
+@pytest.mark.parametrize('what', ['a folder', 'a dangling link'])
+def test_what_is_no_lock_ends_no_start(place, what):
+  lock = place.run / '.checkpoints.lock'
+  lock.unlink()
+  if what == 'a folder':
+    lock.mkdir()
+  else:
+    lock.symlink_to('/nowhere/at/all')
+  place.claimed()
+  checkpoint.open_checkpoints(place.run / 'checkpoints').close()
+  assert lock.is_file()
 
 
 @pytest.mark.slow

@@ -4,12 +4,13 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 import diffusion
 from diffusion.provenance import read_record
 from diffusion.reporting import rows
-from diffusion.runs import evaluating, samples
+from diffusion.runs import evaluating, samples, training
 from diffusion.runs.run import prepare
 from diffusion.training.callbacks import Callback, Save
 from tests.training import tiny
@@ -130,6 +131,7 @@ DAMAGES = {
     lambda a: [*a[:2], a[2].replace(b'"loss": ', b'"loss": 1'), *a[3:]],
     '6 rows up to cursor 60 in place of 6, the first 2 as they were written',
   ),
+  'the last row without its end': (lambda a: [*a[:-1], a[-1][:-1]], 'line 6 has no end'),
   'torn in the middle': (
     lambda a: [*a[:3], a[3][:40] + b'\n', *a[4:]],
     '5 rows up to cursor 60 in place of 6, the first 2 as they were written; line 4 is not a row',
@@ -162,6 +164,19 @@ def test_damaged_rows_are_said_kept_as_they_are_and_end_nothing(folder, capsys, 
   assert len(cursors) == {'gone': 0, 'emptied': 0, 'cut': 3}.get(kind, 6 - (said[0] == '5'))
 
 
+def test_what_a_finished_run_made_and_is_gone_is_named(folder, capsys):
+  made = read_record(folder)['made']
+  assert made == ['report.md', 'references.bib', 'curves.png', 'samples.png', 'events']
+  training.train(prepare(lambda _: EXPERIMENT, {}, 'experiment', folder))
+  assert ': gone' not in capsys.readouterr().out
+  shutil.rmtree(folder / 'events')
+  (folder / 'curves.png').unlink()
+  training.train(prepare(lambda _: EXPERIMENT, {}, 'experiment', folder))
+  said = 'curves.png, events: gone; --mode=evaluate makes a report anew'
+  assert said in capsys.readouterr().out.splitlines()
+  assert read_record(folder)['starts'][-1]['gone'] == said
+
+
 def test_whole_rows_and_those_of_a_killed_start_are_no_damage(folder, capsys):
   path, before = folder / 'metrics.jsonl', lines_of(folder)
   more = before[-1].replace(b'"cursor": 60', b'"cursor": 70')
@@ -172,6 +187,22 @@ def test_whole_rows_and_those_of_a_killed_start_are_no_damage(folder, capsys):
   assert lines_of(folder) == before
   assert 'not as it was' not in capsys.readouterr().out
   assert not (folder / 'damaged').exists()
+
+
+def test_a_folder_in_the_place_of_the_samples_is_set_aside_and_they_are_drawn_as_before(
+  folder, capsys
+):
+  path = folder / 'samples.npz'
+  before = samples.stored(path)
+  path.unlink()
+  (path / 'deep').mkdir(parents=True)
+  run = started(folder)
+  run.close()
+  evaluating.evaluate(run, 'evaluate', evaluating.AS_THE_RUN)
+  assert capsys.readouterr().out.count('drawn again') == 1
+  for one, two in zip(samples.stored(path), before, strict=True):
+    np.testing.assert_array_equal(one, two)
+  assert (folder / 'damaged' / 'samples.npz' / 'deep').is_dir()
 
 
 @pytest.mark.parametrize('kind', ['gone', 'truncated', 'altered'])

@@ -1,15 +1,22 @@
 """A run is known by the data that was read, wherever it lies and whatever it is called."""
 
 import importlib.util
+import os
+import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion import calling, provenance
 from diffusion.commands import agreement, places
-from diffusion.runs import evaluating, loading
+from diffusion.models import mlp
+from diffusion.reporting import rows
+from diffusion.runs import evaluating, loading, training
 from diffusion.runs.run import prepare
+from diffusion.sampling import plan
+from diffusion.training import callbacks
 from diffusion.training.experiment import AS_THE_RUN
 
 SOURCE = """
@@ -124,6 +131,48 @@ def test_an_evaluation_finds_data_that_has_moved(place, unchecked):
     evaluating.evaluate(place.prepared(folder=new), 'evaluate', AS_THE_RUN)
   with pytest.raises(ValueError, match='no checkpoint in'):
     calling.evaluate(place.run, moved={'folder': new}, metrics='all')
+
+
+@pytest.mark.slow
+def test_a_run_and_its_pictures_copied_to_another_path_and_owner_go_on_to_the_bit(place):
+  """Trained to step 20, copied, and extended by 20 in both places."""
+
+  def build(c):
+    return place.module.build(c)._replace(
+      num_steps=20, model=mlp.mlp(16, 2, 0.1, num_classes=2), callbacks=[callbacks.checkpoint()],
+      sampling=plan.Sampling(steps=2, per_class=4),
+    )  # fmt: skip
+
+  def start(root, extend, **config):
+    made = prepare(
+      build, place.module.Config(batch_size=32, **config), place.source, place.root / root
+    )
+    training.train(made, extend)
+    return provenance.read_record(place.root / root)
+
+  start('first', 0)
+  new = place.root / 'elsewhere' / 'copy [1]'
+  shutil.copytree(place.root / 'first', new / 'run')
+  shutil.copytree(place.photos, new / 'pictures')
+  if os.geteuid() == 0:
+    for path in (new, *new.rglob('*')):
+      os.chown(path, 65534, 65534)
+  here = start('first', 20)
+  place.photos.rename(place.root / 'gone')
+  there = start(new / 'run', 20, folder=str(new / 'pictures'))
+  assert len(there['starts']) == 2
+  assert [one['step'] for one in (here, there)] == [40, 40]
+  assert here['results'] == there['results']
+  assert here['saved'] == there['saved']
+  found = [
+    {name: row for name, row in one.items() if name != 'timing'}
+    for root in (place.root / 'first', new / 'run')
+    for one in rows.read_json_lines(root / 'metrics.jsonl')
+  ]
+  assert found[: len(found) // 2] == found[len(found) // 2 :]
+  weights = [loading.load_parameters(root) for root in (place.root / 'first', new / 'run')]
+  jax.tree.map(np.testing.assert_array_equal, *weights)
+  assert jax.tree.leaves(weights[0])
 
 
 def test_a_class_folder_that_has_another_name_is_the_same_class(place, capsys):

@@ -158,6 +158,16 @@ def test_another_format_version_is_refused(tmp_path, monkeypatch):
   assert (tmp_path / 'c' / '1.sha256').exists()
 
 
+@pytest.mark.parametrize('read_only', [False, True])
+def test_something_else_than_a_folder_is_refused_with_a_remedy(tmp_path, read_only):
+  (tmp_path / 'file').write_text('mine')
+  (tmp_path / 'link').symlink_to('/nowhere/at/all')
+  for name in ('file', 'link'):
+    with pytest.raises(ValueError, match=f'{name} is no folder: put the checkpoints back there'):
+      checkpoint.open_checkpoints(tmp_path / name, read_only=read_only)
+  assert (tmp_path / 'file').read_text() == 'mine'
+
+
 def test_a_save_in_flight_is_found(tmp_path):
   keeper = checkpoint.open_checkpoints(tmp_path / 'c', latest=3, best=0)
   for number in (1, 2, 3, 4):
