@@ -1,0 +1,126 @@
+"""Runs tests on a copy of the tree that has one fault, in processes forked from one that has imported the libraries."""
+
+import contextlib
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+from tests.mutants.fault import Fault, apply
+
+ROOT = pathlib.Path(__file__).parents[2]
+KILLED, SURVIVED, STALE, BROKEN = 'killed', 'survived', 'stale', 'broken'
+_COPIED = ('diffusion', 'experiments', 'tests', 'benchmarks', 'docs', '.ci')
+_LIBRARIES = (
+  'tests.mutants.libraries', 'jax', 'jax.numpy', 'flax.linen', 'optax', 'orbax.checkpoint.v1', 'scipy.stats', 'pytest',
+  'sklearn.datasets', 'sklearn.svm', 'jaxtyping', 'beartype', 'tensorboardX', 'tqdm', 'matplotlib.figure',
+  'ml_collections.config_flags', 'absl.app', 'PIL.Image', 'xdist',
+)  # fmt: skip
+
+
+class Found(NamedTuple):
+  """What became of a tree: `outcome` of the above, the first test that failed, and how long it took."""
+
+  outcome: str
+  by: str
+  seconds: float
+
+
+class _First:
+  """A plugin of pytest that knows the first test that failed, and whether any ran."""
+
+  def __init__(self):
+    self.failed, self.ran = '', 0
+
+  def pytest_runtest_logreport(self, report):
+    self.ran += report.when == 'call'
+    if report.failed and not self.failed:
+      self.failed = report.nodeid
+
+  def pytest_collectreport(self, report):
+    if report.failed and not self.failed:
+      self.failed = f'{report.nodeid} (cannot be imported)'
+
+
+def copy(tree: pathlib.Path, compiled: pathlib.Path) -> None:
+  """A copy of the working tree whose tests share a cache of compiled programs."""
+  ignore = shutil.ignore_patterns('__pycache__', '*.egg-info')
+  tree.mkdir()
+  for path in ROOT.iterdir():
+    if path.name in _COPIED:
+      shutil.copytree(path, tree / path.name, ignore=ignore)
+    elif path.is_file():
+      shutil.copy(path, tree / path.name)
+  (tree / '.pytest_cache').mkdir()
+  (tree / '.pytest_cache' / 'compiled').symlink_to(compiled)
+
+
+def _tests(tree: str, arguments: list[str], log: str, answers) -> None:
+  """Runs pytest in a tree; answers (status, first failed, ran)."""
+  os.setpgid(0, 0)
+  with pathlib.Path(log).open('wb') as file:
+    for channel in (1, 2):
+      os.dup2(file.fileno(), channel)
+  os.chdir(tree)
+  os.environ['PYTHONPATH'] = tree
+  sys.path[:] = [tree, *(one for one in sys.path if one not in ('', str(ROOT)))]
+  for name in [one for one in sys.modules if one.partition('.')[0] in ('tests', 'diffusion')]:
+    del sys.modules[name]
+  import pytest
+
+  first = _First()
+  status = pytest.main(
+    ['-x', '-q', '-n0', '-p', 'no:cacheprovider', '--tb=short', '-W', 'ignore', *arguments],
+    plugins=[first],
+  )
+  answers.send((int(status), first.failed, first.ran))
+  answers.close()
+  sys.stdout.flush()
+  os._exit(0)  # what a fault left behind is not waited for
+
+
+def run(tree: pathlib.Path, arguments: list[str], limit: float) -> Found:
+  """Tests in a tree, for so many seconds at most: one that does not end is noticed as well."""
+  server = multiprocessing.get_context('forkserver')
+  server.set_forkserver_preload(list(_LIBRARIES))
+  receiver, sender = server.Pipe(duplex=False)
+  begin, log = time.monotonic(), tree.with_suffix('.log')
+  process = server.Process(target=_tests, args=(str(tree), arguments, str(log), sender))
+  process.start()
+  sender.close()
+  answer = None
+  if receiver.poll(limit):
+    try:
+      answer = receiver.recv()
+    except EOFError:
+      answer = (-1, 'the process of the tests died', 1)
+  for end in (lambda: os.killpg(process.pid, signal.SIGKILL), process.kill):
+    with contextlib.suppress(ProcessLookupError):
+      end()
+  process.join()
+  seconds = time.monotonic() - begin
+  if answer is None:
+    return Found(KILLED, f'no end within {limit:.0f} s', seconds)
+  status, failed, ran = answer
+  if failed or status < 0:
+    return Found(KILLED, failed, seconds)
+  return Found(SURVIVED if status == 0 and ran else BROKEN, f'status {status}, {ran} ran', seconds)
+
+
+def noticed(fault: Fault, compiled: pathlib.Path, own: bool, limit: float = 600.0) -> Found:
+  """What becomes of a fault: its own tests first, and, unless `own`, the fast suite after them."""
+  with tempfile.TemporaryDirectory(prefix='mutant') as temporary:
+    tree = pathlib.Path(temporary) / 'tree'
+    copy(tree, compiled)
+    path = tree / fault.file
+    path.write_text(apply(path.read_text(), fault))
+    found = run(tree, list(fault.tests), limit)
+    if found.outcome != SURVIVED or own:
+      return found
+    more = run(tree, ['-m', 'not slow', '--deselect=tests/test_mutants.py'], 3600.0)
+    return more._replace(seconds=found.seconds + more.seconds)
