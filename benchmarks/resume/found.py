@@ -1,5 +1,6 @@
 """What cases have found: lines of a file, which many short runs append to, and their table."""
 
+import collections
 import json
 import os
 import pathlib
@@ -56,7 +57,12 @@ def machine() -> str:
 
 
 def table(found: Sequence[dict]) -> str:
-  """A row for each kind of case, and one for all; below it the commits and machines."""
+  """A row for each kind of case, and one for all; below it the commits and machines.
+
+  Of a case that was run at several commits the last one counts.
+  """
+  last = {(full_name(line), line['seed']): line['commit'] for line in found}
+  found = [line for line in found if line['commit'] == last[full_name(line), line['seed']]]
   kinds = list(dict.fromkeys(line['kind'] for line in found))
 
   def row(name: str, lines: Sequence[dict]) -> tuple:
@@ -64,7 +70,9 @@ def table(found: Sequence[dict]) -> str:
     return name, len(lines), *counts
 
   rows = [row(kind, [line for line in found if line['kind'] == kind]) for kind in kinds]
-  commits, machines = (sorted({line[name] for line in found}) for name in ('commit', 'machine'))
+  counts = collections.Counter(line['commit'] for line in found)
+  commits = ', '.join(f'{commit} ({count})' for commit, count in counts.items())
+  machines = sorted({line['machine'] for line in found})
   head = ['what happens to a run', 'cases', *OUTCOMES]
   shown = tables.markdown(head, [*rows, row('all', found)])
-  return f'{shown}\n\ncommit {", ".join(commits)}; {"; ".join(machines)}'
+  return f'{shown}\n\ncommit {commits}; {"; ".join(machines)}'

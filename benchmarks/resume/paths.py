@@ -68,7 +68,8 @@ def _in_a_folder(
     place = bench.place().parent
     workdir = name(place)
     ended = bench.go(workdir, *SHORT)
-    named = rf'error: .*({re.escape(str(workdir)[:60])}|--workdir)'
+    said = str(workdir).encode(errors='backslashreplace').decode()[:60]  # as a program can say it
+    named = rf'error: .*({re.escape(said)}|--workdir)'
     if ended.status not in (0, None):
       with contextlib.suppress(OSError):
         if rows(workdir):

@@ -125,10 +125,14 @@ def test_rows_beyond_the_newest_checkpoint_may_go(checkout_bench, tmp_path, rows
 
 
 def test_what_several_short_runs_found_adds_up_to_one_table():
+  of_all = {'machine': '2 cores', 'seed': 0}
   lines = [
-    {'kind': kind, 'outcome': outcome, 'commit': 'abc', 'machine': '2 cores'}
-    for kind, outcome in (('a', NOTICED), ('a', SILENT), ('b', HARMLESS), ('a', NOTICED))
-  ]
+    {'kind': kind, 'case': case, 'outcome': outcome, 'commit': commit} | of_all
+    for commit, kind, case, outcome in (
+      ('abc', 'a', '1', NOTICED), ('abc', 'a', '2', LOST), ('abc', 'b', '1', HARMLESS),
+      ('abd', 'a', '2', SILENT), ('abd', 'a', '2', NOTICED),  # a case of two hurts, run again at another commit
+    )
+  ]  # fmt: skip
   said = found.table(lines).splitlines()
   assert said[0] == (
     '| what happens to a run | cases | noticed | harmless | badly ended | silent | lost |'
@@ -138,4 +142,4 @@ def test_what_several_short_runs_found_adds_up_to_one_table():
     '| b | 1 | 0 | 1 | 0 | 0 | 0 |',
     '| all | 4 | 2 | 1 | 0 | 1 | 0 |',
   ]
-  assert said[-1] == 'commit abc; 2 cores'
+  assert said[-1] == 'commit abc (2), abd (2); 2 cores'
