@@ -45,18 +45,18 @@ def by_class(order: Sequence[int], pace: Pace | None = None) -> Curriculum:
   """Classes one after another: the first share of the examples, when they are sorted by their class's place in `order`.
 
   Args:
-    order: every class once.
+    order: every class once; those without a training example may be among them.
     pace: progress to share; linear from 0.2 to 1 at half of training by default.
 
   Raises:
-    ValueError: (on load) an order that does not name every class once.
+    ValueError: (on load) an order that does not name every class of the training examples, or one twice.
 
   Source: Bengio et al. (2009), section 3.
   """
   place = {label: i for i, label in enumerate(order)}
 
   def rank(x: Stored, label: Labels) -> Scores:
-    if len(place) != len(order) or set(np.unique(label).tolist()) != set(place):
+    if len(place) != len(order) or not set(place).issuperset(np.unique(label).tolist()):
       raise ValueError(
         f'order must name every class once, got {tuple(order)} for {np.unique(label).tolist()}'
       )

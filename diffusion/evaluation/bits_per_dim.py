@@ -63,12 +63,12 @@ def likelihood(limit: int = 1000, draws: int = 64, steps: int | None = None) -> 
         likelihoods.bits_per_dim(np.asarray(part, np.float64), x[0].size)
         for part in (parts.total, *parts)
       )
-      if (
-        inputs.units.levels is None
-      ):  # the density of the stored numbers, not of the standardized ones
-        total = total + math.log2(inputs.units.deviation)
-      shares = ', '.join(f'{n} {v.mean():.4f}' for n, v in zip(parts._fields, each, strict=True))
-      meaning = f'bound of {len(chosen)} examples, {time}: {shares}'
+      shares = {n: v.mean() for n, v in zip(parts._fields, each, strict=True)}
+      if inputs.units.levels is None:  # the density of the stored numbers, not of the standardized
+        shares['units'] = math.log2(inputs.units.deviation)
+        total = total + shares['units']
+      said = ', '.join(f'{n} {v:.4f}' for n, v in shares.items())
+      meaning = f'bound of {len(chosen)} examples, {time}: {said}'
       value = statistics.mean_t(total)
       found.append(MetricResult(f'{name} bits/dim', value, meaning, unit=_BITS, better='lower'))
     if inputs.units.levels is not None:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Integer, Num
 from diffusion import checks, conditions, statistics
 from diffusion.citations import technique
 from diffusion.data.pipeline import NormalizationStatistics
-from diffusion.evaluation import gap
+from diffusion.evaluation import gap, memorization
 from diffusion.evaluation.metric import (
   Metric,
   MetricInputs,
@@ -104,7 +104,10 @@ def _two_of_each(plan: Plan) -> None:
 
 @technique('distance to the empirical denoiser', 'core', 'gu2023memorization')
 def copying_distance(
-  log_snr: Sequence[float] = (4.0, 2.0, 0.0, -2.0), draws: int = 4, limit: int = 256
+  log_snr: Sequence[float] = (4.0, 2.0, 0.0, -2.0),
+  draws: int = 4,
+  limit: int = 256,
+  mirrored: bool = False,
 ) -> Metric:
   """M: how far the network is from the denoiser of the finite training set, which copies, at held-out examples.
 
@@ -116,19 +119,26 @@ def copying_distance(
     log_snr: noise levels.
     draws: of eps at each, >= 1.
     limit: held-out examples, >= 2.
+    mirrored: for a network trained with flips: the training set has every image's mirror image as well.
 
   Raises:
-    ValueError: arguments out of range; before training, a network that is told other things than class labels.
+    ValueError: arguments out of range; before training, a network that is told other things than class labels, or
+      mirrors of what is no image.
 
   Source: the empirical denoiser: Gu et al. (2023), equation 3. The normalization is this project's.
   """
 
   def mean(path: Path, x: Train, units: NormalizationStatistics) -> Reference:
     center = x.mean(0)
+    if mirrored:
+      center = (center + center[:, ::-1]) / 2
     return lambda z, t: jnp.broadcast_to(center, z.shape)
 
   meaning = 'distance to the denoiser that copies, over that of the mean: 0 is the copyist'
-  return _beside_copyist('M', meaning, mean, lambda near, far: near, _noise(log_snr, draws), limit)
+  noise = _noise(log_snr, draws)
+  return _beside_copyist(
+    'M', meaning, mean, lambda near, far: near, noise, limit, mirrored=mirrored
+  )
 
 
 def score_position(
@@ -173,17 +183,19 @@ def _beside_copyist(
   noise: gap.EvaluationNoise,
   limit: int,
   better: str = '',
+  mirrored: bool = False,
 ) -> Metric:
   """E numerator(|D - D_emp|, |D - D_ref|) / E|D_emp - D_ref| at each level, over noised held-out examples.
 
-  `reference` makes D_ref of the path, the training examples, and their units.
+  `reference` makes D_ref of the path, the training examples, and their units; D_emp copies mirror images where
+  `mirrored`.
   """
   checks.integer('limit', limit, 2)
 
   def rows(
     units: NormalizationStatistics, query: Query, train: tuple[Train, Integer[Array, ' n']]
   ) -> tuple[Float[Array, 'b l'], ...]:
-    copyist = analytic.empirical(query.path, *train, query.condition)
+    copyist = analytic.empirical(query.path, *train, query.condition, flip=mirrored)
     other = reference(query.path, train[0], units)
 
     def measure(z: Examples, t: PerRow, eps: Examples) -> tuple[PerRow, ...]:
@@ -216,5 +228,7 @@ def _beside_copyist(
       raise ValueError(
         'the denoiser that copies knows class labels alone, and the network is told other things'
       )
+    if mirrored:
+      memorization.check_mirrors(plan.shape)
 
   return Metric(check, measure)

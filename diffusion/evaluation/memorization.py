@@ -1,7 +1,7 @@
 """Memorization: are samples copies of training examples? Never without what held-out data would score."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Integer, Num
@@ -43,7 +43,7 @@ def input_ratios(
     inputs: samples beside the data.
     which: 'samples' or 'held_out'.
     features: what distances are measured on; the examples as stored by default.
-    mirrored: count every training image's mirror image as one too; the index then is of the image itself.
+    mirrored: an image and its mirror image are one reference, at the distance of the nearer of the two.
 
   Raises:
     ValueError: as `ratios` does.
@@ -52,11 +52,8 @@ def input_ratios(
   def make() -> Ratios:
     if features is not None:
       return ratios(inputs.embed(features, which), inputs.embed(features, 'train'))
-    train = inputs.train[0]
-    if not mirrored:
-      return ratios(inputs.x(which), train)
-    index, r = ratios(inputs.x(which), np.concatenate([train, train[..., ::-1, :]]))
-    return index % len(train), r
+    of = _ratios_with_mirrors if mirrored else ratios
+    return of(inputs.x(which), inputs.train[0])
 
   return inputs.once(('ratios', which, features, mirrored), make)
 
@@ -73,6 +70,25 @@ def ratios(queries: Queries, reference: Reference) -> Ratios:
   kept = _distinct(reference)
   index, r = _ratios(queries, reference[kept])
   return kept[index], r
+
+
+def _ratios_with_mirrors(queries: Queries, images: Reference) -> Ratios:
+  """`ratios` where an image [h, w, c] and its mirror image are one: the two of a nearly symmetric one hide no copy."""
+  mirrored = images[..., ::-1, :]
+  one, other = (x.reshape(len(x), -1) for x in (images, mirrored))
+  rows, first = np.arange(len(images)), (one != other).argmax(1)  # where the two differ first
+  ahead = one[rows, first] < other[rows, first]
+  kept = _distinct(np.where(ahead.reshape(-1, 1, 1, 1), images, mirrored))
+  index, distance = neighbors.nearest(queries, np.concatenate([images[kept], mirrored[kept]]), 3)
+  index %= len(kept)
+  second = np.where(index[:, 1] == index[:, 0], distance[:, 2], distance[:, 1])
+  return kept[index[:, 0]], distance[:, 0] / second
+
+
+def check_mirrors(shape: Sequence[int]) -> None:
+  """Raises ValueError where examples of this shape are no images, which alone have mirror images."""
+  if len(shape) != 3:
+    raise ValueError(f'mirrored=True is for images, the data has shape {list(shape)}')
 
 
 def _distinct(reference: Reference) -> Integer[np.ndarray, ' k']:
@@ -126,20 +142,21 @@ def nearest_neighbor_ratio(threshold: float = 1 / 3, mirrored: bool = False) -> 
 
   def check(plan: Plan) -> None:
     _two_references(plan)
-    if mirrored and len(plan.shape) != 3:
-      raise ValueError(f'mirrored=True is for images, the data has shape {list(plan.shape)}')
+    if mirrored:
+      check_mirrors(plan.shape)
 
   return Metric(check, measure)
 
 
 def watch(
-  train: Reference, held_out: Queries, threshold: float = 1 / 3
+  train: Reference, held_out: Queries, threshold: float = 1 / 3, mirrored: bool = False
 ) -> Callable[[Queries], dict[str, float]]:
   """What a run logs of its samples while it trains.
 
   Args:
     train, held_out: examples as stored.
     threshold: of the ratio, in (0, 1).
+    mirrored: see `nearest_neighbor_ratio`.
 
   Returns:
     samples as stored -> {memorized/fraction with its Wilson bounds memorized/low and memorized/high, that of
@@ -149,10 +166,10 @@ def watch(
   Raises:
     ValueError: as `ratios` does.
   """
-  kept = train[_distinct(train)]
+  kept = train if mirrored else train[_distinct(train)]
 
   def share(x: Queries) -> tuple[Interval, float]:
-    _, r = _ratios(x, kept)
+    _, r = (_ratios_with_mirrors if mirrored else _ratios)(x, kept)
     return statistics.wilson(int((r < threshold).sum()), len(r)), float(np.median(r))
 
   null, _ = share(held_out)

@@ -192,11 +192,11 @@ def cyclical(
   checks.in_range('final', final, 0, peak)
 
   def rate(count: Count) -> Rate:
-    periods = jnp.asarray(count) / period
-    if growth == 1:
-      cycle = jnp.floor(periods)
-      share = periods - cycle
+    if growth == 1:  # in integers: a quotient of floats may be below the whole number it should be
+      cycle, past = jnp.divmod(jnp.asarray(count), period)
+      share = past / period
     else:  # cycle k starts at (growth^k - 1) / (growth - 1) periods
+      periods = jnp.asarray(count) / period
       cycle = jnp.floor(jnp.log1p(periods * (growth - 1)) / math.log(growth) + 1e-6)
       begin = (growth**cycle - 1) / (growth - 1)
       share = jnp.clip((periods - begin) / growth**cycle, 0, 1)

@@ -280,16 +280,19 @@ def sample_grid(every: int) -> Callback:
 
 
 @technique('memorization while training', 'core', 'yoon2023memorize')
-def watch_memorization(every: int, per_class: int = 50, growth: float = 1.0) -> Callback:
+def watch_memorization(
+  every: int, per_class: int = 50, growth: float = 1.0, mirrored: bool = False
+) -> Callback:
   """Logs the memorized fraction of samples as training goes on: `memorized/fraction`, and `memorized/null` beside it.
 
   Args:
     every: steps between looks, >= 1; with `growth` the least distance.
     per_class: samples of each class, >= 1; unlabelled data counts as one class.
     growth: the next look is at least at this multiple of the step, >= 1: 1.2 looks at geometric distances.
+    mirrored: for a network trained with flips, whose mirrored copies are copies.
 
   Raises:
-    ValueError: an argument out of its range.
+    ValueError: an argument out of its range; before training, mirrors of what is no image.
 
   Source: the fraction is that of Yoon et al. (2023); see `memorization.nearest_neighbor_ratio`.
   """
@@ -301,14 +304,18 @@ def watch_memorization(every: int, per_class: int = 50, growth: float = 1.0) -> 
     if look.step < state['next']:
       return state, Continue()
     train, held_out = look.data.train_in_memory[0], look.data.held_out[0]
-    measure = look.once('watch_memorization', lambda: memorization.watch(train, held_out))
+    measure = look.once(
+      'watch_memorization', lambda: memorization.watch(train, held_out, mirrored=mirrored)
+    )
     look.log(measure(look.samples(per_class * look.data.kinds)))
     return {'next': growth * look.step}, Continue()
 
-  return Callback(
-    'watch_memorization', every, lambda: {'next': 0.0}, update,
-    check=lambda data: data.check_comparable('watch_memorization'),
-  )  # fmt: skip
+  def check(data: SplitData) -> None:
+    data.check_comparable('watch_memorization')
+    if mirrored:
+      memorization.check_mirrors(data.dataset.x.shape[1:])
+
+  return Callback('watch_memorization', every, lambda: {'next': 0.0}, update, check=check)
 
 
 @technique('divergence guard', 'trajectory', 'chowdhery2022palm')

@@ -46,6 +46,11 @@ def test_by_class_ranks_by_the_given_order_and_refuses_another_one():
       curriculum.by_class(order).rank(np.zeros((5, 1)), label)
 
 
+def test_an_order_may_name_classes_that_have_no_training_example():
+  made = curriculum.by_class([3, 1, 2, 0])
+  np.testing.assert_array_equal(made.rank(np.zeros((3, 1)), np.array([1, 3, 0])), [1, 0, 3])
+
+
 def test_distance_to_the_class_mean_in_closed_form():
   x = np.array([[0.0, 0.0], [2.0, 0.0], [1.0, 3.0], [10.0, 10.0]])
   found = curriculum.distance_to_class_mean(x, np.array([0, 0, 0, 1]))

@@ -1,9 +1,12 @@
 """The bound as a metric: asked of the network, row by row on all devices, with its parts named."""
 
+import re
+
 import numpy as np
 import pytest
 
 from diffusion import devices
+from diffusion.data import pipeline
 from diffusion.evaluation import bits_per_dim
 from diffusion.evaluation.metric import MetricInputs, make_network
 from diffusion.sampling import likelihood as exact
@@ -47,6 +50,17 @@ def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
   np.testing.assert_allclose(value.estimate, nats.mean() / (8 * np.log(2)), rtol=1e-6)
   alone = given.network.apply(rows, x[chosen[:1]], label[chosen[:1]])
   np.testing.assert_allclose(alone[0], nats[0], rtol=1e-4)
+
+
+def test_the_parts_of_the_bound_add_up_to_it_in_the_units_of_the_data():
+  made = tiny.experiment(normalization=pipeline.standardized())
+  data, state, _ = tiny.start(made)
+  given = inputs_of(made, data, states.weights(made, devices.replicate(state)))
+  assert abs(np.log2(data.units.deviation)) > 0.1
+  for finding in bits_per_dim.likelihood(limit=20, draws=4).measure(given):
+    parts = [float(one) for one in re.findall(r' (-?\d+\.\d+)(?:,|$)', finding.meaning)]
+    assert len(parts) == 4
+    np.testing.assert_allclose(sum(parts), finding.value.estimate, atol=3e-4)
 
 
 def test_images_are_evaluated_by_their_levels():

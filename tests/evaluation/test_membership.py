@@ -75,6 +75,23 @@ def test_a_denoiser_that_knows_the_mean_alone_is_at_distance_one():
     assert finding.value.estimate == pytest.approx(1, rel=1e-6)
 
 
+def test_the_copyist_of_mirror_images_is_known_for_it():
+  random = np.random.default_rng(0)
+  train = random.normal(size=(60, 4, 4, 1)).astype(np.float32)
+  copyist = analytic.empirical(PATH, jnp.asarray(train), flip=True)
+  inputs = inputs_of(
+    train[:5], train, random.normal(size=(50, 4, 4, 1)).astype(np.float32), network=network(copyist)
+  )
+  plain, both = (
+    [one.value.estimate for one in membership.copying_distance((2.0, 0.0), mirrored=m).measure(inputs)]
+    for m in (False, True)
+  )  # fmt: skip
+  assert max(both) < 1e-5
+  assert min(plain) > 0.1
+  with pytest.raises(ValueError, match='mirrored=True is for images'):
+    membership.copying_distance(mirrored=True).check(Plan(10, 0, (8,), 50, 50, network=True))
+
+
 def test_score_position_is_one_for_the_truth_and_minus_one_for_the_copyist():
   train = draw(0, 100)
   copyist, fair = analytic.empirical(PATH, jnp.asarray(train)), truth()

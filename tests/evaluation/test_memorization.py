@@ -85,6 +85,30 @@ def test_mirrored_copies_are_copies_where_training_flips():
     memorization.nearest_neighbor_ratio(mirrored=True).check(plan)
 
 
+def test_the_mirror_image_of_a_nearly_symmetric_one_does_not_hide_its_copy():
+  """Against a search through all pairs: an image is as far as the nearer of itself and its mirror image."""
+  random = np.random.default_rng(0)
+  half = random.integers(0, 250, (40, 6, 3, 1))
+  train = np.concatenate([half, half[:, :, ::-1]], 2) + random.integers(0, 4, (40, 6, 6, 1))
+  train[7] = train[3, :, ::-1]  # the same image
+  train[9] = train[9, :, ::-1] = (train[9] + train[9, :, ::-1]) // 2  # its own mirror image
+  train = train.astype(np.uint8)
+  samples = np.concatenate(
+    [train[:20] ^ 1, train[20:30, :, ::-1] ^ 1, random.integers(0, 256, (10, 6, 6, 1), np.uint8)]
+  )
+  index, r = memorization.input_ratios(inputs_of(samples, train, samples), 'samples', mirrored=True)
+  for query, one, ratio in zip(samples.astype(float), index, r, strict=True):
+    both = [np.linalg.norm((query - x).reshape(40, -1), axis=1) for x in (train, train[:, :, ::-1])]
+    distance = np.minimum(*both)
+    distance[7] = np.inf  # as it is image 3
+    first, second = np.sort(distance)[:2]
+    assert one == distance.argmin()
+    np.testing.assert_allclose(ratio, first / second, rtol=1e-12)
+  assert (r[:30] < 1 / 3).all()
+  watched = memorization.watch(train, samples[30:], mirrored=True)(samples[:30])
+  assert (watched['memorized/fraction'], watched['memorized/null']) == (1, 0)
+
+
 @pytest.mark.parametrize('threshold', [0.0, 1.0, -1, math.nan])
 def test_bad_thresholds_are_named(threshold):
   with pytest.raises(ValueError, match=rf'threshold .* got {threshold}'):

@@ -126,6 +126,13 @@ def test_cyclical_restarts_and_grows():
   )
 
 
+@pytest.mark.parametrize('period', [7, 41, 47, 61, 93])
+def test_every_restart_is_at_the_peak_where_the_rate_is_compiled(period):
+  """A compiled quotient k 41 / 41 is below k for some k: the rate of that update would be the lowest."""
+  rate = jax.jit(schedules.cyclical(1.0, period))
+  np.testing.assert_array_equal(rate(jnp.arange(40) * period), np.ones(40))
+
+
 def test_one_cycle_rises_and_falls():
   rate = schedules.one_cycle(1.0, 100, 0.3, 0.04, 1e-2)
   found = values(rate, np.arange(101))
