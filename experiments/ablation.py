@@ -70,9 +70,9 @@ def network(c: Config, dropout: Any = 0.0, **parts: Any) -> Model:
   return unet.unet(c.width, (1, 2), c.blocks, (), dropout, num_classes=10, **parts)
 
 
-def rate(c: Config) -> schedules.LearningRate:
-  """The baseline's learning rate."""
-  return schedules.warmup_cosine(c.learning_rate, c.num_steps, c.warmup_steps)
+def rate(c: Config, peak: float | None = None) -> schedules.LearningRate:
+  """The baseline's learning rate, or one of another height."""
+  return schedules.warmup_cosine(peak or c.learning_rate, c.num_steps, c.warmup_steps)
 
 
 def update(c: Config, direction: Any = None, learning_rate: Any = None, **parts: Any) -> Optimizer:
@@ -82,9 +82,16 @@ def update(c: Config, direction: Any = None, learning_rate: Any = None, **parts:
   return chains.chain(direction or optimizers.adam(), learning_rate or rate(c), **parts)
 
 
+def stepwise(c: Config) -> schedules.LearningRate:
+  """A rate that falls at half and at four fifths of training."""
+  return schedules.steps(c.learning_rate, (c.num_steps // 2, c.num_steps * 4 // 5))
+
+
 def without_schedule(c: Config) -> Optimizer:
   """The baseline's update with an average of its own in place of a schedule."""
-  return chains.schedule_free(optimizers.adam(b1=0.0), rate(c))
+  warmed = schedules.warmup_cosine(c.learning_rate, c.num_steps, c.warmup_steps, c.learning_rate)
+  clip = clipping.global_norm(c.clip_norm)
+  return chains.schedule_free(optimizers.adam(b1=0.0), warmed, clip=clip)
 
 
 def stopping(*more: callbacks.Callback) -> list[callbacks.Callback]:
@@ -176,15 +183,15 @@ ARMS: dict[str, Callable[[Config], dict[str, Any]]] = {
   'adaptive_clipping': lambda c: {'optimizer': update(c, clip=clipping.adaptive(0.01))},
   'clip_values': lambda c: {'optimizer': update(c, clip=clipping.value(0.01))},
   'rmsprop': lambda c: {'optimizer': update(c, optimizers.rmsprop())},
-  'momentum': lambda c: {'optimizer': update(c, optimizers.momentum(0.9), schedules.warmup_cosine(0.1, c.num_steps))},
-  'lion': lambda c: {'optimizer': update(c, optimizers.lion(), schedules.warmup_cosine(3e-4, c.num_steps))},
+  'momentum': lambda c: {'optimizer': update(c, optimizers.momentum(0.9), rate(c, 0.1))},
+  'lion': lambda c: {'optimizer': update(c, optimizers.lion(), rate(c, 3e-4))},
   'muon': lambda c: {'optimizer': update(c, optimizers.muon())},
   'prodigy': lambda c: {'optimizer': update(c, optimizers.prodigy(), schedules.constant(1.0))},
   'schedule_free': lambda c: {'optimizer': without_schedule(c), 'evaluation_average': ''},
   'constant_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.constant(c.learning_rate))},
   'linear_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.linear(c.learning_rate, c.num_steps))},
   'exponential_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.exponential(c.learning_rate, 100))},
-  'stepwise_rate': lambda c: {'optimizer': update(c, learning_rate=schedules.steps(c.learning_rate, (250, 400)))},
+  'stepwise_rate': lambda c: {'optimizer': update(c, learning_rate=stepwise(c))},
   'restarts': lambda c: {'optimizer': update(c, learning_rate=schedules.cyclical(c.learning_rate, 100))},
   'one_cycle': lambda c: {'optimizer': update(c, learning_rate=schedules.one_cycle(c.learning_rate, c.num_steps))},
   'inverse_sqrt': lambda c: {'optimizer': update(c, learning_rate=schedules.inverse_sqrt(c.learning_rate, 100))},

@@ -77,7 +77,13 @@ def _full(folder: pathlib.Path) -> Callable[[], None]:
 
 
 def _read_only(folder: pathlib.Path) -> Callable[[], None]:
-  subprocess.run(['mount', '-o', 'remount,ro', str(folder)], check=True)
+  command = ['mount', '-o', 'remount,ro', str(folder)]
+  for _ in range(100):  # not while a file is open to be written
+    if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+      break
+    time.sleep(0.02)
+  else:
+    raise OSError(f'{folder} cannot be made read-only')
   return lambda: subprocess.run(['mount', '-o', 'remount,rw', str(folder)], check=True)
 
 

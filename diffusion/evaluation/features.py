@@ -104,8 +104,8 @@ def remembered(features: Features, x: Shown) -> Embedded:
     folder.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, found)
-    encoding.replace(path, content.getvalue())
-    encoding.replace(path.with_suffix('.sha256'), _line(path).encode())
+    encoding.write(path, content.getvalue())
+    encoding.write(path.with_suffix('.sha256'), _line(path).encode())
   return found
 
 

@@ -1,6 +1,7 @@
 """The picture of a run's history: its metrics against the training step."""
 
 import itertools
+import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -159,10 +160,13 @@ def _levels(
   found = [row for row in rows if row['step'] == best_step and 'validation/level/0' in row]
   if not (found and log_snr):
     return {}
+  best = min(
+    found, key=lambda row: row.get('validation/eps', math.inf)
+  )  # of those a rollback repeats
   return {
     f'{split}/eps': (
       np.asarray(log_snr, np.float64),
-      np.array([found[-1][f'{split}/level/{i}'] for i in range(len(log_snr))], np.float64),
+      np.array([best[f'{split}/level/{i}'] for i in range(len(log_snr))], np.float64),
     )
     for split in ('train', 'validation')
   }

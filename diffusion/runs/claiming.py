@@ -99,7 +99,7 @@ def claim(
     if (workdir / 'run.json').exists():
       return _go_on(workdir, fresh, text, terms.allow_changes)
     if text is not None:
-      encoding.replace(workdir / 'experiment.py', text)
+      encoding.write(workdir / 'experiment.py', text)
     write_record(workdir, fresh)
   return []
 
@@ -215,7 +215,7 @@ def _mend_source(workdir: pathlib.Path, record: dict[str, Any], text: bytes | No
     print(f'{path} {fault}', flush=True)
     return
   _keep(workdir, len(record['starts']), text)
-  encoding.replace(path, text)
+  encoding.write(path, text)
   record['source'] = source_digest(text)
   print(f'{path} {fault}: written anew, as what builds the same', flush=True)
 
@@ -224,7 +224,7 @@ def _keep(workdir: pathlib.Path, start: int, text: bytes | None) -> None:
   """Keeps the copy of the experiment file that the start of this number, from 1, replaces by another."""
   path = workdir / 'experiment.py'
   if path.is_file() and path.read_bytes() != text:
-    encoding.replace(workdir / f'experiment_before_start_{start}.py', path.read_bytes())
+    encoding.write(workdir / f'experiment_before_start_{start}.py', path.read_bytes())
 
 
 def adopt(
@@ -255,7 +255,7 @@ def adopt(
     if text is None:
       (workdir / 'experiment.py').unlink(missing_ok=True)
     else:
-      encoding.replace(workdir / 'experiment.py', text)
+      encoding.write(workdir / 'experiment.py', text)
     digests = {'from': record['fingerprint']['digest'], 'to': fresh['fingerprint']['digest']}
     record['starts'][-1] |= {'changes': found, 'fingerprint': digests}
     names = ('experiment', 'source', 'config', 'smoke', 'seed', 'bank', 'techniques', 'fingerprint')

@@ -274,7 +274,7 @@ class Run:
     if path.exists():
       copy = encoding.aside(self.folder, path.name)
       shutil.copyfile(path, copy)
-      encoding.replace(path, b''.join(line for line, _ in rows.salvaged(copy, 'cursor')))
+      encoding.write(path, b''.join(line for line, _ in rows.salvaged(copy, 'cursor')))
       kept = f', kept as {copy.relative_to(self.folder)}'
     self.tell(
       'rows', f'{path.name} is not as it was written ({differing}){kept}: going on with the rest'

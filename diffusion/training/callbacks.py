@@ -325,7 +325,7 @@ def divergence_guard(every: int, max_skipped: int = 10, factor: float = 10.0) ->
   Args:
     every: steps between looks, >= 1.
     max_skipped: non-finite steps in a row at which to stop, >= 1.
-    factor: stop when the logged loss exceeds this multiple of the first logged one, > 1.
+    factor: stop when the logged loss exceeds this multiple of the first logged one, where that is positive, > 1.
 
   Raises:
     ValueError: an argument out of its range.
@@ -342,7 +342,8 @@ def divergence_guard(every: int, max_skipped: int = 10, factor: float = 10.0) ->
     state = {'first': first if math.isfinite(first) else None}
     if in_a_row >= max_skipped:
       return state, Stop(f'{DIVERGED}: {in_a_row} non-finite steps in a row (limit {max_skipped})')
-    if state['first'] is not None and loss > factor * state['first']:
+    # A multiple says nothing of a loss that is not positive, as that of sliced score matching.
+    if state['first'] is not None and loss > factor * state['first'] > 0:
       return state, Stop(
         f'{DIVERGED}: loss {loss:.4g} is more than {factor:g} times the first one, {state["first"]:.4g}'
       )

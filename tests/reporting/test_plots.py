@@ -283,6 +283,15 @@ def test_the_gap_has_its_interval_and_the_losses_their_log_snr(tmp_path, figures
   assert 'log-SNR' in axes.get_xlabel()
 
 
+def test_of_a_step_that_was_made_twice_the_losses_are_of_the_better_one(tmp_path, figures):
+  """As the best checkpoint is: a guard went back behind it, and it was passed again."""
+  again = {f'{split}/level/{i}': 9.0 for split in ('train', 'validation') for i in range(3)}
+  rows = [*history(20), *history(10)[9:], {'step': 15, 'validation/eps': 0.7, **again}]
+  plots.curves(rows, tmp_path / 'c.png', best_step=15, log_snr=[4.0, 0.0, -4.0])
+  held_out = panels(figures[0])['Loss by log-SNR at the best step'].lines[1]
+  np.testing.assert_allclose(held_out.get_ydata(), [1.5, 3.5, 5.5])
+
+
 def test_panels_without_values_are_left_out(tmp_path, figures):
   rows = [{'step': 1, 'loss': 1.0, 'validation/gap': None}, {'step': 2, 'loss': 0.5}]
   plots.curves(rows, tmp_path / 'c.png')

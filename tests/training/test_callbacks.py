@@ -137,6 +137,10 @@ def test_divergence_guard_stops_on_skips_in_a_row_and_on_a_risen_loss():
   assert isinstance(answer(state, 1.9, 2)[1], Continue)
   assert 'more than 2 times' in answer(state, 2.1, 0)[1].reason
   assert '3 non-finite steps in a row' in answer(state, math.nan, 3)[1].reason
+  for first in (-0.5, 0.0):  # of which no multiple is a rise
+    state, action = answer(guard.init(), first, 0)
+    assert isinstance(action, Continue)
+    assert isinstance(answer(state, first + 0.4, 0)[1], Continue)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ FAULTS = [
   ),
   Fault(
     'the density of standardized data is brought back with the wrong sign', 'factors', BITS, 'likelihood.measure',
-    'total + math.log2(inputs.units.deviation)', 'total - math.log2(inputs.units.deviation)', OF_BITS,
+    'total + shares["units"]', 'total - shares["units"]', OF_BITS,
   ),
   Fault(
     'the steps of a discrete-time bound reach nothing', 'experiments', BITS, 'likelihood.measure.rows', 'steps=steps',
@@ -255,8 +255,8 @@ FAULTS = [
   ),
   Fault(
     'the copyist of a conditional network copies examples of every class', 'weights', MEMBERSHIP,
-    '_beside_copyist.rows', 'analytic.empirical(query.path, *train, query.condition)',
-    'analytic.empirical(query.path, train[0])', OF_MEMBERSHIP,
+    '_beside_copyist.rows', 'analytic.empirical(query.path, *train, query.condition, flip=mirrored)',
+    'analytic.empirical(query.path, train[0], flip=mirrored)', OF_MEMBERSHIP,
   ),
   Fault(
     'the true denoiser is asked about standardized data as if it were as stored', 'data', MEMBERSHIP,

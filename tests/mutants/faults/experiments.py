@@ -214,8 +214,8 @@ FAULTS = [
   # what the arms of the ablation share
   Fault(
     'the learning rate of the ablation does not warm up', 'experiments', _ABLATION, 'rate',
-    'schedules.warmup_cosine(c.learning_rate, c.num_steps, c.warmup_steps)',
-    'schedules.warmup_cosine(c.learning_rate, c.num_steps)', _TEST_ARMS,
+    'schedules.warmup_cosine(peak or c.learning_rate, c.num_steps, c.warmup_steps)',
+    'schedules.warmup_cosine(peak or c.learning_rate, c.num_steps)', _TEST_ARMS,
     techniques=('warm-up and cosine learning rate',),
   ),
   Fault(

@@ -284,7 +284,8 @@ FAULTS = [
   ),
   Fault(
     'copies are sought among the held-out data while training', 'data', _CALLBACKS, 'watch_memorization.update',
-    'memorization.watch(train, held_out)', 'memorization.watch(held_out, train)', ('tests/runs/test_look.py',),
+    'memorization.watch(train, held_out, mirrored=mirrored)', 'memorization.watch(held_out, train, mirrored=mirrored)',
+    ('tests/runs/test_look.py',),
   ),
   Fault(
     'the divergence guard counts all skipped steps as if they were in a row', 'factors', _CALLBACKS,
