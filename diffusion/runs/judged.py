@@ -108,9 +108,12 @@ def kept_judgment(run: Run, checkpoint: int, request: EvaluationSettings) -> Ite
     yield Judged(parts, run.folder, None)
     return
   path, file = opened[0]
-  with file:
+  try:
     yield Judged(parts, path, file)
     path.unlink(missing_ok=True)
+  finally:
+    with encoding.naming(path):  # what a full disk did not take is written once more
+      file.close()
 
 
 def _take(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, IO[bytes]]:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import pathlib
 import signal
 
 import numpy as np
@@ -15,6 +16,7 @@ from diffusion.evaluation.metric import Metric, MetricResult, check_nothing, pro
 from diffusion.proportions import Counts
 from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json_lines
+from diffusion.runs import judged as judging
 from diffusion.runs import loading, samples
 from diffusion.runs.judged import kept_judgment
 from diffusion.runs.run import prepare
@@ -216,3 +218,16 @@ def test_samples_drawn_before_a_kill_are_kept(whole, monkeypatch):
   after, labels = samples.stored(whole.folder / one['file'])
   np.testing.assert_array_equal(after[: len(before)], before)
   assert len(after) == len(labels) == 100
+
+
+def test_what_a_full_disk_does_not_take_names_its_file(whole, monkeypatch):
+  """Also where closing tries once more: /dev/full takes nothing."""
+  full = pathlib.Path('/dev/full')
+  run = prepare(lambda _: experiment(), {}, 'experiment', whole.folder)
+  monkeypatch.setattr(judging, '_take', lambda folder, name: (full, full.open('r+b')))
+  monkeypatch.setattr(judging, '_good_lines', lambda path, file: [])
+  with (
+    pytest.raises(OSError, match="cannot write: No space left on device: '/dev/full'"),
+    kept_judgment(run, 40, AS_THE_RUN) as kept,
+  ):
+    kept.value('part', lambda: 3)
