@@ -120,6 +120,8 @@ def _in_words(told: Any) -> str:
   if 'source' in told:  # the user's own: a lambda as it is written, the name of a function
     text = told['source']
     return text.partition('(')[0].removeprefix('def ') if text.startswith('def ') else text
+  if not told:
+    return 'none'
   name, arguments = next(iter(told.items()))
   if name in ('function', 'class', 'method'):
     return _in_words(arguments)

@@ -382,6 +382,14 @@ def test_a_file_that_was_edited_since_it_was_imported_is_not_taken_for_what_runs
   assert 'x - by' in described(sys.modules['sibling'].lift)['source']
 
 
+def test_what_is_no_longer_there_is_told_as_well():
+  of = {'averages': {'ema': {'averaging.ema': {'decay': 0.9}}}}
+  (said,) = fingerprint.changes(of, {'averages': {}})
+  assert said.startswith('averages: ema(')
+  assert said.endswith(' -> none')
+  assert fingerprint.changes({'terms': []}, {'terms': [1]}) == ['terms:  -> 1']
+
+
 def test_two_descriptions_are_told_apart_in_a_few_words():
   base, other = (
     described(BASE._replace(**changes))

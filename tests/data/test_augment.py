@@ -33,9 +33,9 @@ def compiled(transform):
   return jax.jit(lambda k, b: transform(k, b))  # noqa: PLW0108 - jit takes no named tuple
 
 
-def apply(transform, seed=0, data=None):
+def apply(transform, seed=0, data=None, rows=ROWS):
   run = compiled(transform)
-  return run(keys(seed=seed), batch() if data is None else data)
+  return run(keys(rows, seed=seed), batch() if data is None else data)
 
 
 def assert_only_x_changed(before, after):
@@ -126,6 +126,16 @@ def test_label_dropout_drops_at_its_rate(rate):
   fewer = np.asarray(jax.jit(augment.label_dropout(rate / 2))(keys(rows), before).condition) == NULL
   assert (dropped | ~fewer).all()
   assert fewer.sum() < dropped.sum()
+
+
+def test_what_is_dropped_of_other_conditions_is_what_the_null_says():
+  told = {'vector': jnp.arange(2.0 * ROWS).reshape(ROWS, 2)}
+  before = batch()._replace(condition=told)
+  null = lambda condition: {'vector': jnp.full_like(condition['vector'], -7)}  # noqa: E731
+  after = apply(augment.label_dropout(0.5, null), data=before).condition['vector']
+  dropped = np.asarray(apply(augment.label_dropout(0.5)).condition) == NULL
+  assert half(dropped.sum())
+  np.testing.assert_array_equal(after, np.where(dropped[:, None], -7, told['vector']))
 
 
 def test_label_dropout_of_one_drops_all():
@@ -252,6 +262,9 @@ def test_geometric_ones_sample_where_they_say(seed):
   np.testing.assert_allclose(found, warped(IMAGE, np.eye(2) * 2.0**-log_f), atol=1e-4)
   found, (slope,) = what(augment.shear(0.5), IMAGE, seed)
   np.testing.assert_allclose(found, warped(IMAGE, [[1, 0], [slope, 1]]), atol=1e-4)
+  found, (down, right) = what(augment.shift(2), IMAGE, seed)
+  expected = shifted(IMAGE, round(2 * float(down)), round(2 * float(right)))
+  np.testing.assert_allclose(found, expected, atol=1e-6)
   found, (smaller, *center) = what(augment.crop(0.5), IMAGE, seed)
   offset = np.array(center) * IMAGE.shape[:2]
   np.testing.assert_allclose(found, warped(IMAGE, np.eye(2) * (1 - smaller), offset), atol=1e-4)
@@ -289,6 +302,21 @@ def test_cutout_zeroes_a_square_around_what_it_says():
     np.testing.assert_array_equal(found[..., 0], expected)
     seen[row, column] += 1
   assert (seen > 0).mean() > 0.95  # every pixel can be its center
+
+
+def test_the_place_of_a_crop_says_nothing_of_its_side():
+  _, did = jax.jit(jax.vmap(augment.crop(0.5).transform))(keys(2000), jnp.zeros((2000, 4, 4, 1)))
+  smaller, *place = np.asarray(did, np.float64).T
+  for one in place:
+    share = one / smaller  # uniform on [-1/2, 1/2], whatever the side
+    assert stats.kstest(share + 0.5, 'uniform').pvalue > 1e-3
+    assert abs(np.corrcoef(share, smaller)[0, 1]) < 5 / math.sqrt(2000)
+
+
+def test_whether_a_conditioned_one_acts_says_nothing_of_what_it_does():
+  rows = 4000
+  coin = apply(augment.conditioned(0.5, augment.flip()), data=batch(rows, (1, 2, 1)), rows=rows)
+  assert abs(np.asarray(coin.augment_label).mean() - 1 / 4) < 5 * math.sqrt(3 / 16 / rows)
 
 
 RANGES = {

@@ -35,6 +35,17 @@ def test_missing_values_are_refused_dropped_or_imputed_and_counted():
   np.testing.assert_array_equal(imputed.x[untouched], x[untouched])
 
 
+def test_labels_stay_with_the_examples_that_are_kept():
+  x, _ = vectors()
+  test = (np.array([[np.nan, 1.0, 2.0], [3.0, 4.0, 5.0]], np.float32), np.array([0, 1]))
+  names = [str(i) for i in range(8)]
+  source = sources.arrays('v', x, np.arange(8), levels=None, class_names=names, test=test)
+  found = cleaning.checked(source, missing='drop', copies='drop').load()
+  np.testing.assert_array_equal(found.x, x[found.label])
+  assert {0, 2, 4, 7} <= set(found.label)
+  assert found.test[1].tolist() == [1]
+
+
 def test_copies_are_reported_or_dropped_with_those_of_the_test_set():
   _, source = vectors()
   kept = cleaning.checked(source, missing='drop').load()

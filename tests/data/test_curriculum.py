@@ -51,6 +51,16 @@ def test_an_order_may_name_classes_that_have_no_training_example():
   np.testing.assert_array_equal(made.rank(np.zeros((3, 1)), np.array([1, 3, 0])), [1, 0, 3])
 
 
+def test_a_pace_of_ones_own_is_the_share_that_may_be_drawn():
+  pace = curriculum.linear(0.25, 0.4)
+  for made in (curriculum.by_class([0, 1], pace), curriculum.by_difficulty(pace=pace)):
+    np.testing.assert_allclose(
+      [made.share(p) for p in (0.0, 0.2, 0.4)], [0.25, 0.625, 1], rtol=1e-6
+    )
+  for made in (curriculum.by_class([0, 1]), curriculum.by_difficulty()):
+    np.testing.assert_allclose([made.share(p) for p in (0.0, 0.25, 0.5)], [0.2, 0.6, 1], rtol=1e-6)
+
+
 def test_distance_to_the_class_mean_in_closed_form():
   x = np.array([[0.0, 0.0], [2.0, 0.0], [1.0, 3.0], [10.0, 10.0]])
   found = curriculum.distance_to_class_mean(x, np.array([0, 0, 0, 1]))

@@ -478,3 +478,16 @@ def test_splits_that_are_not_read_are_named(tmp_path):
   data = other_set(tmp_path, test='validation').load()
   assert data.test is None
   assert data.found == {'splits, left out': 'validation'}
+
+
+def test_classes_in_another_order_keep_their_names():
+  """Three that go around: the order and its inverse differ."""
+  x = np.arange(6, dtype=np.float32)[:, None]
+  label, names = np.array([0, 1, 2, 2, 1, 0]), ('a', 'b', 'c')
+  data = sources.arrays(
+    'around', x, label, levels=None, class_names=names, test=(x[:3] + 9, label[:3])
+  ).load()
+  found = sources.in_order_of(data, ('c', 'a', 'b'))
+  assert found.class_names == ('c', 'a', 'b')
+  assert [found.class_names[i] for i in found.label] == [names[i] for i in label]
+  assert [found.class_names[i] for i in found.test[1]] == [names[i] for i in label[:3]]

@@ -41,6 +41,18 @@ def test_every_example_is_in_one_part_and_its_rows_are_those_of_the_data_set():
   assert data.order is None
 
 
+def test_what_is_told_of_held_out_examples_and_asked_of_samples_is_their_own():
+  """Each row is told its own number: the validation examples first, which samples are drawn of as well."""
+  whole = vectors()
+  data = split(whole._replace(condition={'number': np.arange(64)}))
+  assert numbers(data.train).tolist() == data.told['train']['number'].tolist()
+  assert numbers(data.held_out).tolist() == data.told['held_out']['number'].tolist()
+  label, told = data.asked(40)
+  validation = numbers(data.validation)
+  np.testing.assert_array_equal(told['number'], validation[np.arange(40) % len(validation)])
+  np.testing.assert_array_equal(label, told['number'] % 2)
+
+
 def test_an_official_test_split_is_the_test_split_and_counts_and_is_hashed():
   x = np.full((5, 3), 100, np.float32)
   plain = split(vectors())

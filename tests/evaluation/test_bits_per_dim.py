@@ -7,8 +7,9 @@ import pytest
 
 from diffusion import devices
 from diffusion.data import pipeline
-from diffusion.evaluation import bits_per_dim
+from diffusion.evaluation import bits_per_dim, gap
 from diffusion.evaluation.metric import MetricInputs, make_network
+from diffusion.process import gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import likelihood as exact
 from diffusion.training import state as states
 from tests.training import tiny
@@ -50,6 +51,38 @@ def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
   np.testing.assert_allclose(value.estimate, nats.mean() / (8 * np.log(2)), rtol=1e-6)
   alone = given.network.apply(rows, x[chosen[:1]], label[chosen[:1]])
   np.testing.assert_allclose(alone[0], nats[0], rtol=1e-4)
+
+
+def test_each_split_has_the_bound_of_its_own_examples_with_the_steps_that_are_asked_for():
+  path = gaussian.Diffusion(
+    schedules.cosine(-3.0, 4.0), marginals.variance_preserving, parameterizations.v()
+  )  # at whose end something is left of x, so that the prior counts
+  made = tiny.experiment(diffusion=path, evaluation_noise=gap.evaluation_noise(3, -2, 3, 1))
+  data, state, _ = tiny.start(made)
+  given = inputs_of(made, data, states.weights(made, devices.replicate(state)))
+  cut = given.validation
+  given = given._replace(held_out=(given.held_out[0].copy(), given.held_out[1]))
+  given.held_out[0][cut:] *= 3  # test examples far out, of which the bound is higher
+  metric = bits_per_dim.likelihood(limit=1000, draws=4, steps=5)
+  found = {finding.name: finding.value.estimate for finding in metric.measure(given)}
+
+  def rows(query, shared):
+    return exact.bound(
+      query.denoise, query.path, query.x, query.keys, levels=None, draws=4, steps=5
+    )
+
+  for name, (x, label) in {
+    'validation': tuple(part[:cut] for part in given.held_out),
+    'test': tuple(part[cut:] for part in given.held_out),
+    'training': data.train,
+  }.items():
+    parts = given.network.apply(rows, np.asarray(x), np.asarray(label))
+    np.testing.assert_allclose(
+      found[f'{name} bits/dim'], parts.total.mean() / (8 * np.log(2)), rtol=1e-5
+    )
+    np.testing.assert_allclose(parts.total, sum(parts), rtol=1e-5)
+    assert parts.prior.mean() > 1e-3 * abs(parts.total.mean())
+  assert found['test bits/dim'] > found['validation bits/dim'] + 0.1
 
 
 def test_the_parts_of_the_bound_add_up_to_it_in_the_units_of_the_data():

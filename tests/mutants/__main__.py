@@ -120,14 +120,20 @@ def main(_) -> None:
         )
     print(f'{len(every)} faults, {len(old)} stale')
     return
-  known = {(line['name'], line['digest']) for line in read(OUT.value)}
+  before = {line['name']: line for line in read(OUT.value)}
+  known = {(name, line['digest']) for name, line in before.items()}
   due = [one for one in every if one.name not in old and (one.name, digest(one)) not in known]
   survived = 0
   with tempfile.TemporaryDirectory(prefix='mutants') as temporary:
     compiled = pathlib.Path(temporary) / 'compiled'
     compiled.mkdir()
     with concurrent.futures.ThreadPoolExecutor(JOBS.value) as pool:
-      waiting = {pool.submit(runner.noticed, one, compiled, OWN.value): one for one in due}
+      waiting = {
+        pool.submit(
+          runner.noticed, one, compiled, OWN.value, before.get(one.name, {'by': ''})['by']
+        ): one
+        for one in due
+      }
       for number, future in enumerate(concurrent.futures.as_completed(waiting), start=1):
         one, found = waiting[future], future.result()
         survived += found.outcome != runner.KILLED

@@ -112,13 +112,19 @@ def run(tree: pathlib.Path, arguments: list[str], limit: float) -> Found:
   return Found(SURVIVED if status == 0 and ran else BROKEN, f'status {status}, {ran} ran', seconds)
 
 
-def noticed(fault: Fault, compiled: pathlib.Path, own: bool, limit: float = 600.0) -> Found:
-  """What becomes of a fault: its own tests first, and, unless `own`, the fast suite after them."""
+def noticed(
+  fault: Fault, compiled: pathlib.Path, own: bool, first: str = '', limit: float = 600.0
+) -> Found:
+  """What becomes of a fault: its own tests, after `first`, which noticed it once; unless `own`, the fast suite then."""
   with tempfile.TemporaryDirectory(prefix='mutant') as temporary:
     tree = pathlib.Path(temporary) / 'tree'
     copy(tree, compiled)
     path = tree / fault.file
     path.write_text(apply(path.read_text(), fault))
+    if '::' in first:
+      found = run(tree, [first], limit)
+      if found.outcome == KILLED:
+        return found
     found = run(tree, list(fault.tests), limit)
     if found.outcome != SURVIVED or own:
       return found

@@ -13,8 +13,8 @@ _VDM = 'experiments/mnist_vdm.py'
 _OVERFIT = 'experiments/overfit.py'
 _REGULARIZED = 'experiments/regularized.py'
 _ABLATION = 'experiments/ablation.py'
-_TESTS = ('tests/test_fingerprint.py',)
-_TEST_ARMS = ('tests/test_ablation.py',)
+_TESTS = ('tests/test_experiments.py',)
+_TEST_ARMS = ('tests/test_experiments.py', 'tests/test_ablation.py')
 _LABEL_DROPOUT = ('label dropout for classifier-free guidance',)
 _EMA = ('exponential moving average of the weights',)
 

@@ -1,0 +1,158 @@
+"""Every number of every experiment reaches what it is a number of, and every arm changes what its row says.
+
+Nothing is trained: what is built is described, and descriptions are compared. `python -m tests.test_experiments` writes
+`arms.json` anew, which says of each arm of `experiments.ablation` in what it differs from the baseline; read the diff.
+"""
+
+import collections
+import dataclasses
+import importlib
+import json
+import pathlib
+
+import pytest
+
+from diffusion import fingerprint
+from experiments import ablation
+
+ARMS = pathlib.Path(__file__).with_name('arms.json')
+EXPERIMENTS = (
+  'ablation', 'cifar10', 'digits', 'disjoint', 'mixture', 'mnist', 'mnist_edm', 'mnist_flow', 'mnist_vdm', 'overfit',
+  'regularized',
+)  # fmt: skip
+# The parts of an experiment that a number is of; those it has in single ones stand below.
+PARTS = {
+  'seed': 'seed', 'num_steps': 'num_steps optimizer', 'batch_size': 'batch_size',
+  'steps_per_dispatch': 'steps_per_dispatch', 'log_every': 'callbacks log_every', 'validate_every': 'validate_every',
+  'learning_rate': 'optimizer', 'clip_norm': 'optimizer', 'ema_decay': 'averages', 'sampling_steps': 'sampling',
+  'validation_fraction': 'split', 'test_fraction': 'split', 'train_limit': 'split', 'part': 'split',
+  'examples': 'split', 'synthetic': 'data', 'patience': 'callbacks', 'patience_share': 'callbacks',
+  'snapshot_every': 'callbacks', 'look_every': 'callbacks', 'looked_at_per_class': 'callbacks',
+  'width': 'model', 'depth': 'model', 'multipliers': 'model', 'blocks': 'model', 'dropout': 'model',
+  'dropout_fine': 'model', 'dropout_coarse': 'model', 'stochastic_depth': 'model',
+  'warmup_steps': 'optimizer', 'final_learning_rate': 'optimizer', 'weight_decay': 'optimizer',
+  'label_dropout': 'augment', 'augment_probability': 'augment', 'shift': 'augment',
+  'guidance': 'sampling', 'samples_per_class': 'sampling', 'samples': 'sampling', 'grid_rows': 'sampling',
+  'min_snr_gamma': 'terms', 'sigma_data': 'diffusion terms', 'log_sigma_mean': 'times',
+  'log_sigma_deviation': 'times', 'time_mean': 'times', 'time_deviation': 'times', 'log_snr_min': 'diffusion',
+  'log_snr_max': 'diffusion', 'likelihood_examples': 'metrics',
+}  # fmt: skip
+# Without a schedule that ends, without a guard, with a plateau of the rate, with an example left out by the seed.
+OTHERS = {
+  **{(name, 'num_steps'): 'num_steps' for name in ('cifar10', 'disjoint', 'mixture', 'overfit')},
+  ('ablation', 'log_every'): 'log_every',
+  **{
+    (name, 'validate_every'): 'callbacks validate_every'
+    for name in ('mnist', 'mnist_edm', 'mnist_flow', 'mnist_vdm')
+  },
+  ('overfit', 'seed'): 'seed split',
+}
+# Texts: where data lies is no part of what is built, and each arm has a test of its own. Of the data that `mixture`
+# makes, see `test_the_numbers_of_made_data_are_those_of_its_examples`.
+NOT_HERE = {'data_dir', 'arm', ('mixture', 'dimensions'), ('mixture', 'examples')}
+# Numbers that do not stand in what is built as they are: shares of training, a switch, a part's number.
+CONVERTED = {'synthetic', 'patience_share', 'part'}
+
+
+def module(name):
+  return importlib.import_module(f'experiments.{name}')
+
+
+def fields():
+  for name in EXPERIMENTS:
+    for field in dataclasses.fields(module(name).Config):
+      if not NOT_HERE & {field.name, (name, field.name)}:
+        yield name, field.name
+
+
+def other(value):
+  """Another value that an experiment can be built of."""
+  if isinstance(value, bool):
+    return not value
+  if isinstance(value, tuple):
+    return (*value[:-1], value[-1] + 5)
+  return 2 * value or 50 if isinstance(value, int) else value / 4 or 0.37
+
+
+def leaves(description, at=''):
+  """{path: number, text or None} of all that a description holds."""
+  if isinstance(description, dict | list):
+    pairs = description.items() if isinstance(description, dict) else enumerate(description)
+    found = {at: type(description).__name__} if not description else {}
+    for key, one in pairs:
+      found |= leaves(one, f'{at}/{".".join(str(key).split(".")[-2:])}')
+    return found
+  return {at: description}
+
+
+def built(name, **changes):
+  made = module(name)
+  return fingerprint.describe(made.build(dataclasses.replace(made.Config(), **changes)))
+
+
+@pytest.fixture(scope='module')
+def described():
+  return {name: built(name) for name in EXPERIMENTS}
+
+
+@pytest.mark.parametrize(('name', 'field'), [*fields()])
+def test_a_number_reaches_its_part_of_what_is_built_and_no_other(described, name, field):
+  value = other(getattr(module(name).Config(), field))
+  found = built(name, **{field: value})
+  parts = {one.split(':')[0].split('.')[0] for one in fingerprint.changes(described[name], found)}
+  assert parts == set(OTHERS.get((name, field), PARTS[field]).split())
+  if field not in CONVERTED:
+    before, after = leaves(described[name]), leaves(found)
+    new = {str(one) for path, one in after.items() if before.get(path) != one}
+    assert str(value[-1] if isinstance(value, tuple) else value) in new
+
+
+def test_the_numbers_of_made_data_are_those_of_its_examples():
+  made = module('mixture')
+  data = made.build(dataclasses.replace(made.Config(), dimensions=4, examples=512)).data.load()
+  assert data.x.shape == (512, 4)
+
+
+def told(description):
+  """How often there is each factory, and each of its arguments, wherever it is, of all that a description holds."""
+  found, factories = collections.Counter(), set()
+  for path, one in leaves(description).items():
+    *_, within, name = ['', *path.split('/')]
+    inner = '/defaults/' in path or '<locals>' in str(one) or 'optax.' in str(one)
+    if name not in ('as', 'class') and not inner:
+      found[f'{within}/{name} = {one}'] += 1
+    parts = path.split('/')
+    factories |= {tuple(parts[: i + 1]) for i, part in enumerate(parts) if '.' in part}
+  found.update(place[-1] for place in factories)
+  return found
+
+
+def arms():
+  """What each arm has that the baseline has not, and what it lacks."""
+  baseline, found = told(built('ablation')), {}
+  for name in ablation.ARMS:
+    of_arm = told(built('ablation', arm=name))
+    more, less = of_arm - baseline, baseline - of_arm
+    found[name] = [f'+ {one}' for one in sorted(more)] + [f'- {one}' for one in sorted(less)]
+  return found
+
+
+def test_every_arm_differs_from_the_baseline_as_its_row_says():
+  """Each in the fields of its row alone, at the strength that stands in the table of this test."""
+  found, known = arms(), json.loads(ARMS.read_text())
+  assert found == known
+  # What cleans the data is no part of what is built: a run knows its data by what was read.
+  assert [name for name, new in found.items() if not new] == ['baseline', 'checked']
+  assert (
+    'copies within training' in ablation.build(ablation.Config(arm='checked')).data.load().found
+  )
+  config = ablation.Config()
+  base = built('ablation')
+  for name, line in ablation.ARMS.items():
+    changed = fingerprint.changes(base, built('ablation', arm=name))
+    parts = {one.split(':')[0].split('.')[0] for one in changed}
+    assert parts == set(line(config)) - {'data'}, name
+
+
+if __name__ == '__main__':
+  ARMS.write_text(json.dumps(arms(), indent=1) + '\n')
