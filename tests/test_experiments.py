@@ -1,7 +1,8 @@
 """Every number of every experiment reaches what it is a number of, and every arm changes what its row says.
 
-Nothing is trained: what is built is described, and descriptions are compared. `python -m tests.test_experiments` writes
-`arms.json` anew, which says of each arm of `experiments.ablation` in what it differs from the baseline; read the diff.
+Nothing is trained: what is built is described, and descriptions are compared. `experiments.json` says of each
+experiment of which factories and numbers it is made, and of each arm of `experiments.ablation` in what it differs from
+the baseline; `python -m tests.test_experiments` writes it anew: read the diff beside the header of the file.
 """
 
 import collections
@@ -15,7 +16,7 @@ import pytest
 from diffusion import fingerprint
 from experiments import ablation
 
-ARMS = pathlib.Path(__file__).with_name('arms.json')
+STATED = pathlib.Path(__file__).with_name('experiments.json')
 EXPERIMENTS = (
   'ablation', 'cifar10', 'digits', 'disjoint', 'mixture', 'mnist', 'mnist_edm', 'mnist_flow', 'mnist_vdm', 'overfit',
   'regularized',
@@ -36,6 +37,31 @@ PARTS = {
   'min_snr_gamma': 'terms', 'sigma_data': 'diffusion terms', 'log_sigma_mean': 'times',
   'log_sigma_deviation': 'times', 'time_mean': 'times', 'time_deviation': 'times', 'log_snr_min': 'diffusion',
   'log_snr_max': 'diffusion', 'likelihood_examples': 'metrics',
+}  # fmt: skip
+# Where the number then stands, of each that has it: a factory and its argument.
+PLACES = {
+  'seed': '/seed', 'num_steps': '/num_steps schedules.warmup_cosine/total_steps', 'batch_size': '/batch_size',
+  'steps_per_dispatch': '/steps_per_dispatch', 'validate_every': '/validate_every 3/every',
+  'log_every': '/log_every callbacks.divergence_guard/every guards.spike_guard/every',
+  'learning_rate': 'schedules.warmup_cosine/peak holds/end_value holds/value',
+  'clip_norm': 'clipping.global_norm/limit',
+  'ema_decay': 'averaging.ema/decay', 'sampling_steps': 'sampling/steps', 'width': 'unet.unet/width mlp.mlp/width',
+  'depth': 'mlp.mlp/depth', 'blocks': 'unet.unet/blocks', 'multipliers': 'multipliers/1 multipliers/2 multipliers/3',
+  'dropout': 'unet.unet/dropout mlp.mlp/dropout', 'dropout_fine': 'dropout/0', 'dropout_coarse': 'dropout/1',
+  'stochastic_depth': 'dropout.stochastic_depth/rate', 'warmup_steps': 'schedules.warmup_cosine/warmup_steps '
+  'holds/transition_steps', 'final_learning_rate': 'schedules.warmup_cosine/final',
+  'weight_decay': 'chains.decoupled_decay/rate', 'label_dropout': 'augment.label_dropout/rate',
+  'augment_probability': 'augment.conditioned/probability', 'shift': 'augment.shift/pixels',
+  'samples_per_class': 'sampling/per_class', 'samples': 'sampling/per_class', 'grid_rows': 'sampling/grid_rows',
+  'guidance': 'sampling/guidance', 'train_limit': 'split/limit', 'examples': 'split/limit',
+  'validation_fraction': 'split/validation', 'test_fraction': 'split/test',
+  'patience': 'callbacks.early_stopping/patience', 'look_every': 'callbacks.watch_memorization/every',
+  'looked_at_per_class': 'callbacks.watch_memorization/per_class', 'snapshot_every': '3/every',
+  'min_snr_gamma': 'weights.min_snr/gamma', 'sigma_data': 'weights.edm/sigma_data parameterizations.edm/sigma_data',
+  'log_sigma_mean': 'times.log_normal/mean', 'log_sigma_deviation': 'times.log_normal/deviation',
+  'time_mean': 'times.logit_normal/mean', 'time_deviation': 'times.logit_normal/deviation',
+  'log_snr_min': 'schedules.learned/log_snr_min', 'log_snr_max': 'schedules.learned/log_snr_max',
+  'likelihood_examples': 'holds/limit',
 }  # fmt: skip
 # Without a schedule that ends, without a guard, with a plateau of the rate, with an example left out by the seed.
 OTHERS = {
@@ -103,8 +129,10 @@ def test_a_number_reaches_its_part_of_what_is_built_and_no_other(described, name
   assert parts == set(OTHERS.get((name, field), PARTS[field]).split())
   if field not in CONVERTED:
     before, after = leaves(described[name]), leaves(found)
-    new = {str(one) for path, one in after.items() if before.get(path) != one}
-    assert str(value[-1] if isinstance(value, tuple) else value) in new
+    new = value[-1] if isinstance(value, tuple) else value
+    there = [path for path, one in after.items() if one == new and before.get(path) != one]
+    assert there
+    assert {'/'.join(path.split('/')[-2:]) for path in there} <= set(PLACES[field].split())
 
 
 def test_the_numbers_of_made_data_are_those_of_its_examples():
@@ -137,9 +165,21 @@ def arms():
   return found
 
 
+def stated():
+  """What the table says of experiments and arms."""
+  whole = {name: sorted(told(built(name)).elements()) for name in EXPERIMENTS}
+  return {'experiments': whole, 'arms': arms()}
+
+
+def test_every_experiment_is_made_of_what_the_table_says(described):
+  known = json.loads(STATED.read_text())['experiments']
+  for name, description in described.items():
+    assert sorted(told(description).elements()) == known[name], name
+
+
 def test_every_arm_differs_from_the_baseline_as_its_row_says():
   """Each in the fields of its row alone, at the strength that stands in the table of this test."""
-  found, known = arms(), json.loads(ARMS.read_text())
+  found, known = arms(), json.loads(STATED.read_text())['arms']
   assert found == known
   # What cleans the data is no part of what is built: a run knows its data by what was read.
   assert [name for name, new in found.items() if not new] == ['baseline', 'checked']
@@ -155,4 +195,4 @@ def test_every_arm_differs_from_the_baseline_as_its_row_says():
 
 
 if __name__ == '__main__':
-  ARMS.write_text(json.dumps(arms(), indent=1) + '\n')
+  STATED.write_text(json.dumps(stated(), indent=1) + '\n')
