@@ -20,6 +20,7 @@ from diffusion.sampling import grids, samplers, solvers
 from diffusion.sampling import plan as plans
 from diffusion.sampling.plan import Sampling
 from diffusion.training.experiment import resolved
+from tests.evaluation.given import inputs_of
 from tests.programs import Program
 from tests.training import tiny
 
@@ -243,6 +244,21 @@ def test_missing_unreadable_and_strange_folders_are_refused(tmp_path):
   (tmp_path / 'bad' / '0.png').write_bytes(b'no picture')
   with pytest.raises(ValueError, match='cannot read image'):
     evaluate.read(tmp_path / 'bad', ())
+
+
+def test_the_metrics_by_name_compare_the_features_that_were_chosen():
+  random = np.random.default_rng(0)
+  given = inputs_of(*(random.normal(size=(200, 6)) * [1, 1, 1, 1, 1, k] for k in (1, 4, 4)))
+  plan = Plan(samples=200, classes=0, shape=(6,), train=200, held_out=200)
+  alike = by_name.choose_features('pixels')._replace(
+    name='all but one', apply=lambda x: x[:, :5].astype(np.float32)
+  )
+  (found,), (own,) = (
+    by_name.choose_metrics(['frechet'], chosen, plan)[0].values()
+    for chosen in (alike, by_name.choose_features('pixels'))
+  )
+  one, other = (metric.measure(given)[0].value for metric in (found, own))
+  assert getattr(one, 'estimate', one) < getattr(other, 'estimate', other) / 4
 
 
 def test_the_metrics_by_name_say_what_it_cannot_do():
