@@ -228,6 +228,8 @@ class Ensemble(NamedTuple):
 def load_ensemble(folders: Sequence[str | pathlib.Path]) -> Ensemble:
   """Runs of one experiment as an ensemble; as `load`, it executes each folder's `experiment.py`.
 
+  Where the schedule is learned, samples are drawn along that of the first run: a network is asked at log-SNRs.
+
   Args:
     folders: workdirs, at least one; all runs must have the same network, schedule ends and data units.
 
