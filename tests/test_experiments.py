@@ -14,6 +14,7 @@ import pathlib
 import pytest
 
 from diffusion import fingerprint
+from diffusion.training import experiment as experiments
 from experiments import ablation
 
 STATED = pathlib.Path(__file__).with_name('experiments.json')
@@ -139,6 +140,19 @@ def test_the_numbers_of_made_data_are_those_of_its_examples():
   made = module('mixture')
   data = made.build(dataclasses.replace(made.Config(), dimensions=4, examples=512)).data.load()
   assert data.x.shape == (512, 4)
+
+
+def test_the_two_parts_of_disjoint_share_no_example_and_hold_out_the_same():
+  made = module('disjoint')
+  parts = [
+    experiments.load_data(made.build(dataclasses.replace(made.Config(), part=part))).split
+    for part in (0, 1)
+  ]
+  one, other = (set(part.train.tolist()) for part in parts)
+  assert len(one) == len(other) == made.Config().examples
+  assert not one & other
+  for held_out in ('validation', 'test'):
+    assert getattr(parts[0], held_out).tolist() == getattr(parts[1], held_out).tolist()
 
 
 def told(description):
