@@ -1,10 +1,10 @@
 """Do the tests notice faults? Applies each to a copy of the tree, and runs its tests, then the fast suite.
 
-python -m tests.mutants --out=mutants.jsonl --jobs=2        # all; goes on where it stands
+python -m tests.mutants --out=tests/mutants/found.jsonl     # all; goes on where it stands
 python -m tests.mutants --only='dropout|key' --own          # those in whose name it is; their own tests alone
 python -m tests.mutants --since=HEAD~3                      # those whose file or tests changed since
 python -m tests.mutants --stale                             # those whose fragment is no longer there
-python -m tests.mutants --out=mutants.jsonl --table         # what was found
+python -m tests.mutants --out=tests/mutants/found.jsonl --table   # what was found
 """
 
 import concurrent.futures
