@@ -39,7 +39,6 @@ _NEEDED = {
   'status': str, 'reason': str, 'step': int, 'wall_seconds': int | float, 'extended_at': int | None,
   'bank': {'log_snr': list, 'draws': int}, 'source': str | None, 'fingerprint': {'digest': str, 'built': dict},
   'techniques': list, 'samples': list, 'evaluations': list, 'results': dict | None, 'saved': dict | None,
-  'made': list,
   'starts': [{'time': str, 'command': list, 'code': dict | list, 'devices': dict, 'versions': dict, 'settings': dict}],
   'data': {
     'name': str, 'note': str, 'shape': list, 'levels': int | None, 'mean': object, 'deviation': object,

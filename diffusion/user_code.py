@@ -195,7 +195,13 @@ def _is_known_by_name(value: Any) -> bool:
 
 
 def is_written(kind: type, name: str, member: Any) -> bool:
-  """Whether a member of a class was written there: what Python and its decorators add has no code of the user's."""
+  """Whether a member of a class was written there: what Python and its decorators add has no code of the user's.
+
+  Args:
+    kind: the class.
+    name: of the member.
+    member: what the class has under that name.
+  """
   function = behind(member)
   if isinstance(function, types.FunctionType):
     made = function.__code__.co_filename == '<string>' and dataclasses.is_dataclass(kind)

@@ -3,7 +3,7 @@
   python -m benchmarks.resume --out=chaos.jsonl --seed=0 --count=40       # again and again: it goes on where it stands
   python -m benchmarks.resume --out=chaos.jsonl --only='kill -9|signals' --kills=10
   python -m benchmarks.resume --out=chaos.jsonl --table                   # what all of them have found
-  python -m benchmarks.resume --quick                                     # a minute: what the tests run
+  python -m benchmarks.resume --quick                                     # a minute: some of what the tests run
   python -m benchmarks.resume --out=before.jsonl --checkout=../before     # plain files and paths, of another commit
   python -m benchmarks.resume --times=5                                   # what a checkpoint costs, and a signal takes
 
@@ -23,11 +23,12 @@ import tempfile
 from absl import app, flags, logging
 
 from benchmarks import checkouts
+from benchmarks.resume import selection
 from benchmarks.resume.bench import Bench
 from benchmarks.resume.cases import Case
 from benchmarks.resume.found import full_name, read, run_case, table
 from benchmarks.resume.judge import BADLY, LOST, SILENT
-from benchmarks.resume.selection import all_cases, matches, name_of, quick_cases
+from benchmarks.resume.selection import all_cases, matches, name_of
 from diffusion import devices
 
 OUT = flags.DEFINE_string('out', '', 'JSON-lines file to which what is found is appended.')
@@ -50,7 +51,10 @@ TIMES = flags.DEFINE_integer('times', 0, 'Measure so many checkpoints and signal
 
 def selected() -> list[Case]:
   """The cases that the flags ask for."""
-  every = quick_cases() if QUICK.value else all_cases(REPEATS.value, KILLS.value)
+  quick = QUICK.value
+  every = (
+    selection.selected(selection.QUICK_CASES) if quick else all_cases(REPEATS.value, KILLS.value)
+  )
   found = [case for case in every if matches(ONLY.value, case)]
   return [case for case in found if case.plain or not CHECKOUT.value]
 

@@ -1,7 +1,7 @@
 """Which cases there are, and which a minute has time for."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks.resume import cases, checkpoints, disks, edits, kills, neighbors, paths
 from benchmarks.resume.cases import Case
@@ -9,9 +9,18 @@ from benchmarks.resume.cases import Case
 QUICK_CASES = (
   r'run\.json: \{\}, whole',
   r'metrics\.jsonl: a value altered, whole$',
-  r'samples\.npz: altered',
   r'a checkpoint: newest bit flipped 0, killed',
   r'checkpoints/ gone: removed, whole$',
+  r'kill -9: compile',
+)
+# What the tests run: these, and one of each other sort that takes a few seconds.
+TESTED_CASES = (
+  *QUICK_CASES,
+  r'run\.json: truncated 0, whole',
+  r'samples\.npz: altered',
+  r'the best checkpoint: removed, killed',
+  r'paths: x\[1\]',
+  r'changed code: the loss weight$',
 )
 
 
@@ -43,7 +52,7 @@ def matches(pattern: str, case: Case) -> bool:
   return re.search(pattern, name_of(case)) is not None
 
 
-def quick_cases() -> list[Case]:
-  """A fixed small selection, one of each sort that takes a few seconds."""
+def selected(patterns: Sequence[str]) -> list[Case]:
+  """The cases that any of these patterns is found in, with one random damage of a kind and two kills of a run."""
   every = all_cases(repeats=1, count=2)
-  return [case for case in every if any(matches(pattern, case) for pattern in QUICK_CASES)]
+  return [case for case in every if any(matches(pattern, case) for pattern in patterns)]

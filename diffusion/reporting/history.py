@@ -160,9 +160,8 @@ def _levels(
   found = [row for row in rows if row['step'] == best_step and 'validation/level/0' in row]
   if not (found and log_snr):
     return {}
-  best = min(
-    found, key=lambda row: row.get('validation/eps', math.inf)
-  )  # of those a rollback repeats
+  # A step that a rollback repeats has several rows.
+  best = min(found, key=lambda row: row.get('validation/eps', math.inf))
   return {
     f'{split}/eps': (
       np.asarray(log_snr, np.float64),

@@ -139,7 +139,8 @@ def _judge(
       record = run.record | known | {'config': provenance.config_to_json(run.config)}
       path = write_run_report(run, run.folder, record, findings, row, suffix)
       _say(path, findings, step, lost)
-      known |= {} if again else {'made': run.made()}
+      if not again:
+        known['made'] = run.made()
     run.note(**known)  # at last: a run with results is complete
 
 

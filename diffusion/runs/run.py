@@ -260,7 +260,7 @@ class Run:
     differing = rows.differing(path, self._written, self.position.batches_seen, 'cursor')
     if differing:
       self.tell('rows', f'{path.name} is not as it was written ({differing})')
-    gone = set(self.record['made']).difference(self.made())
+    gone = set(self.record.get('made', ())).difference(self.made())  # older records have none
     if gone:
       self.tell('gone', f'{", ".join(sorted(gone))}: gone; --mode=evaluate makes a report anew')
 
@@ -529,7 +529,6 @@ def _fresh_record(
     'saved': None,
     'samples': [],
     'evaluations': [],
-    'made': [],
   }
 
 

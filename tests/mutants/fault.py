@@ -1,6 +1,7 @@
 """A fault: a small wrong edit of one function, found in the parsed source."""
 
 import ast
+import contextlib
 import textwrap
 from typing import NamedTuple
 
@@ -129,14 +130,11 @@ def _dump(node: ast.AST) -> str:
 def _parsed(old: str) -> list[ast.AST]:
   """The nodes of a fragment: one expression or keyword argument, or statements."""
   text = textwrap.dedent(old).strip()
-  try:
-    (node,) = ast.parse(f'({text}\n)').body
-    return [node.value]
-  except (SyntaxError, ValueError):
-    pass
+  with contextlib.suppress(SyntaxError):  # it is no expression
+    return [ast.parse(f'({text}\n)', mode='eval').body]
   try:
     return ast.parse(text).body if '\n' in text or not _is_keyword(text) else _keyword(text)
-  except SyntaxError:
+  except SyntaxError:  # a return is a statement of a function alone
     return ast.parse(f'def f():\n{textwrap.indent(text, "  ")}').body[0].body
 
 
