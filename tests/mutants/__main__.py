@@ -1,5 +1,7 @@
 """Do the tests notice faults? Applies each to a copy of the tree, and runs its tests, then the fast suite.
 
+First all tests of these faults are run on a copy without any: they must pass there.
+
 python -m tests.mutants --out=tests/mutants/found.jsonl     # all; goes on where it stands
 python -m tests.mutants --only='dropout|key' --own          # those in whose name it is; their own tests alone
 python -m tests.mutants --since=HEAD~3                      # those whose file or tests changed since
@@ -127,6 +129,10 @@ def main(_) -> None:
   with tempfile.TemporaryDirectory(prefix='mutants') as temporary:
     compiled = pathlib.Path(temporary) / 'compiled'
     compiled.mkdir()
+    whole = sorted({test for one in due for test in one.tests})
+    found = runner.without_fault(whole, compiled) if due else None
+    if found is not None and found.outcome != runner.SURVIVED:
+      sys.exit(f'a test fails without a fault, in a copy of the tree: {found.by}')
     with concurrent.futures.ThreadPoolExecutor(JOBS.value) as pool:
       waiting = {
         pool.submit(

@@ -112,6 +112,14 @@ def run(tree: pathlib.Path, arguments: list[str], limit: float) -> Found:
   return Found(SURVIVED if status == 0 and ran else BROKEN, f'status {status}, {ran} ran', seconds)
 
 
+def without_fault(tests: list[str], compiled: pathlib.Path) -> Found:
+  """What becomes of the tree as it is: a test that fails there, in a copy, notices no fault."""
+  with tempfile.TemporaryDirectory(prefix='mutant') as temporary:
+    tree = pathlib.Path(temporary) / 'tree'
+    copy(tree, compiled)
+    return run(tree, tests, 3600.0)
+
+
 def noticed(
   fault: Fault, compiled: pathlib.Path, own: bool, first: str = '', limit: float = 600.0
 ) -> Found:
