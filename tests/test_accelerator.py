@@ -143,6 +143,21 @@ def test_a_kill_leaves_the_rows_before_it_and_no_process(tmp_path):
     time.sleep(0.05)
 
 
+def test_a_program_whose_starter_is_gone_does_not_begin(tmp_path):
+  # A benchmark killed between the start of a program and the program's first line.
+  for parent, begun in ((os.getpid(), True), (1, False)):
+    command = [
+      str(benches._TETHERED),
+      str(parent),
+      sys.executable,
+      '-c',
+      f'open({str(tmp_path / "begun")!r}, "w")',
+    ]
+    subprocess.run([sys.executable, *command], check=begun)
+    assert (tmp_path / 'begun').exists() == begun
+    (tmp_path / 'begun').unlink(missing_ok=True)
+
+
 def state_and_parent(pid):
   """A process's state and its parent; None where it is gone."""
   try:

@@ -123,7 +123,8 @@ class Bench:
     log, result = (self.scratch / f'{self._count}{end}' for end in ('.log', '.json'))
     with log.open('w') as output:
       popen = subprocess.Popen(
-        [sys.executable, str(_TETHERED), sys.executable, *command], cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT,
+        [sys.executable, str(_TETHERED), str(os.getpid()), sys.executable, *command],
+        cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT,
         env=os.environ | self.environment | dict(environment or {}), process_group=0,
       )  # fmt: skip
     return Process(popen, log, result)
