@@ -16,6 +16,7 @@ from diffusion import citations
 from diffusion.reporting import bibliography
 from tests.cases import CASES
 from tests.cases.base import Case
+from tests.mutants import faults
 
 ROOT = pathlib.Path(__file__).parents[1]
 HEAD = """# Catalogue
@@ -26,7 +27,8 @@ dots stand for what the experiment has anyway), and is cited by the report of a 
 
 For each row two tests run: *live* compares it on with it off, in the direction it claims; *form* holds its closed form
 or its statistics. What is off costs nothing: the program of a step with everything off is the plain step's to the
-letter. All are in `tests/test_catalog.py` and `tests/cases/`.
+letter. All are in `tests/test_catalog.py` and `tests/cases/`. *Faults* are small wrong edits of it that tests must
+notice: `python -m tests.mutants --only=NAME` plants one in a copy of the tree and runs them.
 
 Random draws come from separate streams (`diffusion/rng.py`): split, initialization, order of the data, curriculum,
 augmentation, noise level, noise, dropout, terms of the loss, validation, sampler, likelihood. Turning one technique on
@@ -116,6 +118,8 @@ def entry(case: Case) -> str:
   lines.append(f'- Source: {_paragraph(parts["Source"])} [{keys}]')
   lines.append(f'- Live: `tests/test_catalog.py::test_the_technique_is_live[{case.name}]`')
   lines.append(f'- Form: `{case.proof}`')
+  planted = [one.name for one in faults.every() if record.name in one.techniques]
+  lines.append(f'- Faults: {"; ".join(planted)}')
   return '\n'.join(lines)
 
 

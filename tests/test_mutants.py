@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.cases import CASES
 from tests.mutants import faults
 from tests.mutants.fault import Fault, StaleError, apply
 
@@ -67,3 +68,8 @@ def test_what_cannot_be_applied_is_stale(function, old, new, at, says):
 
 def test_the_faults_have_names_of_their_own_and_kinds_that_there_are():
   assert faults.every()
+
+
+def test_every_technique_of_the_catalog_has_a_fault_and_no_fault_is_of_another():
+  of = {name for one in faults.every() for name in one.techniques}
+  assert of == {case.factory.technique.name for case in CASES}
