@@ -173,6 +173,9 @@ def test_drop_block_drops_squares_of_about_the_share_and_keeps_the_sum(size):
       block = zero[:, i : i + size, j : j + size].all((1, 2), keepdims=True)
       inside[:, i : i + size, j : j + size] |= block
   assert (inside == zero).all()
+  # A pixel that one channel lost, another one lost by chance alone.
+  first, second = zero[:, 7:9, 7:9, 0], zero[:, 7:9, 7:9, 1]
+  np.testing.assert_allclose((first & second).mean(), middle**2, atol=0.015)
 
 
 def test_drop_block_wants_images_and_fits_small_ones():
@@ -182,7 +185,10 @@ def test_drop_block_wants_images_and_fits_small_ones():
 
 
 def test_drop_connect_thins_kernels_alone_and_wants_one_key_for_all_rows():
-  params = {'a': {'kernel': jnp.ones((300, 20)), 'bias': jnp.ones(20)}, 'b': {'scale': jnp.ones(9)}}
+  params = {
+    'a': {'kernel': jnp.ones((300, 20)), 'bias': jnp.ones(20)}, 'b': {'scale': jnp.ones(9)},
+    'c': {'kernel': jnp.ones((300, 20))},
+  }  # fmt: skip
   drops = [dropout.drop_connect(0.3), dropout.spatial(0.9)]
   found = dropout.drop_kernels(drops, params, jax.random.key(0))
   np.testing.assert_array_equal(found['a']['bias'], 1)
@@ -190,6 +196,8 @@ def test_drop_connect_thins_kernels_alone_and_wants_one_key_for_all_rows():
   kernel = np.asarray(found['a']['kernel'])
   np.testing.assert_allclose((kernel == 0).mean(), 0.3, atol=0.03)
   np.testing.assert_allclose(kernel.max(), 1 / 0.7, rtol=1e-6)
+  both = (kernel == 0) & (np.asarray(found['c']['kernel']) == 0)  # by draws of their own
+  np.testing.assert_allclose(both.mean(), 0.09, atol=0.02)
   off = dropout.drop_kernels([dropout.drop_connect(0.0)], params, None)
   assert off is params
   with pytest.raises(ValueError, match='needs batch_key'):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion.models import functional, mlp, unet
-from diffusion.types import Conditioning
+from diffusion.types import NULL, Conditioning
 
 
 class Recorder(nn.Module):
@@ -47,6 +47,12 @@ def test_a_model_says_how_many_classes_its_module_was_given():
   for made in (mlp.mlp, unet.unet):
     assert made().num_classes == 0
     assert made(num_classes=3).num_classes == 3
+
+
+def test_a_model_of_classes_has_a_null_label_and_one_without_has_none():
+  for made in (mlp.mlp, unet.unet):
+    assert made().null is None
+    np.testing.assert_array_equal(made(num_classes=3).null(jnp.array([0, 2])), [NULL, NULL])
 
 
 def test_identity_is_the_mean_over_one_device():

@@ -12,7 +12,7 @@ from diffusion import rng
 from diffusion.models import magnitude
 from diffusion.models.functional import Mode
 from diffusion.optimizers import chains, optimizers, schedules
-from diffusion.types import Conditioning
+from diffusion.types import NULL, Conditioning
 
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 SMALL = {'width': 16, 'multipliers': (1, 2), 'blocks': 1, 'attention': (4,), 'num_classes': 3}
@@ -28,7 +28,9 @@ def test_a_kernel_keeps_unit_variance_at_any_length_of_its_weights(side):
   x = normal(64, 16, 16, 32)
   variables = compiled(lambda: layer.init(jax.random.key(0), x, Mode()))()
   for scale in (1.0, 30.0):
-    y = layer.apply(jax.tree.map(lambda p, s=scale: s * p, variables), x, Mode())
+    longer = scale * np.geomspace(0.1, 10, 64)  # each output's by a factor of its own
+    y = layer.apply(jax.tree.map(lambda p, s=longer: s * p, variables), x, Mode())
+    np.testing.assert_allclose(np.asarray(y[:, 1:-1, 1:-1]).std((0, 1, 2)), 1.0, atol=0.15)
     np.testing.assert_allclose(np.asarray(y[:, 1:-1, 1:-1]).std(), 1.0, atol=0.05)
 
 
@@ -72,6 +74,11 @@ def test_the_network_starts_at_zero_and_hears_everything_once_its_gains_are_up()
     (z, noise, told._replace(augment=jnp.ones((4, 2)))),
   ):  # fmt: skip
     assert np.abs(np.asarray(apply(awake, *changed)) - base).max() > 1e-3
+  # Each label is a condition of its own, the null one too.
+  alike = [jnp.repeat(a[:1], 4, axis=0) for a in (z, noise)]
+  labels = told._replace(condition=jnp.array([0, 1, 2, NULL]))
+  each = np.asarray(apply(awake, *alike, labels)).reshape(4, -1)
+  assert (np.abs(each[:, None] - each).max(2) + np.eye(4) > 1e-3).all()
   keys = rng.row_keys(jax.random.key(0), jnp.arange(4))
   wet = compiled(lambda k: model.apply(awake, z, noise, told, keys=k)[0])(keys)
   assert np.abs(np.asarray(wet) - base).max() > 1e-3

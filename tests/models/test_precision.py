@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion import types
 from diffusion.models import attention, dit, dropout, magnitude, mlp, normalization, precision, unet
 from diffusion.types import Conditioning
 
@@ -62,6 +63,25 @@ def test_bfloat16_stays_near_float32_in_value_and_gradient_and_returns_float32(n
   )
   error = jnp.linalg.norm(flat - flat_exact) / jnp.linalg.norm(flat_exact)
   assert 1e-5 < error < 0.1, error
+
+
+def test_weights_and_examples_alone_are_rounded():
+  """Of the noise level the finest features would be lost, and running statistics would stop moving."""
+
+  def apply(variables, z, noise, conditioning, **options):
+    return z, (variables, noise, conditioning, options)
+
+  third = jnp.full(2, 1 / 3)
+  variables = {'params': {'kernel': third}, 'batch_stats': {'mean': third}}
+  told = Conditioning(jnp.arange(2), third[:, None])
+  spied = precision.bfloat16(types.Model(None, apply))
+  z, (given, noise, conditioning, options) = spied.apply(variables, third, third, told, keys=third)
+  assert z.dtype == jnp.float32
+  for rounded in (z, given['params']['kernel'], conditioning.augment):
+    np.testing.assert_array_equal(rounded.ravel(), third.astype(jnp.bfloat16).astype(jnp.float32))
+  for whole in (given['batch_stats']['mean'], noise, options['keys']):
+    assert whole is third
+  assert conditioning.condition is told.condition
 
 
 @pytest.mark.parametrize('name', NETWORKS)

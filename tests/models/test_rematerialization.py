@@ -36,7 +36,10 @@ def test_only_what_blocks_hand_on_is_kept(name):
     )
     return sum(leaf.size for leaf in jax.tree.leaves(back) if leaf.shape not in known)
 
-  assert kept(rematerialization.rematerialize(model)) < 0.35 * kept(model)
+  handed_on = kept(rematerialization.rematerialize(model))
+  assert 0 < handed_on < 0.35 * kept(model)
+  if name == 'mlp':
+    assert handed_on == 2 * 5 * 16  # blocks, rows, width
 
 
 def test_the_second_computation_is_in_the_program():

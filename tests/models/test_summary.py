@@ -60,15 +60,18 @@ def test_parameter_rows_add_up():
   params = {
     'one': {'kernel': np.full((2, 3), 2.0), 'inner': {'bias': np.zeros(2)}},
     'two': {'kernel': np.array([3.0, -4.0])},
+    'three': {'bias': np.array([7.0]), 'kernel': np.array([1.0, 1.0])},
   }
   rows = summary.parameter_rows(params)
-  assert [(name, size) for name, size, _ in rows] == [('one', 8), ('two', 2)]
-  np.testing.assert_allclose([rms for *_, rms in rows], [3**0.5, 12.5**0.5])
+  assert [(name, size) for name, size, _ in rows] == [('one', 8), ('three', 3), ('two', 2)]
+  np.testing.assert_allclose([rms for *_, rms in rows], [3**0.5, 17**0.5, 12.5**0.5])
   deeper = {name: (size, rms) for name, size, rms in summary.parameter_rows(params, depth=2)}
   assert deeper == {
     'one/kernel': (6, 2.0),
     'one/inner': (2, 0.0),
     'two/kernel': (2, 12.5**0.5),
+    'three/bias': (1, 7.0),
+    'three/kernel': (2, 1.0),
   }
 
 

@@ -27,6 +27,7 @@ OF_INITIALIZERS = ('tests/models/test_initializers.py',)
 OF_MAGNITUDE = ('tests/models/test_magnitude.py',)
 OF_MLP = ('tests/models/test_mlp.py',)
 OF_NORMALIZATION = ('tests/models/test_normalization.py',)
+OF_PLACES = ('tests/models/test_places.py',)
 OF_PRECISION = ('tests/models/test_precision.py',)
 OF_REMATERIALIZATION = ('tests/models/test_rematerialization.py',)
 OF_STATISTICS = ('tests/models/test_normalization.py', 'tests/training/test_batch_statistics.py')
@@ -81,11 +82,11 @@ FAULTS = [
   # The transformer.
   Fault(
     'adaLN scales by s instead of 1 + s', 'factors', DIT, '_modulated',
-    '1 + scale[:, None]', 'scale[:, None]', OF_DIT,
+    '1 + scale[:, None]', 'scale[:, None]', OF_DIT + OF_PLACES,
   ),
   Fault(
     "the transformer's gates are not zero at the start", 'factors', DIT, 'TransformerBlock.__call__',
-    'kernel_init=nn.initializers.zeros', 'kernel_init=nn.initializers.lecun_normal()', OF_DIT,
+    'kernel_init=nn.initializers.zeros', 'kernel_init=nn.initializers.lecun_normal()', OF_DIT + OF_PLACES,
   ),
   Fault(
     "the transformer's last layer is not zero at the start", 'factors', DIT, 'DiT.__call__',
@@ -93,25 +94,26 @@ FAULTS = [
   ),
   Fault(
     "stochastic depth leaves a transformer block's MLP alone", 'dropout', DIT, 'TransformerBlock.__call__',
-    'branch[1](gate_mlp[:, None] * h, mode.keys)', 'gate_mlp[:, None] * h', OF_DIT, techniques=('stochastic depth',),
+    'branch[1](gate_mlp[:, None] * h, mode.keys)', 'gate_mlp[:, None] * h', OF_DIT + OF_PLACES,
+    techniques=('stochastic depth',),
   ),
   Fault(
     'both branches of a transformer block are skipped by one draw', 'keys', DIT, 'TransformerBlock.__call__',
-    'branch[1]', 'branch[0]', OF_DIT, techniques=('stochastic depth',),
+    'branch[1]', 'branch[0]', OF_DIT + OF_PLACES, techniques=('stochastic depth',),
   ),
   Fault(
     "dropout is missing in the transformer's last block", 'dropout', DIT, 'DiT.__call__',
     "TransformerBlock(self.heads, self.drops, depth, self.activation, name=f'Block_{i}')",
     "TransformerBlock(self.heads, self.drops if i + 1 < self.depth else (), depth, self.activation, name=f'Block_{i}')",
-    OF_DIT, techniques=('dropout', 'stochastic depth'),
+    OF_DIT + OF_PLACES, techniques=('dropout', 'stochastic depth'),
   ),
   Fault(
     'depth counts from zero in the transformer, so that its last block is skipped too seldom', 'dropout', DIT,
-    'DiT.__call__', '(i + 1) / self.depth', 'i / self.depth', OF_DIT, techniques=('stochastic depth',),
+    'DiT.__call__', '(i + 1) / self.depth', 'i / self.depth', OF_DIT + OF_PLACES, techniques=('stochastic depth',),
   ),
   Fault(
     'the other drops reach nothing in the transformer', 'experiments', DIT, 'dit',
-    '(dropouts.elements(dropout), *drops)', '(dropouts.elements(dropout),)', OF_DIT,
+    '(dropouts.elements(dropout), *drops)', '(dropouts.elements(dropout),)', OF_DIT + OF_PLACES,
     techniques=('stochastic depth', 'spatial dropout', 'dropout at the input'),
   ),
   # The dropout family.
@@ -125,7 +127,7 @@ FAULTS = [
   ),
   Fault(
     'dropout at the input acts inside the blocks', 'dropout', DROPOUT, 'at_input',
-    "'input'", "'units'", OF_DROPOUT, techniques=('dropout at the input',),
+    "'input'", "'units'", OF_DROPOUT + OF_PLACES, techniques=('dropout at the input',),
   ),
   Fault(
     'spatial dropout drops pixels with all their channels', 'dropout', DROPOUT, 'spatial',
@@ -179,7 +181,7 @@ FAULTS = [
   # A module as a model.
   Fault(
     'weights are dropped in evaluation and sampling too', 'dropout', FUNCTIONAL, 'from_linen.apply',
-    'keys is not None', 'batch_key is not None', OF_FUNCTIONAL + OF_DROPOUT, techniques=('DropConnect',),
+    'keys is not None', 'batch_key is not None', OF_FUNCTIONAL + OF_DROPOUT + OF_PLACES, techniques=('DropConnect',),
   ),
   Fault(
     "the decay of recomputed batch statistics does not reach the layers", 'weights', FUNCTIONAL, 'from_linen.apply',
@@ -245,17 +247,18 @@ FAULTS = [
   Fault(
     "dropout is missing in the MLP's last block", 'dropout', MLP, 'ResidualMLP.__call__',
     'r = Dropout(self.drops)(self.activation(r), mode.keys)',
-    'r = Dropout(self.drops if i + 1 < self.depth else ())(self.activation(r), mode.keys)', OF_MLP,
+    'r = Dropout(self.drops if i + 1 < self.depth else ())(self.activation(r), mode.keys)', OF_MLP + OF_PLACES,
     techniques=('dropout',),
   ),
   Fault(
     "the last layers of the MLP's blocks do not start at zero", 'factors', MLP, 'ResidualMLP.__call__',
-    'nn.Dense(self.width, kernel_init=self.output_init)', 'nn.Dense(self.width, kernel_init=self.kernel_init)', OF_MLP,
+    'nn.Dense(self.width, kernel_init=self.output_init)', 'nn.Dense(self.width, kernel_init=self.kernel_init)',
+    OF_MLP + OF_PLACES,
     techniques=('zero-initialized outputs',),
   ),
   Fault(
     "the MLP's first block is not told the noise level", 'experiments', MLP, 'ResidualMLP.__call__',
-    'dense()(embedding)', 'bool(i) * dense()(embedding)', OF_MLP,
+    'dense()(embedding)', 'bool(i) * dense()(embedding)', OF_MLP + OF_PLACES,
   ),
   # Normalization.
   Fault(
@@ -326,7 +329,7 @@ FAULTS = [
   ),
   Fault(
     "level 0's dropout rate is that of every level", 'dropout', UNET, 'UNet.__call__.block',
-    'self.dropout[level]', 'self.dropout[0]', OF_UNET, techniques=('dropout',),
+    'self.dropout[level]', 'self.dropout[0]', OF_UNET + OF_PLACES, techniques=('dropout',),
   ),
   Fault(
     'a U-Net asked for no long skips has them', 'experiments', UNET, 'unet',
@@ -334,6 +337,7 @@ FAULTS = [
   ),
   Fault(
     'DropConnect does not reach the U-Net', 'experiments', UNET, 'unet',
-    'from_linen(module, num_classes, drops)', 'from_linen(module, num_classes)', OF_UNET, techniques=('DropConnect',),
+    'from_linen(module, num_classes, drops)', 'from_linen(module, num_classes)', OF_UNET + OF_PLACES,
+    techniques=('DropConnect',),
   ),
 ]  # fmt: skip
