@@ -296,6 +296,29 @@ def test_coupled_decay_is_the_gradient_of_a_square_and_goes_through_the_moments(
 
 
 @pytest.mark.usefixtures('x64')
+def test_the_gradient_is_clipped_before_coupled_decay_is_added():
+  limit = norm(tree(1)) / 4
+  for name, value in one_step(clip=clipping.global_norm(limit), coupled_l2=0.3).items():
+    g, w = flat(tree(1))[name], flat(tree(0))[name]
+    np.testing.assert_allclose(value, -0.1 * (g / 4 + (0.3 * w if decayed(name) else 0)), rtol=1e-9)
+
+
+@pytest.mark.usefixtures('x64')
+@pytest.mark.parametrize('options', [{'weight_decay': 0.1}, {'l1': 2.0}])
+def test_a_rate_that_the_caller_gives_stands_in_for_the_schedule_everywhere(options):
+  """As a plateau's or a range test's: nothing of the schedule's own rate is left."""
+  direction, params, gradient = optimizers.adam(eps=0.1), tree(0), tree(1)
+  found, expected = (
+    made.update(gradient, made.init(params), params, **given)[0]
+    for made, given in (
+      (chains.chain(direction, schedules.constant(0.1), **options), {'learning_rate': 0.02}),
+      (chains.chain(direction, schedules.constant(0.02), **options), {}),
+    )
+  )
+  assert_trees_close(found, expected, rtol=1e-12)
+
+
+@pytest.mark.usefixtures('x64')
 def test_proximal_l1_makes_exact_zeros_and_shrinks_the_rest():
   plain, shrunk = one_step(), one_step(l1=4.0)
   for name, w in flat(tree(0)).items():

@@ -164,6 +164,11 @@ def test_first_and_second_steps_in_closed_form(x64):
   np.testing.assert_allclose(
     found(optimizers.rmsprop(0.9, 1e-3)), second / (np.sqrt(v) + 1e-3), rtol=1e-9
   )
+  m = (0.8 * 0.2 * first + 0.2 * second) / (1 - 0.8**2)
+  v = (0.9 * 0.1 * first**2 + 0.1 * second**2) / (1 - 0.9**2)
+  np.testing.assert_allclose(
+    found(optimizers.adam(0.8, 0.9, 0.05)), m / (np.sqrt(v) + 0.05), rtol=1e-9
+  )
   m = (1 - 0.99) * first
   np.testing.assert_allclose(
     found(optimizers.lion(0.9, 0.99)), np.sign(0.9 * m + 0.1 * second), rtol=1e-9
