@@ -1,6 +1,7 @@
 """Optimizers: first steps in closed form, a quadratic minimized, one step of a U-Net, states resumed to the bit."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +174,34 @@ def test_first_and_second_steps_in_closed_form(x64):
   np.testing.assert_allclose(
     found(optimizers.lion(0.9, 0.99)), np.sign(0.9 * m + 0.1 * second), rtol=1e-9
   )
+
+
+DIRECTIONS = (
+  optimizers.adam, optimizers.rmsprop, optimizers.momentum, optimizers.lion, optimizers.muon, optimizers.prodigy,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('make', DIRECTIONS, ids=lambda make: make.__name__)
+def test_every_argument_of_a_direction_reaches_it(make):
+  """After some steps; the first may be the sign of a gradient whatever the decays are."""
+  random = np.random.default_rng(0)
+  draw = lambda leaf: jnp.asarray(random.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
+  gradients = [jax.tree.map(draw, TARGET) for _ in range(6)]
+  defaults = {n: p.default for n, p in inspect.signature(make).parameters.items()}
+  flags = {name: value for name, value in defaults.items() if isinstance(value, bool)}
+  numbers = {name: value for name, value in defaults.items() if name not in flags}
+  run = jax.jit(lambda given, flags=flags: one(make(**flags, **given), gradients))
+  base = run(numbers)
+
+  def change(other):
+    pairs = zip(jax.tree.leaves(other), jax.tree.leaves(base), strict=True)
+    return max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs)
+
+  for name, value in flags.items():
+    assert change(one(make(**{name: not value}), gradients)) > 1e-3, name
+  for name, value in numbers.items():
+    others = [0.1] if name == 'eps' else [value / 2, 0.9 + value / 10]
+    assert max(change(run(numbers | {name: other})) for other in others) > 1e-3, name
 
 
 def test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam():

@@ -1,5 +1,6 @@
 """Learning rates in closed form, at the joints above all."""
 
+import inspect
 import math
 
 import jax
@@ -150,6 +151,32 @@ def test_inverse_sqrt_is_constant_then_falls_as_the_root():
   np.testing.assert_allclose(
     values(rate, [0, 5, 10, 100, 400, 10_000]), [0, 1, 2, 2, 1, 0.2], rtol=1e-5
   )
+
+
+GIVEN = {
+  schedules.constant: {'value': 0.5},
+  schedules.warmup_constant: {'peak': 0.5, 'warmup_steps': 8},
+  schedules.warmup_cosine: {'peak': 0.5, 'total_steps': 40, 'warmup_steps': 8, 'final': 0.1},
+  schedules.linear: {'peak': 0.5, 'total_steps': 40, 'warmup_steps': 8, 'final': 0.1},
+  schedules.exponential: {'peak': 0.5, 'half_life': 9, 'warmup_steps': 8},
+  schedules.steps: {'peak': 0.5, 'boundaries': (20, 30), 'factor': 0.5, 'warmup_steps': 8},
+  schedules.cyclical: {'peak': 0.5, 'period': 9, 'growth': 2.0, 'decay': 0.5, 'final': 0.1},
+  schedules.one_cycle: {'peak': 0.5, 'total_steps': 40, 'rise': 0.5, 'start': 0.1, 'final': 0.1},
+  schedules.inverse_sqrt: {'peak': 0.5, 'reference_steps': 9, 'warmup_steps': 8},
+}
+
+
+@pytest.mark.parametrize('make', GIVEN)
+def test_every_argument_of_a_rate_reaches_it(make):
+  given, counts = GIVEN[make], np.arange(42)
+  assert given.keys() == inspect.signature(make).parameters.keys()
+  base = values(make(**given), counts)
+  for name, value in given.items():
+    if name == 'boundaries':
+      other = (20, 25)
+    else:
+      other = value + 3 if isinstance(value, int) else value * 0.6
+    assert np.abs(values(make(**given | {name: other}), counts) - base).max() > 1e-3, name
 
 
 @pytest.mark.parametrize(
