@@ -1,6 +1,6 @@
 """Do the tests notice faults? Applies each to a copy of the tree, and runs its tests, then the fast suite.
 
-First all tests of these faults are run on a copy without any: they must pass there.
+In the end all tests that noticed one are run on a copy without any: one that fails there has noticed nothing.
 
 python -m tests.mutants --out=tests/mutants/found.jsonl     # all; goes on where it stands
 python -m tests.mutants --only='dropout|key' --own          # those in whose name it is; their own tests alone
@@ -16,7 +16,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import tempfile
 
 from absl import app, flags
 
@@ -80,6 +79,13 @@ def read(path: str) -> list[dict]:
   return list({line['name']: line for line in map(json.loads, text.splitlines())}.values())
 
 
+def write(lines: list[dict]) -> None:
+  """Appends them to --out, if there is one."""
+  if OUT.value:
+    with pathlib.Path(OUT.value).open('a') as file:
+      file.writelines(json.dumps(line) + '\n' for line in lines)
+
+
 def table(found: list[dict]) -> str:
   """How many were noticed, by room and by kind, and those that were not."""
 
@@ -125,38 +131,42 @@ def main(_) -> None:
   before = {line['name']: line for line in read(OUT.value)}
   known = {(name, line['digest']) for name, line in before.items()}
   due = [one for one in every if one.name not in old and (one.name, digest(one)) not in known]
-  survived = 0
-  with tempfile.TemporaryDirectory(prefix='mutants') as temporary:
-    compiled = pathlib.Path(temporary) / 'compiled'
-    compiled.mkdir()
-    whole = sorted({test for one in due for test in one.tests})
-    found = runner.without_fault(whole, compiled) if due else None
-    if found is not None and found.outcome != runner.SURVIVED:
-      sys.exit(f'a test fails without a fault, in a copy of the tree: {found.by}')
-    with concurrent.futures.ThreadPoolExecutor(JOBS.value) as pool:
-      waiting = {
-        pool.submit(
-          runner.noticed, one, compiled, OWN.value, before.get(one.name, {'by': ''})['by']
-        ): one
-        for one in due
+  lines = {}
+  compiled = (
+    runner.ROOT / '.pytest_cache' / 'compiled'
+  )  # that of the tests: the next command is quicker
+  compiled.mkdir(parents=True, exist_ok=True)
+  with concurrent.futures.ThreadPoolExecutor(JOBS.value) as pool:
+    waiting = {
+      pool.submit(
+        runner.noticed, one, compiled, OWN.value, before.get(one.name, {'by': ''})['by']
+      ): one
+      for one in due
+    }
+    for number, future in enumerate(concurrent.futures.as_completed(waiting), start=1):
+      one, found = waiting[future], future.result()
+      print(
+        f'{number}/{len(due)} {found.outcome:<9}{one.file}: {one.name} ({found.seconds:.0f} s) {found.by}',
+        flush=True,
+      )
+      line = {
+        'name': one.name,
+        'file': one.file,
+        'room': one.room,
+        'kind': one.kind,
+        'digest': digest(one),
       }
-      for number, future in enumerate(concurrent.futures.as_completed(waiting), start=1):
-        one, found = waiting[future], future.result()
-        survived += found.outcome != runner.KILLED
-        print(
-          f'{number}/{len(due)} {found.outcome:<9}{one.file}: {one.name} ({found.seconds:.0f} s) {found.by}',
-          flush=True,
-        )
-        if OUT.value:
-          line = {
-            'name': one.name,
-            'file': one.file,
-            'room': one.room,
-            'kind': one.kind,
-            'digest': digest(one),
-          }
-          with pathlib.Path(OUT.value).open('a') as file:
-            file.write(json.dumps(line | found._asdict()) + '\n')
+      lines[one.name] = line | found._asdict()
+      write([lines[one.name]])
+  told = {one.name: (before | lines).get(one.name, {'by': ''}) for one in every}
+  by = sorted({line['by'] for line in told.values() if '::' in line['by']}) if due else []
+  wrong = runner.failing_without_fault(by, compiled)
+  for name, line in told.items():
+    if line['by'] in wrong:
+      print(f'{name}: {line["by"]} fails without it, too')
+      lines[name] = line | {'outcome': runner.BROKEN}
+      write([lines[name]])
+  survived = sum(line['outcome'] != runner.KILLED for line in lines.values())
   print(f'{len(due)} faults, {survived} not noticed, {len(old)} stale')
   if survived:
     sys.exit(1)
