@@ -198,7 +198,7 @@ def cyclical(
     else:  # cycle k starts at (growth^k - 1) / (growth - 1) periods
       periods = jnp.asarray(count) / period
       cycle = jnp.floor(jnp.log1p(periods * (growth - 1)) / math.log(growth) + 1e-6)
-      begin = (growth**cycle - 1) / (growth - 1)
+      begin = jnp.expm1(cycle * math.log(growth)) / (growth - 1)  # growth may be all but 1
       share = jnp.clip((periods - begin) / growth**cycle, 0, 1)
     top = jnp.maximum(peak * decay**cycle, final)
     return final + (top - final) * 0.5 * (1 + jnp.cos(jnp.pi * share))

@@ -21,12 +21,13 @@ def _fixed(log_snr) -> Schedule:
   return Schedule(init=lambda key: (), log_snr=lambda params, t: log_snr(t))
 
 
-def _stretched(first: float, rest: float, log_snr) -> Schedule:
-  """The part u in [first, 1 - rest] of log_snr(u, 1 - u), with t in [0, 1] stretched over it.
+def _stretched(low: float, high: float, time, log_snr) -> Schedule:
+  """The part of log_snr(u, 1 - u) from `high` down to `low`, with t in [0, 1] stretched over it.
 
-  1 - u is carried beside u, so that neither end loses digits.
+  `time` is its inverse, and 1 - u that of minus log-SNR. It is carried beside u, so that neither end loses digits.
   """
-  width = 1 - first - rest
+  first, rest = time(high), time(-low)
+  width = time(low) - first if low > 0 else time(-high) - rest  # of what is small where both are
   return _fixed(lambda t: log_snr(first + t * width, rest + (1 - t) * width))
 
 
@@ -57,8 +58,8 @@ def cosine(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> Schedule:
   def log_snr(u: AnyShape, rest: AnyShape) -> AnyShape:  # the tangent of the smaller of two angles
     return jnp.where(u < 0.5, -2 * jnp.log(jnp.tan(turn * u)), 2 * jnp.log(jnp.tan(turn * rest)))
 
-  first, rest = (math.atan(math.exp(-x / 2)) / turn for x in (log_snr_max, -log_snr_min))
-  return _stretched(first, rest, log_snr)
+  time = lambda log_snr: math.atan(math.exp(-log_snr / 2)) / turn  # noqa: E731
+  return _stretched(log_snr_min, log_snr_max, time, log_snr)
 
 
 @technique('linear-beta noise schedule', 'noise level', 'ho2020denoising', 'song2021score')
@@ -146,15 +147,19 @@ def sigmoid(
     raise ValueError(f'a sigmoid schedule needs start < end, got start={start!r}, end={end!r}')
   _check_ends(log_snr_min, log_snr_max)
   a = (end - start) / (2 * temperature)
-  shift = math.log(math.cosh(start / (2 * temperature)) / math.cosh(end / (2 * temperature)))
+  # By logarithms and expm1: a sharp sigmoid's sinh and cosh leave the floats.
+  first, last = (np.logaddexp(x, -x) for x in (start / (2 * temperature), end / (2 * temperature)))
+  shift = float(first - last)  # log(cosh / cosh)
 
-  def time(log_snr: float) -> float:  # coth(a u) = (exp(log_snr - shift) + cosh a) / sinh a
-    return math.atanh(math.sinh(a) / (math.exp(log_snr) + math.cosh(a))) / a
+  def time(log_snr: float) -> float:  # exp(2 a u) - 1 = 2 sinh a / (exp(log_snr - shift) + exp(-a))
+    rise = a + math.log(-math.expm1(-2 * a)) - np.logaddexp(log_snr, -a)
+    return float(np.logaddexp(0, rise)) / (2 * a)
 
   def log_snr(u: AnyShape, rest: AnyShape) -> AnyShape:
-    return jnp.log(jnp.sinh(a * rest) / jnp.sinh(a * u)) + shift
+    centered = a * (rest - u) + jnp.log(jnp.expm1(-2 * a * rest) / jnp.expm1(-2 * a * u))
+    return centered + shift
 
-  return _stretched(time(log_snr_max - shift), time(shift - log_snr_min), log_snr)
+  return _stretched(log_snr_min - shift, log_snr_max - shift, time, log_snr)
 
 
 @technique('geometric noise schedule', 'noise level', 'song2019generative', 'song2021score')
@@ -192,15 +197,16 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> 
 
   Args:
     sigma_min, sigma_max: noise over signal at t = 0 and t = 1, 0 < sigma_min < sigma_max.
-    rho: > 0; 7 in the paper, 1 makes t proportional to sigma.
+    rho: 7 in the paper, 1 makes t proportional to sigma; at least 1/80 of the larger |log sigma|, 0.08 by default.
 
   Raises:
-    ValueError: out of order, or an SNR beyond float32.
+    ValueError: out of order, an SNR beyond float32, or a rho with which sigma^(1/rho) is.
 
   Source: Karras et al. (2022), equation 5 and table 1.
   """
-  checks.positive('rho', rho)
-  _log_snr_of_sigmas(sigma_min, sigma_max)
+  ends = _log_snr_of_sigmas(sigma_min, sigma_max)
+  remedy = 'with less, sigma^(1/rho) leaves float32'
+  checks.at_least('rho', rho, max(map(abs, ends)) / 160, remedy)
   low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
   return _fixed(lambda t: -2 * rho * jnp.log((1 - t) * low + t * high))
 
@@ -220,8 +226,8 @@ def rectified_flow(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> Sch
   Source: Liu et al. (2023), equation 1, and Lipman et al. (2023), with time from data to noise.
   """
   _check_ends(log_snr_min, log_snr_max)
-  first, rest = (1 / (1 + math.exp(x / 2)) for x in (log_snr_max, -log_snr_min))
-  return _stretched(first, rest, lambda u, rest: 2 * jnp.log(rest / u))
+  time = lambda log_snr: 1 / (1 + math.exp(log_snr / 2))  # noqa: E731
+  return _stretched(log_snr_min, log_snr_max, time, lambda u, rest: 2 * jnp.log(rest / u))
 
 
 def _ends(schedule: Schedule) -> tuple[float, float] | None:

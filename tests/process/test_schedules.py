@@ -234,6 +234,7 @@ def test_gradient_of_learned_is_that_of_finite_differences(x64):
     (lambda: schedules.geometric(1e-20, 1.0), 'log_snr_max=92'),
     (lambda: schedules.edm(80.0, 0.002), 'sigma_min=80.0, sigma_max=0.002'),
     (lambda: schedules.edm(rho=0.0), 'rho .* got 0.0'),
+    (lambda: schedules.edm(rho=0.07), 'rho .* got 0.07: .* leaves float32'),
     (lambda: schedules.rectified_flow(1.0, -1.0), 'log_snr_min=1.0'),
     (lambda: schedules.shifted(schedules.cosine(), 0.0), 'factor .* got 0.0'),
     (lambda: schedules.shifted(schedules.cosine(-70.0, 0.0), 1e-4), 'log_snr_min=-88'),

@@ -74,7 +74,7 @@ FAULTS = [
   ),
   Fault(
     'a cosine schedule is cut at twice its log-SNR', 'formula', SCHEDULES, 'cosine',
-    'math.exp(-x / 2)', 'math.exp(-x)', OF_SCHEDULES, techniques=('cosine noise schedule',),
+    'math.exp(-log_snr / 2)', 'math.exp(-log_snr)', OF_SCHEDULES, techniques=('cosine noise schedule',),
   ),
   Fault(
     'the integral of linear betas lacks its half', 'factors', SCHEDULES, 'linear_beta.log_snr',
@@ -92,8 +92,7 @@ FAULTS = [
   ),
   Fault(
     'a sigmoid schedule that is not centered is shifted the wrong way', 'formula', SCHEDULES, 'sigmoid.log_snr',
-    'jnp.log(jnp.sinh(a * rest) / jnp.sinh(a * u)) + shift', 'jnp.log(jnp.sinh(a * rest) / jnp.sinh(a * u)) - shift',
-    OF_SCHEDULES, techniques=('sigmoid noise schedule',),
+    'centered + shift', 'centered - shift', OF_SCHEDULES, techniques=('sigmoid noise schedule',),
   ),
   Fault(
     'the ends of a geometric schedule are the logarithms of sigma, not of its square', 'factors', SCHEDULES,
@@ -102,9 +101,8 @@ FAULTS = [
   ),
   Fault(
     'the EDM schedule walks the noise evenly, as with rho = 1', 'experiments', SCHEDULES, 'edm',
-    'checks.positive(\'rho\', rho)\n_log_snr_of_sigmas(sigma_min, sigma_max)',
-    'checks.positive(\'rho\', rho)\nrho = 1.0\n_log_snr_of_sigmas(sigma_min, sigma_max)', OF_SCHEDULES,
-    techniques=('EDM noise schedule',),
+    'low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)', 'rho = 1.0\nlow, high = sigma_min, sigma_max',
+    OF_SCHEDULES, techniques=('EDM noise schedule',),
   ),
   Fault(
     'the log-SNR of a rectified flow is that of the amplitudes', 'factors', SCHEDULES, 'rectified_flow',
