@@ -9,7 +9,7 @@ from scipy import special, stats
 from diffusion import rng
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import likelihood
-from diffusion.types import Marginal
+from diffusion.types import Marginal, Prediction
 
 DIMENSION = 8
 WEIGHTS = np.full(2, 0.5)
@@ -70,6 +70,55 @@ def test_probes_estimate_the_divergence_without_bias(x64):
   assert abs(found.mean() - exact) < 4 * error
   assert error < 0.1
   assert found.std() > 1e-3  # they are random
+  # Nine of them are nine directions: their mean errs a third as much.
+  more = jax.jit(
+    lambda z, k: likelihood.log_likelihood(reference(path), path, z, k, probes=9).log_density
+  )(many, row_keys(400, 1))
+  assert 0.25 < np.asarray(more).std() / found.std() < 0.45
+
+
+def test_each_draw_of_the_bound_is_a_time_of_its_stratum_and_a_noise_that_has_nothing_to_do_with_it():
+  path, draws, rows, seen = path_of(), 4, 300, []
+
+  def denoise(z, t, key=None):
+    jax.debug.callback(lambda z, t: seen.append((np.asarray(z), np.asarray(t))), z, t)
+    return Prediction(z, z)
+
+  jax.block_until_ready(
+    likelihood.bound(denoise, path, jnp.zeros((rows, 3)), row_keys(rows), levels=None, draws=draws)
+  )
+  jax.effects_barrier()
+  order = np.argsort([t.mean() for _, t in seen])
+  times = np.stack([seen[i][1] for i in order])
+  np.testing.assert_array_equal(np.floor(times * draws), np.arange(draws)[:, None].repeat(rows, 1))
+  within = (times * draws % 1).ravel()
+  sigma = np.stack([path.marginal(jnp.asarray(t)).sigma for t in times])
+  eps = np.stack([seen[i][0] for i in order]) / sigma[..., None]
+  assert stats.kstest(within, 'uniform').pvalue > 1e-4
+  assert stats.kstest(eps.ravel(), 'norm').pvalue > 1e-4
+  each = (
+    np.concatenate([within.reshape(draws, rows, 1), eps], axis=2)
+    .transpose(1, 0, 2)
+    .reshape(rows, -1)
+  )
+  correlation = stats.spearmanr(each).statistic - np.eye(each.shape[1])
+  assert np.abs(correlation).max() < 5 / np.sqrt(rows)
+
+
+def test_evaluations_are_those_that_were_made():
+  path, calls = path_of(), []
+  exact = reference(path)
+
+  def denoise(z, t, key=None):
+    jax.debug.callback(lambda t: calls.append(1), t)
+    return exact(z, t)
+
+  found = likelihood.solve(denoise, path, drawn(1), rtol=1e-3, atol=1e-3)
+  jax.block_until_ready(found)
+  jax.effects_barrier()
+  assert (
+    abs(len(calls) - int(found.evaluations[0])) <= 2
+  )  # the first one, and the size of the first step
 
 
 @pytest.mark.parametrize('name', ['variance preserving', 'variance exploding'])
@@ -165,7 +214,9 @@ def test_prior_is_the_divergence_of_two_gaussians(x64):
   path = path_of(schedules.cosine(-2.0, 15.0))
   x = jnp.asarray([[0.3, -0.8, 0.1]])
   denoise = analytic.gaussian_mixture(path, np.ones(1), np.zeros((1, 3)), np.ones(1))
-  found = likelihood.bound(denoise, path, x, row_keys(1), levels=None, draws=1).prior[0]
+  parts = likelihood.bound(denoise, path, x, row_keys(1), levels=None, draws=1)
+  np.testing.assert_allclose(parts.total, sum(parts), rtol=1e-12)
+  found = parts.prior[0]
   alpha, sigma = (float(c) for c in path.marginal(jnp.ones(())))
   exact = sum(0.5 * (alpha * v / sigma) ** 2 for v in (0.3, -0.8, 0.1))
   np.testing.assert_allclose(found, exact, rtol=1e-10)

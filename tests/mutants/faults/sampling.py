@@ -12,7 +12,11 @@ SAMPLERS = 'diffusion/sampling/samplers.py'
 SOLVERS = 'diffusion/sampling/solvers.py'
 WRAPPERS = 'diffusion/sampling/wrappers.py'
 
-OF_DRAWS = ('tests/training/test_experiment.py', 'tests/test_wiring.py')
+OF_DRAWS = (
+  'tests/sampling/test_draw.py',
+  'tests/training/test_experiment.py',
+  'tests/test_wiring.py',
+)
 OF_ENSEMBLES = ('tests/sampling/test_ensembles.py',)
 OF_GRIDS = ('tests/sampling/test_grids.py',)
 OF_GUIDANCE = ('tests/sampling/test_guidance.py',)
@@ -121,7 +125,7 @@ FAULTS = [
   Fault(
     'the range to which x0 is clipped reaches nothing', 'experiments', GUIDANCE, 'clip_x0.clipped',
     'jnp.clip(denoise(z, t, key).x0, low, high)', 'jnp.clip(denoise(z, t, key).x0, -1.0, 1.0)',
-    OF_GUIDANCE + OF_DRAWS[:1], techniques=('static thresholding of x0', 'standardized data'),
+    OF_GUIDANCE + OF_DRAWS[1:2], techniques=('static thresholding of x0', 'standardized data'),
   ),
   Fault(
     'dynamic thresholding enlarges an x0 that is within its bound', 'factors', GUIDANCE, 'threshold_x0.thresholded',
