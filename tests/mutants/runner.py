@@ -11,6 +11,8 @@ import tempfile
 import time
 from typing import NamedTuple
 
+import pytest
+
 from tests.mutants.fault import Fault, apply
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -32,10 +34,18 @@ class Found(NamedTuple):
 
 
 class _First:
-  """A plugin of pytest that knows the first test that failed, and whether any ran."""
+  """A plugin of pytest that knows the first test that failed, and whether any ran; quick tests go before slow ones."""
 
-  def __init__(self):
+  def __init__(self, arguments: list[str]):
     self.failed, self.ran = '', 0
+    self.files = [argument.partition('::')[0] for argument in arguments]
+
+  @pytest.hookimpl(trylast=True)
+  def pytest_collection_modifyitems(self, items):
+    place = {name: i for i, name in reversed([*enumerate(self.files)])}
+    items.sort(
+      key=lambda item: ('slow' in item.keywords, place.get(item.nodeid.partition('::')[0], 0))
+    )
 
   def pytest_runtest_logreport(self, report):
     self.ran += report.when == 'call'
@@ -71,9 +81,7 @@ def _tests(tree: str, arguments: list[str], log: str, answers) -> None:
   sys.path[:] = [tree, *(one for one in sys.path if one not in ('', str(ROOT)))]
   for name in [one for one in sys.modules if one.partition('.')[0] in ('tests', 'diffusion')]:
     del sys.modules[name]
-  import pytest
-
-  first = _First()
+  first = _First(arguments)
   status = pytest.main(
     ['-x', '-q', '-n0', '-p', 'no:cacheprovider', '--tb=short', '-W', 'ignore', *arguments],
     plugins=[first],

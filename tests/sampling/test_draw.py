@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion import rng
 from diffusion.process import gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import draw, samplers
 from diffusion.sampling.plan import Sampling
@@ -27,7 +28,8 @@ OUTPUTS = jnp.array([0.3, -0.5, 0.8, 0.1])  # of the labels, and of the null one
 
 
 def drawn(
-  outputs=OUTPUTS, labels=(0, 1, 2), numbers=(0, 1, 2), seed=0, schedule=None, shift=0.0, diffusion=LEARNED, **plan
+  outputs=OUTPUTS, labels=(0, 1, 2), numbers=(0, 1, 2), seed=0, schedule=None, shift=0.0, diffusion=LEARNED,
+  network=NETWORK, **plan
 ):  # fmt: skip
   """Samples; several networks come as tuples."""
   members = len(outputs) if isinstance(outputs, tuple) else 0
@@ -38,7 +40,7 @@ def drawn(
     each(lambda one: Parameters(one, begin, ()), outputs), each(lambda one: {'shift': one}, shift), jnp.uint32(seed),
   )  # fmt: skip
   sampling = Sampling(**{'steps': 6, 'wrappers': ()} | plan)
-  run = draw.on_a_device(NETWORK, made, sampling, SHAPE, members)
+  run = draw.on_a_device(network, made, sampling, SHAPE, members)
   return np.asarray(jax.jit(run)(weights, jnp.array(labels), jnp.array(numbers)))
 
 
@@ -48,6 +50,31 @@ def test_guidance_leads_from_the_null_label_to_the_label_through_the_outputs():
   np.testing.assert_allclose(drawn(guidance=2.5), drawn(mixed), atol=1e-5)
   assert np.abs(drawn(guidance=2.5) - drawn()).max(1).min() > 0.05
   np.testing.assert_allclose(drawn(guidance=0.0), drawn(labels=(NULL,) * 3), atol=1e-5)
+
+
+def test_outside_the_interval_of_guidance_the_label_is_told_alone():
+  np.testing.assert_allclose(drawn(guidance=2.5, interval=(20.0, 30.0)), drawn(), atol=1e-6)
+  np.testing.assert_allclose(
+    drawn(guidance=2.5, interval=(-30.0, 30.0)), drawn(guidance=2.5), atol=1e-6
+  )
+
+
+def test_monte_carlo_dropout_has_keys_of_its_own_beside_those_of_the_noise():
+  seen = []
+
+  def watched(*arguments, keys=None, **options):
+    jax.debug.callback(
+      lambda keys: seen.extend(map(tuple, keys.tolist())), jax.random.key_data(keys)
+    )
+    return apply(*arguments, **options)
+
+  drawn(network=NETWORK._replace(apply=watched), monte_carlo=2, sampler=samplers.ancestral)
+  jax.effects_barrier()
+  assert len(set(seen)) == 2 * 3  # draws, samples
+  own = rng.row_keys(rng.stream(0, 'sampler'), jnp.arange(3))
+  steps = jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(9)))(own)
+  noise = np.concatenate([jax.random.key_data(one).reshape(-1, 2) for one in (own, steps)])
+  assert not set(seen) & set(map(tuple, noise.tolist()))
 
 
 def test_an_ensemble_draws_from_the_mean_of_all_its_members_with_their_own_statistics():

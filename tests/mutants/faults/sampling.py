@@ -21,7 +21,11 @@ OF_ENSEMBLES = ('tests/sampling/test_ensembles.py',)
 OF_GRIDS = ('tests/sampling/test_grids.py',)
 OF_GUIDANCE = ('tests/sampling/test_guidance.py',)
 OF_LIKELIHOOD = ('tests/sampling/test_likelihood.py',)
-OF_PLAN = ('tests/sampling/test_plan.py', 'tests/training/test_experiment.py')
+OF_PLAN = (
+  'tests/sampling/test_draw.py',
+  'tests/sampling/test_plan.py',
+  'tests/training/test_experiment.py',
+)
 OF_SAMPLERS = ('tests/sampling/test_samplers.py',)
 OF_SOLVERS = ('tests/sampling/test_solvers.py',)
 
