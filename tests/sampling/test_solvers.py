@@ -200,6 +200,27 @@ def test_score_temperature_is_not_the_temperature_of_the_data():
   assert abs(exact / GAUSSIAN**2 - 0.5) > 0.05
 
 
+@pytest.mark.parametrize('process', PROCESSES)
+def test_eulers_step_is_the_tangent_where_it_begins(process, x64):
+  """By differences of the marginals: z + (s - t) (alpha' x0 + sigma' eps), all at t."""
+  path, h = path_of(process), 1e-6
+  t, s = jnp.array([0.9, 0.5, 0.3]), jnp.array([0.7, 0.2, 0.29])
+  z, x0, eps = (jnp.asarray(a) for a in np.random.default_rng(0).normal(size=(3, 3, 2)))
+  later, earlier = path.marginal(t + h), path.marginal(t - h)
+  slope = [(a - b)[:, None] / (2 * h) for a, b in zip(later, earlier, strict=True)]
+  asked = []
+
+  def denoise(z, t, key=None):
+    asked.append(t)
+    return Prediction(x0, eps)
+
+  found = solvers.euler(path).step(denoise, row_keys(3), z, t, s)
+  expected = z + (s - t)[:, None] * (slope[0] * x0 + slope[1] * eps)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  assert len(asked) == 1
+  np.testing.assert_array_equal(asked[0], t)
+
+
 @pytest.mark.parametrize(
   'make', [solvers.euler_maruyama, functools.partial(solvers.dpm_solver, stochastic=True)]
 )
