@@ -221,6 +221,31 @@ def test_eulers_step_is_the_tangent_where_it_begins(process, x64):
   np.testing.assert_array_equal(asked[0], t)
 
 
+@pytest.mark.parametrize('process', PROCESSES)
+@pytest.mark.parametrize('stochastic', [False, True])
+def test_three_unequal_steps_of_dpm_solver_by_the_paper(process, stochastic, x64):
+  """Lu et al. (2022), algorithm 2: predictions of three times, half log-SNRs that are 1, 0.4 and 1.5 apart."""
+  path = path_of(process)
+  level = np.array([-1.0, 0.0, 0.4, 1.9])
+  times = path.time(jnp.asarray(2 * level))
+  x0 = np.random.default_rng(1).normal(size=(3, 2))
+  z = np.array([0.7, -1.1])
+  alpha, sigma = (np.asarray(c) for c in path.marginal(times))
+  solver = solvers.dpm_solver(path, stochastic, temperature=0.0)
+  state, expected = solver.init(jnp.asarray(z)[None]), z
+  for i in range(3):
+    h = level[i + 1] - level[i]
+    d = x0[i]
+    if i:
+      r = (level[i] - level[i - 1]) / h
+      d = (1 + 1 / (2 * r)) * x0[i] - x0[i - 1] / (2 * r)
+    kept = sigma[i + 1] / sigma[i] * (np.exp(-h) if stochastic else 1)
+    expected = kept * expected + alpha[i + 1] * (1 - np.exp((-2 if stochastic else -1) * h)) * d
+    predict = lambda z, t, i=i: Prediction(jnp.asarray(x0[i])[None], z)  # noqa: E731
+    state = solver.step(predict, row_keys(1), state, times[i][None], times[i + 1][None])
+    np.testing.assert_allclose(state.z[0], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   'make', [solvers.euler_maruyama, functools.partial(solvers.dpm_solver, stochastic=True)]
 )
