@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.test_util import check_grads
 
 from diffusion.objectives import losses, weights
 from diffusion.process import marginals, parameterizations
@@ -150,6 +151,28 @@ def test_weighted_bound_is_half_the_slope_times_the_weighted_eps_loss(x64):
   np.testing.assert_allclose(weighted, bound / (1 + np.exp(log_snr - 1)), rtol=1e-9)
 
 
+def test_the_gradient_of_a_loss_reaches_all_that_may_learn(x64):
+  """By finite differences: the prediction, what a term itself learns, and the log-SNR and slope of a schedule."""
+  terms = (
+    losses.denoising(weights.min_snr()),
+    losses.weighted_bound(weights.sigmoid()),
+    losses.uncertain(weights.uniform('v'), features=4),
+  )
+  log_snr = jnp.linspace(-5, 5, 6)
+  x0, eps, error, marginal, alpha, sigma = draws(log_snr, (4,))
+  params = [jax.tree.map(lambda leaf: leaf + 0.1, one.init(jax.random.key(0))) for one in terms]
+
+  @jax.jit
+  def of(params, size, log_snr, slope):
+    prediction = Prediction(x0 - size * sigma / alpha * error, eps + size * error)
+    given = context(x0, eps, log_snr, marginal, alpha * x0 + sigma * eps, prediction)
+    given = given._replace(slope=slope)
+    return [one.apply(p, given) for one, p in zip(terms, params, strict=True)]
+
+  arguments = params, jnp.ones(()), log_snr, -jnp.ones(6)
+  check_grads(of, arguments, order=1, modes=['rev'], atol=1e-6, rtol=1e-6)
+
+
 def test_learned_uncertainty_finds_the_log_of_the_loss(x64):
   """Gradient descent on L / e^u + u with a known loss at every noise level: u ends at log E[L | log_snr]."""
   log_snr = jnp.linspace(-10, 10, 101)
@@ -194,13 +217,16 @@ def test_sliced_score_matching_is_half_the_score_error_up_to_a_constant(x64):
       return Prediction(y, sigma * gain * y)
 
     given = context(x0, eps, log_snr, marginal, z, predict(z))._replace(predict=predict, keys=keys)
-    return np.asarray(losses.sliced().apply((), given))
+    return losses.sliced().apply((), given)
 
-  true, wrong = sliced(1 / variance), sliced(0.3)
+  true, wrong = (np.asarray(sliced(gain)) for gain in (1 / variance, 0.3))
   exact = 0.5 * sigma**2 * (0.3 - 1 / variance) ** 2 * variance  # sigma^2 E|s - s*|^2 / (2 d)
   difference = wrong - true
   assert abs(difference.mean() - exact) < 4 * difference.std() / np.sqrt(rows)
   assert exact > 20 * difference.std() / np.sqrt(rows)  # sharp enough to refute
+  # Both the slope and the size of the score learn: a row's loss is sigma^2 (gain^2 |z|^2 / (2 d) - gain).
+  by_gain = jax.jit(jax.grad(lambda gain: sliced(gain).mean()))(0.3)
+  np.testing.assert_allclose(by_gain, sigma**2 * (0.3 * (np.asarray(z) ** 2).mean() - 1), rtol=1e-6)
 
 
 @pytest.mark.parametrize('features', [0, 3, 2.0])

@@ -11,6 +11,13 @@ from diffusion.process import gaussian, marginals, parameterizations, schedules
 from diffusion.types import Rows
 
 ALL = {'uniform': times.uniform, 'stratified': times.stratified}
+EVERY = ALL | {
+  'log-normal': times.log_normal,
+  'logit-normal': times.logit_normal,
+  'importance': lambda: times.importance(4),
+  'curriculum': lambda: times.curriculum(times.importance(4), 5),
+  'curriculum by loss': lambda: times.curriculum_by_loss(times.importance(4), 5),
+}
 
 
 def many(name, rows, draws, seed=0):
@@ -24,18 +31,30 @@ def many(name, rows, draws, seed=0):
   return np.asarray(t, np.float64)
 
 
-@pytest.mark.parametrize('name', ALL)
-@pytest.mark.parametrize('parts', [2, 4])
-def test_rows_draw_the_same_t_wherever_they_are_held(name, parts):
-  sampler, key = ALL[name](), jax.random.key(3)
-  whole, _ = sampler.draw(sampler.init(), key, Rows(jnp.arange(24), 24), 0.0, None)
-  pieces = [
-    sampler.draw(sampler.init(), key, Rows(index, 24), 0.0, None)[0]
-    for index in jnp.split(jnp.arange(24), parts)
-  ]
-  np.testing.assert_array_equal(np.concatenate(pieces), whole)
-  backwards, _ = sampler.draw(sampler.init(), key, Rows(jnp.arange(24)[::-1], 24), 0.0, None)
-  np.testing.assert_array_equal(backwards[::-1], whole)
+def alone(tree):
+  """The mean over devices where there is one."""
+  return tree
+
+
+@pytest.mark.parametrize('name', [*ALL, 'logit-normal', 'curriculum by loss'])
+def test_rows_draw_and_teach_the_same_wherever_they_are_held(name):
+  """Each device has rows of its own part of t; all must know what one device with all rows knows."""
+  sampler = EVERY[name]()
+
+  def one(index):
+    # Losses whose squares add up without rounding, in any order.
+    t, loss = (index + 0.5) / 24, (1 + 7 * index % 11).astype(jnp.float32)
+    state = sampler.update(sampler.init(), t, loss, lambda tree: jax.lax.pmean(tree, 'device'))
+    return state, sampler.draw(state, jax.random.key(3), Rows(index, 24), 0.0, None)
+
+  run, rows = jax.jit(jax.vmap(one, axis_name='device')), jnp.arange(24)
+  learned, drawn = run(rows[None])
+  for parts, index in ((1, rows[::-1]), (4, rows)):
+    state, pieces = run(index.reshape(parts, -1))
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(learned), strict=True):
+      np.testing.assert_allclose(a, np.repeat(b, parts, axis=0), rtol=1e-6)
+    for piece, whole in zip(pieces, drawn, strict=True):
+      np.testing.assert_array_equal(piece.ravel(), whole[0][index])
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -128,6 +147,8 @@ def test_logit_normal_draws_t_so():
   t = normal_draws(times.logit_normal(0.3, 0.8), None)
   logit = np.log(t) - np.log1p(-t)
   assert stats.kstest(logit[:, 5], stats.norm(0.3, 0.8).cdf).pvalue > 1e-3
+  quantiles = np.sort(stats.norm.cdf(logit, 0.3, 0.8), axis=1)
+  assert np.abs(quantiles - (np.arange(64) + 0.5) / 64).max() < 1.2 / 64
 
 
 def test_importance_follows_the_root_second_moment_and_keeps_the_mean(x64):
@@ -158,13 +179,43 @@ def test_importance_follows_the_root_second_moment_and_keeps_the_mean(x64):
   assert (w[:, 0] * np.asarray(loss(t[:, 0]))).var() < 0.5 * exact.var()
 
 
-def test_importance_is_uniform_until_every_bucket_was_seen():
+def test_importance_follows_the_window_of_the_steps_that_hit_a_bucket_and_forgets_none():
+  """By its definition: the density between and within buckets, and weights of 1 / (K p), of one bucket without loss."""
+  made = times.importance(buckets=4, decay=0.7, uniform_share=0.2)
+  generator, update = np.random.default_rng(1), jax.jit(lambda *a: made.update(*a, alone))
+  state, squares = made.init(), {k: [] for k in range(4)}
+  for _ in range(10):
+    bucket, inside, loss = (
+      generator.integers(4, size=4), *generator.uniform(0.1, 0.9, (2, 4)).astype(np.float32)
+    )  # fmt: skip
+    loss[bucket == 0] = 0
+    state = update(state, jnp.asarray(bucket + inside) / 4, loss)
+    for k in set(bucket):
+      squares[k].append(np.mean(loss[bucket == k] ** 2))
+  hits = [len(squares[k]) for k in range(4)]
+  assert 0 < min(hits) < max(hits) < 10
+  root = np.sqrt(
+    [np.average(squares[k], weights=0.7 ** np.arange(hits[k])[::-1]) for k in range(4)]
+  )
+  share = 0.8 * root / root.sum() + 0.2 / 4
+  draw = jax.jit(lambda s: made.draw(s, jax.random.key(0), Rows(jnp.arange(4000), 4000), 0.0, None))
+  t, weight = (np.asarray(one, np.float64) for one in draw(state))
+  bucket = (4 * t).astype(int)
+  below = (np.cumsum(share) - share)[bucket] + share[bucket] * (4 * t - bucket)  # P(T < t)
+  # Stratified: at every quantile, not only on average.
+  np.testing.assert_allclose(np.sort(below), (np.arange(4000) + 0.5) / 4000, atol=0.6 / 4000)
+  np.testing.assert_allclose(weight, 0.25 / share[bucket], rtol=1e-5)
+
+
+def test_importance_is_uniform_until_every_bucket_was_seen_and_had_a_loss():
   made = times.importance(buckets=4)
   whole, key = Rows(jnp.arange(16), 16), jax.random.key(2)
-  state = made.update(made.init(), jnp.array([0.1, 0.3]), jnp.ones(2), lambda tree: tree)
-  for given in (made.init(), state):
-    t, w = made.draw(given, key, whole, 0.0, None)
-    expected, _ = times.stratified().draw((), key, whole, 0.0, None)
+  draw = jax.jit(lambda state: made.draw(state, key, whole, 0.0, None))
+  expected, _ = times.stratified().draw((), key, whole, 0.0, None)
+  two = made.update(made.init(), jnp.array([0.1, 0.3]), jnp.ones(2), alone)
+  lost = made.update(made.init(), jnp.array([0.1, 0.3, 0.6, 0.8]), jnp.zeros(4), alone)
+  for given in (made.init(), two, lost):
+    t, w = draw(given)
     np.testing.assert_allclose(t, expected, atol=1e-6)
     np.testing.assert_array_equal(w, 1)
 
@@ -201,15 +252,74 @@ def test_a_timestep_curriculum_opens_the_noisy_end_first_and_ends_as_its_base(ba
       np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize('name', ['log-normal', 'importance', 'curriculum'])
+def test_a_curriculum_stretches_what_its_base_draws_and_lets_it_learn(name):
+  """Bases that need the path, the state and the progress."""
+  base, path, key = EVERY[name](), path_of(schedules.edm()), jax.random.key(4)
+
+  def one(made):
+    t, loss = (jnp.arange(8) + 0.5) / 8, jnp.arange(1.0, 9)
+    state = made.update(made.init(), t, loss, alone)
+    return state, made.draw(state, key, Rows(jnp.arange(100), 100), 0.3, path)
+
+  kinds = base, times.curriculum(base, 4, until=0.5), times.curriculum_by_loss(base, 4)
+  (state, (t, weight)), by_progress, by_loss = jax.jit(lambda: [one(made) for made in kinds])()
+  # 1 + floor(3 * 0.3 / 0.5) = 2 of 4 are open by progress.
+  for learned, drawn, opened in (
+    (by_progress[0], by_progress[1], 0.5),
+    (by_loss[0]['base'], by_loss[1], 0.25),
+  ):
+    assert jax.tree.structure(learned) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(learned), jax.tree.leaves(state), strict=True):
+      np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(drawn[0], 1 - opened * (1 - t), atol=2e-7)
+    np.testing.assert_array_equal(drawn[1], weight)
+
+
+def paced(made, losses):
+  """(state, clusters open after each step) of a curriculum that meets these losses."""
+
+  def one(state, loss):
+    state = made.update(state, jnp.zeros(4), jnp.full(4, loss), alone)
+    return state, state['opened']
+
+  state, opened = jax.jit(lambda losses: jax.lax.scan(one, made.init(), losses))(
+    jnp.asarray(losses, jnp.float32)
+  )
+  return state, np.asarray(opened)
+
+
+def test_a_curriculum_paced_by_loss_counts_steps_without_a_fall_and_starts_anew():
+  def opened(losses, patience, min_delta=0.01, decay=0.0):
+    made = times.curriculum_by_loss(times.uniform(), 4, patience, min_delta, decay)
+    return paced(made, losses)[1]
+
+  step = np.arange(30)
+  # A loss at rest: the first step of a cluster sets the best, and `patience` more do not fall below it.
+  np.testing.assert_array_equal(
+    opened(np.ones(30), 5, decay=0.9), np.minimum(1 + (step + 1) // 6, 4)
+  )
+  # It takes four steps of 0.3 % to fall by 1 %.
+  assert (opened(0.997**step, 4) == 1).all()
+  np.testing.assert_array_equal(opened(0.997**step, 3)[:5], [1, 1, 1, 2, 2])
+  # The average falls where the loss does, from the first step on; one lucky batch is not yet a fall of it.
+  assert (opened(0.97**step, 2, decay=0.9) == 1).all()
+  lucky = np.where(step == 4, 0.5, 1.0)
+  for decay, first in ((0.0, 4 + 5), (0.9, 5)):
+    assert list(opened(lucky, 5, 0.2, decay)).index(2) == first
+  # The next cluster is harder: what its loss does alone counts, as if it were the first.
+  harder = np.concatenate([50 * 0.97**step, np.full(10, 50 * 0.97**30)])
+  both = opened(np.concatenate([np.ones(6), harder]), 5, decay=0.9)
+  np.testing.assert_array_equal(both[:6], [1, 1, 1, 1, 1, 2])
+  np.testing.assert_array_equal(both[6:], 1 + opened(harder, 5, decay=0.9))
+
+
 def test_a_curriculum_paced_by_loss_opens_when_the_loss_no_longer_falls():
   made = times.curriculum_by_loss(
     times.uniform(), clusters=3, patience=5, min_delta=0.01, decay=0.5
   )
-  state, opened = made.init(), []
-  losses = [2.0 * 0.8**i for i in range(20)] + [0.02] * 40
-  for loss in losses:
-    state = made.update(state, jnp.zeros(4), jnp.full(4, loss), lambda tree: tree)
-    opened.append(int(state['opened']))
+  state, opened = paced(made, [2.0 * 0.8**i for i in range(20)] + [0.02] * 40)
+  opened = opened.tolist()
   assert opened[:20] == [1] * 20  # still falling
   assert opened[-1] == 3
   assert sorted(opened) == opened

@@ -205,12 +205,20 @@ def test_empirical_is_the_posterior_over_the_training_set_by_enumeration(x64):
 
 def test_empirical_with_flips_has_the_flipped_images_too(x64):
   path = cosine_path()
-  x = np.random.default_rng(9).normal(size=(6, 3, 4, 1))
-  both = np.concatenate([x, np.flip(x, axis=2)])
+  x, labels = np.random.default_rng(9).normal(size=(6, 3, 4, 1)), np.array([0, 0, 1, 2, 1, 0])
+  both, their = np.concatenate([x, np.flip(x, axis=2)]), np.concatenate([labels, labels])
   z = jnp.asarray(np.random.default_rng(10).normal(size=(5, 3, 4, 1)))
-  one = analytic.empirical(path, x, flip=True, chunk=5)(z, jnp.asarray(T))
-  other = analytic.empirical(path, both)(z, jnp.asarray(T))
-  np.testing.assert_allclose(one.x0, other.x0, atol=1e-10)
+  wanted = jnp.array([0, 2, NULL, 1, NULL])
+  made = (
+    analytic.empirical(path, both, their, wanted),
+    analytic.empirical(path, x, labels, wanted, flip=True, chunk=5),
+    analytic.empirical(path, x, flip=True, chunk=5),
+  )
+  other, one, plain = jax.jit(lambda z, t: [denoise(z, t).x0 for denoise in made])(
+    z, jnp.asarray(T)
+  )
+  np.testing.assert_allclose(one, other, atol=1e-10)
+  np.testing.assert_allclose(plain[wanted == NULL], other[wanted == NULL], atol=1e-10)
 
 
 def test_empirical_never_makes_an_array_of_pairs_and_dimensions():

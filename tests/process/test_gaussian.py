@@ -70,6 +70,19 @@ def test_binding_hands_the_parameters_to_the_schedule(x64):
   np.testing.assert_allclose(path.marginal(t).alpha ** 2, snr / (1 + snr))
   np.testing.assert_allclose(path.marginal(t).sigma ** 2, 1 / (1 + snr))
 
+  # And hands back what they are to learn: d log_snr = d top - t d fall, and what follows from it.
+  def of(params):
+    path = bound(line, params)
+    return path.log_snr(t), path.slope(t), *path.marginal(t)
+
+  alpha, sigma = path.marginal(t)
+  at_level = (1.0, None, alpha * sigma**2 / 2, -sigma * alpha**2 / 2)
+  found = jax.jit(jax.jacobian(of))({'top': 7.0, 'fall': 12.0})
+  for by, level in zip(found, at_level, strict=True):
+    top, fall = (0, -1) if level is None else (level, -t * level)
+    np.testing.assert_allclose(by['top'], np.broadcast_to(top, 3))
+    np.testing.assert_allclose(by['fall'], np.broadcast_to(fall, 3))
+
 
 def test_diffuse_noises_each_row_at_its_own_level(x64):
   generator = np.random.default_rng(0)

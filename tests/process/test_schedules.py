@@ -7,6 +7,7 @@ import pytest
 from scipy import integrate, optimize, special
 
 from diffusion.process import betas, marginals, schedules
+from diffusion.types import Schedule
 
 # What log-SNR must be at t = 1 and at t = 0, from each schedule's definition.
 LINEAR_BETA_END = -np.log(np.exp(0.1 + (20.0 - 0.1) / 2) - 1)
@@ -263,7 +264,9 @@ def test_bad_arguments_are_named_with_their_value(make, names):
 def test_shifted_moves_log_snr_by_twice_the_log_of_its_factor(factor):
   """log_snr(t) of noise scaled by the resolution: sigma / alpha divided by the factor at every t."""
   t = jnp.linspace(0, 1, 9)
-  plain, moved = schedules.cosine(), schedules.shifted(schedules.cosine(), factor)
-  np.testing.assert_allclose(
-    moved.log_snr((), t) - plain.log_snr((), t), 2 * np.log(factor), atol=1e-4
-  )
+  learned = Schedule(lambda key: jnp.ones(1), lambda fall, t: 5 - fall * t)
+  for plain in (schedules.cosine(), learned):
+    moved = schedules.shifted(plain, factor)
+    params = jax.tree.map(lambda leaf: 7 * leaf, moved.init(jax.random.key(0)))
+    difference = moved.log_snr(params, t) - plain.log_snr(params, t)
+    np.testing.assert_allclose(difference, 2 * np.log(factor), atol=1e-4)
