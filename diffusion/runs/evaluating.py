@@ -269,7 +269,10 @@ def _findings_of_the_run(
 ) -> list[MetricResult]:
   """What sampling cost, and how steadily the run went."""
   count = evaluations_of_a_sample(run.experiment, run.data.dataset.x.shape[1:])
-  skipped = int(best.state.skipped)
+  # Of the whole run: the best checkpoint may lie before the trouble.
+  skipped = max(
+    [int(best.state.skipped), *(int(row['skipped']) for row in rows if 'skipped' in row)]
+  )
   return [
     MetricResult(
       'evaluations a sample', count, 'of the network, guidance included', unit='network calls'

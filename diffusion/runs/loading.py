@@ -231,7 +231,7 @@ def load_ensemble(folders: Sequence[str | pathlib.Path]) -> Ensemble:
   Where the schedule is learned, samples are drawn along that of the first run: a network is asked at log-SNRs.
 
   Args:
-    folders: workdirs, at least one; all runs must have the same network, schedule ends and data units.
+    folders: workdirs, at least one; all runs must have the same network, diffusion, classes and data units.
 
   Raises:
     ValueError: no folder, what `load` raises, or runs that do not go together.
@@ -239,12 +239,30 @@ def load_ensemble(folders: Sequence[str | pathlib.Path]) -> Ensemble:
   runs = tuple(load(folder) for folder in folders)
   if not runs:
     raise ValueError('an ensemble needs at least one folder')
-  first = jax.tree.map(np.shape, runs[0].parameters)
-  for folder, run in zip(folders, runs, strict=True):
-    same = jax.tree.map(np.shape, run.parameters) == first
-    if not same or (run.shape, run.units) != (runs[0].shape, runs[0].units):
-      raise ValueError(f'{folder} has another network or other data units than {folders[0]}')
+  for folder, run in zip(folders[1:], runs[1:], strict=True):
+    different = _apart(runs[0], run)
+    if different:
+      raise ValueError(f'{folder} does not go together with {folders[0]}: {"; ".join(different)}')
   return Ensemble(runs)
+
+
+def _apart(one: Trained, other: Trained) -> list[str]:
+  """In what two runs differ that one denoiser cannot have both of, in words; one's network decodes all outputs."""
+  told = (
+    {
+      'shape of the parameters': jax.tree.map(np.shape, run.parameters),
+      'shape': run.shape,
+      'units': run.units,
+      'class_names': run.class_names,
+    }
+    for run in (one, other)
+  )
+  first, second = told
+  found = [name for name, value in first.items() if value != second[name]]
+  made = (
+    {name: getattr(run.experiment, name) for name in ('model', 'diffusion')} for run in (one, other)
+  )
+  return found + fingerprint.changes(*map(fingerprint.describe, made))
 
 
 def load_snapshots(folder: str | pathlib.Path) -> dict[int, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from diffusion.evaluation.metric import MetricResult, Plan, proportion, results_
 from diffusion.proportions import Counts
 from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json
-from diffusion.runs import samples, showing
+from diffusion.runs import evaluating, samples, showing
 from diffusion.sampling import grids, samplers, solvers
 from diffusion.sampling import plan as plans
 from diffusion.sampling.plan import Sampling
@@ -173,6 +174,16 @@ def test_what_is_recorded_of_the_sampling_is_what_samples_were_drawn_with():
   assert (own['sampler'], own['grid']) == ('ddim', 'uniform_time')
   heun = showing.sampling_record(made._replace(sampling=Sampling(solvers.heun)), (8, 8, 1), 40, 0)
   assert (heun['sampler'], heun['grid']) == ('heun', 'geometric')
+
+
+def test_skipped_steps_are_those_of_the_whole_run_wherever_its_best_checkpoint_lies():
+  run = SimpleNamespace(
+    experiment=tiny.experiment(), data=SimpleNamespace(dataset=SimpleNamespace(x=np.zeros((1, 8))))
+  )
+  best = SimpleNamespace(state=SimpleNamespace(skipped=np.int32(1)))
+  for logged, count in (([], 1), ([{'skipped': 1}, {'skipped': 7}, {'validation/eps': 0.1}], 7)):
+    found = {one.name: one.value for one in evaluating._findings_of_the_run(run, best, logged)}
+    assert found['skipped steps'] == count
 
 
 def test_what_is_zero_is_not_told_and_what_is_told_has_its_unit_and_direction():
