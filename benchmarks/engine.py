@@ -341,12 +341,14 @@ def resident(source: sources.Source, plan: Feeding) -> Callable[[], float]:
 
 def streamed(source: sources.Source, workers: int, plan: Feeding) -> Callable[[], float]:
   """The same from the files, through Grain with so many processes (0: threads)."""
-  records = sources.streamed(source, workers).load().x
-  rows, order = devices.rows_of_this_process(plan.batch), Order(0, np.arange(len(records)))
+  data = sources.streamed(source, workers).load()
+  rows, order = devices.rows_of_this_process(plan.batch), Order(0, np.arange(len(data.x)))
   dispatch = devices.parallelize(_take, plan.batch)
 
   def rate() -> float:
-    given = prefetch.Prefetcher(records, order, rows, batch_size=plan.batch, steps=plan.steps)
+    given = prefetch.Prefetcher(
+      data.x, data.label, order, rows, batch_size=plan.batch, steps=plan.steps
+    )
 
     def one(cursor, i):
       result = dispatch(cursor, None, given.take(i * plan.steps))

@@ -28,6 +28,9 @@ class _Stretch:
   """What Grain reads from: element i is dispatch i after `batches_seen`, for the rows that this process holds."""
 
   records: DiskRecords
+  label: Integer[
+    np.ndarray, ' n'
+  ]  # of each record as the data has it, which may be other than what the files say
   order: Order
   batches_seen: int
   steps: int
@@ -40,10 +43,8 @@ class _Stretch:
   def __getitem__(self, i: int) -> pipeline.StoredBatch:
     index = self.order.batches(self.batches_seen + i * self.steps, self.steps, self.batch_size)
     index = np.moveaxis(index[:, self.rows], 1, 0)  # [local devices, steps, rows of a device]
-    x, label = self.records.labelled(index.ravel())
-    return pipeline.StoredBatch(
-      x.reshape(*index.shape, *x.shape[1:]), label.reshape(index.shape), index
-    )
+    x, _ = self.records.labelled(index.ravel())
+    return pipeline.StoredBatch(x.reshape(*index.shape, *x.shape[1:]), self.label[index], index)
 
 
 def _settle_in(index: int, count: int) -> None:
@@ -86,6 +87,7 @@ class Prefetcher:
   def __init__(
     self,
     records: DiskRecords,
+    label: Integer[np.ndarray, ' n'],
     order: Order,
     rows: Integer[np.ndarray, 'devices b'],
     *,
@@ -96,12 +98,13 @@ class Prefetcher:
 
     Args:
       records: all rows of the data.
+      label: of each row.
       order: in which the training examples come.
       rows: of the global batch that each device of this process holds.
       batch_size: rows of the global batch.
       steps: batches in a dispatch.
     """
-    self._records, self._order, self._rows = records, order, rows
+    self._records, self._label, self._order, self._rows = records, label, order, rows
     self._batch_size, self._steps = batch_size, steps
     self._reading = self._waiting = self._following = None
 
@@ -142,8 +145,8 @@ class Prefetcher:
 
   def _stretch(self, seen: int, steps: int) -> _Stretch:
     return _Stretch(
-      records=self._records, order=self._order, batches_seen=seen, steps=steps, rows=self._rows,
-      batch_size=self._batch_size,
+      records=self._records, label=self._label, order=self._order, batches_seen=seen, steps=steps,
+      rows=self._rows, batch_size=self._batch_size,
     )  # fmt: skip
 
 

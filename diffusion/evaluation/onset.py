@@ -60,8 +60,11 @@ def onsets(rows: Rows, floor: float | None = None) -> Onsets:
   Raises:
     ValueError: fewer than two validations, or a loss that is not finite.
 
+  Rows that a rollback left behind are not of the run that came of it, and are passed over.
+
   Source: tau_gen and tau_mem: Bonnaire et al. (2025), section 3, on the excess loss.
   """
+  rows = _kept(rows)
   validated = [row for row in rows if 'validation/eps' in row]
   looked = [row for row in rows if 'memorized/fraction' in row]
   steps, losses = _columns(validated, 'step', 'validation/eps')
@@ -82,6 +85,21 @@ def onsets(rows: Rows, floor: float | None = None) -> Onsets:
     memorized=tuple(first(seen, fractions >= theta) for theta in FRACTIONS),
     end=int(max(row['step'] for row in rows)),
   )
+
+
+def _kept(rows: Rows) -> list[Mapping[str, Any]]:
+  """The rows that no rollback left behind: a step that comes again takes the place of itself and of those after it."""
+  kept: list[Mapping[str, Any]] = []
+  for row in rows:
+    here = row['step'], row.get('cursor')
+    while (
+      kept
+      and kept[-1]['step'] >= row['step']
+      and (kept[-1]['step'], kept[-1].get('cursor')) != here
+    ):
+      kept.pop()
+    kept.append(row)
+  return kept
 
 
 def first(steps: Sequence[int], happened: Sequence[bool], times: int = 1) -> float:

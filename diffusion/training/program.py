@@ -74,7 +74,9 @@ def make_batches(experiment: Experiment, data: SplitData) -> Batches:
 
   if data.streamed:
     rows = devices.rows_of_this_process(size)
-    fed = prefetch.Prefetcher(data.dataset.x, order, rows, batch_size=size, steps=count)
+    fed = prefetch.Prefetcher(
+      data.dataset.x, data.dataset.label, order, rows, batch_size=size, steps=count
+    )
     return Batches(
       data=lambda: None, take=fed.take, first=first_of(fed.read), ahead=fed.ahead, close=fed.close
     )

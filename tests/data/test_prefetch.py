@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLES, BATCH = 37, 8
 ROWS = np.arange(BATCH).reshape(4, 2)  # of the four devices of the tests
 START = 5  # batches seen
+LABEL = np.arange(EXAMPLES, dtype=np.int32)  # other than the files say
 
 
 @pytest.fixture(scope='module')
@@ -62,13 +63,14 @@ def test_two_processes_share_each_epoch_between_them(folder):
   """Every example once an epoch, in one process or the other; batches cross epochs, and nothing is left out."""
   x, whole = images(folder), sources.tfds('mnist', str(folder), size=4).load()
   feeds = [
-    prefetch.Prefetcher(x, order(7), half, batch_size=BATCH, steps=1) for half in np.split(ROWS, 2)
+    prefetch.Prefetcher(x, 9 - whole.label, order(7), half, batch_size=BATCH, steps=1)
+    for half in np.split(ROWS, 2)
   ]
   batches = 2 * EXAMPLES  # 16 whole epochs, and 37 is no multiple of 8
   read = [one.read(0, batches) for one in feeds]
   for one in read:
     np.testing.assert_array_equal(one.x, whole.x[one.index])
-    np.testing.assert_array_equal(one.condition, whole.label[one.index])
+    np.testing.assert_array_equal(one.condition, 9 - whole.label[one.index])  # not the files'
   halves = [np.moveaxis(one.index, 1, 0).reshape(batches, -1) for one in read]
   found = np.concatenate(halves, axis=1).ravel()
   owner = np.tile(np.repeat([0, 1], BATCH // 2), batches)
@@ -82,7 +84,9 @@ def test_two_processes_share_each_epoch_between_them(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_what_is_read_ahead_is_what_is_read_there(folder, workers):
-  one = prefetch.Prefetcher(images(folder, workers), order(), ROWS, batch_size=BATCH, steps=3)
+  one = prefetch.Prefetcher(
+    images(folder, workers), LABEL, order(), ROWS, batch_size=BATCH, steps=3
+  )
   try:
     for i in range(7):
       place = after(START, i, 3)
@@ -113,7 +117,7 @@ class Counting:
 
 def test_reading_goes_on_while_a_step_runs_and_stops_at_its_depth(folder):
   counting = Counting(images(folder))
-  one = prefetch.Prefetcher(counting, order(), ROWS, batch_size=BATCH, steps=1)
+  one = prefetch.Prefetcher(counting, LABEL, order(), ROWS, batch_size=BATCH, steps=1)
   one.take(START)
   one.ahead()
   deepest = 2 + prefetch._AHEAD  # taken, on the devices, and read ahead by threads
@@ -126,7 +130,7 @@ def test_reading_goes_on_while_a_step_runs_and_stops_at_its_depth(folder):
 
 
 def test_a_killed_worker_is_one_error_and_no_hang(folder):
-  one = prefetch.Prefetcher(images(folder, 1), order(), ROWS, batch_size=BATCH, steps=2)
+  one = prefetch.Prefetcher(images(folder, 1), LABEL, order(), ROWS, batch_size=BATCH, steps=2)
   one.take(START)
   (worker,) = multiprocessing.active_children()
   os.kill(worker.pid, signal.SIGKILL)
@@ -145,7 +149,8 @@ from diffusion.data import prefetch, sources
 from diffusion.data.pipeline import Order
 if __name__ == '__main__':
   x = sources.streamed(sources.tfds('mnist', sys.argv[1], size=4), 1).load().x
-  one = prefetch.Prefetcher(x, Order(0, np.arange(37)), np.arange(8).reshape(1, 8), batch_size=8, steps=2)
+  every, rows = np.arange(37), np.arange(8).reshape(1, 8)
+  one = prefetch.Prefetcher(x, every, Order(0, every), rows, batch_size=8, steps=2)
   one.take(0)
   print(*(child.pid for child in multiprocessing.active_children()), flush=True)
   time.sleep(60)
@@ -194,7 +199,7 @@ def test_a_record_that_became_unreadable_is_named(tmp_path, workers):
   x = images(tmp_path / 'sets', workers)
   damage(tmp_path / 'sets')
   records._open.cache_clear()
-  one = prefetch.Prefetcher(x, order(), ROWS, batch_size=BATCH, steps=1)
+  one = prefetch.Prefetcher(x, LABEL, order(), ROWS, batch_size=BATCH, steps=1)
   with pytest.raises(
     ValueError, match=r'record \d+ of train in .* cannot be read .*prepare'
   ) as caught:

@@ -45,6 +45,18 @@ def test_times_of_a_run_that_overfits():
   assert found.in_order is False  # the gap and the least loss came at once
 
 
+def test_rows_that_a_rollback_left_behind_do_not_count():
+  """From step 40 it went back to 20, and went on better; the batches drawn never go back."""
+  losses, lows, fractions = [1.0, 0.7, 0.52, 0.4], [-0.1, 0.01, 0.1, 0.2], [0.0, 0.0, 0.3, 0.3]
+  again = rows([1.0, 0.7, 0.6, 0.5, 0.6, 0.8], [-0.1, -0.1, -0.1, 0.02, 0.1, 0.2], [0.0] * 6)
+  left = [row | {'cursor': row['step']} for row in rows(losses, lows, fractions)]
+  came = [row | {'cursor': row['step'] + 20} for row in again if row['step'] > 20]
+  begun = [row for row in left if row['step'] <= 20]
+  assert onset.onsets(left + came) == onset.onsets(begun + came)
+  assert onset.onsets(left + came).best == 40
+  assert math.isinf(onset.onsets(left + came).memorized[0])
+
+
 def test_what_did_not_happen_is_censored():
   found = onset.onsets(rows([1.0, 0.8, 0.6], [-0.1] * 3, [0.0, 0.0, 0.0]))
   assert (found.gap, found.best, found.copying) == (math.inf, math.inf, math.inf)
