@@ -28,9 +28,7 @@ class _Stretch:
   """What Grain reads from: element i is dispatch i after `batches_seen`, for the rows that this process holds."""
 
   records: DiskRecords
-  label: Integer[
-    np.ndarray, ' n'
-  ]  # of each record as the data has it, which may be other than what the files say
+  label: Integer[np.ndarray, ' n']  # of each record, as the data has it: the files may say others
   order: Order
   batches_seen: int
   steps: int

@@ -50,7 +50,7 @@ class Onsets(NamedTuple):
 
 
 def onsets(rows: Rows, floor: float | None = None) -> Onsets:
-  """The onsets of a run.
+  """The onsets of a run; rows that a rollback left behind are no part of it.
 
   Args:
     rows: of its metrics.jsonl, with `validation/eps` and `validation/gap_low`, and `memorized/...` where
@@ -59,8 +59,6 @@ def onsets(rows: Rows, floor: float | None = None) -> Onsets:
 
   Raises:
     ValueError: fewer than two validations, or a loss that is not finite.
-
-  Rows that a rollback left behind are not of the run that came of it, and are passed over.
 
   Source: tau_gen and tau_mem: Bonnaire et al. (2025), section 3, on the excess loss.
   """
@@ -87,16 +85,15 @@ def onsets(rows: Rows, floor: float | None = None) -> Onsets:
   )
 
 
+def _place(row: Mapping[str, Any]) -> tuple[int, int | None]:
+  return row['step'], row.get('cursor')
+
+
 def _kept(rows: Rows) -> list[Mapping[str, Any]]:
   """The rows that no rollback left behind: a step that comes again takes the place of itself and of those after it."""
   kept: list[Mapping[str, Any]] = []
   for row in rows:
-    here = row['step'], row.get('cursor')
-    while (
-      kept
-      and kept[-1]['step'] >= row['step']
-      and (kept[-1]['step'], kept[-1].get('cursor')) != here
-    ):
+    while kept and kept[-1]['step'] >= row['step'] and _place(kept[-1]) != _place(row):
       kept.pop()
     kept.append(row)
   return kept

@@ -242,27 +242,25 @@ def load_ensemble(folders: Sequence[str | pathlib.Path]) -> Ensemble:
   for folder, run in zip(folders[1:], runs[1:], strict=True):
     different = _apart(runs[0], run)
     if different:
-      raise ValueError(f'{folder} does not go together with {folders[0]}: {"; ".join(different)}')
+      raise ValueError(f'{folder} does not go together with {folders[0]}: {different[0]}')
   return Ensemble(runs)
 
 
 def _apart(one: Trained, other: Trained) -> list[str]:
-  """In what two runs differ that one denoiser cannot have both of, in words; one's network decodes all outputs."""
-  told = (
-    {
-      'shape of the parameters': jax.tree.map(np.shape, run.parameters),
-      'shape': run.shape,
-      'units': run.units,
-      'class_names': run.class_names,
-    }
-    for run in (one, other)
+  """In what two runs differ that one denoiser cannot have both of: the first one's network decodes all outputs."""
+  return fingerprint.changes(
+    *(
+      fingerprint.describe(
+        {
+          'parameters': jax.tree.map(lambda leaf: str(np.shape(leaf)), run.parameters),
+          'model': run.experiment.model,
+          'diffusion': run.experiment.diffusion,
+          **{name: getattr(run, name) for name in ('shape', 'units', 'class_names')},
+        }
+      )
+      for run in (one, other)
+    )
   )
-  first, second = told
-  found = [name for name, value in first.items() if value != second[name]]
-  made = (
-    {name: getattr(run.experiment, name) for name in ('model', 'diffusion')} for run in (one, other)
-  )
-  return found + fingerprint.changes(*map(fingerprint.describe, made))
 
 
 def load_snapshots(folder: str | pathlib.Path) -> dict[int, dict[str, Any]]:

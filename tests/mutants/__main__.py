@@ -132,9 +132,8 @@ def main(_) -> None:
   known = {(name, line['digest']) for name, line in before.items()}
   due = [one for one in every if one.name not in old and (one.name, digest(one)) not in known]
   lines = {}
-  compiled = (
-    runner.ROOT / '.pytest_cache' / 'compiled'
-  )  # that of the tests: the next command is quicker
+  # Where the tests keep it, so that the next command is quicker.
+  compiled = runner.ROOT / '.pytest_cache' / 'compiled'
   compiled.mkdir(parents=True, exist_ok=True)
   with concurrent.futures.ThreadPoolExecutor(JOBS.value) as pool:
     waiting = {
@@ -158,7 +157,8 @@ def main(_) -> None:
       }
       lines[one.name] = line | found._asdict()
       write([lines[one.name]])
-  told = {one.name: (before | lines).get(one.name, {'by': ''}) for one in every}
+  results = before | lines
+  told = {one.name: results[one.name] for one in every if one.name not in old}
   by = sorted({line['by'] for line in told.values() if '::' in line['by']}) if due else []
   wrong = runner.failing_without_fault(by, compiled)
   for name, line in told.items():

@@ -34,9 +34,8 @@ def test_runs_that_were_trained_otherwise_go_together(changes):
     (trained(ONE._replace(diffusion=gaussian.Diffusion(schedules.sigmoid(), VP, parameterizations.v()))), 'sigmoid'),
     (trained(ONE._replace(model=mlp.mlp(16, 2, 0.1, 2, activation=activations.relu))), 'relu'),
     (trained(ONE, class_names=('b', 'a')), 'class_names'),
-    (trained(ONE, parameters={'kernel': np.zeros((3, 4))}), 'shape of the parameters'),
+    (trained(ONE, parameters={'kernel': np.zeros((3, 4))}), 'parameters'),
   ],
 )  # fmt: skip
 def test_runs_of_another_diffusion_network_or_data_do_not_and_it_is_said_which(other, says):
-  (told,) = loading._apart(trained(ONE), other)
-  assert says in told
+  assert says in loading._apart(trained(ONE), other)[0]
