@@ -11,8 +11,10 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 import diffusion
+from diffusion import calling
 from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json_lines
+from diffusion.runs import evaluating
 from experiments import mixture
 from tests.training import tiny
 
@@ -123,3 +125,30 @@ print(len(jax.devices()), devices.configure_or_keep(32))
     [sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True, timeout=60
   ).stdout  # fmt: skip
   assert 'JAX is in use already' in said or os.cpu_count() == 1
+
+
+def test_what_an_evaluation_from_python_is_asked_for_reaches_it(tmp_path, monkeypatch):
+  """Each setting has a value of its own; what is judged by them is not what is asked here."""
+  asked = {
+    'samples': 12, 'metrics': ('fld', 'prdc'), 'features': 'digits', 'sampler': 'heun', 'grid': 'karras', 'steps': 9,
+    'seed': 7,
+  }  # fmt: skip
+  found = {}
+
+  class Judged:
+    record = {'evaluations': [{'results': {'a': 1}}, {'results': {'a': 2}}]}
+
+  def prepare(build, config, source, folder):
+    found.update(made=build(config), source=source, folder=folder)
+    return Judged
+
+  def judge(run, mode, settings):
+    found.update(run=run, mode=mode, settings=settings)
+
+  monkeypatch.setattr(calling, 'read_record', lambda folder: {'config': {}, 'experiment': 'mine'})
+  monkeypatch.setattr(calling, 'prepare', prepare)
+  monkeypatch.setattr(evaluating, 'evaluate', judge)
+  assert diffusion.evaluate(tmp_path, tiny.experiment(), **asked) == {'a': 2}
+  assert found['settings']._asdict() == asked
+  assert (found['run'], found['mode'], found['folder']) == (Judged, 'evaluate', tmp_path)
+  assert found['made'].sampling.steps == 9

@@ -11,12 +11,14 @@ from diffusion import conditions
 from diffusion.data import augment, cleaning, pipeline, sources, splits
 from diffusion.evaluation import bits_per_dim, membership
 from diffusion.evaluation.metric import Metric, MetricResult, Plan, check_network
+from diffusion.models import mlp
 from diffusion.models.functional import from_linen
 from diffusion.objectives import losses, weights
 from diffusion.optimizers import chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
 from diffusion.sampling import samplers
+from diffusion.types import Conditioning
 
 
 def series(n=240):
@@ -146,3 +148,20 @@ def test_a_class_label_is_the_plainest_condition():
   labels = jnp.array([3, 0, 2])
   assert conditions.null_label(labels).tolist() == [-1, -1, -1]
   assert conditions.take(labels, np.array([2, 0])).tolist() == [2, 3]
+
+
+def test_the_null_of_a_network_of_classes_says_nothing_and_is_no_class():
+  model = mlp.mlp(8, 1, num_classes=3)
+  z, level, label = jnp.ones((3, 2)), jnp.zeros(3), jnp.arange(3)
+  given = Conditioning(label, jnp.zeros((3, 0)))
+  variables = model.init(jax.random.key(0), z, level, given)
+  leaves, tree = jax.tree.flatten(
+    variables
+  )  # the layers that start at zero would hide what is said
+  leaves = [jnp.sin(i + jnp.arange(leaf.size)).reshape(leaf.shape) for i, leaf in enumerate(leaves)]
+  apply = lambda label: model.apply(  # noqa: E731
+    jax.tree.unflatten(tree, leaves), z, level, given._replace(condition=label)
+  )[0]
+  told, untold = apply(label), apply(model.null(label))
+  np.testing.assert_array_equal(untold[1:], untold[:-1])
+  assert np.abs(told - untold).max(1).min() > 1e-3

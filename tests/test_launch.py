@@ -14,6 +14,7 @@ from diffusion import commands, launch, rng
 from diffusion.commands import agreement
 from diffusion.runs import training
 from diffusion.runs.loading import Ensemble, Trained
+from diffusion.sampling.plan import Sampling
 from diffusion.training import callbacks, guards
 from diffusion.training.experiment import EvaluationSettings
 from tests.training import tiny
@@ -85,15 +86,33 @@ def test_labels_to_sample_are_a_row_of_integers(labels):
     TRAINED.sample(labels)
 
 
-def test_samples_of_runs_whose_labels_mean_different_classes_are_not_compared(monkeypatch):
-  class Data(NamedTuple):
-    train_in_memory: tuple = (np.zeros((2, 8)),)
+class Data(NamedTuple):
+  """What a comparison of two runs needs of their data."""
 
+  train_in_memory: tuple = (np.zeros((2, 8)),)
+
+
+def test_samples_of_runs_whose_labels_mean_different_classes_are_not_compared(monkeypatch):
   trained = {name: TRAINED._replace(class_names=(name, '1')) for name in ('9', '10')}
   monkeypatch.setattr(agreement, 'data_of', lambda folder, moved: Data())
   monkeypatch.setattr(agreement, 'load', lambda folder: trained[folder.name])
   with pytest.raises(ValueError, match=r"other classes, \('9', '1'\) and \('10', '1'\)"):
     agreement.compare('9', '10', 4, 0)
+
+
+def test_samples_that_are_compared_begin_with_the_same_noise(monkeypatch):
+  """Two runs of one network on disjoint data: whatever it is, they draw the same."""
+  made = tiny.experiment(sampling=Sampling(steps=4, wrappers=()))
+  data, state, _ = tiny.start(made)
+  run = TRAINED._replace(
+    experiment=made, state=state, parameters=state.params, units=data.units, class_names=('0', '1')
+  )
+  parts = {'a': data.train, 'b': data.held_out}
+  monkeypatch.setattr(agreement, 'data_of', lambda folder, moved: Data(parts[folder.name]))
+  monkeypatch.setattr(agreement, 'load', lambda folder: run)
+  found = {one.name: one.value for one in agreement.compare('a', 'b', 20, 0)}
+  assert abs(found['distance ratio'].estimate) < 1e-6
+  assert found['distance of pairs, shuffled'].low > 0.1
 
 
 @pytest.mark.parametrize('given', [{'samples': -3}, {'steps': -1}, {'samples': 2.0}])

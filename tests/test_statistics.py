@@ -143,6 +143,31 @@ def test_auc_of_separable_and_of_equal_scores():
   assert mirrored == pytest.approx((0, 0, 1 - separable.low), abs=1e-9)
 
 
+def test_auc_has_the_published_variance_at_its_bounds():
+  """Hanley & McNeil (1982) in their own letters, for as many positives as negatives."""
+  n, z = 9, stats.norm.ppf(0.95)
+  found = statistics.auc(np.arange(n) + 2.5, np.arange(n), confidence=0.9)
+  for bound in found[1:]:
+    q1, q2 = bound / (2 - bound), 2 * bound**2 / (1 + bound)
+    spread = (q1 - bound**2) * (n - 1) + (q2 - bound**2) * (n - 1)
+    variance = (bound * (1 - bound) + spread) / n**2
+    np.testing.assert_allclose(abs(found.estimate - bound), z * variance**0.5, rtol=1e-8)
+
+
+@pytest.mark.parametrize('sizes', [[1.0, 2.0, 4.0], [0.0, 1.0, 0.0, 3.0, 3.0], [0.0, 0.0]])
+def test_the_least_p_value_is_that_of_the_clearest_signs(sizes):
+  patterns = itertools.product((1, -1), repeat=len(sizes))
+  every = [statistics.sign_flip(np.multiply(signs, sizes)) for signs in patterns]
+  assert statistics.least_sign_flip(sizes) == min(every)
+
+
+def test_what_is_usual_of_normal_values_is_so_many_standard_deviations():
+  values = 7 + 3 * stats.norm.ppf((np.arange(2000) + 0.5) / 2000)
+  np.testing.assert_allclose(statistics.usual(values, 4.0, 1e-3), (7, 12), rtol=1e-3)
+  assert statistics.usual([2.0, 2.0, 2.0], 4.0, 0.5) == (2.0, 2.0)
+  assert statistics.usual([*values, 1e9], 4.0, 1e-3)[1] < 12.1
+
+
 @pytest.mark.parametrize('shift', [0.0, 1.0, 2.5])
 def test_auc_covers_that_of_two_normals(shift):
   """Phi(d / root 2), in 92 to 99 of 100 over 1,000 sets of 40 and 30."""

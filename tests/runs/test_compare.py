@@ -202,6 +202,30 @@ def test_holm_is_over_the_variants(tmp_path):
   assert found[0].adjusted == 2 * found[0].p
 
 
+def test_every_effect_in_the_file_stands_under_its_name(tmp_path):
+  noisy = {0.0: LOSSES[0.0], 0.3: LOSSES[0.3], 0.5: [0.51, 0.50, 0.50, 0.54, 0.52, 0.54]}
+  made = [
+    make(tmp_path / f'{dropout}_{seed}', seed, dropout, loss)
+    for dropout, losses in noisy.items()
+    for seed, loss in enumerate(losses)
+  ]
+  runs = compare.load(made)
+  paired = compare.effects(compare.variants(runs), 'dropout=0.0', ['validation/eps'])
+  compare.write(runs, tmp_path / 'out', 'dropout=0.0', ['validation/eps'])
+  with (tmp_path / 'out' / 'effects.csv').open() as file:
+    table = {row['variant']: row for row in csv.DictReader(file)}
+  assert (
+    len({tuple(getattr(e, name) for e in paired) for name in ('p', 'least_p', 'adjusted')}) == 3
+  )
+  for effect in paired:
+    row = table[effect.variant]
+    found = [float(row[name]) for name in ('p', 'least p', 'p, Holm', 'pairs')]
+    assert found == [effect.p, effect.least_p, effect.adjusted, effect.pairs]
+    for name, wanted in (('difference', effect.difference), ('ratio', effect.ratio)):
+      found = [float(row[name + end]) for end in ('', ', low', ', high')]
+      np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 def test_a_forest_leaves_out_no_variant_whose_ratio_says_nothing(tmp_path):
   signed = {0.0: [0.5, 0.6, 0.4], 0.1: [0.4, 0.3, 0.5], 0.3: [-0.1, 0.2, -0.3]}
   made = [

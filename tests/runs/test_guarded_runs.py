@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from diffusion import devices
+from diffusion.data import pipeline
+from diffusion.models import mlp, normalization
 from diffusion.optimizers import averaging
 from diffusion.reporting.rows import read_json_lines
 from diffusion.runs import loading, loop
 from diffusion.runs.run import prepare
+from diffusion.sampling.plan import Sampling
 from diffusion.training import callbacks, guards
 from diffusion.training.callbacks import Callback, Continue, SetLearningRateScale
 from diffusion.training.experiment import load_data
@@ -156,6 +159,10 @@ def test_snapshots_of_two_tracks_make_an_average_of_a_width_between(tmp_path, ca
   ).mkdir()  # as a kill leaves it
   kept = loading.load_snapshots(tmp_path / 'r')
   assert list(kept) == list(range(20, 201, 20))
+  for name, average in AVERAGES.items():
+    wanted = jax.tree.leaves(average.read(run.state.averages[name]))
+    for leaf, other in zip(jax.tree.leaves(kept[200][name]), wanted, strict=True):
+      np.testing.assert_array_equal(leaf, other, err_msg=name)
   snapshots = [kept[step][name] for step in kept for name in ('narrow', 'wide')]
   steps = [step for step in kept for _ in range(2)]
   found = averaging.reconstruct(snapshots, steps, [0.05, 0.10] * len(kept), 200, 0.07)
@@ -180,9 +187,6 @@ def test_a_folder_without_snapshots_is_named(tmp_path):
 
 
 def test_an_ensemble_samples_from_the_mean_of_its_members(tmp_path):
-  from diffusion.data import pipeline
-  from diffusion.sampling.plan import Sampling
-
   plan = Sampling(steps=4, wrappers=())
   runs = []
   for seed in (1, 2):
@@ -211,6 +215,22 @@ def test_an_ensemble_samples_from_the_mean_of_its_members(tmp_path):
   alone = loading.Ensemble((runs[0],)).sample(labels, 3)
   np.testing.assert_allclose(alone, runs[0].sample(labels, 3), atol=1e-5)
   assert np.abs(both.sample(labels, 3) - alone).max() > 1e-3
+
+
+def test_an_ensemble_has_the_batch_statistics_of_the_parameters_that_are_evaluated():
+  model = mlp.mlp(16, 2, num_classes=2, norm=normalization.batch(0.9))
+  made = tiny.experiment(sampling=Sampling(steps=4, wrappers=()), model=model)
+  _, state, _ = tiny.start(made)
+  state = state._replace(statistics=jax.tree.map(lambda s: s + 3, state.statistics))
+  run = loading.Trained(
+    experiment=made, step=0, state=state, shape=(8,), units=pipeline.NormalizationStatistics(),
+    num_classes=2, parameters=jax.tree.map(lambda p: p + 0.1, state.params)
+  )  # fmt: skip
+  labels = np.array([0, 1, 1])
+  found = loading.Ensemble((run,)).sample(labels, 3)
+  np.testing.assert_allclose(found, run.sample(labels, 3), atol=1e-5)
+  other = run._replace(state=state._replace(evaluation_statistics=state.statistics))
+  assert np.abs(found - other.sample(labels, 3)).max() > 1e-3
 
 
 def test_memorization_is_logged_while_training_and_after_a_restart(tmp_path):

@@ -333,6 +333,24 @@ def test_a_rollback_turns_back_the_step_and_all_callbacks_but_the_guard(tmp_path
   run.close()
 
 
+def test_how_far_a_rollback_goes_back_is_counted_in_batches_seen(tmp_path):
+  """After a first one a step is a smaller number than the batches before it: by steps it would go back too far."""
+
+  def act(state, event):
+    state = {'seen': state['seen'] + 1}
+    if (state['seen'], event.step) in ((3, 30), (6, 50)):
+      return state, Rollback(10, 'spike')
+    return state, Remember() if event.step in (20, 40) else Continue()
+
+  guard = Callback('guard', 10, lambda: {'seen': 0}, act, survives_rollback=True)
+  run = Noted([guard], 50, 10, 50, folder=tmp_path)
+  train(run)
+  assert [(row['step'], row['cursor']) for row in run.rows] == [
+    (10, 10), (20, 20), (30, 30), (30, 40), (40, 50), (50, 60), (50, 70),
+  ]  # fmt: skip
+  run.close()
+
+
 def test_a_rollback_keeps_what_was_skipped_but_not_in_a_row(tmp_path):
   class Skipping(Counting):
     def dispatch(self, seen):
@@ -369,6 +387,18 @@ def test_a_scale_reaches_the_state():
   program = Counting([run])
   train(run, program)
   assert devices.to_host(program.get(0)).learning_rate_scale == 0.5
+
+
+def test_a_save_of_the_same_step_has_the_scale_that_was_asked_for():
+  class Scaled(Noted):
+    def save(self, replicated, metric=math.inf, guarded=False):
+      super().save(replicated, metric, guarded)
+      self.saves[-1] = devices.to_host(replicated).learning_rate_scale
+
+  plateau = Callback('plateau', 10, dict, lambda s, e: (s, SetLearningRateScale(1 / e.step)))
+  run = Scaled([plateau, Callback('keep', 10, dict, lambda s, e: (s, Save(1.0)))], 30, 10, 30)
+  train(run)
+  np.testing.assert_allclose(run.saves, [1 / 10, 1 / 20, 1 / 30], rtol=1e-6)
 
 
 def drawing(count, name='draw'):

@@ -80,6 +80,22 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is(changes, says):
     check(Sampling(**changes))
 
 
+def test_a_grid_that_is_asked_for_goes_before_the_samplers_own_and_that_before_uniform_time():
+  path = gaussian.bind(DIFFUSION, ())
+
+  def times(**given):
+    planned = plan.plan(Sampling(steps=6, **given), path, None, None, None, jnp.arange(1))
+    return planned.grid
+
+  own = solvers.dpm_solver(path).grid
+  assert own is not None
+  asked = times(sampler=solvers.dpm_solver, grid=grids.karras)
+  np.testing.assert_array_equal(asked, grids.karras(path, 6))
+  np.testing.assert_array_equal(times(sampler=solvers.dpm_solver), own(path, 6))
+  np.testing.assert_array_equal(times(sampler=samplers.ddim), grids.uniform_time(path, 6))
+  assert np.abs(asked - own(path, 6)).max() > 1e-3
+
+
 def test_it_notes_what_it_plans_and_nothing_that_is_off():
   def planned(sampling):
     return {one.name for one in citations.techniques(plan.rehearsed(sampling, DIFFUSION)[1])}

@@ -10,6 +10,12 @@ import numpy as np
 import pytest
 
 from diffusion import devices, rng
+from diffusion.models import mlp, normalization
+from diffusion.models.functional import identity
+from diffusion.objectives import losses, times, weights
+from diffusion.process import schedules as noise
+from diffusion.training import step as steps
+from diffusion.types import Rows
 from tests.programs import Program
 from tests.training import tiny
 
@@ -34,6 +40,47 @@ def test_one_two_and_four_devices_agree_after_twenty_steps(tmp_path, kind, toler
   moved = max(np.abs(value).max() for name, value in found[1].items() if "'output'" in name)
   assert moved > 1e-3  # the output layer starts at zero, so training happened
   assert max(largest.values()) <= tolerance
+
+
+def scattered(state):
+  """The state in float64, with every parameter off what it begins with, so that none has a gradient of zero."""
+  wide = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
+  leaves, tree = jax.tree.flatten(wide.params)
+  waves = [0.1 * jnp.sin(i + jnp.arange(x.size)).reshape(x.shape) for i, x in enumerate(leaves)]
+  return wide._replace(params=jax.tree.unflatten(tree, jax.tree.map(jnp.add, leaves, waves)))
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_all_that_a_step_moves_is_of_the_rows_of_all_devices(x64, parts):
+  """With all that can learn: schedule, uncertainty, times, batch statistics (or the noise scale, of micro-batches)."""
+  learned = noise.learned(-9.0, 9.0, width=4)
+  norm = normalization.batch(0.9) if parts == 1 else normalization.layer()
+  made = tiny.experiment(
+    diffusion=tiny.experiment().diffusion._replace(schedule=learned),
+    terms={'uncertain': (1.0, losses.uncertain(weights.uniform(), 4))},
+    times=times.importance(buckets=2),
+    model=mlp.mlp(16, 2, 0.1, num_classes=2, norm=norm),
+    micro_batches=parts,
+    gradient_noise=parts > 1,
+  )
+  split, state, data = tiny.start(made)
+  state = scattered(state)
+  program = tiny.single(made, split, state)
+  metrics = tiny.dispatch(program)
+  found = tiny.leaves((devices.to_host(program.get(0)), metrics))
+  # On one device the rows of a micro-batch are those that it has on four together.
+  places = np.arange(32).reshape(4, parts, -1).swapaxes(0, 1).ravel()
+  rows = Rows(jnp.asarray(places), 32)
+  step = jax.jit(steps.make_step(made, split.units), static_argnames='cross_mean')
+  given = tiny.rows_of(made, split, 0)[places]
+  expected = tiny.leaves(step(state, data, given, rows, cross_mean=identity))
+  moved = tiny.leaves((state, metrics))
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+  changed = {n for n, value in expected.items() if np.abs(value - moved[n]).max() > 1e-7}
+  learning = ['params.schedule', 'params.terms', 'params.network', 'times', 'averages']
+  for part in learning + ['statistics'] * (parts == 1):
+    assert any(name.startswith(f'[0].{part}') for name in changed), part
 
 
 def test_no_two_rows_of_the_global_batch_share_noise():

@@ -10,7 +10,7 @@ _TEST_STATISTICS = ('tests/test_statistics.py',)
 _TEST_COMPARISONS = ('tests/test_comparisons.py',)
 _TEST_PROPORTIONS = ('tests/test_proportions.py',)
 _TEST_DEVICES = ('tests/training/test_devices.py',)
-_TEST_LAUNCH = ('tests/test_launch.py',)
+_TEST_LAUNCH = ('tests/test_launch.py', 'tests/test_flags.py')
 _TEST_CALLING = ('tests/test_calling.py',)
 
 FAULTS = [
@@ -44,7 +44,8 @@ FAULTS = [
   ),
   Fault(
     'the least p-value counts pairs that do not differ', 'formula', _STATISTICS, 'least_sign_flip',
-    'np.count_nonzero(differences)', 'len(differences)', ('tests/runs/test_compare.py', 'tests/test_comparisons.py'),
+    'np.count_nonzero(differences)', 'len(differences)',
+    ('tests/runs/test_compare.py', 'tests/test_comparisons.py', 'tests/test_statistics.py'),
   ),
   Fault(
     "Holm's adjusted p-values may fall below those before them", 'formula', _STATISTICS, 'holm',
@@ -53,7 +54,8 @@ FAULTS = [
   Fault(
     'what is usual has the median deviation for the standard deviation', 'factors', _STATISTICS, 'usual',
     '1.4826 * statistics.median(abs(value - center) for value in values)',
-    'statistics.median(abs(value - center) for value in values)', ('tests/training/test_guards.py',),
+    'statistics.median(abs(value - center) for value in values)',
+    ('tests/training/test_guards.py', 'tests/test_statistics.py'),
     techniques=('spike guard with rollback',),
   ),
   # proportions
@@ -90,7 +92,8 @@ FAULTS = [
   ),
   Fault(
     'the label that says nothing is the label itself', 'weights', 'diffusion/conditions.py', 'null_label',
-    'return jnp.full_like(label, NULL)', 'return jnp.asarray(label)', ('tests/sampling/test_guidance.py',),
+    'return jnp.full_like(label, NULL)', 'return jnp.asarray(label)',
+    ('tests/sampling/test_guidance.py', 'tests/test_conditions.py'),
     techniques=('classifier-free guidance', 'label dropout for classifier-free guidance'),
   ),
   Fault(
@@ -155,7 +158,7 @@ FAULTS = [
   ),
   Fault(
     '--sampler_grid reaches nothing', 'experiments', _LAUNCH, '_main', 'grid=f.sampler_grid', "grid=''",
-    ('tests/runs/test_evaluating.py',),
+    ('tests/runs/test_evaluating.py', 'tests/test_flags.py'),
   ),
   Fault(
     'a population of 0..15 has no member 15', 'experiments', _LAUNCH, '_values', 'range(int(low), int(high) + 1)',
