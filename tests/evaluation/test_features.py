@@ -34,3 +34,13 @@ def test_kept_features_that_are_not_as_they_were_written_are_computed_again(
   assert len(made) == 2
   assert path.read_bytes() == content
   assert capsys.readouterr().out.count('computed again') == (kind != 'gone')
+
+
+def test_other_examples_of_the_same_shape_have_features_of_their_own(tmp_path, monkeypatch):
+  monkeypatch.setenv('DIFFUSION_FEATURES', str(tmp_path))
+  doubled = features.Features('doubled', '', 2, lambda x: 2 * x)
+  for seed in range(3):
+    x = np.random.default_rng(seed).normal(size=(4, 2)).astype(np.float32)
+    np.testing.assert_array_equal(features.remembered(doubled, x), 2 * x)
+  halved = features.Features('halved', '', 2, lambda x: x / 2)
+  np.testing.assert_array_equal(features.remembered(halved, x), x / 2)

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffusion.reporting import plots
+from diffusion.reporting import drawing, plots
 
 
 def find(picture, image, width):
@@ -120,7 +120,8 @@ def test_a_strip_shows_each_sample_above_its_neighbor_by_ratio(tmp_path, figures
   reading_order = sorted(range(5), key=lambda one: above[one][0])
   assert list(ratios[reading_order]) == sorted(ratios)
   colors = {text.get_text(): text.get_color() for text in figures[0].texts}
-  assert colors['0.10'] == colors['0.33'] != colors['0.34'] == colors['0.90']
+  assert colors['0.10'] == colors['0.33'] == drawing.ACCENT
+  assert colors['0.34'] == colors['0.90'] != drawing.ACCENT
 
 
 def test_a_strip_refuses_what_does_not_fit(tmp_path):
@@ -183,6 +184,9 @@ def test_other_shapes_are_drawn_along_the_directions_of_most_variance(tmp_path, 
   for drawn, given in ((samples, plane[:30]), (data, plane[30:])):
     found, true = (np.linalg.norm(x - x[0], axis=1) for x in (drawn, given))
     np.testing.assert_allclose(found, true, rtol=1e-6)
+  between = np.linalg.norm(samples[:, None] - data, axis=2)
+  wanted = np.linalg.norm(plane[:30, None] - plane[None, 30:], axis=2)
+  np.testing.assert_allclose(between, wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +343,7 @@ def test_no_global_figure_state_and_no_jax():
   code = """
 import sys, tempfile, pathlib
 import diffusion.reporting.rows, diffusion.reporting.bibliography, diffusion.reporting.run_report
-from diffusion.reporting import plots
+from diffusion.reporting import drawing, plots
 assert 'matplotlib' not in sys.modules
 folder = pathlib.Path(tempfile.mkdtemp())
 plots.curves([{'step': 1, 'loss': 1.0}], folder / 'c.png')

@@ -57,6 +57,20 @@ def test_what_was_written_is_known_by_number_and_hash_also_after_a_restart(tmp_p
   assert rows.chain().written() == seen[0]
 
 
+def test_a_row_with_another_number_in_it_is_not_what_was_written(tmp_path):
+  """As many rows, each of the right step: only their hash knows, and says up to where they are as they were."""
+  path = tmp_path / 'm.jsonl'
+  sink, seen = rows.json_lines(path), []
+  for step in (1, 2, 3):
+    sink.write({'step': step, 'loss': 0.25}, {})
+    seen.append(sink.written())
+  sink.close()
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(lines[0] + lines[1].replace('0.25', '0.24') + lines[2])
+  found = rows.differing(path, seen, 3)
+  assert found == '3 rows up to step 3 in place of 3, the first 1 as they were written'
+
+
 def test_every_line_is_json_in_one_order_whatever_the_rows_order(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   sink = rows.json_lines(path)

@@ -71,6 +71,17 @@ def test_a_report_says_what_its_evaluation_judged_and_not_what_the_training_woul
   assert '| recognized | 0.983 [0.911, 0.997] | share, higher is better |' in text
 
 
+def test_a_report_names_the_code_that_trained_last_and_whether_all_of_it_is_in_a_commit(tmp_path):
+  (start,) = RECORD['starts']
+  own = {'commit': 'd' * 40, 'diff': '+ a line'}
+  last = start | {'code': {'commit': 'c' * 40, 'diff': '', 'repositories': [own]}}
+  path = run_report.write_report(tmp_path, RECORD | {'starts': [start, last]}, [], [], [], '')
+  rows = dict(re.findall(r'^\| ([^|]+) \| ([^|]+) \|$', path.read_text(), re.MULTILINE))
+  assert rows['trained.code'] == 'c' * 40
+  assert rows['trained.starts'] == '2'
+  assert rows['trained.uncommitted changes'] == 'yes'  # in the user's own repository
+
+
 def test_texts_of_the_data_are_texts_in_the_report(tmp_path):
   """A class, a folder or a file may be named by anybody."""
   reader = pytest.importorskip('markdown_it').MarkdownIt('commonmark').enable('table')

@@ -162,6 +162,20 @@ def test_three_runs_of_nothing_in_twenty_are_at_most_nothing_in_sixty(proportion
   assert comparison.summary(group, 'kernel distance, held-out') == Interval(0.1, 0.05, 0.15)
 
 
+def test_seeds_that_know_intervals_of_their_own_have_that_of_their_mean(folders):
+  """Unless all know the same one: then it is of the data alone."""
+  group = compare.variants(compare.load(folders))['dropout=0.0']
+  found = comparison.summary(group, 'test/eps')
+  assert found == pytest.approx(statistics.mean_t(np.add(LOSSES[0.0], 0.1)))
+  known = [Interval(0.2, low, 0.4) for low in (0.0, 0.1)]
+  two = [
+    run._replace(own={'x': one}, results={'x': 0.2})
+    for run, one in zip(group[:2], known, strict=True)
+  ]
+  assert comparison.summary(two, 'x') == Interval(0.2, 0.2, 0.2)
+  assert comparison.summary([two[0], two[0]], 'x') == Interval(0.2, 0.0, 0.4)
+
+
 def test_no_table_shows_an_interval_without_width(proportions_of_20, tmp_path):
   tables, _ = compare.write(compare.load(proportions_of_20), tmp_path / 'out', None, [])
   intervals = [c for _, _, table in tables for row in table for c in row if isinstance(c, Interval)]

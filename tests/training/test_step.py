@@ -9,9 +9,12 @@ import pytest
 
 from diffusion import devices
 from diffusion.data import augment, pipeline
+from diffusion.objectives import times
 from diffusion.optimizers import averaging
 from diffusion.training import experiment as experiments
+from diffusion.training import gradient as gradients
 from diffusion.training import step as steps
+from diffusion.types import Curriculum, Rows
 from tests.training import tiny
 
 COUNTERS = {'.step', '.batches_seen', '.skipped', '.skipped_in_a_row'}
@@ -88,6 +91,75 @@ def test_window_means_leave_skipped_steps_out_and_restart():
       good = [singles[0], singles[2], singles[3]]
       np.testing.assert_allclose(metrics['loss'], np.mean(good), rtol=1e-5)
   np.testing.assert_allclose(metrics['loss'], singles[4], rtol=1e-6)
+
+
+def test_a_window_that_begins_with_a_skipped_step_has_nothing_of_the_one_before():
+  begun = begin(tiny.experiment(log_every=4))
+  state, data, step = begun
+  bad = data._replace(x=data.x * np.nan)
+  for d in (data, data, data, data, bad, data):
+    state, metrics = step(state, d)
+    assert state.window['steps'] == {4: 4, 5: 0, 6: 1}.get(int(state.step), state.step)
+  alone = one_device(tiny.experiment(log_every=1))
+  old, _ = go(begun, 4)
+  old, _ = step(old, bad)
+  np.testing.assert_allclose(metrics['loss'], alone(old, data)[1]['loss'], rtol=1e-6)
+
+
+def test_the_loss_by_noise_level_is_that_of_the_rows_of_each_eighth_of_t():
+  """By hand from the draws; the first eighth is that of the least noise."""
+  made = tiny.experiment(times=times.uniform())
+  split, state, data = tiny.start(made)
+  rows = Rows(jnp.arange(32), 32)
+  batch = gradients.take_batch(made, split.units, state, data, tiny.rows_of(made, split, 0), rows)
+  draws = gradients.draw(made, state, batch, rows)
+  losses = gradients.whole(made, state, batch, draws, lambda tree: tree).rows_loss
+  part = np.floor(8 * np.asarray(draws.t)).astype(int)
+  found = tiny.one_device(made, split)(state, data)[1]['loss_bucket']
+  wanted = [np.mean(losses[part == i]) if (part == i).any() else np.nan for i in range(8)]
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  assert np.nanmax(np.abs(np.subtract(wanted, wanted[::-1]))) > 1e-2
+
+
+def test_the_scale_of_the_learning_rate_scales_the_step():
+  state, data, step = begun(clip_norm=None)
+  moved = {}
+  for scale in (0.0, 0.5, 1.0):
+    after, metrics = step(state._replace(learning_rate_scale=jnp.float32(scale)), data)
+    moved[scale] = tiny.leaves(jax.tree.map(jnp.subtract, after.params, state.params))
+    np.testing.assert_allclose(metrics['learning_rate'], scale * 1e-2, rtol=1e-6)
+  for name, whole in moved[1.0].items():
+    np.testing.assert_allclose(moved[0.5][name], whole / 2, atol=1e-7, err_msg=name)
+    assert not moved[0.0][name].any()
+  assert max(np.abs(value).max() for value in moved[1.0].values()) > 5e-3
+
+
+def test_progress_is_of_steps_and_not_of_batches_seen():
+  """So that what a rollback undid is undone in a curriculum, too."""
+  seen = {}
+
+  def noting(name, result):
+    def note(*arguments):
+      *_, seen[name] = arguments if name != 'times' else arguments[:4]
+      return result(*arguments)
+
+    return note
+
+  base = tiny.experiment()
+  paced = Curriculum(
+    rank=None,
+    share=noting('share', lambda progress: 1.0),
+    transform=noting('transform', lambda b, p: b),
+  )
+  drawn = base.times._replace(draw=noting('times', base.times.draw))
+  made = base._replace(curriculum=paced, times=drawn)
+  split, state, data = tiny.start(base)
+  state = state._replace(step=jnp.int32(10), batches_seen=jnp.int32(30))
+  data = data._replace(order=jnp.asarray(split.split.train))
+  tiny.one_step(made, split)(state, data, tiny.rows_of(made, split, 30))
+  assert {name: float(value) for name, value in seen.items()} == dict.fromkeys(
+    ('share', 'transform', 'times'), 0.25
+  )
 
 
 def run_each(make, values, count):

@@ -44,7 +44,11 @@ OF_STABILITY, OF_EVALUATING = (
   ('tests/evaluation/test_stability.py',),
   ('tests/runs/test_evaluating.py',),
 )
-ON_NETWORKS = ('tests/evaluation/test_membership.py', 'tests/evaluation/test_bits_per_dim.py')
+ON_NETWORKS = (
+  'tests/evaluation/test_metric.py',
+  'tests/evaluation/test_membership.py',
+  'tests/evaluation/test_bits_per_dim.py',
+)
 
 FAULTS = [
   # The generalization gap.
@@ -136,7 +140,7 @@ FAULTS = [
   Fault(
     'a metric with a limit takes the first rows', 'data', METRIC, 'subset',
     'x[np.sort(np.random.default_rng(seed).choice(len(x), limit, replace=False))]', 'x[:limit]',
-    ('tests/evaluation/test_manifold.py', 'tests/evaluation/test_frechet.py'),
+    ('tests/evaluation/test_metric.py', 'tests/evaluation/test_manifold.py', 'tests/evaluation/test_frechet.py'),
   ),
   Fault(
     'the record keeps a proportion without its counts', 'record', METRIC, '_value_to_json',
