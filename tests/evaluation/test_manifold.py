@@ -34,6 +34,8 @@ def test_a_wider_ball():
   counts, hit = manifold.balls(SAMPLES, REAL, manifold.radii(REAL, 2))
   np.testing.assert_array_equal(counts, [3, 4, 1, 1])
   assert hit.all()
+  found = values(manifold.density_coverage(k=2), inputs_of(SAMPLES, REAL, REAL))
+  assert (found['density'].estimate, found['coverage'].estimate) == ((3 + 4 + 1 + 1) / (2 * 4), 1)
 
 
 def test_mode_collapse_and_noise_are_told_apart():

@@ -160,3 +160,17 @@ def test_a_conditional_copyist_is_of_the_class(monkeypatch):
 def test_bad_arguments_are_named(make, says):
   with pytest.raises(ValueError, match=says):
     make()
+
+
+def test_the_examples_that_are_asked_about_are_any_of_their_split_each_with_what_is_told_of_it():
+  number = np.arange(1000)
+  given = inputs_of(draw(0, 5), number[:, None] * np.ones((1, 8)), draw(1, 50))
+  given = given._replace(train=(given.train[0], number.astype(np.int32)))
+  x, told = membership._some(given, 'train', 200)
+  np.testing.assert_array_equal(x[:, 0], told)
+  assert len(set(told.tolist())) == 200
+  counts = np.bincount(told // 100, minlength=10)
+  assert counts.min() > 5 and counts.max() < 40  # of 20 expected in each tenth
+  by_name = given._replace(conditions={'train': {'name': number}, 'held_out': {}})
+  np.testing.assert_array_equal(membership._some(by_name, 'train', 200)[1]['name'], told)
+  assert len(membership._some(given, 'held_out', 200)[0]) == 50
