@@ -92,6 +92,29 @@ def test_the_copyist_of_mirror_images_is_known_for_it():
     membership.copying_distance(mirrored=True).check(Plan(10, 0, (8,), 50, 50, network=True))
 
 
+def test_the_copyist_beside_a_network_that_is_told_classes_knows_them():
+  """Examples whose class says nothing of them: a network that copies its class alone is no copyist of all."""
+  train, held_out = draw(0, 60), draw(1, 50)
+  labels = {'train': np.arange(60) % 3, 'held_out': np.arange(50) % 3}
+
+  def apply(function, x, label, shared=()):
+    keys, told = jax.vmap(jax.random.key)(jnp.arange(len(x))), jnp.asarray(label)
+    copyist = analytic.empirical(PATH, jnp.asarray(train), jnp.asarray(labels['train']), told)
+    return jax.device_get(function(Query(copyist, PATH, keys, jnp.asarray(x), told), shared))
+
+  told = Network(apply, jnp.asarray, (-15.0, 15.0))
+  plain = inputs_of(train[:5], train, held_out, network=told)
+  known = plain._replace(train=(train, labels['train']), held_out=(held_out, labels['held_out']))
+  others = known._replace(held_out=(held_out, (labels['held_out'] + 1) % 3))
+  metric = membership.copying_distance(log_snr=(2.0, 0.0))
+  for given in (known, others):  # whatever the network is told, the copyist is told it too
+    assert max(one.value.estimate for one in metric.measure(given)) < 1e-5
+  everything = given._replace(
+    train=(train, np.zeros(60, int)), held_out=(held_out, np.zeros(50, int))
+  )
+  assert min(one.value.estimate for one in metric.measure(everything)) > 0.05
+
+
 def test_score_position_is_one_for_the_truth_and_minus_one_for_the_copyist():
   train = draw(0, 100)
   copyist, fair = analytic.empirical(PATH, jnp.asarray(train)), truth()
