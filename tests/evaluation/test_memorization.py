@@ -72,12 +72,15 @@ def test_uniform_data_follow_the_law_of_the_ratio(dimension, threshold):
 def test_mirrored_copies_are_copies_where_training_flips():
   train = pictures(18, 200)
   samples = np.concatenate([train[:30, :, ::-1], train[30:50], pictures(19, 50)])
-  given = inputs_of(samples, train, pictures(20, 100))
+  held_out = np.concatenate([train[50:75, :, ::-1], pictures(20, 75)])
+  given = inputs_of(samples, train, held_out)
   plain, both = (
     values(memorization.nearest_neighbor_ratio(mirrored=m), given) for m in (False, True)
   )
   assert plain['memorized fraction'].estimate == 0.2
   assert both['memorized fraction'].estimate == 0.5
+  assert plain['its held-out null'].estimate == 0
+  assert both['its held-out null'].estimate == 0.25
   index, _ = memorization.input_ratios(given, 'samples', mirrored=True)
   np.testing.assert_array_equal(index[:50], np.arange(50))
   plan = Plan(samples=100, classes=0, shape=(8,), train=300, held_out=100)

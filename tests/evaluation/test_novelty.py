@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
+from sklearn import decomposition
 
 from diffusion.evaluation import novelty
 from diffusion.evaluation.metric import Plan
@@ -137,6 +138,41 @@ def test_chunks_do_not_matter():
   centers, x = clusters(random, 20), clusters(random, 130)
   whole, parts = (novelty.fit_widths(centers, x, 5, chunk=chunk) for chunk in (1000, 32))
   np.testing.assert_allclose(whole.log_variance, parts.log_variance, rtol=1e-4, atol=1e-4)
+
+
+def test_everything_is_standardized_by_the_training_set():
+  random = np.random.default_rng(11)
+  train = random.normal(3, (1, 5, 20), (400, 3))
+  samples, held_out = random.normal(-50, 0.1, (60, 3)), random.normal(9, 1, (70, 3))
+  constant = lambda x: np.insert(x, 1, 7.0, axis=1)  # noqa: E731  # left out
+  found = novelty.standardized(*map(constant, (samples, train, held_out)))
+  for one, x in zip(found, (samples, train, held_out), strict=True):
+    np.testing.assert_allclose(one, (x - train.mean(0)) / train.std(0), rtol=1e-5, atol=1e-5)
+
+
+def test_the_data_copying_test_looks_along_what_varies_in_the_training_set():
+  """Samples that vary most elsewhere, with the components of another library."""
+  random = np.random.default_rng(12)
+  train, held_out = (random.normal(size=(n, 6)) * (9, 8, 1, 1, 1, 1) for n in (300, 200))
+  samples = random.normal(size=(200, 6)) * (1, 1, 1, 1, 30, 40)
+  found = values(novelty.data_copying(components=2, cells=1), inputs_of(samples, train, held_out))
+  main = decomposition.PCA(2).fit(train)
+  wanted = novelty.copying_test(*map(main.transform, (samples, held_out, train)), cells=1)
+  np.testing.assert_allclose(found['C_T'], wanted.statistic, rtol=1e-6)
+  assert found['C_T'].high < -5  # along them the samples crowd in the middle
+
+
+def test_cells_weigh_by_their_shares_of_the_held_out_examples():
+  random = np.random.default_rng(13)
+
+  def of(*counts):
+    places = np.repeat(np.arange(3), counts)
+    return random.normal(size=(len(places), 4)) + 20 * np.eye(3, 4)[places]
+
+  found = novelty.copying_test(of(60, 60, 60), of(100, 60, 40), of(200, 200, 200))
+  np.testing.assert_allclose(np.sort(found.weights), [0.2, 0.3, 0.5])
+  half = 1.959964 * np.sqrt(0.2**2 + 0.3**2 + 0.5**2)
+  np.testing.assert_allclose(found.statistic.high - found.statistic.estimate, half, rtol=1e-5)
 
 
 def test_components_are_the_leading_ones():

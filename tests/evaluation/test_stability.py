@@ -35,6 +35,13 @@ def test_a_spike_is_not_over_half_way_down():
   assert spike == (1010, 100)
 
 
+def test_spikes_do_not_make_the_next_ones_usual():
+  """Every second row a hundredfold: none of them enters what the next one is compared with."""
+  losses = [1.0] * 10 + [100.0, 1.0] * 10
+  found = stability.spikes(range(30), losses, window=4, minimum=4)
+  assert found == [(step, 1) for step in range(10, 30, 2)]
+
+
 def test_findings_of_rows():
   steps, losses = falling()
   rows = [
