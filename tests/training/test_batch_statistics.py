@@ -7,10 +7,14 @@ import pytest
 
 from diffusion import devices
 from diffusion.models import mlp, normalization
+from diffusion.process import gaussian
 from diffusion.sampling import draw, samplers
 from diffusion.sampling.plan import Sampling
+from diffusion.training import gradient as gradients
 from diffusion.training.program import SingleRun
-from diffusion.training.state import weights
+from diffusion.training.state import evaluation_parameters, weights
+from diffusion.training.step import STATISTICS_BATCHES
+from diffusion.types import Conditioning, Rows
 from tests.training import tiny
 
 
@@ -75,6 +79,40 @@ def test_evaluation_parameters_get_statistics_of_their_own():
   program.put(0, devices.replicate(settled._replace(evaluation_statistics=settled.statistics)))
   stale = program.validate(0)
   assert abs(row['validation/eps'] - stale['validation/eps']) > 1e-5
+
+
+def test_they_are_the_mean_of_those_of_the_runs_first_batches_without_dropout():
+  """One batch after another by hand, each with the statistics of that batch alone."""
+  made = experiment()
+  split, state, data = tiny.start(made)
+  program = tiny.single(made, split, state)
+  for _ in range(3):
+    tiny.dispatch(program)
+  program.recompute_statistics(0)
+  settled = jax.tree.map(jnp.asarray, devices.to_host(program.get(0)))
+  params = evaluation_parameters(made, settled)
+  rows = Rows(jnp.arange(made.batch_size), made.batch_size)
+
+  @jax.jit
+  def of_batch(i, given):
+    at = settled._replace(step=jnp.int32(made.num_steps), batches_seen=i)
+    batch = gradients.take_batch(made, split.units, at, data, given, rows)
+    draws = gradients.draw(made, at, batch, rows)
+    path = gaussian.bind(made.diffusion, params.schedule)
+    marginal = path.marginal(draws.t)
+    z = gaussian.diffuse(batch.x, draws.eps, marginal)
+    inputs, level = made.diffusion.parameterization.encode(z, marginal)
+    return made.model.apply(
+      {'params': params.network, **settled.statistics}, inputs, level,
+      Conditioning(batch.condition, batch.augment_label), update_statistics=True, statistics_decay=0.0,
+    )[1]  # fmt: skip
+
+  count = range(STATISTICS_BATCHES)
+  each = [tiny.leaves(of_batch(jnp.int32(i), tiny.rows_of(made, split, i))) for i in count]
+  own = tiny.leaves(settled.evaluation_statistics)
+  for name, value in own.items():
+    np.testing.assert_allclose(value, np.mean([one[name] for one in each], 0), rtol=1e-4, atol=1e-5)
+  assert max(np.abs(each[0][name] - each[-1][name]).max() for name in own) > 1e-2
 
 
 def test_a_sample_does_not_depend_on_the_ones_drawn_with_it():
