@@ -156,7 +156,9 @@ def test_progress_is_of_steps_and_not_of_batches_seen():
   split, state, data = tiny.start(base)
   state = state._replace(step=jnp.int32(10), batches_seen=jnp.int32(30))
   data = data._replace(order=jnp.asarray(split.split.train))
-  tiny.one_step(made, split)(state, data, tiny.rows_of(made, split, 30))
+  rows = Rows(jnp.arange(32), 32)
+  batch = gradients.take_batch(made, split.units, state, data, tiny.rows_of(made, split, 30), rows)
+  gradients.draw(made, state, batch, rows)
   assert {name: float(value) for name, value in seen.items()} == dict.fromkeys(
     ('share', 'transform', 'times'), 0.25
   )
