@@ -76,6 +76,24 @@ def test_an_overflowing_update_is_skipped_too():
     np.testing.assert_array_equal(a, b)
 
 
+def test_a_loss_or_a_gradient_that_alone_is_not_finite_is_skipped():
+  """A loss of infinity without a slope; and a slope whose norm overflows, of which clipping would make nothing."""
+  plain = tiny.experiment().terms['denoise'][1]
+
+  def leaf(context):  # it is zero at the start
+    return context.params['Dense_1']['bias'][0]
+
+  for more in (lambda context: jnp.inf, lambda context: 1e30 * leaf(context)):
+    term = plain._replace(
+      apply=lambda params, context, more=more: plain.apply(params, context) + more(context)
+    )
+    state, data, step = begin(tiny.experiment(terms={'denoise': (1.0, term)}))
+    after, metrics = step(state, data)
+    assert metrics['skipped'] == 1
+    before, found = tiny.leaves(state), tiny.leaves(after)
+    assert {n for n in before if not np.array_equal(before[n], found[n])} == COUNTERS
+
+
 def test_window_means_leave_skipped_steps_out_and_restart():
   experiment = tiny.experiment(log_every=4)
   state, data, step = begin(experiment)
