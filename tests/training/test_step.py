@@ -10,7 +10,7 @@ import pytest
 from diffusion import devices
 from diffusion.data import augment, pipeline
 from diffusion.objectives import times
-from diffusion.optimizers import averaging
+from diffusion.optimizers import averaging, chains, schedules
 from diffusion.training import experiment as experiments
 from diffusion.training import gradient as gradients
 from diffusion.training import step as steps
@@ -186,6 +186,74 @@ def test_progress_is_of_steps_and_not_of_batches_seen():
   assert {name: float(value) for name, value in seen.items()} == dict.fromkeys(
     ('share', 'transform', 'times'), 0.25
   )
+
+
+def test_what_is_drawn_for_a_batch_is_of_the_batches_seen():
+  """After a rollback the step is smaller, and the draws of the batches before it do not come again."""
+  made = tiny.experiment()
+  split, state, data = tiny.start(made)
+  rows = Rows(jnp.arange(32), 32)
+
+  @jax.jit
+  def drawn(step, seen):
+    at = state._replace(step=step, batches_seen=seen)
+    batch = gradients.take_batch(made, split.units, at, data, jnp.arange(32), rows)
+    found = gradients.draw(made, at, batch, rows)
+    return batch.condition, found._replace(dropout=jax.random.key_data(found.dropout), term=None)
+
+  back, ahead, before = (
+    tiny.leaves(drawn(*map(jnp.int32, at))) for at in ((10, 30), (30, 30), (10, 10))
+  )
+  for name, value in back.items():
+    np.testing.assert_array_equal(value, ahead[name], err_msg=name)
+    assert 'importance' in name or not np.array_equal(value, before[name]), name
+
+
+def test_what_a_curriculum_makes_of_a_batch_is_what_is_learned_from():
+  made = tiny.experiment()
+  double = Curriculum(
+    rank=None, share=lambda _: 1.0, transform=lambda b, p: b._replace(x=2 * b.x + p)
+  )
+  split, state, data = tiny.start(made)
+  state, data = state._replace(step=jnp.int32(10)), data._replace(order=jnp.arange(len(data.x)))
+  rows, given = Rows(jnp.arange(32), 32), jnp.asarray(tiny.rows_of(made, split, 0))
+  plain, changed = (
+    gradients.take_batch(one, split.units, state, data, given, rows)
+    for one in (made, made._replace(curriculum=double))
+  )
+  np.testing.assert_allclose(changed.x, 2 * plain.x + 10 / 40, rtol=1e-6)
+
+
+def test_the_importance_of_a_row_scales_what_is_learned_from_it():
+  """A row of importance 0 counts for nothing, and one of importance 2 twice, in the gradient and in the loss."""
+  base = tiny.experiment(dropout=0.0)
+
+  def weighing(*factors):
+    def draw(state, key, rows, progress, path):
+      t, importance = base.times.draw(state, key, rows, progress, path)
+      return t, importance * jnp.where(rows.index < 16, *factors)
+
+    return base._replace(times=base.times._replace(draw=draw))
+
+  split, state, data = tiny.start(base)
+  rows = Rows(jnp.arange(32), 32)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def found(*factors):
+    made = weighing(*factors[0])
+    batch = gradients.take_batch(made, split.units, state, data, jnp.arange(32), rows)
+    draws = gradients.draw(made, state, batch, rows)
+    whole = gradients.whole(made, state, batch, draws, lambda tree: tree)
+    return whole.value, whole.gradient.network
+
+  one, other, both = (
+    tiny.leaves(found(factors)) for factors in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0))
+  )
+  for name, value in both.items():
+    np.testing.assert_allclose(
+      value, 2 * one[name] + 3 * other[name], rtol=1e-4, atol=1e-5, err_msg=name
+    )
+  assert one['[0]'] > 0 and other['[0]'] > 0
 
 
 def run_each(make, values, count):
@@ -373,7 +441,10 @@ def test_what_is_off_leaves_no_trace_in_the_program():
 
 def test_conditioned_augmentation_reaches_the_network():
   """The map of the label has a gradient in a step."""
-  made = tiny.images(augment=augment.conditioned(0.5, augment.flip(), augment.shift(1)))
+  made = tiny.images(
+    augment=augment.conditioned(0.5, augment.flip(), augment.shift(1)),
+    optimizer=chains.adamw(schedules.constant(1e-2)),  # decay would move it, too
+  )
   split, state, data = tiny.start(made)
   kernel = jax.tree_util.tree_leaves_with_path(state.params.network)
   (name,) = [path for path, _ in kernel if "['augment']" in jax.tree_util.keystr(path)]

@@ -153,7 +153,8 @@ FAULTS = [
   ),
   Fault(
     'the draws of a batch follow the step, so that those before a rollback come again', 'keys', _GRADIENT,
-    'stream_key', 'state.batches_seen', 'state.step', _TEST_GUARDED, techniques=('spike guard with rollback',),
+    'stream_key', 'state.batches_seen', 'state.step', (*_TEST_GUARDED, 'tests/training/test_step.py'),
+    techniques=('spike guard with rollback',),
   ),
   Fault(
     'what all rows share is dropped by one mask in all steps', 'dropout', _GRADIENT, 'make_loss',
@@ -173,12 +174,13 @@ FAULTS = [
   Fault(
     'the progress of a curriculum counts what was rolled back', 'order', _GRADIENT, 'take_batch',
     'state.step / experiment.num_steps', 'state.batches_seen / experiment.num_steps',
-    ('tests/data/test_curriculum.py',), techniques=('curriculum by class', 'curriculum by difficulty'),
+    ('tests/data/test_curriculum.py', 'tests/training/test_step.py'),
+    techniques=('curriculum by class', 'curriculum by difficulty'),
   ),
   Fault(
     "a curriculum's transformation never reaches the loss", 'order', _GRADIENT, 'take_batch',
     'return batch if curriculum is None else curriculum.transform(batch, progress)', 'return batch',
-    ('tests/data/test_curriculum.py',), techniques=('curriculum by resolution',),
+    ('tests/data/test_curriculum.py', 'tests/training/test_step.py'), techniques=('curriculum by resolution',),
   ),
   Fault(
     'the importance of a row never reaches the loss', 'order', _GRADIENT, 'make_loss.loss',
