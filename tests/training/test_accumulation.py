@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion.models import mlp, normalization
 from diffusion.training import experiment as experiments
 from diffusion.training import gradient as gradients
+from diffusion.types import Rows
 from tests.training import tiny
 
 
@@ -26,6 +28,33 @@ def test_micro_batches_are_one_batch_to_rounding(parts, x64):
   found, _ = run(tiny.experiment(micro_batches=parts))
   for name, value in whole.items():
     np.testing.assert_allclose(found[name], value, atol=1e-10, err_msg=name)
+
+
+def test_batch_statistics_follow_every_micro_batch_one_after_another():
+  made = tiny.experiment(
+    model=mlp.mlp(16, 2, num_classes=2, norm=normalization.batch(0.9)), micro_batches=2
+  )
+  split, state, data = tiny.start(made)
+  rows = Rows(jnp.arange(32), 32)
+
+  @jax.jit
+  def statistics(given):
+    batch = gradients.take_batch(made, split.units, state, data, given, rows)
+    draws = gradients.draw(made, state, batch, rows)
+    found, _ = gradients.accumulated(made, state, batch, draws, lambda tree: tree)
+    after = state
+    for part in (slice(16), slice(16, 32)):
+      cut = jax.tree.map(lambda leaf, part=part: leaf[part], (batch, draws))
+      after = after._replace(
+        statistics=gradients.whole(made, after, *cut, lambda tree: tree).statistics
+      )
+    return found.statistics, after.statistics
+
+  found, wanted = map(tiny.leaves, statistics(tiny.rows_of(made, split, 0)))
+  begun = tiny.leaves(state.statistics)
+  for name, value in wanted.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert np.abs(value - begun[name]).max() > 1e-3
 
 
 def test_the_noise_scale_is_unbiased_for_known_gradients():

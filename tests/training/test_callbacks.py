@@ -2,7 +2,9 @@
 
 import json
 import math
+import types
 
+import numpy as np
 import pytest
 
 from diffusion.training import callbacks
@@ -122,6 +124,28 @@ def test_checkpoint_never_takes_nan_for_the_best():
   actions, state = play(callbacks.checkpoint(every=1000), [5, math.nan, -math.inf, 4])
   assert actions == [Save(5), Continue(), Continue(), Save(4)]
   assert state['best'] == 4
+
+
+@pytest.mark.parametrize('mirrored', [False, True])
+def test_memorization_is_watched_by_copies_of_training_examples_beside_held_out_ones(mirrored):
+  pictures = np.random.default_rng(0).integers(0, 256, (90, 4, 4, 1), np.uint8)
+  train, held_out, fresh = pictures[:40], pictures[40:70], pictures[70:]
+  held_out[:6] = train[:6]  # a fifth of them, as near duplicates in a data set are
+  watch = callbacks.watch_memorization(10, per_class=10, mirrored=mirrored)
+  data = types.SimpleNamespace(train_in_memory=(train,), held_out=(held_out,), kinds=2)
+  drawn = np.concatenate([train[10:15], train[15:20, :, ::-1], fresh[:10]])
+  row = {}
+
+  def samples(count):
+    assert count == 20
+    return drawn
+
+  look = types.SimpleNamespace(
+    step=10, data=data, samples=samples, log=row.update, once=lambda key, make: make()
+  )
+  assert watch.update(watch.init(), look) == ({'next': 10.0}, Continue())
+  assert row['memorized/fraction'] == (0.5 if mirrored else 0.25)
+  assert row['memorized/null'] == 0.2
 
 
 def test_divergence_guard_stops_on_skips_in_a_row_and_on_a_risen_loss():

@@ -273,6 +273,15 @@ def test_a_field_that_is_not_there_names_the_one_that_is(name, says):
       make(**made._asdict(), **{name: 1})
 
 
+def test_the_numbers_common_to_all_reach_the_experiment():
+  numbers = experiments.Numbers(5, 70, 8, 7, 14, 28)
+  assert numbers.loop() == {
+    'seed': 5, 'num_steps': 70, 'batch_size': 8, 'steps_per_dispatch': 7, 'log_every': 14, 'validate_every': 28,
+  }  # fmt: skip
+  made = tiny.experiment(**numbers.loop())
+  assert all(getattr(made, name) == value for name, value in numbers.loop().items())
+
+
 def test_by_default_the_first_average_is_evaluated_and_without_one_the_weights():
   made = tiny.experiment(averages={'slow': averaging.ema(0.9), 'fast': averaging.ema(0.1)})
   made = made._replace(evaluation_average=None)

@@ -98,6 +98,17 @@ def test_nothing_is_judged_before_the_minimum_and_an_empty_level_is_no_visit():
   assert len(state['history']['loss_bucket/1']) == 25
 
 
+def test_what_was_high_is_not_what_later_rows_are_compared_with():
+  guard = guards.spike_guard(10, back=50)
+  given = spiked(at=30, length=1)
+  given[35] = given[35] | {'gradient_norm': 50.0}
+  history = play(guard, given)[0]['history']
+  wanted = [math.log(row['loss_bucket/2']) for i, row in enumerate(given) if i != 30]
+  np.testing.assert_allclose(history['loss_bucket/2'], wanted)
+  wanted = [row['gradient_norm'] for i, row in enumerate(given) if i != 35]
+  np.testing.assert_allclose(history['norm'], wanted)
+
+
 def test_after_its_limit_it_stops_the_run_with_the_count():
   guard = guards.spike_guard(10, limit=2)
   given = rows(30) + [rows(1)[0] | {'gradient_norm': 1e3}] * 3

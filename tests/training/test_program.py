@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffusion import devices
-from diffusion.training.program import SingleRun
+from diffusion.training.program import SingleRun, make_validate
 from tests.training import tiny
 
 
@@ -95,6 +95,27 @@ def test_settling_a_network_without_statistics_does_nothing(began):
   program.recompute_statistics(0)
   assert program.get(0) is given
   assert_same(devices.to_host(given), state)  # nor were its buffers given away
+
+
+def test_a_validation_asks_about_both_splits_on_the_same_noise():
+  """As many training examples as held-out ones, from all over their split, and each number under its name."""
+  data, *_ = tiny.shapes(tiny.experiment())
+  asked = []
+
+  def losses(weights, x, condition, position):
+    asked.append((weights, x, condition, position))
+    return len(asked) + (np.arange(len(x)) % 2)[:, None] * np.array([0.0, 2.0])
+
+  row = make_validate(data, losses)('weights')
+  assert row['train/eps'] == 1.5 and row['validation/eps'] == 2.5
+  assert (row['train/level/1'], row['validation/level/1'], row['validation/gap']) == (2.0, 3.0, 1.0)
+  train, held_out = data.split.train, data.split.validation
+  chosen = train[np.linspace(0, len(train) - 1, len(held_out)).round().astype(int)]
+  for (weights, x, condition, position), rows in zip(asked, (chosen, held_out), strict=True):
+    assert weights == 'weights'
+    np.testing.assert_array_equal(x, data.dataset.x[rows])
+    np.testing.assert_array_equal(condition, data.dataset.label[rows])
+    np.testing.assert_array_equal(position, np.arange(len(rows)))
 
 
 def test_validating_moves_nothing_and_is_of_the_evaluation_parameters(began):

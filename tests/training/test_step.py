@@ -10,10 +10,11 @@ import pytest
 from diffusion import devices
 from diffusion.data import augment, pipeline
 from diffusion.objectives import times
-from diffusion.optimizers import averaging, chains, schedules
+from diffusion.optimizers import averaging, chains, optimizers, schedules
 from diffusion.training import experiment as experiments
 from diffusion.training import gradient as gradients
 from diffusion.training import step as steps
+from diffusion.training.state import evaluation_parameters
 from diffusion.types import Curriculum, Rows
 from tests.training import tiny
 
@@ -335,6 +336,20 @@ def test_ema_lags_more_with_a_larger_decay():
   lag = {n: difference(a.params, state.params) for n, a in state.averages.items()}
   assert lag['last'] == 0
   assert 0 < lag['fast'] < lag['slow']
+
+
+def test_without_an_average_what_the_optimizer_reads_is_evaluated():
+  """The schedule-free update takes gradients at y = (1 - b) z + b x, and x is what it has learned."""
+  free = chains.schedule_free(optimizers.adam(b1=0.0), schedules.constant(1e-2), momentum=0.8)
+  made = tiny.experiment(optimizer=free, averages={}, evaluation_average='')
+  state, _ = go(begin(made), 4)
+  found, y, z = (
+    tiny.leaves(tree)
+    for tree in (evaluation_parameters(made, state), state.params, state.optimizer['free'].z)
+  )
+  for name, value in found.items():
+    np.testing.assert_allclose(y[name], 0.2 * z[name] + 0.8 * value, atol=1e-6, err_msg=name)
+  assert max(np.abs(y[name] - value).max() for name, value in found.items()) > 1e-3
 
 
 def test_augmentation_and_label_dropout_reach_the_step():

@@ -12,6 +12,7 @@ _PROGRAM = 'diffusion/training/program.py'
 _CHECKPOINT = 'diffusion/training/checkpoint.py'
 _TEST_STEP = ('tests/training/test_step.py',)
 _TEST_WIRING = ('tests/test_wiring.py',)
+_TEST_VALIDATING = (*_TEST_WIRING, 'tests/training/test_program.py')
 _TEST_DEVICES = ('tests/training/test_devices.py',)
 _TEST_PARTS = ('tests/training/test_accumulation.py',)
 _TEST_STATISTICS = ('tests/training/test_batch_statistics.py',)
@@ -287,7 +288,7 @@ FAULTS = [
   Fault(
     'copies are sought among the held-out data while training', 'data', _CALLBACKS, 'watch_memorization.update',
     'memorization.watch(train, held_out, mirrored=mirrored)', 'memorization.watch(held_out, train, mirrored=mirrored)',
-    ('tests/runs/test_look.py',),
+    ('tests/runs/test_look.py', 'tests/training/test_callbacks.py'),
   ),
   Fault(
     'the divergence guard counts all skipped steps as if they were in a row', 'factors', _CALLBACKS,
@@ -335,7 +336,7 @@ FAULTS = [
   # validation and batches
   Fault(
     'the training loss of a validation is computed on the validation split', 'data', _PROGRAM, 'make_validate',
-    'data.shown(rows)', 'data.shown(data.split.validation)', _TEST_WIRING,
+    'data.shown(rows)', 'data.shown(data.split.validation)', _TEST_VALIDATING,
   ),
   Fault(
     'early stopping and the best checkpoint see the test split', 'data', _PROGRAM, 'make_validate',
@@ -343,15 +344,15 @@ FAULTS = [
   ),
   Fault(
     'the training examples of a validation are the first rows of their split', 'data', _PROGRAM, 'make_validate',
-    'splits.evenly(data)', 'data.split.train[: len(data.split.validation)]', _TEST_WIRING,
+    'splits.evenly(data)', 'data.split.train[: len(data.split.validation)]', _TEST_VALIDATING,
   ),
   Fault(
     'the held-out losses are called those of training, and the other way round', 'data', _PROGRAM,
-    'make_validate.validate', '(seen, held_out)', '(held_out, seen)', _TEST_WIRING,
+    'make_validate.validate', '(seen, held_out)', '(held_out, seen)', _TEST_VALIDATING,
   ),
   Fault(
     'the two splits of a validation have noise of their own', 'keys', _PROGRAM, 'make_validate.validate',
-    'np.arange(len(p[0]))', '(p is held_out) * len(seen[0]) + np.arange(len(p[0]))', _TEST_WIRING,
+    'np.arange(len(p[0]))', '(p is held_out) * len(seen[0]) + np.arange(len(p[0]))', _TEST_VALIDATING,
   ),
   Fault(
     'the batch statistics of the evaluation parameters are not recomputed', 'weights', _PROGRAM,
