@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from diffusion import devices
-from diffusion.training.program import SingleRun, make_validate
+from diffusion.data import pipeline
+from diffusion.training.program import SingleRun, make_batches, make_validate
 from tests.training import tiny
 
 
@@ -67,6 +68,19 @@ def test_it_goes_on_from_what_is_put_and_gives_back_what_it_holds(began):
   again = [tiny.dispatch(program) for _ in range(3)]
   assert_same(again, first)
   assert_same(devices.to_host(program.get(0)), end)
+
+
+def test_the_order_of_the_examples_is_of_the_seed():
+  found = {}
+  for seed in (3, 4):
+    made = tiny.experiment(seed=seed, steps_per_dispatch=5)
+    data, *_ = tiny.shapes(made)
+    taken = np.asarray(make_batches(made, data).take(10))
+    found[seed] = np.concatenate([np.sort(step.ravel()) for step in np.moveaxis(taken, 1, 0)])
+    order = pipeline.Order(seed, data.split.train)
+    wanted = order.batches(10, 5, made.batch_size)
+    np.testing.assert_array_equal(found[seed], np.sort(wanted, 1).ravel())
+  assert (found[3] != found[4]).mean() > 0.5
 
 
 def test_what_is_fetched_is_of_its_own_dispatch_though_others_followed(began):

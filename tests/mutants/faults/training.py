@@ -12,7 +12,7 @@ _PROGRAM = 'diffusion/training/program.py'
 _CHECKPOINT = 'diffusion/training/checkpoint.py'
 _TEST_STEP = ('tests/training/test_step.py',)
 _TEST_WIRING = ('tests/test_wiring.py',)
-_TEST_VALIDATING = (*_TEST_WIRING, 'tests/training/test_program.py')
+_TEST_PROGRAM_TOO = (*_TEST_WIRING, 'tests/training/test_program.py')
 _TEST_DEVICES = ('tests/training/test_devices.py',)
 _TEST_PARTS = ('tests/training/test_accumulation.py',)
 _TEST_STATISTICS = ('tests/training/test_batch_statistics.py',)
@@ -336,7 +336,7 @@ FAULTS = [
   # validation and batches
   Fault(
     'the training loss of a validation is computed on the validation split', 'data', _PROGRAM, 'make_validate',
-    'data.shown(rows)', 'data.shown(data.split.validation)', _TEST_VALIDATING,
+    'data.shown(rows)', 'data.shown(data.split.validation)', _TEST_PROGRAM_TOO,
   ),
   Fault(
     'early stopping and the best checkpoint see the test split', 'data', _PROGRAM, 'make_validate',
@@ -344,15 +344,15 @@ FAULTS = [
   ),
   Fault(
     'the training examples of a validation are the first rows of their split', 'data', _PROGRAM, 'make_validate',
-    'splits.evenly(data)', 'data.split.train[: len(data.split.validation)]', _TEST_VALIDATING,
+    'splits.evenly(data)', 'data.split.train[: len(data.split.validation)]', _TEST_PROGRAM_TOO,
   ),
   Fault(
     'the held-out losses are called those of training, and the other way round', 'data', _PROGRAM,
-    'make_validate.validate', '(seen, held_out)', '(held_out, seen)', _TEST_VALIDATING,
+    'make_validate.validate', '(seen, held_out)', '(held_out, seen)', _TEST_PROGRAM_TOO,
   ),
   Fault(
     'the two splits of a validation have noise of their own', 'keys', _PROGRAM, 'make_validate.validate',
-    'np.arange(len(p[0]))', '(p is held_out) * len(seen[0]) + np.arange(len(p[0]))', _TEST_VALIDATING,
+    'np.arange(len(p[0]))', '(p is held_out) * len(seen[0]) + np.arange(len(p[0]))', _TEST_PROGRAM_TOO,
   ),
   Fault(
     'the batch statistics of the evaluation parameters are not recomputed', 'weights', _PROGRAM,
@@ -361,7 +361,7 @@ FAULTS = [
   ),
   Fault(
     'every seed sees the examples in the same order', 'keys', _PROGRAM, 'make_batches',
-    'Order(experiment.seed, data.split.train)', 'Order(0, data.split.train)', _TEST_WIRING,
+    'Order(experiment.seed, data.split.train)', 'Order(0, data.split.train)', _TEST_PROGRAM_TOO,
   ),
   Fault(
     'the validation examples are trained on', 'data', _PROGRAM, 'make_batches',
