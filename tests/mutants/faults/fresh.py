@@ -94,7 +94,7 @@ FAULTS = [
   Fault(
     'a second rollback measures how far it goes back in steps', 'order', 'diffusion/runs/run.py', 'Run.go_back',
     'self.position.batches_seen - steps', 'self.position.step - steps',
-    ('tests/runs/test_guarded_runs.py', 'tests/training/test_guards.py'),
+    ('tests/runs/test_loop.py', 'tests/runs/test_guarded_runs.py', 'tests/training/test_guards.py'),
   ),
   Fault(
     'a step is taken though its update is not finite', 'all or nothing', 'diffusion/training/step.py',
