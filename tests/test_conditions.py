@@ -74,7 +74,8 @@ def experiment(num_steps=400):
 
 
 def test_series_told_by_a_tree_train_and_sample(tmp_path):
-  run = diffusion.train(experiment(), tmp_path / 'run')
+  made = experiment()
+  run = diffusion.train(made, tmp_path / 'run')
   assert run.status == 'finished'
   assert run.record['data']['class_names'] == []
   results = run.record['results']
@@ -84,6 +85,11 @@ def test_series_told_by_a_tree_train_and_sample(tmp_path):
   with np.load(tmp_path / 'run' / 'samples.npz') as kept:
     assert kept['samples'].shape == (30, 12, 3)
   trained = diffusion.load(tmp_path / 'run', experiment())
+  average = made.averages['ema'].read(trained.state.averages['ema'])
+  trees = average, trained.parameters, trained.state.params
+  for one, same, raw in zip(*map(jax.tree.leaves, trees), strict=True):  # the average is judged
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, raw)
   vector = np.linspace(-1, 1, 21)[:, None] * np.ones((21, 4))
   told = {'vector': vector, 'parts': [np.ones((21, 2))]}
   samples = trained.sample(told, seed=1)

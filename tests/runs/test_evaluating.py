@@ -5,10 +5,13 @@ import json
 import re
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
+from diffusion import devices
 from diffusion.commands import evaluate
 from diffusion.data import pipeline
 from diffusion.evaluation import by_name
@@ -20,7 +23,7 @@ from diffusion.runs import evaluating, samples, showing
 from diffusion.sampling import grids, samplers, solvers
 from diffusion.sampling import plan as plans
 from diffusion.sampling.plan import Sampling
-from diffusion.training.experiment import resolved
+from diffusion.training.experiment import EvaluationSettings, resolved
 from tests.evaluation.given import inputs_of
 from tests.programs import Program
 from tests.training import tiny
@@ -174,6 +177,95 @@ def test_what_is_recorded_of_the_sampling_is_what_samples_were_drawn_with():
   assert (own['sampler'], own['grid']) == ('ddim', 'uniform_time')
   heun = showing.sampling_record(made._replace(sampling=Sampling(solvers.heun)), (8, 8, 1), 40, 0)
   assert (heun['sampler'], heun['grid']) == ('heun', 'geometric')
+
+
+def test_the_held_out_losses_of_a_report_stand_under_their_names():
+  """The test split is asked about as it is shown, each example on the noise of its place, with the mean over levels."""
+  x, label = np.arange(5.0)[:, None], np.arange(5)
+  given = np.random.default_rng(0).uniform(size=(5, 3))
+
+  def losses(weights, *asked):
+    for one, wanted in zip(asked, (x, label, np.arange(5)), strict=True):
+      np.testing.assert_array_equal(one, wanted)
+    return given
+
+  run = SimpleNamespace(data=SimpleNamespace(shown_test=(x, label)), losses=losses)
+  row = {
+    'validation/eps': 0.3, 'train/eps': 0.2, 'validation/gap': 0.1, 'validation/gap_low': 0.05,
+    'validation/gap_high': 0.2,
+  }  # fmt: skip
+  found = {one.name: one.value for one in evaluating._loss_findings(run, 'weights', row)}
+  assert found['validation/eps'] == 0.3
+  assert found['validation gap'] == (0.1, 0.05, 0.2)
+  interval = stats.ttest_1samp(given.mean(1), 0).confidence_interval(0.95)
+  np.testing.assert_allclose(found['test/eps'], (given.mean(), *interval))
+  run.data.shown_test = (x[:1], label[:1])  # one example has no interval
+  assert 'test/eps' not in {one.name for one in evaluating._loss_findings(run, 'weights', row)}
+
+
+def test_samples_are_drawn_by_what_is_asked_for_and_known_by_it(monkeypatch):
+  made = tiny.experiment(sampling=Sampling(steps=3, wrappers=(), per_class=2))
+  data, state, _ = tiny.start(made)
+  run = SimpleNamespace(experiment=made, data=data, config={'width': 3}, source='here')
+  best = SimpleNamespace(number=17, record={'step': 12})
+  weights = devices.replicate((state.params, state.statistics, np.uint32(5)))
+  seen = []
+  monkeypatch.setattr(evaluating, 'drawn', lambda run, *given: seen.append(given) or 'samples')
+  monkeypatch.setattr(evaluating.checkout, 'code_digest', lambda source: 'code')
+  asked = EvaluationSettings(seed=9, samples=4, sampler='heun', grid='karras', steps=8)
+  inputs = evaluating._inputs(run, weights, best, asked)
+  ((seeded, labels, condition, identity),) = seen
+  assert inputs.samples == 'samples'
+  np.testing.assert_array_equal(labels, [0, 1, 0, 1])
+  assert devices.to_host(seeded[2]) == 9
+  for one, other in zip(jax.tree.leaves(seeded[:2]), jax.tree.leaves(weights[:2]), strict=True):
+    np.testing.assert_array_equal(one, other)
+  wanted = {
+    'checkpoint': 17,
+    'config': {'width': 3},
+    'seed': 9,
+    'sampler': 'heun',
+    'grid': 'karras',
+    'steps': 8,
+  }
+  assert {name: identity[name] for name in wanted} == wanted
+  for name, other in (('seed', 8), ('sampler', 'ddim'), ('grid', ''), ('steps', 9)):
+    changed = asked._replace(**{name: other})
+    evaluating._inputs(run, weights, best, changed)
+    assert seen.pop()[-1] != identity
+    assert samples._of({'samples': [{'identity': identity | {name: other}}]}, identity) == []
+  kept = {'identity': dict(identity), 'file': 'a.npz'}
+  assert samples._of({'samples': [kept]}, identity) == [kept]
+
+
+def test_as_many_samples_are_drawn_as_are_asked_for_or_more_where_classes_do_not_divide_them():
+  made = tiny.experiment(sampling=Sampling(steps=3, wrappers=(), per_class=2))
+  run = SimpleNamespace(experiment=made, data=tiny.experiments.load_data(made), used=[])
+  for asked, each in ((0, 2), (4, 2), (5, 3), (1, 1)):
+    run.experiment = made
+    evaluating._apply(run, EvaluationSettings(samples=asked))
+    assert run.experiment.sampling.per_class == each
+
+
+def test_the_speed_of_a_run_is_the_median_of_its_rows(monkeypatch):
+  monkeypatch.setattr(evaluating, 'step_flops', lambda experiment, data, state: 10)
+  run = SimpleNamespace(experiment=None, data=None, record={'starts': [{}]})
+  logged = [{'timing': {'images_per_second': rate}} for rate in (1.0, 40.0, 3.0, 2.0, 90.0)]
+  logged.insert(1, {'timing': {}})
+  found = evaluating._speed(run, None, logged)
+  assert (found['images_per_second'], found['flops_per_second']) == (3.0, 30.0)
+  member = SimpleNamespace(record={'starts': [{'population': {}}]})
+  assert evaluating._speed(member, None, logged) is None
+
+
+def test_another_judgment_stands_beside_the_runs_own_results():
+  own = {'results': {'a': 1}, 'readings': {'a': ['', '']}, 'evaluations': [{'results': {'a': 1}}]}
+  run = SimpleNamespace(record=own, changes=[])
+  finding = MetricResult('a', 2, 'the second')
+  again, first = (evaluating._told(run, {}, [finding], again=one) for one in (True, False))
+  assert set(again) == {'evaluations'}
+  assert [one['results'] for one in again['evaluations']] == [{'a': 1}, {'a': 2}]
+  assert first['results'] == {'a': 2} and first['evaluations'] == again['evaluations']
 
 
 def test_skipped_steps_are_those_of_the_whole_run_wherever_its_best_checkpoint_lies():

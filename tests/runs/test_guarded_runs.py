@@ -231,6 +231,12 @@ def test_an_ensemble_has_the_batch_statistics_of_the_parameters_that_are_evaluat
   np.testing.assert_allclose(found, run.sample(labels, 3), atol=1e-5)
   other = run._replace(state=state._replace(evaluation_statistics=state.statistics))
   assert np.abs(found - other.sample(labels, 3)).max() > 1e-3
+  assert np.abs(found - run.sample(labels, 4)).max() > 1e-3
+  z, t = jnp.ones((3, 8)), jnp.full(3, 0.4)
+  plain = run._replace(state=state._replace(statistics=state.evaluation_statistics))
+  eps, same, changed = (one.denoiser(labels)(z, t).eps for one in (run, plain, other))
+  np.testing.assert_array_equal(eps, same)
+  assert np.abs(eps - changed).max() > 1e-3
 
 
 def test_memorization_is_logged_while_training_and_after_a_restart(tmp_path):

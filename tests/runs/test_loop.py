@@ -192,6 +192,24 @@ def test_one_host_conversion_of_each_metric_per_logged_dispatch():
   }  # fmt: skip
 
 
+def test_the_speed_of_a_row_is_of_the_time_since_the_one_before(monkeypatch):
+  """By a clock that goes on by a second a dispatch, and by ten in one between the rows of 40 and 50."""
+  clock, found = [0.0], {}
+  monkeypatch.setattr(loop.time, 'perf_counter', lambda: clock[0])
+
+  class Timed(Counting):
+    def dispatch(self, seen):
+      clock[0] += 10.0 if seen == [45] else 1.0
+      return super().dispatch(seen)
+
+  run = Noted()
+  run.write = lambda row, timing: found.update({row['step']: timing['steps_per_second']})
+  train(run, Timed([run]))
+  assert list(found) == list(range(10, 101, 10))
+  assert found[30] == pytest.approx(1, rel=0.15) and found[90] == pytest.approx(1, rel=0.15)
+  assert found[50] == pytest.approx(10 / 19, rel=0.15)
+
+
 def test_a_planted_conversion_is_counted():
   class Planted(Counting):
     def metrics(self, step):

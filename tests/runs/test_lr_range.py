@@ -105,6 +105,7 @@ def test_the_mode_ends_where_the_loss_explodes_and_leaves_a_picture(tmp_path):
   assert 'the loss falls fastest at a learning rate of' in output
   found = json.loads((tmp_path / 'r' / 'lr_range.json').read_text())
   assert found['ended_early']
+  np.testing.assert_allclose(found['rates'][0], 1e-6, rtol=1e-5)
   np.testing.assert_allclose(
     np.diff(np.log(found['rates'])), np.log(found['rates'][1] / found['rates'][0]), rtol=1e-2
   )

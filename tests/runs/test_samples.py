@@ -1,12 +1,15 @@
 """Pictures and files of examples: data.png in the folder of every run on images, and stored samples."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion.data import pipeline, sources, splits
 from diffusion.reporting import drawing
-from diffusion.runs import samples
+from diffusion.runs import samples, showing
+from tests.training import tiny
 
 
 def split(x, **more):
@@ -42,6 +45,29 @@ def test_64_training_examples_are_drawn_with_their_classes_and_their_levels(
   assert any(
     np.array_equal(pictures[0][y : y + 72, x : x + 72], tile) for y, x in np.argwhere(corners)
   )
+
+
+def test_the_likeliest_copies_are_shown_above_what_they_are_nearest_to(tmp_path, monkeypatch):
+  """The nearest of a sample is known by its place in the training split, whose rows are anywhere in the data set."""
+  made = tiny.images()
+  data, random = tiny.experiments.load_data(made), np.random.default_rng(0)
+  nearest = random.permutation(len(data.split.train))[:40]
+  drawn, ratio = data.dataset.x[data.split.train[nearest]], random.permutation(40) / 40
+  asked = []
+  monkeypatch.setattr(
+    showing.plots, 'memorization_strip', lambda *given, **more: asked.append(given)
+  )
+  monkeypatch.setattr(showing.plots, 'curves', lambda *given, **more: None)
+  monkeypatch.setattr(showing, 'picture', lambda *given: None)
+  sampling = showing.sampling_record(made, (8, 8, 1), 10, 0)
+  shown = showing.Shown(samples=drawn, nearest=(nearest, ratio), rows=[], sampling=sampling)
+  assert showing.draw_pictures(SimpleNamespace(experiment=made, data=data), tmp_path, shown) == []
+  ((above, below, ratios, path),) = asked
+  np.testing.assert_array_equal(ratios, np.arange(24) / 40)
+  np.testing.assert_array_equal(above, below)  # each sample is a training image
+  assert path == tmp_path / 'nearest.png'
+  wanted = drawn[np.argsort(ratio)[:24]]
+  np.testing.assert_array_equal(above, pipeline.to_uint8(wanted, data.dataset.levels))
 
 
 def test_vectors_have_none_and_a_failure_is_a_line(tmp_path, capsys):

@@ -14,19 +14,24 @@ _RANGE = 'diffusion/runs/lr_range.py'
 _TEST_EVALUATING = ('tests/runs/test_evaluating.py',)
 _TEST_JUDGED = ('tests/runs/test_judged.py',)
 _TEST_WIRING = ('tests/test_wiring.py',)
+_TEST_SHOWING = ('tests/runs/test_samples.py', 'tests/runs/test_rehearsal.py')
 _TEST_LOOK = ('tests/runs/test_look.py',)
 _TEST_LOOP = ('tests/runs/test_loop.py',)
 _TEST_GUARDED = ('tests/runs/test_guarded_runs.py',)
 _TEST_PROGRAM = ('tests/runs/test_population_program.py',)
 _TEST_COMPARE = ('tests/runs/test_compare.py',)
 _TEST_RANGE = ('tests/runs/test_lr_range.py',)
+_TEST_LOADED = (*_TEST_LOOK, 'tests/test_conditions.py')
+_TEST_STATISTICS = (
+  'tests/runs/test_loop.py', 'tests/runs/test_guarded_runs.py', 'tests/training/test_batch_statistics.py',
+)  # fmt: skip
 _TEST_RUNS = ('tests/test_runs.py',)
 
 FAULTS = [
   # evaluating
   Fault(
     'the test loss in the report is computed on the validation split', 'data', _EVALUATING, '_loss_findings',
-    'run.data.shown_test', 'run.data.shown(run.data.split.validation)', _TEST_WIRING,
+    'run.data.shown_test', 'run.data.shown(run.data.split.validation)', (*_TEST_EVALUATING, *_TEST_WIRING),
   ),
   Fault(
     'the validation loss in the report is that of training', 'data', _EVALUATING, '_loss_findings',
@@ -49,7 +54,7 @@ FAULTS = [
   ),
   Fault(
     'all test examples are judged on the noise of the first one', 'keys', _EVALUATING, '_loss_findings',
-    'np.arange(len(test[0]))', 'np.zeros(len(test[0]), int)', _TEST_WIRING,
+    'np.arange(len(test[0]))', 'np.zeros(len(test[0]), int)', (*_TEST_EVALUATING, *_TEST_WIRING),
   ),
   Fault(
     'the latest checkpoint is judged and not the best', 'weights', _EVALUATING, 'evaluate_best',
@@ -97,7 +102,7 @@ FAULTS = [
   ),
   Fault(
     'the speed of a run is that of its fastest row', 'record', _EVALUATING, '_speed', 'np.median(rates)',
-    'np.max(rates)', ('tests/runs/test_traces.py',),
+    'np.max(rates)', ('tests/runs/test_traces.py', *_TEST_EVALUATING),
   ),
   Fault(
     'an evaluation that was killed goes on with what one asked otherwise has found', 'record',
@@ -105,26 +110,26 @@ FAULTS = [
   ),
   Fault(
     "the nearest training image shown is that of the data set's row and not of the split's", 'data', _SHOWING,
-    'draw_pictures.strip', 'run.data.split.train[index[closest]]', 'index[closest]', ('tests/runs/test_rehearsal.py',),
+    'draw_pictures.strip', 'run.data.split.train[index[closest]]', 'index[closest]', _TEST_SHOWING,
   ),
   Fault(
     'the picture of likely copies shows the samples that are farthest from the training set', 'record', _SHOWING,
-    'draw_pictures.strip', 'np.argsort(ratio)[:24]', 'np.argsort(ratio)[-24:]', ('tests/runs/test_rehearsal.py',),
+    'draw_pictures.strip', 'np.argsort(ratio)[:24]', 'np.argsort(ratio)[-24:]', _TEST_SHOWING,
   ),
   # loading
   Fault(
     'a loaded run denoises with the weights as trained', 'weights', _LOADING, 'load',
-    'parameters=states.evaluation_parameters(experiment, best.state)', 'parameters=best.state.params', _TEST_LOOK,
+    'parameters=states.evaluation_parameters(experiment, best.state)', 'parameters=best.state.params', _TEST_LOADED,
     techniques=('exponential moving average of the weights',),
   ),
   Fault(
     'a loaded denoiser has the batch statistics of training', 'weights', _LOADING, 'Trained.denoiser',
-    'self.state.evaluation_statistics', 'self.state.statistics', ('tests/training/test_batch_statistics.py',),
+    'self.state.evaluation_statistics', 'self.state.statistics', _TEST_STATISTICS,
     techniques=('batch normalization',),
   ),
   Fault(
     'samples of a loaded run do not depend on the seed asked for', 'keys', _LOADING, 'Trained.sample',
-    'jnp.asarray(seed, jnp.uint32)', 'jnp.asarray(self.state.seed, jnp.uint32)', _TEST_RUNS,
+    'jnp.asarray(seed, jnp.uint32)', 'jnp.asarray(self.state.seed, jnp.uint32)', (*_TEST_GUARDED, *_TEST_RUNS),
   ),
   # looks and the loop
   Fault(
@@ -134,11 +139,12 @@ FAULTS = [
   ),
   Fault(
     'a look between two validations sees the batch statistics of the one before', 'weights', _LOOK,
-    'LookAtRun.weights', 'self.recompute_statistics()', '...', _TEST_LOOK, techniques=('batch normalization',),
+    'LookAtRun.weights', 'self.recompute_statistics()', '...', _TEST_STATISTICS,
+    techniques=('batch normalization',),
   ),
   Fault(
     'a validation sees the batch statistics of the one before', 'weights', _LOOP, 'InTraining._ask',
-    'program.recompute_statistics(k)', '...', ('tests/training/test_batch_statistics.py',),
+    'program.recompute_statistics(k)', '...', _TEST_STATISTICS,
     techniques=('batch normalization',),
   ),
   Fault(
