@@ -30,7 +30,10 @@ FAULTS = [
   Fault(
     'an ensemble samples with the batch statistics of training', 'weights', 'diffusion/runs/loading.py',
     'Ensemble.sample', 'run.state.evaluation_statistics', 'run.state.statistics',
-    ('tests/sampling/test_ensembles.py', 'tests/training/test_batch_statistics.py', 'tests/runs/test_guarded_runs.py', 'tests/test_wiring.py'),
+    (
+      'tests/sampling/test_ensembles.py', 'tests/training/test_batch_statistics.py',
+      'tests/runs/test_guarded_runs.py', 'tests/test_wiring.py',
+    ),
   ),
   Fault(
     'stochastic depth skips no block of the magnitude-preserving network', 'dropout', 'diffusion/models/magnitude.py',
@@ -60,7 +63,8 @@ FAULTS = [
   Fault(
     'two runs whose agreement is asked for start from noises of their own', 'keys', 'diffusion/commands/agreement.py',
     'compare', '[run.sample(labels, seed) for run in runs]',
-    '[run.sample(labels, seed + i) for i, run in enumerate(runs)]', ('tests/evaluation/test_same_noise.py', 'tests/test_launch.py'),
+    '[run.sample(labels, seed + i) for i, run in enumerate(runs)]',
+    ('tests/evaluation/test_same_noise.py', 'tests/test_launch.py'),
   ),
   Fault(
     'a checkpoint has the learning rate from before its plateau', 'order', 'diffusion/runs/loop.py', 'InTraining._act',
