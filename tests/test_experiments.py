@@ -14,8 +14,9 @@ import pathlib
 import pytest
 
 from diffusion import fingerprint
+from diffusion.data import sources
 from diffusion.training import experiment as experiments
-from experiments import ablation
+from experiments import ablation, regularized
 
 STATED = pathlib.Path(__file__).with_name('experiments.json')
 EXPERIMENTS = (
@@ -140,6 +141,16 @@ def test_the_numbers_of_made_data_are_those_of_its_examples():
   made = module('mixture')
   data = made.build(dataclasses.replace(made.Config(), dimensions=4, examples=512)).data.load()
   assert data.x.shape == (512, 4)
+
+
+def test_the_regularized_digits_would_lose_their_copies(monkeypatch):
+  """The real ones have none, so that the numbers do not tell."""
+  real = sources.digits().load()
+  x, label = real.x[[*range(50), *range(20)]], real.label[[*range(50), *range(20)]]
+  planted = sources.arrays('planted', x, label, class_names=real.class_names)
+  monkeypatch.setattr(sources, 'digits', lambda: planted)
+  assert len(planted.load().x) == 70
+  assert len(regularized.build(regularized.Config()).data.load().x) == 50
 
 
 def test_the_two_parts_of_disjoint_share_no_example_and_hold_out_the_same():
