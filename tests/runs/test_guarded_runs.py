@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,12 @@ from diffusion.data import pipeline
 from diffusion.models import mlp, normalization
 from diffusion.optimizers import averaging
 from diffusion.reporting.rows import read_json_lines
-from diffusion.runs import loading, loop
+from diffusion.runs import evaluating, loading, loop
 from diffusion.runs.run import prepare
 from diffusion.sampling.plan import Sampling
 from diffusion.training import callbacks, guards
 from diffusion.training.callbacks import Callback, Continue, SetLearningRateScale
-from diffusion.training.experiment import load_data
+from diffusion.training.experiment import AS_THE_RUN, load_data
 from diffusion.training.program import SingleRun
 from diffusion.training.state import host_target
 from tests.training import tiny
@@ -40,7 +41,7 @@ def experiment(*more, **changes):
   return tiny.experiment(
     num_steps=200, log_every=5, validate_every=50,
     averages=AVERAGES,  # all, so that all runs have one program
-    callbacks=[callbacks.checkpoint(), guards.spike_guard(5, back=20, minimum=8), *more], **changes,
+    callbacks=[callbacks.checkpoint('step'), guards.spike_guard(5, back=20, minimum=8), *more], **changes,
   )  # fmt: skip
 
 
@@ -136,6 +137,17 @@ def test_a_run_that_was_rolled_back_replays_and_resumes_to_the_bit(tmp_path, hit
     np.testing.assert_array_equal(value, expected[name], err_msg=name)
   assert part.rows == hit.rows
   assert part.callback_states == hit.callback_states
+
+
+def test_a_report_counts_the_rollbacks_of_the_whole_run(hit, tmp_path):
+  """Also those after its best checkpoint, which here is the one of step 50."""
+  folder = shutil.copytree(hit.folder, tmp_path / 'hit')
+  made = experiment(sampling=Sampling(steps=2, wrappers=(), per_class=2))
+  run = prepare(lambda config: made, Config(), pathlib.Path(__file__), folder)
+  evaluating.evaluate(run, 'evaluate', AS_THE_RUN)
+  (evaluation,) = run.record['evaluations']
+  assert evaluation['sampling']['checkpoint'] == 50
+  assert evaluation['results']['rollbacks'] == 1
 
 
 def test_a_learning_rate_scale_acts_from_the_next_step_and_is_in_the_checkpoint(tmp_path):
