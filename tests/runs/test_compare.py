@@ -267,6 +267,16 @@ def test_seeds_without_a_partner_are_left_out_of_pairs_only(folders):
   )
 
 
+def test_runs_are_paired_by_their_seeds(folders):
+  """The variant lacks the first two seeds of the baseline, whatever the order in which the folders are named."""
+  for order in (1, -1):
+    groups = compare.variants(compare.load([*folders[:6], *folders[8:]][::order]))
+    (effect,) = compare.effects(groups, 'dropout=0.0', ['validation/eps'])
+    wanted = np.subtract(LOSSES[0.3][2:], LOSSES[0.0][2:])
+    assert effect.pairs == 4
+    assert effect.difference == pytest.approx(statistics.mean_t(wanted))
+
+
 def test_a_single_run_keeps_its_own_interval(folders):
   groups = compare.variants(compare.load(folders[:1]))
   assert comparison.summary(groups['digits'], 'test/eps') == Interval(0.6, 0.5, 0.7)
