@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion import devices
-from diffusion.runs import loop
+from diffusion.runs import loop, training
 from diffusion.runs.run import Position, Run
 from diffusion.training import callbacks
 from diffusion.training import state as states
@@ -286,6 +286,20 @@ def test_an_extended_run_goes_to_the_last_step_of_its_record():
   run.record['num_steps'] = 120
   train(run)
   assert run.reason == 'all 120 steps done'
+
+
+def test_an_extension_is_counted_from_where_the_run_stands():
+  """Also where it stopped early, at 30 of 100 steps."""
+  run = Noted((), 100, 10, 10)
+  run.position, run.reason = Position(30, 45), 'early stopping'
+  run.record |= {'results': {'a': 1}, 'extended_at': None}
+  assert training.to_train(run, 20)
+  assert (run.record['num_steps'], run.record['extended_at'], run.record['results']) == (
+    50,
+    30,
+    None,
+  )
+  assert run.reason == ''
 
 
 def test_stopping_by_divergence():

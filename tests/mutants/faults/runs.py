@@ -179,7 +179,7 @@ FAULTS = [
   Fault(
     'an extension of a run that stopped early counts from its planned end', 'record',
     'diffusion/runs/training.py', 'to_train', 'num_steps=step + extend', 'num_steps=run.num_steps + extend',
-    _TEST_RUNS,
+    (*_TEST_LOOP, *_TEST_RUNS),
   ),
   # the range test
   Fault(
