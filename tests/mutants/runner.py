@@ -137,7 +137,7 @@ def failing_without_fault(tests: list[str], compiled: pathlib.Path) -> list[str]
 
 
 def noticed(
-  fault: Fault, compiled: pathlib.Path, own: bool, first: str = '', limit: float = 600.0
+  fault: Fault, compiled: pathlib.Path, own: bool, first: str = '', limit: float = 1800.0
 ) -> Found:
   """What becomes of a fault: its own tests, after `first`, which noticed it once; unless `own`, the fast suite then."""
   with tempfile.TemporaryDirectory(prefix='mutant') as temporary:
