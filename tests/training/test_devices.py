@@ -59,7 +59,7 @@ def test_all_that_a_step_moves_is_of_the_rows_of_all_devices(x64, parts):
     diffusion=tiny.experiment().diffusion._replace(schedule=learned),
     terms={'uncertain': (1.0, losses.uncertain(weights.uniform(), 4))},
     times=times.importance(buckets=2),
-    model=mlp.mlp(16, 2, 0.1, num_classes=2, norm=norm),
+    model=mlp.mlp(8, 1, 0.1, num_classes=2, norm=norm),
     micro_batches=parts,
     gradient_noise=parts > 1,
   )

@@ -1,0 +1,159 @@
+"""One run with everything on, made in ways that must come to the same.
+
+What is loaded samples what was evaluated; an evaluation that is asked for something is that of an experiment that says
+so; a member of a population is the run alone; judged again, a run has its results. An option that gets lost on one of
+the ways parts them, whichever it is.
+"""
+
+import dataclasses
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffusion
+from diffusion.data import augment, curriculum, pipeline, sources, splits
+from diffusion.evaluation import gap, membership, memorization
+from diffusion.models import mlp, normalization
+from diffusion.objectives import losses, penalties, times, weights
+from diffusion.optimizers import averaging, chains, schedules
+from diffusion.process import gaussian, marginals, parameterizations
+from diffusion.process import schedules as noise
+from diffusion.reporting.rows import read_json_lines
+from diffusion.runs import population
+from diffusion.runs.run import prepare
+from diffusion.runs.samples import stored
+from diffusion.sampling import grids, samplers, solvers
+from diffusion.training import callbacks, guards
+from diffusion.types import Model
+
+
+@dataclasses.dataclass
+class Config(diffusion.Numbers):
+  """Numbers of a short run."""
+
+  seed: int = 3
+  num_steps: int = 40
+  batch_size: int = 32
+  steps_per_dispatch: int = 5
+  log_every: int = 5
+  validate_every: int = 10
+  sampling_steps: int = 4
+
+
+def on_images(model: Model) -> Model:
+  """A network for vectors, of the pixels of images: it is compiled in a tenth of the time of one for images."""
+
+  def flat(z):
+    return z.reshape(len(z), -1)
+
+  def apply(variables, z, *given, **more):
+    output, moved = model.apply(variables, flat(z), *given, **more)
+    return output.reshape(z.shape), moved
+
+  return model._replace(init=lambda key, z, *given: model.init(key, flat(z), *given), apply=apply)
+
+
+def build(c: Config) -> diffusion.Experiment:
+  """The digits, standardized, with something of every kind that a run may have."""
+  rate = schedules.warmup_cosine(c.learning_rate, c.num_steps, 5, 1e-5)
+  return diffusion.Experiment(
+    **c.loop(),
+    data=sources.digits(),
+    split=splits.Fractions(0.05, 0.05, 200),
+    normalization=pipeline.standardized(),
+    augment=augment.chain(
+      augment.conditioned(0.3, augment.shift(1), augment.flip()), augment.label_dropout(0.2)
+    ),
+    curriculum=curriculum.by_class(tuple(range(10))),
+    diffusion=gaussian.Diffusion(
+      noise.learned(-9.0, 9.0, width=4), marginals.variance_preserving, parameterizations.v()
+    ),
+    model=on_images(mlp.mlp(32, 2, 0.2, num_classes=10, norm=normalization.batch(0.9))),
+    terms={'denoise': (1.0, losses.uncertain(weights.min_snr(), 4)), 'l2': (1e-4, penalties.l2())},
+    times=times.importance(buckets=4),
+    optimizer=chains.adamw(rate, 0.05, c.clip_norm),
+    averages={'wide': averaging.power(0.1), 'ema': averaging.ema(0.8)},
+    evaluation_average='ema',
+    callbacks=[
+      callbacks.checkpoint('step'),  # so that the best is not the last
+      callbacks.reduce_on_plateau('train/eps', patience=10, min_delta=10.0),  # it always is one
+      callbacks.watch_memorization(10, per_class=2),
+      guards.spike_guard(c.log_every, back=10),
+    ],
+    evaluation_noise=gap.evaluation_noise(levels=3, draws=1),
+    sampling=diffusion.Sampling(
+      solvers.heun, c.sampling_steps, 1.5, interval=(-4.0, 4.0), grid=grids.karras, per_class=2, grid_rows=1,
+      monte_carlo=2,
+    ),
+    metrics=[memorization.nearest_neighbor_ratio(), membership.membership((0.0,), 2, 16)],
+  )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """(its folder, the run)."""
+  folder = tmp_path_factory.mktemp('everything') / 'run'
+  config = Config()
+  return folder, diffusion.train(build(config), folder, 'everything', dataclasses.asdict(config))
+
+
+def test_it_has_everything_on(made):
+  folder, run = made
+  assert run.status == 'finished'
+  rows = read_json_lines(folder / 'metrics.jsonl')
+  assert rows[-1]['learning_rate'] < 0.3 * rows[1]['learning_rate']
+  assert any('memorized/fraction' in row for row in rows)
+  assert {'validation/eps', 'test/eps', 'memorized fraction'} <= set(run.record['results'])
+
+
+def test_what_is_loaded_samples_what_was_judged(made, unchecked):
+  folder, _ = made
+  kept, labels = stored(folder / 'samples.npz')
+  run = diffusion.load(folder, build(Config()))
+  np.testing.assert_array_equal(run.sample(labels, seed=0), kept)
+  assert (run.sample(labels, seed=1) != kept).any()
+
+
+def test_judged_again_it_has_its_results(made):
+  folder, run = made
+  assert diffusion.evaluate(folder, build(Config())) == run.record['results']
+
+
+def test_what_an_evaluation_is_asked_for_is_what_an_experiment_says(made):
+  folder, run = made
+  plan = build(Config()).sampling
+  for asked, said in (
+    (
+      {'sampler': 'dpm_solver', 'steps': 5, 'samples': 30},
+      {'sampler': solvers.dpm_solver, 'steps': 5, 'grid': None, 'per_class': 3},
+    ),
+    (
+      {'sampler': 'ddim', 'grid': 'quadratic_time'},
+      {'sampler': samplers.ddim, 'grid': grids.quadratic_time},
+    ),
+  ):
+    told = build(Config())._replace(sampling=plan._replace(**said))
+    found = diffusion.evaluate(folder, build(Config()), **asked)
+    assert found == diffusion.evaluate(folder, told)
+    assert found != run.record['results']
+
+
+def test_a_member_of_a_population_is_the_run_alone(made, tmp_path):
+  folder, alone = made
+  values = [{'seed': seed} for seed in (3, 4)]
+  runs = [
+    prepare(build, Config(**one), pathlib.Path(__file__), tmp_path / f'seed={one["seed"]}') for one in values
+  ]  # fmt: skip
+  assert population.train(runs, values, lambda one: build(Config(**one))) == 0
+  rows = [read_json_lines(one / 'metrics.jsonl') for one in (folder, tmp_path / 'seed=3')]
+  for one, other in zip(*rows, strict=True):
+    assert one.keys() == other.keys()
+    numbers = [[float(row[n]) for n in sorted(row) if n != 'timing'] for row in (one, other)]
+    np.testing.assert_allclose(*numbers, rtol=1e-3, atol=1e-5)
+  one, other = alone.record['results'], runs[0].record['results']
+  assert one.keys() == other.keys()
+  np.testing.assert_allclose(other['validation/eps'], one['validation/eps'], rtol=1e-4)
+  np.testing.assert_allclose(other['test/eps']['estimate'], one['test/eps']['estimate'], rtol=1e-4)
+  assert jnp.isfinite(other['validation/eps'])
