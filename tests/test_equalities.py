@@ -8,7 +8,6 @@ the ways parts them, whichever it is.
 import dataclasses
 import pathlib
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,6 +26,8 @@ from diffusion.runs.samples import stored
 from diffusion.sampling import grids, samplers, solvers
 from diffusion.training import callbacks, guards
 from diffusion.types import Model
+
+pytestmark = pytest.mark.slow  # a minute and a half of one core
 
 
 @dataclasses.dataclass
@@ -103,7 +104,10 @@ def test_it_has_everything_on(made):
   folder, run = made
   assert run.status == 'finished'
   rows = read_json_lines(folder / 'metrics.jsonl')
-  assert rows[-1]['learning_rate'] < 0.3 * rows[1]['learning_rate']
+  # The plateau has halved the rate once or more, beside the schedule's own fall.
+  rate = schedules.warmup_cosine(2e-3, 40, 5, 1e-5)
+  low = [row['step'] for row in rows if row['learning_rate'] < 0.6 * rate(row['step'] - 1)]
+  assert low == [25, 30, 35, 40]
   assert any('memorized/fraction' in row for row in rows)
   assert {'validation/eps', 'test/eps', 'memorized fraction'} <= set(run.record['results'])
 
@@ -156,4 +160,3 @@ def test_a_member_of_a_population_is_the_run_alone(made, tmp_path):
   assert one.keys() == other.keys()
   np.testing.assert_allclose(other['validation/eps'], one['validation/eps'], rtol=1e-4)
   np.testing.assert_allclose(other['test/eps']['estimate'], one['test/eps']['estimate'], rtol=1e-4)
-  assert jnp.isfinite(other['validation/eps'])

@@ -54,9 +54,7 @@ def test_extrapolation_takes_the_bias_of_few_samples_away():
   plain, infinite = [], []
   for seed in range(40):
     x = np.random.default_rng(100 + seed).normal(size=(400, width)) @ root.T
-    x = x[
-      np.argsort(x.sum(1))
-    ]  # as samples come class by class, no first part of them is like the whole
+    x = x[np.argsort(x.sum(1))]  # no first part of them is like the whole
     plain.append(frechet.distance(frechet.moments(x), reference))
     infinite.append(frechet.extrapolated(x, reference, seed=seed))
   error = np.std(infinite, ddof=1) / np.sqrt(40)
