@@ -1,15 +1,18 @@
 """One run with everything on, made in ways that must come to the same.
 
-What is loaded samples what was evaluated; an evaluation that is asked for something is that of an experiment that says
-so; a member of a population is the run alone; judged again, a run has its results. An option that gets lost on one of
-the ways parts them, whichever it is.
+The run, which was interrupted, is what `tests/written_out.py` says, from the pieces and the formulas alone. What is
+loaded samples what was evaluated; an evaluation that is asked for something is that of an experiment that says so; a
+member of a population is the run alone; judged again, a run has its results. An option that gets lost on one of the
+ways parts them, whichever it is.
 """
 
 import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 import diffusion
 from diffusion.data import augment, curriculum, pipeline, sources, splits
@@ -26,6 +29,7 @@ from diffusion.runs.samples import stored
 from diffusion.sampling import grids, samplers, solvers
 from diffusion.training import callbacks, guards
 from diffusion.types import Model
+from tests import shapes, written_out
 
 pytestmark = pytest.mark.slow  # a minute and a half of one core
 
@@ -41,6 +45,13 @@ class Config(diffusion.Numbers):
   log_every: int = 5
   validate_every: int = 10
   sampling_steps: int = 4
+
+
+def fail(state, look):
+  """Ends the run at step 30 while a file says so."""
+  if look.step == 30 and (look.folder.parent / 'fail').exists():
+    raise RuntimeError('as it was asked to')
+  return state, callbacks.Continue()
 
 
 def on_images(model: Model) -> Model:
@@ -82,6 +93,7 @@ def build(c: Config) -> diffusion.Experiment:
       callbacks.reduce_on_plateau('train/eps', patience=10, min_delta=10.0),  # it always is one
       callbacks.watch_memorization(10, per_class=2),
       guards.spike_guard(c.log_every, back=10),
+      callbacks.Callback('fail', c.log_every, dict, fail),
     ],
     evaluation_noise=gap.evaluation_noise(levels=3, draws=1),
     sampling=diffusion.Sampling(
@@ -94,10 +106,17 @@ def build(c: Config) -> diffusion.Experiment:
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-  """(its folder, the run)."""
-  folder = tmp_path_factory.mktemp('everything') / 'run'
-  config = Config()
-  return folder, diffusion.train(build(config), folder, 'everything', dataclasses.asdict(config))
+  """(its folder, the run), which failed at step 30 and went on from its checkpoint of step 20."""
+  root = tmp_path_factory.mktemp('everything')
+  folder, told, config = root / 'run', root / 'fail', Config()
+  told.touch()
+  with pytest.raises(RuntimeError, match='asked to'):
+    diffusion.train(build(config), folder, 'everything', dataclasses.asdict(config))
+  told.unlink()
+  kept = {path.name for path in (folder / 'checkpoints').iterdir() if path.is_dir()}
+  assert kept == {'10', '20'}
+  run = diffusion.train(build(config), folder, 'everything', dataclasses.asdict(config))
+  return folder, run
 
 
 def test_it_has_everything_on(made):
@@ -110,6 +129,83 @@ def test_it_has_everything_on(made):
   assert low == [25, 30, 35, 40]
   assert any('memorized/fraction' in row for row in rows)
   assert {'validation/eps', 'test/eps', 'memorized fraction'} <= set(run.record['results'])
+
+
+@pytest.fixture(scope='module')
+def written(made):
+  """(the experiment, its data, the states and the numbers of each step), as written out; see `tests/written_out.py`."""
+  _, run = made
+  e, stored = build(Config()), run.data
+  x = 2 * stored.dataset.x.astype(np.float64) / (stored.dataset.levels - 1) - 1
+  known = x[stored.split.train]
+  x = ((x - known.mean()) / known.std()).astype(np.float32)
+  data = written_out.Data(x, stored.dataset.label, stored.split.train)
+  scales = np.repeat([1.0, 1.0, 0.5, 0.25], 10)  # by the plateau, at 20 and 30
+  with shapes.unchecked():
+    return e, data, *written_out.trained(e, data, scales)
+
+
+def test_the_run_is_the_one_written_out(made, written):
+  folder, _ = made
+  e, _, states, said = written
+  rows = read_json_lines(folder / 'metrics.jsonl')
+  logged = [row for row in rows if 'loss' in row]
+  assert len(logged) == len(said) // e.log_every
+  for row, window in zip(logged, np.reshape(said, (-1, e.log_every, 3)), strict=True):
+    found = [row[name] for name in ('loss', 'loss/denoise', 'gradient_norm')]
+    np.testing.assert_allclose(found, window.mean(0), rtol=1e-3)
+
+
+def test_its_last_state_is_the_one_written_out(made, written):
+  folder, _ = made
+  e, _, states, _ = written
+  last = states[-1]
+  saved = ocp.load(folder / 'checkpoints' / str(e.num_steps))
+  for name, tree in last._asdict().items():
+    for (path, found), known in zip(
+      jax.tree_util.tree_leaves_with_path(saved[name]), jax.tree.leaves(tree), strict=True
+    ):
+      np.testing.assert_allclose(found, known, rtol=1e-2, atol=1e-4, err_msg=f'{name} {path}')
+
+
+def test_its_validations_are_those_written_out(made, written):
+  folder, run = made
+  e, data, states, _ = written
+  split = run.data.split
+  beside = split.train[
+    np.linspace(0, len(split.train) - 1, len(split.validation)).round().astype(int)
+  ]
+  rows = [row for row in read_json_lines(folder / 'metrics.jsonl') if 'validation/eps' in row]
+  assert [row['step'] for row in rows] == [10, 20, 30, 40]
+  losses, judged = written_out.asking(e, data), written_out.judging(e, data)
+  for row in rows:
+    weights = judged(states[row['step']])
+    for name, of in (('validation', split.validation), ('train', beside)):
+      levels = losses(*weights, of).mean(0)
+      found = [row[f'{name}/level/{i}'] for i in range(len(levels))]
+      np.testing.assert_allclose(found, levels, rtol=1e-3)
+      np.testing.assert_allclose(row[f'{name}/eps'], levels.mean(), rtol=1e-3)
+
+
+def test_its_results_and_samples_are_those_written_out(made, written):
+  folder, run = made
+  e, data, states, _ = written
+  params, statistics = written_out.judging(e, data)(
+    states[10]
+  )  # the "best" of `checkpoint('step')`
+  results = run.record['results']
+  assert results['best step'] == 10
+  test = written_out.asking(e, data)(params, statistics, run.data.split.test).mean()
+  np.testing.assert_allclose(results['test/eps']['estimate'], test, rtol=1e-3)
+  kept, labels = stored(folder / 'samples.npz')
+  units = run.data.units
+  ends = [(end - units.mean) / units.deviation for end in (-1, 1)]
+  samples = written_out.sampled(e, params, statistics, labels, kept.shape[1:], ends, 0)
+  levels = (
+    (samples * units.deviation + units.mean + 1) / 2 * (run.data.dataset.levels - 1)
+  ).round()
+  assert (np.abs(kept - levels) <= 1).all()
+  assert (kept != levels).mean() < 0.01
 
 
 def test_what_is_loaded_samples_what_was_judged(made, unchecked):

@@ -1,4 +1,4 @@
-"""Do the tests notice faults? Applies each to a copy of the tree, and runs its tests, then the fast suite.
+"""Do the tests notice faults? Applies each to a copy of the tree, and runs its tests, then general ones and quick ones.
 
 In the end all tests that noticed one are run on a copy without any: one that fails there has noticed nothing.
 

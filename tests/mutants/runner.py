@@ -18,6 +18,7 @@ from tests.mutants.fault import Fault, apply
 ROOT = pathlib.Path(__file__).parents[2]
 KILLED, SURVIVED, STALE, BROKEN = 'killed', 'survived', 'stale', 'broken'
 _COPIED = ('diffusion', 'experiments', 'tests', 'benchmarks', 'docs', '.ci')
+_GENERAL = ('tests/test_equalities.py', 'tests/test_wiring.py')  # slow, not in the fast suite
 _LIBRARIES = (
   'tests.mutants.libraries', 'jax', 'jax.numpy', 'flax.linen', 'optax', 'orbax.checkpoint.v1', 'scipy.stats', 'pytest',
   'sklearn.datasets', 'sklearn.svm', 'jaxtyping', 'beartype', 'tensorboardX', 'tqdm', 'matplotlib.figure',
@@ -139,7 +140,7 @@ def failing_without_fault(tests: list[str], compiled: pathlib.Path) -> list[str]
 def noticed(
   fault: Fault, compiled: pathlib.Path, own: bool, first: str = '', limit: float = 1800.0
 ) -> Found:
-  """What becomes of a fault: its own tests, after `first`, which noticed it once; unless `own`, the fast suite then."""
+  """What becomes of a fault: its own tests, after `first`, which noticed it once; unless `own`, then those of all."""
   with tempfile.TemporaryDirectory(prefix='mutant') as temporary:
     tree = pathlib.Path(temporary) / 'tree'
     copy(tree, compiled)
@@ -152,5 +153,10 @@ def noticed(
     found = run(tree, list(fault.tests), limit)
     if found.outcome != SURVIVED or own:
       return found
-    more = run(tree, ['-m', 'not slow', '--deselect=tests/test_mutants.py'], 3600.0)
-    return more._replace(seconds=found.seconds + more.seconds)
+    seconds = found.seconds
+    for those in (_GENERAL, ('-m', 'not slow', '--deselect=tests/test_mutants.py')):
+      found = run(tree, list(those), 3600.0)
+      seconds += found.seconds
+      if found.outcome != SURVIVED:
+        break
+    return found._replace(seconds=seconds)
