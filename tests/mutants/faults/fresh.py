@@ -25,7 +25,8 @@ FAULTS = [
   ),
   Fault(
     'snapshots hold the evaluated average under every name', 'weights', 'diffusion/training/callbacks.py',
-    'snapshots.update', 'look.parameters(name)', 'look.parameters()', ('tests/training/test_callbacks.py',),
+    'snapshots.update', 'look.parameters(name)', 'look.parameters()',
+    ('tests/training/test_callbacks.py', 'tests/runs/test_guarded_runs.py'),
   ),
   Fault(
     'an ensemble samples with the batch statistics of training', 'weights', 'diffusion/runs/loading.py',
@@ -43,7 +44,7 @@ FAULTS = [
   Fault(
     'the last blocks of a U-Net are skipped more often than at the rate', 'dropout', 'diffusion/models/unet.py',
     'UNet.__call__', 'levels * (2 * self.blocks + 1) + 2', 'levels * 2 * self.blocks + 2',
-    ('tests/models/test_unet.py', 'tests/models/test_dropout.py'),
+    ('tests/models/test_unet.py', 'tests/models/test_dropout.py', 'tests/models/test_places.py'),
   ),
   Fault(
     'held-out losses are those of thinned networks', 'dropout', 'diffusion/evaluation/gap.py',
