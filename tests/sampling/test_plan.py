@@ -58,6 +58,26 @@ def test_every_network_of_monte_carlo_counts(draws):
   assert check(Sampling(steps=5, monte_carlo=draws, guidance=2.0)) == 10 * draws
 
 
+def test_both_branches_of_guidance_are_thinned_alike():
+  """Told the same keys, those of each draw and each sample being others."""
+  told = {'label': [], 'null': []}
+
+  def branch(name):
+    def denoise(z, t, key=None):
+      told[name].append(jax.random.key_data(key))
+      return Prediction(z, z)
+
+    return denoise
+
+  path = gaussian.bind(DIFFUSION, ())
+  keys, number = rng.row_keys(jax.random.key(0), jnp.arange(3)), jnp.arange(3)
+  sampling = Sampling(steps=2, guidance=2.0, monte_carlo=2, wrappers=())
+  planned = plan.plan(sampling, path, branch('label'), branch('null'), keys, number)
+  planned.denoise(jnp.zeros((3, 2)), jnp.full(3, 0.5))
+  np.testing.assert_array_equal(told['label'], told['null'])
+  assert np.unique(np.reshape(told['label'], (6, -1)), axis=0).shape[0] == 6
+
+
 def test_an_unconditional_network_cannot_be_guided_and_needs_no_guidance():
   assert check(Sampling(steps=5), num_classes=0) == 5
   for scale in (0.0, 2.0):

@@ -12,7 +12,7 @@ from benchmarks import samplers as benchmark
 from diffusion import rng
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import grids, guidance, likelihood, samplers, solvers, wrappers
-from diffusion.types import Prediction
+from diffusion.types import Prediction, Sampler
 from tests.compiled import optimized
 
 WEIGHTS = np.array([0.3, 0.7])
@@ -382,6 +382,39 @@ def test_inpainting_keeps_what_is_known_and_repeats_bring_the_rest_to_its_condit
   once, often = mean(1), mean(10)
   assert abs(often - 0.9) < 0.5 * abs(once - 0.9)
   assert abs(often - 0.9) < 0.1
+
+
+def test_a_langevin_step_is_of_the_level_that_the_predictor_arrived_at():
+  """By a predictor that stays, and a denoiser that says what time it is told."""
+  path, count = path_of(), 20000
+  stay = Sampler(init=lambda z: z, step=lambda denoise, keys, z, t, s: z)
+  tell = lambda z, t, key=None: Prediction(z, jnp.broadcast_to(t[:, None], z.shape))  # noqa: E731
+  z, t, s = jnp.zeros((count, 2)), jnp.full(count, 0.6), jnp.full(count, 0.3)
+  sampler = wrappers.predictor_corrector(path, stay, 1, 0.2)
+  found = sampler.step(tell, row_keys(count), z, t, s)
+  sigma = float(path.marginal(s).sigma[0])
+  size = 2 * (0.2 * sigma) ** 2
+  deviation = (2 * size) ** 0.5
+  close = 4 * deviation / (2 * count) ** 0.5
+  np.testing.assert_allclose(found.mean(), -size * 0.3 / sigma, atol=close)
+  np.testing.assert_allclose(found.std(), deviation, rtol=4 / (4 * count) ** 0.5)
+
+
+def test_known_pixels_are_noised_to_the_step_and_back_for_a_repeat():
+  """By a sampler that swaps the two coordinates, so that the unknown one ends as what the last repeat began with."""
+  path, count = path_of(), 20000
+  swap = Sampler(init=lambda z: z, step=lambda denoise, keys, z, t, s: z[:, ::-1])
+  known, mask = jnp.array([[0.8, 0.0]]), jnp.array([True, False])
+  t, s = jnp.full(count, 0.6), jnp.full(count, 0.3)
+  z = 5 + jnp.zeros((count, 2))
+  once, twice = (
+    wrappers.inpaint(path, swap, known, mask, repeats).step(None, row_keys(count), z, t, s)
+    for repeats in (1, 2)
+  )
+  for found, time in ((once[:, 0], s), (twice[:, 0], s), (twice[:, 1], t)):
+    alpha, sigma = (float(one[0]) for one in path.marginal(time))
+    np.testing.assert_allclose(found.mean(), 0.8 * alpha, atol=4 * sigma / count**0.5)
+    np.testing.assert_allclose(found.std(), sigma, rtol=4 / (2 * count) ** 0.5)
 
 
 @pytest.mark.parametrize(
