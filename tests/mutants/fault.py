@@ -5,7 +5,7 @@ import contextlib
 import textwrap
 from typing import NamedTuple
 
-# What an issue of this project found to survive, and what else there is.
+# What was found to survive, and what else there is.
 KINDS = (
   'data', 'weights', 'dropout', 'keys', 'order', 'all or nothing', 'factors', 'experiments', 'devices', 'formula',
   'record',
