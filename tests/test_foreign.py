@@ -211,3 +211,14 @@ def test_images_half_as_bright_and_vectors_in_network_units_are_warned_of(save, 
     _, notes = foreign.alike(foreign.read(save(samples=x.astype(np.float32)), ()), data, 'x')
     assert bool(notes) == warned
     assert not warned or "in the data's units?" in notes[0]
+
+
+def test_images_of_more_levels_are_compared_with_all_data_in_brightness(save, digits):
+  given = foreign.read(save(images=images()), NAMES)
+  inputs, notes = evaluate._beside(given, digits)
+  assert 'both are inputs in brightness' in notes[0]
+  assert inputs.units.levels == 256
+  np.testing.assert_array_equal(inputs.samples, given.x)
+  for found, known in ((inputs.train, digits.train), (inputs.held_out, digits.held_out)):
+    np.testing.assert_array_equal(found[0], np.rint(known[0] / 16 * 255))
+    np.testing.assert_array_equal(found[1], known[1])

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion import devices, rng
-from diffusion.evaluation import metric
+from diffusion.data import pipeline
+from diffusion.evaluation import frechet, manifold, memorization, metric, novelty, recognition
 from tests.training import tiny
 
 
@@ -37,3 +38,63 @@ def test_the_noise_of_metrics_is_that_of_nothing_else():
   assert len(others) == 10
   for purpose in others:
     assert not (keys(purpose) == found).all(1).any()
+
+
+def part(count, seed):
+  """Two overlapping classes in the plane."""
+  generator, label = np.random.default_rng(seed), np.arange(count, dtype=np.int32) % 2
+  return generator.normal(label[:, None], 0.7, (count, 2)).astype(np.float32), label
+
+
+LOOKED_AT = {  # of samples, training examples and held-out examples
+  'FD(pixels)': 'samples train',
+  'FD(pixels), infinite samples': 'samples train',
+  'FD(pixels), 50 samples': 'samples train',
+  'FD(pixels), 50 held-out examples': 'train held_out',
+  'kernel distance(pixels)': 'samples train',
+  'kernel distance(pixels), held-out': 'train held_out',
+  'precision(pixels)': 'samples train',
+  'recall(pixels)': 'samples train',
+  'density(pixels)': 'samples train',
+  'coverage(pixels)': 'samples train',
+  'Vendi score(pixels)': 'samples',
+  'Vendi score(pixels), held-out': 'held_out',
+  'sliced Wasserstein distance': 'samples train',
+  'sliced Wasserstein distance, held-out': 'train held_out',
+  'memorized fraction': 'samples train',
+  'its held-out null': 'train held_out',
+  'authenticity': 'samples train',
+  'authenticity, held-out': 'train held_out',
+  'C_T(pixels)': 'samples train held_out',
+  'FLD(pixels)': 'samples train held_out',
+  'recognized as their label': 'samples train',
+  'worst class': 'samples train',
+  'held-out accuracy': 'train held_out',
+}
+
+
+def test_each_finding_looks_at_the_sets_that_it_is_of():
+  """A finding changes with a set that is drawn anew if it looks at it, and else not at all."""
+  made = [
+    frechet.frechet(), frechet.kernel(), manifold.precision_recall(), manifold.density_coverage(), manifold.vendi(),
+    manifold.sliced_wasserstein(), memorization.nearest_neighbor_ratio(0.8), memorization.authenticity(),
+    novelty.data_copying(cells=1), novelty.feature_likelihood(), recognition.recognition(),
+  ]  # fmt: skip
+
+  def found(**seeds):
+    of = {'samples': part(60, 1), 'train': part(80, 2), 'held_out': part(50, 3)}
+    of |= {name: part(len(of[name][0]), seed) for name, seed in seeds.items()}
+    units = pipeline.NormalizationStatistics(None)
+    given = metric.MetricInputs(
+      *of['samples'], of['train'], of['held_out'], 25, ('a', 'b'), units, None, {}
+    )
+    return {one.name: one.value for each in made for one in each.measure(given)}
+
+  known = found()
+  changed = dict.fromkeys(known, '')
+  for which in ('samples', 'train', 'held_out'):
+    others = [found(**{which: seed}) for seed in (11, 12, 13)]
+    for name, value in known.items():
+      if any(repr(other[name]) != repr(value) for other in others):
+        changed[name] += f' {which}'
+  assert {name: which.strip() for name, which in changed.items()} == LOOKED_AT

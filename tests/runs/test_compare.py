@@ -109,6 +109,8 @@ def test_variants_are_what_configurations_differ_in(folders):
   # What is 0 in all runs is left out, unless it is asked for.
   assert compare.quantities(runs, []) == ['validation/eps', 'test/eps']
   assert compare.quantities(runs, ['skipped steps']) == ['skipped steps']
+  runs[3].results['skipped steps'] = 2
+  assert 'skipped steps' in compare.quantities(runs, [])
 
 
 def test_means_and_effects_are_those_of_the_numbers(folders):

@@ -58,6 +58,13 @@ def second():
   return Metric(check_nothing, measure)
 
 
+def scaled(factor):
+  def measure(inputs):
+    return [MetricResult(f'{factor} times the mean', factor * float(inputs.samples.mean()), '')]
+
+  return Metric(check_nothing, measure)
+
+
 def saving(meanwhile):
   """A callback that saves each time, and does something else at step 30 of 40."""
 
@@ -71,7 +78,9 @@ def saving(meanwhile):
 
 def experiment(meanwhile=lambda: None):
   return tiny.experiment(
-    metrics=[first(), second()], validate_every=10, callbacks=[saving(meanwhile)]
+    metrics=[first(), second(), scaled(2), scaled(3)],
+    validate_every=10,
+    callbacks=[saving(meanwhile)],
   )
 
 
@@ -79,6 +88,12 @@ def experiment(meanwhile=lambda: None):
 def whole(tmp_path_factory):
   """A run that nothing happened to."""
   return diffusion.train(experiment(), tmp_path_factory.mktemp('judged') / 'whole')
+
+
+def test_two_metrics_that_one_function_made_are_two(whole):
+  found = whole.record['results']
+  assert found['2 times the mean'] == pytest.approx(2 * found['mean'])
+  assert found['3 times the mean'] == pytest.approx(3 * found['mean'])
 
 
 def files(folder, pattern='*'):

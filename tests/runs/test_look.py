@@ -4,6 +4,7 @@ import inspect
 import pathlib
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -115,6 +116,20 @@ def test_parameters_and_averages_are_the_state_s_on_the_host(look):
       assert isinstance(leaf, np.ndarray)
       np.testing.assert_array_equal(leaf, tiny.leaves(ema)[path])
   assert any((tiny.leaves(ema)[p] != leaf).any() for p, leaf in tiny.leaves(state.params).items())
+
+
+def test_the_averages_are_those_of_its_own_run_among_several(look):
+  state = look._program.get(0)
+  other = state._replace(averages=jax.tree.map(lambda leaf: leaf + 1, state.averages))
+
+  class Two:
+    get = staticmethod((state, other).__getitem__)
+
+  first, second = (
+    LookAtRun(look._run, k, Two, row={}, recomputed=True).parameters('ema') for k in (0, 1)
+  )
+  for path, leaf in tiny.leaves(first).items():
+    np.testing.assert_array_equal(tiny.leaves(second)[path], leaf + 1)
 
 
 def test_the_denoiser_is_the_network_with_the_evaluation_parameters(look):
