@@ -271,6 +271,16 @@ def test_a_signal_in_the_last_dispatch_is_told_and_costs_no_second_save():
   assert [save.step for save in run.saves] == [20]
 
 
+def test_the_time_that_a_run_took_is_of_all_its_starts():
+  noted = {}
+  run = types.SimpleNamespace(
+    record={'wall_seconds': 5.0}, position=Position(7, 7), reason='all 7 steps done',
+    note=lambda **found: noted.update(found),
+  )  # fmt: skip
+  training._conclude(run, 2.0, types.SimpleNamespace(name=''), False)
+  assert (noted['wall_seconds'], noted['step'], noted['status']) == (7.0, 7, 'finished')
+
+
 def test_a_run_goes_on_from_where_it_stands():
   run = Noted()
   run.position = Position(40, 60)

@@ -404,11 +404,13 @@ def test_known_pixels_are_noised_to_the_step_and_back_for_a_repeat():
   """By a sampler that swaps the two coordinates, so that the unknown one ends as what the last repeat began with."""
   path, count = path_of(), 20000
   swap = Sampler(init=lambda z: z, step=lambda denoise, keys, z, t, s: z[:, ::-1])
-  known, mask = jnp.array([[0.8, 0.0]]), jnp.array([True, False])
+  known, mask = jnp.array([[0.8, 0.0], [0.8, 0.0]]), jnp.array([True, False])
   t, s = jnp.full(count, 0.6), jnp.full(count, 0.3)
   z = 5 + jnp.zeros((count, 2))
   once, twice = (
-    wrappers.inpaint(path, swap, known, mask, repeats).step(None, row_keys(count), z, t, s)
+    wrappers.inpaint(path, swap, known, mask, repeats)
+    .of_rows(jnp.arange(count))
+    .step(None, row_keys(count), z, t, s)
     for repeats in (1, 2)
   )
   for found, time in ((once[:, 0], s), (twice[:, 0], s), (twice[:, 1], t)):
