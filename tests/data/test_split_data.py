@@ -154,6 +154,19 @@ def test_examples_of_your_own_are_held_out_where_every_class_has_one():
     sources.with_held_out(train, small).load()
 
 
+def test_none_is_lost_where_the_data_holds_out_its_own_validation():
+  """Of the 80 others a quarter is carved for the test, and nothing more, whatever share there is for validation."""
+  random = np.random.default_rng(0)
+  x, label = random.normal(size=(100, 3)).astype(np.float32), np.arange(100) % 2
+  whole, mine = (
+    sources.arrays('x', x[part], label[part], levels=None, class_names=('a', 'b'))
+    for part in (slice(80), slice(80, 100))
+  )
+  data = split(sources.with_held_out(whole, mine).load(), fractions=splits.Fractions(0.3, 0.25))
+  assert data.sizes == {'train': 60, 'validation': 20, 'test': 20}
+  np.testing.assert_array_equal(data.validation[0], x[80:])
+
+
 def test_too_few_for_validation_are_refused():
   with pytest.raises(ValueError, match='validation needs at least 2 examples, got 0: hold out'):
     split(vectors(), fractions=splits.Fractions(0.0, 0.25))

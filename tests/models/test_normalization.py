@@ -42,11 +42,12 @@ def standard(x, axes, epsilon=1e-6):
 
 
 def test_group_layer_and_rms_norm_in_closed_form(x64):
-  module, variables = start(normalization.group())
-  grouped = standard(X.reshape(6, 4, 5, 2, 4), (1, 2, 4)).reshape(X.shape)
-  scale, bias = parameters(variables)
-  found = module.apply(variables, jnp.asarray(X), None, None, RUNNING)
-  np.testing.assert_allclose(found, grouped * scale + bias, atol=1e-8)
+  for norm, groups in ((normalization.group(), 2), (normalization.group(most=1), 1)):
+    module, variables = start(norm)
+    grouped = standard(X.reshape(6, 4, 5, groups, -1), (1, 2, 4)).reshape(X.shape)
+    scale, bias = parameters(variables)
+    found = module.apply(variables, jnp.asarray(X), None, None, RUNNING)
+    np.testing.assert_allclose(found, grouped * scale + bias, atol=1e-8)
   module, variables = start(normalization.layer())
   scale, bias = parameters(variables)
   found = module.apply(variables, jnp.asarray(X), None, None, RUNNING)
