@@ -22,6 +22,7 @@ from diffusion.objectives import losses, penalties, times, weights
 from diffusion.optimizers import averaging, chains, schedules
 from diffusion.process import gaussian, marginals, parameterizations
 from diffusion.process import schedules as noise
+from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json_lines
 from diffusion.runs import population
 from diffusion.runs.run import prepare
@@ -235,9 +236,12 @@ def test_what_an_evaluation_is_asked_for_is_what_an_experiment_says(made):
     ),
   ):
     told = build(Config())._replace(sampling=plan._replace(**said))
-    found = diffusion.evaluate(folder, build(Config()), **asked)
-    assert found == diffusion.evaluate(folder, told)
-    assert found != run.record['results']
+    found, samples = [], []
+    for experiment, request in ((build(Config()), asked), (told, {})):
+      found.append(diffusion.evaluate(folder, experiment, **request))
+      samples.append(stored(folder / read_record(folder)['samples'][-1]['file'])[0])
+    assert found[0] == found[1] != run.record['results']
+    np.testing.assert_array_equal(*samples)
 
 
 def test_a_member_of_a_population_is_the_run_alone(made, tmp_path):
@@ -256,3 +260,5 @@ def test_a_member_of_a_population_is_the_run_alone(made, tmp_path):
   assert one.keys() == other.keys()
   np.testing.assert_allclose(other['validation/eps'], one['validation/eps'], rtol=1e-4)
   np.testing.assert_allclose(other['test/eps']['estimate'], one['test/eps']['estimate'], rtol=1e-4)
+  samples = [stored(at / 'samples.npz')[0].astype(int) for at in (folder, tmp_path / 'seed=3')]
+  assert (samples[0] != samples[1]).mean() < 0.01
