@@ -236,9 +236,9 @@ def test_what_an_evaluation_is_asked_for_is_what_an_experiment_says(made):
     ),
   ):
     told = build(Config())._replace(sampling=plan._replace(**said))
-    found, samples = [], []
+    found, samples, judges = [], [], ['nearest_neighbor_ratio']
     for experiment, request in ((build(Config()), asked), (told, {})):
-      found.append(diffusion.evaluate(folder, experiment, **request))
+      found.append(diffusion.evaluate(folder, experiment, metrics=judges, **request))
       samples.append(stored(folder / read_record(folder)['samples'][-1]['file'])[0])
     assert found[0] == found[1] != run.record['results']
     np.testing.assert_array_equal(*samples)
