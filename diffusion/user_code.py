@@ -11,7 +11,7 @@ import pathlib
 import sys
 import sysconfig
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from diffusion import citations
@@ -150,7 +150,7 @@ def _states_in(text: str) -> frozenset[str]:
 
 def _states_of(function: Any) -> set[str]:
   """What a function changes that is not its own."""
-  nodes = list(ast.walk(function))
+  nodes = list(_nodes_of(function))
   shared = {
     name for node in nodes if isinstance(node, ast.Global | ast.Nonlocal) for name in node.names
   }
@@ -178,6 +178,17 @@ def _states_of(function: Any) -> set[str]:
     elif _is_of_self(place) and not begins:
       found.add(f'self.{place.attr}')
   return (found - (own - shared)) | shared
+
+
+def _nodes_of(function: ast.AST) -> Iterator[ast.AST]:
+  """Its nodes, without what classes in it begin with: that is looked at by itself, and changes nothing."""
+  due = [function]
+  while due:
+    node = due.pop()
+    yield node
+    due += [
+      one for one in ast.iter_child_nodes(node) if getattr(one, 'name', '') not in _BEGINNINGS
+    ]
 
 
 def _is_of_self(node: ast.AST) -> bool:

@@ -451,3 +451,41 @@ def test_every_experiment_is_described_alike_by_two_processes(tmp_path):
   assert len(one) > 100
   assert len(set(one.values())) > len(one) - 3
   assert one['digits 1'] == fingerprint.digest(described(built()))
+
+
+class Held:
+  """Of the user's own, with a number that it is given."""
+
+  def __init__(self, size):
+    self.size = size
+
+  def get(self):
+    return self.size
+
+
+def made_inside(size):
+  class Inside(Held):
+    def __init__(self, size):
+      self.size = size
+
+  return Inside(size)
+
+
+def test_sets_methods_and_objects_are_described_by_what_they_hold():
+  """Also where the class is written in a function, and another one beside it has an attribute of that name."""
+  assert (
+    fingerprint.describe({3, 1, 2})
+    == fingerprint.describe({2, 3, 1})
+    != fingerprint.describe({2, 3})
+  )
+  for make in (Held, made_inside):
+    assert (
+      fingerprint.describe(make(1))
+      == fingerprint.describe(make(1))
+      != fingerprint.describe(make(2))
+    )
+    assert (
+      fingerprint.describe(make(1).get)
+      == fingerprint.describe(make(1).get)
+      != fingerprint.describe(make(2).get)
+    )

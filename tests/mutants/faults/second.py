@@ -20,13 +20,19 @@ FAULTS = [
     'diffusion/training/experiment.py', 'EvaluationSettings.applied',
     'plan._replace(sampler=plans.sampler(self.sampler), grid=None)',
     'plan._replace(sampler=plans.sampler(self.sampler))',
-    ('tests/training/test_experiment.py', 'tests/runs/test_evaluating.py', 'tests/test_flags.py'),
+    (
+      'tests/test_equalities.py', 'tests/training/test_experiment.py', 'tests/runs/test_evaluating.py',
+      'tests/test_flags.py',
+    ),
   ),
   Fault(
     'the batch statistics of an evaluation are those of what a curriculum lets through by then', 'weights',
     'diffusion/training/step.py', 'make_recompute_statistics.recompute_statistics.one',
     'step=jnp.full((), experiment.num_steps)', 'step=state.step',
-    ('tests/training/test_batch_statistics.py', 'tests/training/test_step.py', 'tests/test_wiring.py'),
+    (
+      'tests/test_equalities.py', 'tests/training/test_batch_statistics.py', 'tests/training/test_step.py',
+      'tests/test_wiring.py',
+    ),
   ),
   Fault(
     'the clip rate that is logged is that of the steps before', 'record', 'diffusion/training/step.py',
@@ -42,13 +48,13 @@ FAULTS = [
   Fault(
     'a loaded run clips x0 to [-1, 1] though its images are standardized', 'factors', 'diffusion/runs/loading.py',
     'load', 'fitted(experiment, units)', 'resolved(experiment, units.levels)',
-    ('tests/runs/test_loading.py', 'tests/sampling/test_plan.py', 'tests/test_wiring.py'),
+    ('tests/test_equalities.py', 'tests/runs/test_loading.py', 'tests/sampling/test_plan.py', 'tests/test_wiring.py'),
   ),
   Fault(
     'the batch statistics of a population are recomputed for its first validation alone', 'weights',
     'diffusion/runs/population.py', 'Population.dispatch', 'self._is_recomputed = False', 'pass',
     (
-      'tests/runs/test_population.py', 'tests/runs/test_population_program.py',
+      'tests/test_equalities.py', 'tests/runs/test_population.py', 'tests/runs/test_population_program.py',
       'tests/training/test_batch_statistics.py',
     ),
   ),

@@ -12,6 +12,7 @@ FAULTS = [
     '(terms, rows_loss, moved)',
     '(terms, draws.importance * rows_loss, moved)',
     (
+      'tests/test_equalities.py',
       'tests/training/test_step.py',
       'tests/training/test_learned_schedule.py',
       'tests/objectives/test_times.py',
@@ -75,7 +76,12 @@ FAULTS = [
     if self.grid and not self.sampler:
       plan = plan._replace(grid=plans.grid(self.grid))
     """,
-    ('tests/training/test_experiment.py', 'tests/runs/test_evaluating.py', 'tests/test_launch.py'),
+    (
+      'tests/test_equalities.py',
+      'tests/training/test_experiment.py',
+      'tests/runs/test_evaluating.py',
+      'tests/test_launch.py',
+    ),
   ),
   # runs
   Fault(
@@ -322,6 +328,6 @@ FAULTS = [
     '',
     'times.curriculum_by_loss(times.stratified())',
     'times.curriculum(times.stratified())',
-    ('tests/test_ablation.py', 'tests/test_wiring.py'),
+    ('tests/test_experiments.py', 'tests/test_ablation.py', 'tests/test_wiring.py'),
   ),
 ]
