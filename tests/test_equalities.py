@@ -152,9 +152,13 @@ def test_the_run_is_the_one_written_out(made, written):
   rows = read_json_lines(folder / 'metrics.jsonl')
   logged = [row for row in rows if 'loss' in row]
   assert len(logged) == len(said) // e.log_every
+  clipped = []
   for row, window in zip(logged, np.reshape(said, (-1, e.log_every, 3)), strict=True):
     found = [row[name] for name in ('loss', 'loss/denoise', 'gradient_norm')]
     np.testing.assert_allclose(found, window.mean(0), rtol=1e-3)
+    assert row['clip_rate'] == pytest.approx((window[:, 2] > Config().clip_norm).mean())
+    clipped.append(row['clip_rate'])
+  assert len(set(clipped)) > 1  # or the rate of other steps would be the same
 
 
 def test_its_last_state_is_the_one_written_out(made, written):
