@@ -15,7 +15,7 @@ import optax
 
 from diffusion.data.pipeline import Order
 from diffusion.training.state import Parameters
-from diffusion.types import Batch, Conditioning, Marginal, Path, Rows
+from diffusion.types import NULL, Batch, Conditioning, Marginal, Path, Rows
 
 
 class State(NamedTuple):
@@ -226,7 +226,7 @@ def asking(e, data):
 
 def sampled(e, params, statistics, labels, shape, ends, seed):
   """Samples in network units, by Heun's rule on dy/ds = eps, y = z / alpha, s = sigma / alpha."""
-  plan, count, null = e.sampling, len(labels), jnp.full(len(labels), e.model.num_classes)
+  plan, count, null = e.sampling, len(labels), jnp.full(len(labels), NULL)
   keys = each(seed, 'sampler', count)
   of_dropout = jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(b'monte carlo')))(keys)
 
