@@ -85,6 +85,7 @@ def test_hierarchical_bootstrap_sees_both_sources_of_spread():
     (lambda: statistics.paired_ratio([1.0, 2.0], [1.0, 0.0]), 'baseline holds 0.0'),
     (lambda: statistics.paired_difference([1.0, 2.0], [1.0]), '2 treated and 1 baseline'),
     (lambda: statistics.hierarchical_bootstrap([[1.0]]), 'two or more lists'),
+    (lambda: statistics.hierarchical_bootstrap([[1.0], [math.nan]]), 'two or more lists'),
     (lambda: statistics.hierarchical_bootstrap([[1.0], [2.0]], resamples=5), 'resamples .* 5'),
   ],
 )

@@ -128,6 +128,19 @@ def test_levels_taken_for_brightness_are_named_and_can_be_said(save, digits):
   assert 'brightness 0 to 16' in note
 
 
+@pytest.mark.parametrize('low, high', [(110, 130), (110, 170), (130, 150), (90, 150)])
+def test_a_range_that_ends_elsewhere_on_any_side_is_said(save, low, high):
+  """Of data of 110 to 150, one end each."""
+  between = lambda *ends: np.array(ends, np.uint8)[images(top=2)]  # noqa: E731
+  source = sources.arrays('mine', between(110, 150), np.arange(20) % 2, class_names='ab')
+  data = splits.split_data(source.load(), splits.Fractions(), pipeline.unit_range, None)
+  path = save(images=between(low, high))
+  _, notes = foreign.alike(foreign.read(path, ('a', 'b')), data, path)
+  assert notes == [
+    f'WARNING: the images have brightness {low} to {high}, mine 110 to 150: are they scaled alike?'
+  ]
+
+
 def test_a_folder_of_levels_taken_for_brightness_is_named_too(tmp_path, digits):
   for i, image in enumerate(images(3, top=2)):  # floats from 0 to 1, cut to 0 and 1
     Image.fromarray(image[..., 0]).save(tmp_path / f'{i}.png')

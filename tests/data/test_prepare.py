@@ -442,7 +442,8 @@ def test_two_at_once_are_refused(tmp_path):
 
 
 def test_leftover_of_a_killed_attempt_is_not_reused(tmp_path):
-  """Killed between the last byte and the renaming, it leaves a complete set of other raw files."""
+  """Killed between the last byte and the renaming, it leaves a complete set of other raw files, and an empty folder."""
+  (tmp_path / 'mnist').mkdir()
   write_mnist(tmp_path / 'old', seed=5)
   prepare.prepare('mnist', tmp_path / '.preparing_mnist', tmp_path / 'old', allow_partial=True)
   sets = write_mnist(tmp_path / 'new', seed=7)

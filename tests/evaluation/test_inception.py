@@ -28,6 +28,8 @@ def test_a_distance_says_how_its_images_were_resized_and_fld_whose_number_it_is_
   given = inputs_of(vectors(40)[0], vectors(80)[0], vectors(60)[0])
   for metric in (frechet.frechet(noted), frechet.kernel(noted)):
     assert 'not as pytorch-fid or clean-fid' in metric.measure(given)[0].meaning
+  for metric in (frechet.frechet(), frechet.kernel()):  # of what has no note there is none
+    assert not metric.measure(given)[0].meaning.endswith('; ')
   (fld,) = novelty.feature_likelihood().measure(given)
   assert 'not of the package fld' in fld.meaning
   assert fld.better == 'lower'

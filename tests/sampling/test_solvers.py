@@ -57,7 +57,7 @@ def test_order_of_convergence_on_the_probability_flow_of_a_mixture(name, process
   scale = path.marginal(jnp.asarray(start)).sigma
   z = scale * jnp.asarray(np.random.default_rng(0).normal(size=(16, 2)))
   exact = likelihood.solve(denoise, path, z, start, end, rtol=1e-11, atol=1e-11).z
-  counts, errors = np.array([40, 80, 160, 320, 640]), []
+  counts, errors = np.array([160, 320, 640]), []
   for steps in counts:
     grid = grids.uniform_log_snr(path, int(steps), -8.0, 6.0)
     run = functools.partial(
@@ -65,7 +65,7 @@ def test_order_of_convergence_on_the_probability_flow_of_a_mixture(name, process
     )
     found = jax.jit(lambda keys, run=run: run(keys, (2,)))(row_keys(16))
     errors.append(float(np.sqrt(((found - exact) ** 2).sum(1).mean())))
-  slope = -np.polyfit(np.log(counts[-3:]), np.log(errors[-3:]), 1)[0]
+  slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
   print(f'{name}, {process}: order {slope:.3f}, errors {[f"{e:.2e}" for e in errors]}')
   assert abs(slope - order) < 0.2, (slope, errors)
 
@@ -110,7 +110,7 @@ def test_a_thousand_stochastic_steps_reach_the_mixture(name):
   denoise, sampler = mixture(path), STOCHASTIC[name](path)
   grid = grids.uniform_log_snr(path, 1000, -12.0, 10.0)
   run = optimized(lambda keys: samplers.sample(denoise, path, sampler, grid, keys, (2,)))
-  count = 5000 if 'churn' in name else 20_000  # churn looks up its time for every row
+  count = 5000 if 'churn' in name else 10_000  # churn looks up its time for every row
   assert_the_mixture(np.asarray(run(row_keys(count)), np.float64), slack=0.004)
 
 

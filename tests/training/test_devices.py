@@ -186,7 +186,7 @@ assert '-individual_convolution' in os.environ['XLA_FLAGS']
 
 # As samples are drawn: a network of two levels in a loop, on images of 16 pixels.
 LOOPED = """
-import sys
+import math, sys
 import jax, jax.numpy as jnp, numpy as np
 from diffusion import devices
 from diffusion.models import unet
@@ -194,13 +194,13 @@ from diffusion.types import Conditioning
 devices.configure(64, int(sys.argv[1]), cache=False)
 devices.choose_convolutions()
 model, count = unet.unet(16, (1, 2), 2, ()), jax.device_count()
-key, rows = jax.random.key(0), 128
+key, rows = jax.random.key(0), 32
 z, noise = jax.random.normal(key, (rows, 16, 16, 3)), jnp.zeros(rows)
 told = Conditioning(jnp.zeros(rows, jnp.int32), jnp.zeros((rows, 0)))
-variables = model.init(key, z[:1], noise[:1], jax.tree.map(lambda x: x[:1], told))
-leaves, structure = jax.tree.flatten(variables)
-moved = [x + 0.05 * jax.random.normal(jax.random.fold_in(key, i), x.shape) for i, x in enumerate(leaves)]
-variables = jax.tree.unflatten(structure, moved)
+shapes = jax.eval_shape(model.init, key, z[:1], noise[:1], jax.tree.map(lambda x: x[:1], told))
+random = np.random.default_rng(0)  # compiled draws of every shape would take a minute
+draw = lambda x: random.normal(size=x.shape) / math.prod(x.shape[:-1]) ** 0.5
+variables = jax.tree.map(lambda x: jnp.asarray(draw(x), jnp.float32), shapes)
 def step(z, i):
   return z - 0.02 * model.apply(variables, z, noise, told)[0], None
 def walk(z):
