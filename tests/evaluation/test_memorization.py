@@ -28,6 +28,18 @@ def test_ratios_see_a_copy_of_a_duplicated_image():
   np.testing.assert_array_equal(index[5:9], np.arange(20, 24))
 
 
+@pytest.mark.parametrize('mirrored', [False, True])
+def test_what_is_watched_sees_a_copy_of_a_duplicated_image(mirrored):
+  train = pictures(4, 40)
+  watch = memorization.watch(np.concatenate([train, train]), pictures(5, 30), mirrored=mirrored)
+  found = watch(np.concatenate([train[:15], pictures(6, 15)]))
+  assert (found['memorized/fraction'], found['memorized/null']) == (0.5, 0)
+  assert found['memorized/low'] < 0.5 < found['memorized/high']
+  assert found['memorized/null_high'] > 0
+  # Half of the ratios are 0, and the others are of images that have nothing to do with one another.
+  assert 0.2 < found['memorized/ratio'] < 0.5
+
+
 @pytest.mark.parametrize('copies', [0, 30, 100])
 def test_planted_copies_are_counted(copies):
   train = pictures(6, 300)

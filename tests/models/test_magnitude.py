@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +52,33 @@ def test_blocks_keep_unit_variance_at_initialization():
     block = magnitude.Block(32, encoder, False, (), 1.0)
     y = compiled(lambda b=block: b.init_with_output(jax.random.key(0), x, embedding, Mode())[0])()
     np.testing.assert_allclose((np.asarray(y)[:, 2:-2, 2:-2] ** 2).mean(), 1.0, atol=0.05)
+
+
+def test_all_that_the_network_is_told_comes_in_unit_magnitude():
+  """At initialization: examples, noise level and label, and what each block hears of the last two together."""
+  model, rows = magnitude.unet(**SMALL), 64
+  told = Conditioning(jnp.arange(rows) % 4 - 1, jnp.zeros((rows, 0)))
+  given = normal(rows, 8, 8, 2), jnp.linspace(-1, 1, rows), told
+
+  @compiled
+  def run():
+    heard = {}
+
+    def watch(call, arguments, kwargs, context):
+      if isinstance(context.module, magnitude.Kernel):
+        heard['/'.join(context.module.path)] = jnp.mean(arguments[0] ** 2)
+      return call(*arguments, **kwargs)
+
+    variables = model.init(jax.random.key(0), *given)
+    with nn.intercept_methods(watch):
+      model.apply(variables, *given)
+    return heard
+
+  heard = run()
+  told = [path for path in heard if path.endswith('/embedding')]
+  assert len(told) == 8
+  for path in ('noise', 'label', 'stem', *told):
+    np.testing.assert_allclose(heard[path], 1.0, atol=0.1, err_msg=path)
 
 
 @functools.cache

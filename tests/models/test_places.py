@@ -151,6 +151,26 @@ def test_branches_are_skipped_row_by_row_more_often_the_deeper_and_each_by_itsel
 
 
 @pytest.mark.parametrize('name', NETWORKS)
+def test_where_all_branches_are_skipped_a_row_goes_on_as_it_came(name):
+  """Past them the output is heard from the row itself, as from no path that was dropped as a whole."""
+  make, shape, *_ = NETWORKS[name]
+  model, (z, noise, told) = make(dropout=0.0, drops=DROPS), inputs(shape, 4)
+
+  def skip(call, arguments, kwargs, context):
+    y = call(*arguments, **kwargs)
+    is_branch = isinstance(context.module, dropout.Dropout) and context.module.place == 'branch'
+    return jnp.zeros_like(y) if is_branch else y
+
+  @compiled
+  def run(z):
+    with nn.intercept_methods(skip):
+      return model.apply(awake(name), z, noise, told)[0]
+
+  moved = np.abs(np.asarray(run(z + 0.5) - run(z))).reshape(4, -1)
+  assert (moved.max(1) > 1e-3).all()
+
+
+@pytest.mark.parametrize('name', NETWORKS)
 def test_the_input_is_thinned_once(name):
   ((_, before, after),) = watched(name)[0]['input']
   np.testing.assert_array_equal(
