@@ -16,6 +16,8 @@ from diffusion.commands import evaluate
 from diffusion.data import pipeline
 from diffusion.evaluation import by_name
 from diffusion.evaluation.metric import MetricResult, Plan, proportion, results_to_json, told
+from diffusion.models import mlp
+from diffusion.process import parameterizations
 from diffusion.proportions import Counts
 from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json
@@ -236,6 +238,18 @@ def test_samples_are_drawn_by_what_is_asked_for_and_known_by_it(monkeypatch):
     assert samples._of({'samples': [{'identity': identity | {name: other}}]}, identity) == []
   kept = {'identity': dict(identity), 'file': 'a.npz'}
   assert samples._of({'samples': [kept]}, identity) == [kept]
+  # An evaluation may be given another experiment than the run's: what of it a sample depends on, and what not.
+  for known, changes in (
+    (False, {'model': mlp.mlp(16, 1, num_classes=2)}),
+    (False, {'diffusion': made.diffusion._replace(parameterization=parameterizations.eps())}),
+    (False, {'evaluation_average': 'another'}),
+    (False, {'sampling': made.sampling._replace(sampler=solvers.heun)}),
+    (True, {'sampling': made.sampling._replace(per_class=9, grid_rows=3)}),
+    (True, {'batch_size': 9}),
+  ):
+    run.experiment = made._replace(**changes)
+    evaluating._inputs(run, weights, best, asked)
+    assert (seen.pop()[-1] == identity) == known, changes
 
 
 def test_as_many_samples_are_drawn_as_are_asked_for_or_more_where_classes_do_not_divide_them():
