@@ -244,6 +244,11 @@ def test_an_ensemble_has_the_batch_statistics_of_the_parameters_that_are_evaluat
   other = run._replace(state=state._replace(evaluation_statistics=state.statistics))
   assert np.abs(found - other.sample(labels, 3)).max() > 1e-3
   assert np.abs(found - run.sample(labels, 4)).max() > 1e-3
+  # Each member has its own: a mean is that of either order, and of the two that there are.
+  pairs = [(run, other), (other, run), (run, run), (other, other)]
+  both, turned, *alike = (loading.Ensemble(pair).sample(labels, 3) for pair in pairs)
+  np.testing.assert_allclose(both, turned, atol=1e-5)
+  assert min(np.abs(both - one).max() for one in alike) > 1e-4
   z, t = jnp.ones((3, 8)), jnp.full(3, 0.4)
   plain = run._replace(state=state._replace(statistics=state.evaluation_statistics))
   eps, same, changed = (one.denoiser(labels)(z, t).eps for one in (run, plain, other))
