@@ -107,12 +107,15 @@ def test_samples_that_are_compared_begin_with_the_same_noise(monkeypatch):
   run = TRAINED._replace(
     experiment=made, state=state, parameters=state.params, units=data.units, class_names=('0', '1')
   )
-  parts = {'a': data.train, 'b': data.held_out}
+  own = run.sample(np.tile([0, 1], 10), 0)  # what both draw is in the training set of the first
+  parts = {'a': (np.concatenate([data.train[0], own]),), 'b': data.held_out}
   monkeypatch.setattr(agreement, 'data_of', lambda folder, moved: Data(parts[folder.name]))
   monkeypatch.setattr(agreement, 'load', lambda folder: run)
   found = {one.name: one.value for one in agreement.compare('a', 'b', 20, 0)}
   assert abs(found['distance ratio'].estimate) < 1e-6
   assert found['distance of pairs, shuffled'].low > 0.1
+  copies = [found[f'memorized fraction, {which} model'].estimate for which in ('first', 'second')]
+  assert copies[0] == 1 > copies[1]
 
 
 @pytest.mark.parametrize('given', [{'samples': -3}, {'steps': -1}, {'samples': 2.0}])

@@ -287,6 +287,20 @@ def test_churn_keeps_the_marginal_at_the_higher_level():
   assert abs(float(higher.var()) - expected) < 4.5 * expected * np.sqrt(2 / 50_000)
 
 
+@pytest.mark.parametrize('amount', [0.0, 0.5, 1.0, 1.5])
+def test_the_noise_of_churn_is_scaled(amount):
+  """By a denoiser that sees no noise, so that z / alpha moves by what is added alone."""
+  path, count = path_of(), 20000
+  none = lambda z, t, key=None: Prediction(z, jnp.zeros_like(z))  # noqa: E731
+  t, s = jnp.full(count, 0.6), jnp.full(count, 0.5)
+  sampler = solvers.heun(path, churn=0.3, noise_scale=amount)
+  found = np.asarray(sampler.step(none, row_keys(count), jnp.ones((count, 2)), t, s))
+  (alpha_t, sigma_t), (alpha_s, _) = ([float(c[0]) for c in path.marginal(time)] for time in (t, s))
+  moved = found / alpha_s - 1 / alpha_t
+  added = amount * (1.3**2 - 1) ** 0.5 * sigma_t / alpha_t
+  np.testing.assert_allclose(moved.std(), added, rtol=4 / (2 * count) ** 0.5, atol=1e-5)
+
+
 def test_churn_stops_at_the_end_of_the_schedule_and_outside_its_interval():
   path = path_of('variance exploding')
 
@@ -417,6 +431,25 @@ def test_known_pixels_are_noised_to_the_step_and_back_for_a_repeat():
     alpha, sigma = (float(one[0]) for one in path.marginal(time))
     np.testing.assert_allclose(found.mean(), 0.8 * alpha, atol=4 * sigma / count**0.5)
     np.testing.assert_allclose(found.std(), sigma, rtol=4 / (2 * count) ** 0.5)
+
+
+def test_each_repeat_of_inpainting_draws_its_own_noise():
+  """By a sampler that adds noise, with nothing known: variances add up, those of equal draws would do so as amounts."""
+  path, count = path_of(), 20000
+  add = Sampler(
+    init=lambda z: z, step=lambda denoise, keys, z, t, s: z + rng.normal(keys, z.shape[1:])
+  )
+  t, s = jnp.full(count, 0.6), jnp.full(count, 0.3)
+  sampler = wrappers.inpaint(path, add, jnp.zeros((1, 2)), jnp.array([False, False]), 3)
+  found = np.asarray(sampler.step(None, row_keys(count), jnp.zeros((count, 2)), t, s))
+  (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+    [float(c[0]) for c in path.marginal(time)] for time in (t, s)
+  )
+  back = alpha_t / alpha_s  # and the noise between is what is missing to sigma_t
+  variance = 1.0
+  for _ in range(2):
+    variance = back**2 * variance + sigma_t**2 - (back * sigma_s) ** 2 + 1
+  np.testing.assert_allclose(found.var(), variance, rtol=4 / count**0.5)
 
 
 @pytest.mark.parametrize(
