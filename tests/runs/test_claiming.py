@@ -185,6 +185,31 @@ def test_allowed_changes_are_told_and_both_files_are_kept(place, capsys):
     place.claimed(width=8)
 
 
+def test_what_is_adopted_is_recorded_as_a_run_begun_so_would_be(place):
+  """Of all that is recorded of what is built."""
+  before = place.record()
+  place.edit(
+    'seed=c.seed',
+    'seed=7, sampling=Sampling(steps=9), evaluation_noise=gap.evaluation_noise(levels=4, draws=3)',
+  )
+  imports = 'from diffusion.evaluation import gap\nfrom diffusion.sampling.plan import Sampling\n'
+  place.source.write_text(imports + place.source.read_text())
+  place.edit('augment=beside.augment', 'augment=beside.augment, clip_norm=2.0')
+  place.claimed(Terms(allow_changes=True), width=8).adopt()
+  adopted = place.record()
+  place.run = place.run.with_name('fresh')
+  place.claimed(width=8)
+  fresh = place.record()
+  same = ('experiment', 'config', 'data', 'bank', 'seed', 'num_steps', 'techniques', 'fingerprint')
+  assert {name: adopted[name] for name in same} == {name: fresh[name] for name in same}
+  assert {name for name in same if before[name] != adopted[name]} >= {
+    'config',
+    'bank',
+    'seed',
+    'fingerprint',
+  }
+
+
 def test_an_end_that_has_passed_is_no_change_to_go_on_with(place):
   place.edit('seed=c.seed', 'seed=c.seed, num_steps=20')
   run = place.claimed(Terms(allow_changes=True))
