@@ -91,3 +91,14 @@ def test_stored_samples_that_are_cut_short_or_gone_are_named(tmp_path):
     with pytest.raises(ValueError, match=r'samples\.npz cannot be read .*drawn again'):
       samples.stored(path)
     path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize('start, stop', [(0, 7), (0, 40), (5, 6), (5, 23), (17, 64)])
+def test_each_sample_is_asked_for_what_its_number_is_told(start, stop, monkeypatch):
+  monkeypatch.setattr(samples.draw, 'CHUNK', 2)
+  told = np.random.default_rng(0).integers(0, 10, stop)
+  run = SimpleNamespace(sample=lambda weights, told, numbers: np.stack([numbers, told], 1))
+  blocks = list(samples._draw(run, None, told, start, stop))
+  expected = np.stack([np.arange(start, stop), told[start:]], 1)
+  np.testing.assert_array_equal(np.concatenate(blocks), expected)
+  assert [len(one) % 8 for one in blocks[:-1]] == [0] * (len(blocks) - 1)

@@ -278,7 +278,7 @@ FAULTS = [
     '_draw',
     'conditions.take(condition, numbers)',
     'conditions.take(condition, numbers - start)',
-    ('tests/runs/test_judged.py', 'tests/runs/test_samples.py', 'tests/runs/test_evaluating.py'),
+    ('tests/runs/test_samples.py', 'tests/runs/test_evaluating.py'),
   ),
   Fault(
     'the wrappers of a sampling plan are put around the denoiser last one first',
