@@ -17,7 +17,7 @@ from tests import prepared
 
 PREPARED = pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
 needs_mnist = pytest.mark.skipif(
-  not (PREPARED / 'mnist').is_dir(), reason=f'no prepared MNIST in {PREPARED}'
+  not any(PREPARED.glob('mnist/*/dataset_info.json')), reason=f'no prepared MNIST in {PREPARED}'
 )
 
 

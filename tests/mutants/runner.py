@@ -79,6 +79,9 @@ def _tests(tree: str, arguments: list[str], log: str, answers) -> None:
       os.dup2(file.fileno(), channel)
   os.chdir(tree)
   os.environ['PYTHONPATH'] = tree
+  os.environ['HOME'] = str(
+    pathlib.Path(tree).parent
+  )  # gone with the tree, whatever a fault writes there
   sys.path[:] = [tree, *(one for one in sys.path if one not in ('', str(ROOT)))]
   for name in [one for one in sys.modules if one.partition('.')[0] in ('tests', 'diffusion')]:
     del sys.modules[name]
