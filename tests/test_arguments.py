@@ -17,7 +17,7 @@ from diffusion.evaluation import (
   novelty,
   same_noise,
   stability,
-)  # fmt: skip
+)
 from diffusion.models import embeddings, normalization
 from diffusion.process import betas, gaussian, marginals, parameterizations, schedules
 from diffusion.reporting import latex, tables

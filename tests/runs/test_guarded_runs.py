@@ -134,9 +134,8 @@ def test_a_run_that_was_rolled_back_replays_and_resumes_to_the_bit(tmp_path, hit
   for at in (93, 125, None):
     part = Ended(tmp_path / 'parts', experiment(), BAD, interrupt_at=at)
     assert part.position.batches_seen == at or (at is None and part.reason == hit.reason)
-    if (
-      at == 125
-    ):  # a start that is killed leaves rows beyond what is saved; their steps, counted back, may be before it
+    if at == 125:
+      # As a start leaves them that is killed: beyond what is saved, and yet of steps before it, as it went back.
       lines = (hit.folder / 'metrics.jsonl').read_text().splitlines(keepends=True)
       beyond = [line for line in lines if json.loads(line)['cursor'] > at]
       assert json.loads(beyond[0])['step'] < at
