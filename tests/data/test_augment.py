@@ -287,6 +287,10 @@ def test_color_jitter_by_its_formula():
   x = x.mean() + 2.0**c * (x - x.mean()) + b
   np.testing.assert_allclose(found, x, atol=1e-5)
   assert min(abs(b), abs(c), abs(s)) > 0
+  many = jax.jit(jax.vmap(augment.color_jitter(0.3, 0.5, 0.7).transform))
+  _, did = many(keys(1000), jnp.zeros((1000, 1, 1, 3)))
+  for one, reach in zip(np.asarray(did, np.float64).T, (0.3, 0.5, 0.7), strict=True):
+    assert stats.kstest(one / reach / 2 + 0.5, 'uniform').pvalue > 1e-3  # each has its own range
 
 
 def test_cutout_zeroes_a_square_around_what_it_says():
@@ -305,8 +309,9 @@ def test_cutout_zeroes_a_square_around_what_it_says():
 
 
 def test_the_place_of_a_crop_says_nothing_of_its_side():
-  _, did = jax.jit(jax.vmap(augment.crop(0.5).transform))(keys(2000), jnp.zeros((2000, 4, 4, 1)))
+  _, did = jax.jit(jax.vmap(augment.crop(0.3).transform))(keys(2000), jnp.zeros((2000, 4, 4, 1)))
   smaller, *place = np.asarray(did, np.float64).T
+  assert stats.kstest(smaller / 0.7, 'uniform').pvalue > 1e-3  # sides from 0.3 to 1
   for one in place:
     share = one / smaller  # uniform on [-1/2, 1/2], whatever the side
     assert stats.kstest(share + 0.5, 'uniform').pvalue > 1e-3
@@ -363,6 +368,8 @@ def test_at_the_end_of_its_range_each_is_the_identity(name):
 @pytest.mark.parametrize('name', ON)
 def test_each_is_live_leaves_the_rest_and_depends_on_its_own_row(name):
   before, after = batch(), apply(ON[name])
+  _, did = jax.eval_shape(ON[name].transform, jax.random.key(0), before.x[0])
+  assert (ON[name].name, did.shape) == (name, (ON[name].size,))
   assert (np.abs(np.asarray(after.x - before.x)).max((1, 2, 3)) > 1e-3).mean() > 0.4
   assert_only_x_changed(before, after)
   chosen = np.array([200, 3, 77])
@@ -373,9 +380,12 @@ def test_each_is_live_leaves_the_rest_and_depends_on_its_own_row(name):
 def test_conditioned_acts_seldom_and_says_what_it_did():
   """Rows it left alone are themselves under label zero; the others are what their label says."""
   made = augment.conditioned(0.25, augment.flip(), augment.rotate(40.0))
-  before, after = batch(), apply(made)
+  before = batch()._replace(augment_label=jnp.full((ROWS, 2), 7.0))  # of another one before
+  after = apply(made, data=before)
   label = np.asarray(after.augment_label)
-  assert label.shape == (ROWS, 3)
+  assert label.shape == (ROWS, 2 + 3)
+  np.testing.assert_array_equal(label[:, :2], 7)
+  label = label[:, 2:]
   untouched = (label == 0).all(1)
   x, y = np.asarray(before.x), np.asarray(after.x)
   np.testing.assert_array_equal(y[untouched], x[untouched])
@@ -429,7 +439,7 @@ def test_vectors_are_refused_by_name(name):
 
 def test_turns_that_nobody_is_told_of_are_named():
   given = augment.chain(
-    augment.flip(), augment.shift(1), augment.rotate(90.0), augment.rotate(10.0)
+    augment.flip(), augment.shift(1), augment.rotate(46.0), augment.rotate(45.0)
   )
   assert augment.leaky_turns(given) == ['flip', 'rotate']
   assert augment.leaky_turns(augment.flip()) == ['flip']

@@ -18,12 +18,12 @@ def test_the_pace_is_linear_and_ends_at_all():
   )
 
 
-def restricted(share, rows=4000, n=50):
+def restricted(share, rows=4000, n=50, examples=None):
   random = np.random.default_rng(0)
   order = jnp.asarray(random.permutation(n).astype(np.int32))
   index = jnp.asarray(random.integers(n, size=rows).astype(np.int32))
   keys = rng.row_keys(jax.random.key(0), jnp.arange(rows))
-  found = pipeline.restrict(index, keys, jnp.asarray(share), order)
+  found = pipeline.restrict(index, keys, jnp.asarray(share), order, examples)
   return np.asarray(found), np.asarray(index), np.asarray(order)
 
 
@@ -35,6 +35,9 @@ def test_a_restricted_batch_holds_the_first_share_evenly_and_a_full_one_is_the_e
   assert ((counts[order[:15]] - expected) ** 2 / expected).sum() < 40  # chi-square, 14 degrees
   found, index, _ = restricted(1.0)
   np.testing.assert_array_equal(found, index)
+  # 16.2, 16.6 and 0.05 of 50, and half of the first 21, to the nearest number but 0.
+  for share, examples, count in ((0.324, None, 16), (0.332, None, 17), (0.001, None, 1), (0.45, 21, 9)):
+    assert set(restricted(share, examples=examples)[0]) == set(order[:count])
 
 
 def test_by_class_ranks_by_the_given_order_and_refuses_another_one():
@@ -68,16 +71,16 @@ def test_distance_to_the_class_mean_in_closed_form():
 
 
 def batch():
-  x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 2)))
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 12, 2)))
   return Batch(x, jnp.zeros(3, int), jnp.zeros((3, 0)), jnp.zeros(3, int))
 
 
 def test_by_resolution_averages_blocks_that_shrink_to_pixels():
-  made = curriculum.by_resolution(2, 0.5)
+  made = curriculum.by_resolution(2, 0.8)
   assert made.rank is None
-  for progress, size in ((0.0, 4), (0.2, 4), (0.26, 2), (0.49, 2), (0.5, 1), (1.0, 1)):
+  for progress, size in ((0.0, 4), (0.39, 4), (0.41, 2), (0.79, 2), (0.8, 1), (1.0, 1)):
     x = np.asarray(made.transform(batch(), jnp.asarray(progress)).x)
-    blocks = x.reshape(3, 8 // size, size, 8 // size, size, 2)
+    blocks = x.reshape(3, 8 // size, size, 12 // size, size, 2)
     assert np.abs(blocks - blocks[:, :, :1, :, :1]).max() == 0  # constant within a block
     whole = np.asarray(batch().x).reshape(blocks.shape).mean((2, 4))
     np.testing.assert_allclose(blocks[:, :, 0, :, 0], whole, atol=1e-6)
@@ -85,8 +88,11 @@ def test_by_resolution_averages_blocks_that_shrink_to_pixels():
 
 
 def test_images_that_cannot_be_halved_are_refused():
-  with pytest.raises(ValueError, match=r'sides divisible by 16, got \(8, 8, 2\)'):
-    curriculum.by_resolution(4).transform(batch(), jnp.zeros(()))
+  lying = batch()
+  standing = lying._replace(x=lying.x.swapaxes(1, 2))
+  for images, sides in ((lying, '8, 12'), (standing, '12, 8')):  # one side alone cannot
+    with pytest.raises(ValueError, match=rf'sides divisible by 8, got \({sides}, 2\)'):
+      curriculum.by_resolution(3).transform(images, jnp.zeros(()))
 
 
 def indices_of(experiment, step):
