@@ -165,3 +165,5 @@ def test_what_cannot_be_ordered_is_refused():
     Order(0, np.arange(0))
   with pytest.raises(ValueError, match=r'2147483648 training examples exceed'):
     pipeline.check_size(2**31)
+  for examples in (1, 2**31 - 1):
+    pipeline.check_size(examples)

@@ -36,7 +36,12 @@ def test_a_restricted_batch_holds_the_first_share_evenly_and_a_full_one_is_the_e
   found, index, _ = restricted(1.0)
   np.testing.assert_array_equal(found, index)
   # 16.2, 16.6 and 0.05 of 50, and half of the first 21, to the nearest number but 0.
-  for share, examples, count in ((0.324, None, 16), (0.332, None, 17), (0.001, None, 1), (0.45, 21, 9)):
+  for share, examples, count in (
+    (0.324, None, 16),
+    (0.332, None, 17),
+    (0.001, None, 1),
+    (0.45, 21, 9),
+  ):
     assert set(restricted(share, examples=examples)[0]) == set(order[:count])
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion.data import pipeline
+from diffusion.data.records import DiskRecords
 
 
 def test_normalize_is_exactly_inverted_for_all_numbers_of_levels():
@@ -92,6 +93,7 @@ def test_standardized_data_has_mean_zero_and_deviation_one(levels):
   found = np.asarray(pipeline.normalize(jnp.asarray(x), units), np.float64)
   np.testing.assert_allclose([found.mean(), found.std()], [0, 1], atol=1e-5)
   np.testing.assert_allclose(pipeline.sigma_data(x, units), 1.0, rtol=1e-6)
+  np.testing.assert_allclose(pipeline.span(x, units), [found.min(), found.max()], rtol=1e-5)
   back = pipeline.denormalize(found, units)
   if levels:
     np.testing.assert_array_equal(back, x)
@@ -108,6 +110,27 @@ def test_moments_are_exact_and_do_not_depend_on_the_parts_read():
   variance = sum((v - mean) ** 2 for v in exact) / len(exact)
   assert pipeline.moments(x) == (float(mean), pytest.approx(math.sqrt(variance), rel=1e-15))
   assert pipeline.moments(x[::-1]) == pipeline.moments(x)
+
+
+@pytest.mark.parametrize('levels', [17, 256, None])
+def test_the_span_and_the_deviation_of_data_are_those_of_its_network_units(levels):
+  """Of levels that do not fill their range, and of floats, in what an experiment has that names nothing."""
+  rng = np.random.default_rng(2)
+  x = (
+    rng.integers(3, levels - 5, (40, 4, 3, 2)).astype(np.uint8)
+    if levels
+    else rng.normal(3, 7, (40, 5))
+  )
+  units = pipeline.usual(levels)(x, levels)
+  found = 2 * x.astype(float) / (levels - 1) - 1 if levels else (x - x.mean()) / x.std()
+  assert (units == pipeline.NormalizationStatistics(levels)) == bool(levels)
+  np.testing.assert_allclose(pipeline.span(x, units), [found.min(), found.max()], rtol=1e-6)
+  np.testing.assert_allclose(pipeline.sigma_data(x, units), found.std(), rtol=1e-6)
+  unread = DiskRecords('nowhere', 'train', np.arange(3), (2, 2, 1))
+  ends = pipeline.NormalizationStatistics(17, 0.5, 0.25)
+  assert pipeline.span(unread, ends) == ends.range == (-6, 2)
+  floats = pipeline.NormalizationStatistics(None, 1.0, 4.0)
+  np.testing.assert_allclose(pipeline.sigma_data(x.astype(float), floats), x.std() / 4)
 
 
 def test_data_that_does_not_vary_cannot_be_standardized():

@@ -38,7 +38,16 @@ def test_every_example_is_in_one_part_and_its_rows_are_those_of_the_data_set():
     np.testing.assert_array_equal(one, other)
   assert not data.streamed
   assert data.comparable
+  data.check_comparable('metrics')  # raises nothing
   assert data.order is None
+  for one, other in zip(data.shown_test, data.test, strict=True):
+    np.testing.assert_array_equal(one, other)
+  example = data.example
+  assert (numbers(example), example.condition, example.index) == (
+    data.split.train[0],
+    numbers(example) % 2,
+    0,
+  )
 
 
 def test_what_is_told_of_held_out_examples_and_asked_of_samples_is_their_own():
@@ -51,6 +60,8 @@ def test_what_is_told_of_held_out_examples_and_asked_of_samples_is_their_own():
   validation = numbers(data.validation)
   np.testing.assert_array_equal(told['number'], validation[np.arange(40) % len(validation)])
   np.testing.assert_array_equal(label, told['number'] % 2)
+  np.testing.assert_array_equal(data.shown_test[1]['number'], numbers(data.test))
+  assert data.example.condition['number'] == numbers(data.example) == data.split.train[0]
 
 
 def test_an_official_test_split_is_the_test_split_and_counts_and_is_hashed():
@@ -59,13 +70,17 @@ def test_an_official_test_split_is_the_test_split_and_counts_and_is_hashed():
   given = vectors()._replace(test=(x, np.ones(5, np.int32)))
   data = split(given)
   assert len(data.split.test) == 0
-  np.testing.assert_array_equal(data.test[0], x)
+  for found in (data.test, data.shown_test):
+    np.testing.assert_array_equal(found[0], x)
+    np.testing.assert_array_equal(found[1], np.ones(5))
   assert data.sizes['test'] == 5
   assert sum(data.sizes.values()) == 64 + 5
   np.testing.assert_array_equal(numbers(data.held_out)[-5:], [100] * 5)
   assert data.split.hashes['test'] != plain.split.hashes['test']
   other = split(given._replace(test=(x + 1, given.test[1])))
   assert other.split.hashes['test'] != data.split.hashes['test']
+  salted = split(given, fractions=splits.Fractions(0.25, 0.25, salt='x'))
+  assert salted.split.hashes['test'] != data.split.hashes['test']
 
 
 def test_units_are_those_of_the_training_rows_alone():
@@ -110,9 +125,15 @@ def test_samples_are_asked_of_the_classes_that_were_trained_and_the_others_are_c
   }  # fmt: skip
   np.testing.assert_array_equal(whole.asked(7)[0], [0, 1, 3, 0, 1, 3, 0])
   assert whole.pictured.class_names == ('zero', 'one', 'three')
+  own = x[40:], np.array([3], np.int32)  # a test set of its own has one of the class without
+  tested = split(sources.arrays('rows', x, label, levels=None, class_names=names, test=own).load())
+  assert tested.dataset.found == {'classes without a training example, not asked for': 1}
   one = split(whole.dataset, fractions=splits.Fractions(0.25, 0.25, limit=1))
   assert one.kinds == len(one.classes) == 1
   assert set(one.asked(5)[0]) == set(one.classes)
+  plain = split(sources.arrays('rows', x, levels=None).load())
+  assert (plain.kinds, plain.classes.tolist(), plain.dataset.found) == (1, [], {})
+  assert plain.asked(3)[0].tolist() == plain.asked(3)[1].tolist() == [0, 0, 0]
 
 
 def test_columns_that_the_spread_of_the_others_hides_are_named():
@@ -128,6 +149,7 @@ def test_columns_that_the_spread_of_the_others_hides_are_named():
   assert found(x + [0, 5000]) == {'columns': '0, 1'}
   assert found(x * [1, 1000]) == {'columns': '0'}
   assert found(x * [1, 3] + 5) == {}
+  assert found(x * [1, 30]) == {}
 
 
 def test_examples_of_your_own_are_held_out_where_every_class_has_one():
@@ -141,6 +163,8 @@ def test_examples_of_your_own_are_held_out_where_every_class_has_one():
   assert data.sizes == {'train': 100, 'validation': 3, 'test': 3}
   np.testing.assert_array_equal(data.validation[0], x[:3] ^ 1)
   np.testing.assert_array_equal(data.validation[1], [5, 4, 4])  # by name
+  np.testing.assert_array_equal(data.test[0], x[:3] ^ 1)
+  np.testing.assert_array_equal(data.test[1], [5, 4, 4])
   np.testing.assert_array_equal(data.train[0], x)
   with pytest.raises(ValueError, match='set test_fraction 0, or give examples of your own'):
     split(sources.with_held_out(train, mine).load())
@@ -152,6 +176,34 @@ def test_examples_of_your_own_are_held_out_where_every_class_has_one():
   small = sources.arrays('small', x[:, :2])
   with pytest.raises(ValueError, match=r'has examples of shape \(2, 4, 1\), not \(4, 4, 1\)'):
     sources.with_held_out(train, small).load()
+  for other, says in (
+    (
+      sources.arrays('dark', x[:2] // 16, np.zeros(2, int), levels=17, class_names=names[:1]),
+      'levels 17, not 256',
+    ),
+    (sources.arrays('bare', x[:2]), 'no labels; the classes are class 0, class 1'),
+  ):
+    with pytest.raises(
+      ValueError, match=f'{other.name} is to be held out of one each and has {says}'
+    ):
+      sources.with_held_out(train, test=other).load()
+  one, other = (
+    sources.Source('', load, load)
+    for load in (
+      lambda: mine.load()._replace(found={'a': 3}),
+      lambda: mine.load()._replace(found={'b': 4}),
+    )
+  )
+  known = sources.with_held_out(sources.unlabelled(train), one, other).load()
+  assert known.found == {'a (mine)': 3, 'b (mine)': 4}
+  assert not known.label.any() and not known.test[1].any()
+  two, one = (sources.arrays('few', x[:n] ^ 1) for n in (2, 1))
+  plain = sources.unlabelled(train)
+  assert split(sources.with_held_out(plain, two).load()).sizes['validation'] == 2
+  with pytest.raises(
+    ValueError, match='validation needs at least 2 examples, got 1: hold out more'
+  ):
+    split(sources.with_held_out(plain, one).load())
 
 
 def test_none_is_lost_where_the_data_holds_out_its_own_validation():
@@ -189,7 +241,10 @@ def test_streamed_training_examples_stay_unread_and_are_refused_where_they_are_t
   assert data.sizes == {'train': 6, 'validation': 2, 'test': 2}
   monkeypatch.setattr(records, 'WHOLE', 6 * 16)
   assert data.comparable  # by the training rows alone
+  data.check_comparable('metrics')
   monkeypatch.setattr(records, 'WHOLE', 6 * 16 - 1)
   assert not data.comparable
+  with pytest.raises(ValueError, match=r'^6 streamed .*the limit is 95 bytes\): leave out metrics'):
+    data.check_comparable('metrics')
   with pytest.raises(ValueError, match='6 streamed images of train exceed the 95 bytes'):
     _ = data.train_in_memory

@@ -90,6 +90,7 @@ def test_a_salt_is_another_split():
     expected = share**2 * ROWS  # what two independent draws have in common
     assert abs(len(a & b) - expected) < 5 * math.sqrt(expected)
     assert one.hashes[name] != other.hashes[name]
+  assert one.fingerprint == other.fingerprint  # of the data, however it is split
 
 
 def test_adding_examples_moves_few():
@@ -109,7 +110,8 @@ def test_a_hash_is_of_the_contents_alone():
   x[whole.validation[0], 0, 0, 0] ^= 1  # one bit of one image
   assert whole.hashes != splits.make(x, label, splits.Fractions(), False).hashes
   turned = np.ascontiguousarray(x.reshape(ROWS, 3, 4, 1))  # the same bytes are other images
-  assert not set(splits.content_hashes(x)) & set(splits.content_hashes(turned))
+  for other in (turned, x.view(np.int8)):
+    assert not set(splits.content_hashes(x)) & set(splits.content_hashes(other))
   assert len(set(splits.content_hashes(x))) == ROWS
 
 
@@ -122,6 +124,7 @@ def test_a_data_set_is_known_by_values_labels_order_and_shape():
     (x, np.where(np.arange(20) == 7, label + 1, label)),
     (x ^ (np.arange(20) == 7).astype(np.uint8).reshape(-1, 1, 1, 1), label),
     (x.reshape(20, 3, 4, 1), label),
+    (x.view(np.int8), label),
     (x[:19], label[:19]),
   ]
   assert len({splits.hashes_and_fingerprint(*other)[1] for other in others}) == len(others)
@@ -142,7 +145,8 @@ def test_limit_keeps_the_classes_in_balance(limit):
 def test_limits_are_nested_and_leave_the_other_parts_alone():
   x, label = images(9, ROWS)
   whole = splits.make(x, label, splits.Fractions(0.2, 0.2), official_test=False)
-  last = set(whole.train.tolist())
+  salt = splits.Fractions().salt
+  last, names = set(whole.train.tolist()), whole.hashes
   for limit in (len(last), 200, 40, 1):
     split = splits.make(x, label, splits.Fractions(0.2, 0.2, limit), official_test=False)
     train = set(split.train.tolist())
@@ -150,6 +154,9 @@ def test_limits_are_nested_and_leave_the_other_parts_alone():
     assert train <= last
     np.testing.assert_array_equal(split.validation, whole.validation)
     np.testing.assert_array_equal(split.test, whole.test)
+    assert split.hashes == names | {
+      'train': splits.fingerprint(splits.content_hashes(x[split.train], salt))
+    }
     last = train
 
 
@@ -187,6 +194,7 @@ def test_offsets_cut_disjoint_subsets_and_names_choose_others():
     ((0.1, 0.1, 2.5), False, r'train_limit .*2\.5'),
     ((0.1, 0.1, 1000), True, r'train_limit must be at most \d+, got 1000'),
     ((0.1, 0.1, 10, 'x', -1), False, r'train_offset .*-1'),
+    ((0.1, 0.1, 300, 'x', 100), True, r'train_limit must be at most 2\d\d, got 300'),
   ],
 )
 def test_bad_fractions_name_the_value(fractions, official, message):
@@ -230,6 +238,14 @@ def test_what_small_classes_hold_out_is_shared_by_validation_and_test():
   split = splits.make(x, label, splits.Fractions(0.1, 0.1), official_test=False)
   assert [len(part) for part in split[:3]] == [80, 10, 10]
   assert np.bincount(label[split.train]).tolist() == [4] * 20
+  uneven = splits.make(x, label, splits.Fractions(0.04, 0.12), official_test=False)
+  assert [len(part) for part in uneven[:3]] == [80, 5, 15]
+  renamed = splits.make(x, 19 - label, splits.Fractions(0.04, 0.12), official_test=False)
+  assert renamed.hashes == uneven.hashes  # which classes give theirs is not up to their numbers
+  x, _ = images(16, 300)
+  label = np.repeat(np.arange(20, dtype=np.int32), 15)  # the first two of each, both for the test
+  split = splits.make(x, label, splits.Fractions(0.02, 0.1), official_test=False)
+  assert [len(part) for part in split[:3]] == [260, 7, 33]
 
 
 def test_a_split_of_large_classes_is_the_one_it_always_was():
@@ -264,3 +280,15 @@ def test_what_cannot_be_split_is_refused_with_what_would_do(classes, fractions, 
     assert len(splits.make(*given, splits.Fractions(validation, test), False).validation) >= 2
     with pytest.raises(ValueError, match='at least 2'):
       splits.make(*given, splits.Fractions(validation - 0.01, test), False)
+
+
+def test_a_test_part_that_would_be_empty_is_refused_with_what_would_do():
+  """Three classes of two, of each of which one is held out: by these shares all three for validation."""
+  x, _ = images(17, 6)
+  label = np.repeat(np.arange(3, dtype=np.int32), 2)
+  remedy = 'hold out more, validation_fraction 0.3 and test_fraction 0 would do'
+  with pytest.raises(ValueError, match=f'^the test split of 6 examples is empty: {remedy}'):
+    splits.make(x, label, splits.Fractions(0.3, 0.1), official_test=False)
+  assert splits.make(x, label, splits.Fractions(0.3, 0.0), official_test=False).validation.size == 3
+  with pytest.raises(ValueError, match='each class keeps one to train on: give examples of your'):
+    splits.make(x[:2], label[1:3], splits.Fractions(0.3, 0.1), official_test=False)
