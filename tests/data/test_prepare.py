@@ -3,7 +3,9 @@
 import fcntl
 import gzip
 import hashlib
+import http.server
 import io
+import json
 import os
 import pathlib
 import re
@@ -12,12 +14,15 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+import types
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from diffusion.commands import prepare as prepare_command
 from diffusion.data import archives, prepare, raw, records, sources
 
 tfds = pytest.importorskip('tensorflow_datasets')
@@ -73,12 +78,19 @@ def cifar_files(seed=0, per_batch=4, test=5):
   return files, sets
 
 
+def member(name, kind=tarfile.REGTYPE):
+  made = tarfile.TarInfo(name)
+  made.type, made.linkname = kind, '/etc/passwd' if kind == tarfile.SYMTYPE else ''
+  return made
+
+
 def write_tar(path, files):
   with tarfile.open(path, 'w:gz') as tar:
+    tar.addfile(member('cifar-10-batches-bin', tarfile.DIRTYPE))  # as the official one has
     for name, content in files.items():
-      member = tarfile.TarInfo(f'cifar-10-batches-bin/{name}')
-      member.size = len(content)
-      tar.addfile(member, io.BytesIO(content))
+      entry = member(f'cifar-10-batches-bin/{name}')
+      entry.size = len(content)
+      tar.addfile(entry, io.BytesIO(content))
 
 
 def read_back(name, split, data_dir):
@@ -113,7 +125,11 @@ def test_mnist_round_trip(tmp_path, name, zipped, capsys):
   assert target == pathlib.Path(builder.data_dir)
   assert {k: v.num_examples for k, v in builder.info.splits.items()} == {'train': 30, 'test': 12}
   assert_mnist_equal(name, sets, tmp_path / 'out')
-  assert 'PARTIAL SET' in capsys.readouterr().err
+  said = capsys.readouterr()
+  assert f"{target}: prepared {{'train': 30, 'test': 12}}" in said.out
+  for split, count, official in (('train', 30, 60000), ('test', 12, 10000)):
+    assert f'{count} {split} examples, officially {official}\n' in said.err
+  assert said.err.count('PARTIAL SET') == 2
   assert os.listdir(tmp_path / 'out') == [name]
 
 
@@ -196,6 +212,7 @@ MNIST_DAMAGE = {
   'count': (LABELS, lambda _: idx(0x801, np.zeros(29, np.uint8)), '30 images but 29 labels'),
   'shape': (IMAGES, lambda _: idx(0x803, np.zeros((30, 32, 32), np.uint8)), '(32, 32, 1)'),
   'dtype': (IMAGES, lambda _: idx(0xB03, np.zeros((30, 28, 28), '>i2')), 'int16'),
+  'images as labels': (LABELS, lambda _: idx(0x803, np.zeros((30, 2, 2), np.uint8)), 'uint8 of ()'),
   'labels as images': (IMAGES, lambda _: idx(0x801, np.zeros(30, np.uint8)), '(28, 28, 1)'),
 }
 
@@ -264,6 +281,12 @@ def test_every_flipped_bit_of_an_archive_is_noticed_by_its_checksum(tmp_path):
   write_tar(path, cifar_files()[0])
   known, files = {path.name: of_file(path)}, raw.find(tmp_path, spec)
   archives.verify(files, known, allow=False)  # as it is, it is the official one
+  elsewhere = tmp_path / 'as downloads are called'  # a file is known by its official name
+  elsewhere.write_bytes(path.read_bytes())
+  archives.verify({elsewhere: path.name}, known, allow=False)
+  elsewhere.write_bytes(b'\0' * known[path.name][0])
+  with pytest.raises(prepare.PrepareError, match='as downloads are called has SHA-256 0*[1-9a-f]'):
+    archives.verify({path: path.name, elsewhere: path.name}, known, allow=False)
   for content in flips(path):
     path.write_bytes(content)
     with pytest.raises(prepare.PrepareError, match=r'has SHA-256 .*, officially .*: get the'):
@@ -325,19 +348,14 @@ def test_the_checksums_are_those_that_tfds_ships(name):
   assert all(size > 4000 and re.fullmatch('[0-9a-f]{64}', sha) for size, sha in known.values())
 
 
-def member(name, kind=tarfile.REGTYPE):
-  made = tarfile.TarInfo(name)
-  made.type, made.linkname = kind, '/etc/passwd' if kind == tarfile.SYMTYPE else ''
-  return made
-
-
 HOSTILE = {
   'above': ([member('../data_batch_1.bin')], 'outside of its folder'),
   'absolute': ([member('/etc/data_batch_1.bin')], 'outside of its folder'),
   'link': ([member('data_batch_1.bin', tarfile.SYMTYPE)], 'no plain file'),
   'device': ([member('data_batch_1.bin', tarfile.CHRTYPE)], 'no plain file'),
   'twice': ([member('a/data_batch_1.bin'), member('b/data_batch_1.bin')], 'two members'),
-  'many': ([member(f'{i}.bin') for i in range(40)], 'more than 32 members'),
+  'many': ([member(f'{i}.bin') for i in range(33)], 'more than 32 members'),
+  'enough': ([member(f'{i}.bin') for i in range(32)], 'no data_batch_1.bin there'),
 }
 
 
@@ -394,6 +412,43 @@ def test_a_folder_that_tfds_expands_is_refused(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_of_a_part_that_is_there_twice_the_packed_one_is_read(tmp_path):
+  """Where not all are there packed, each is taken as it is; here the images of the test set are not."""
+  written = write_mnist(tmp_path)
+  other = write_mnist(tmp_path, seed=5, zipped=False)
+  (tmp_path / 't10k-images-idx3-ubyte.gz').unlink()
+  spec = raw.SPECS['mnist']
+  found = raw.read(raw.find(tmp_path, spec), tmp_path, spec)
+  for part, (images, _), (_, labels) in (
+    ('train', written['train'], written['train']), ('test', other['test'], written['test'])
+  ):  # fmt: skip
+    np.testing.assert_array_equal(found[part].images[..., 0], images)
+    np.testing.assert_array_equal(found[part].labels, labels)
+
+
+@pytest.mark.parametrize(
+  ('name', 'shape', 'counts'),
+  [
+    ('mnist', (28, 28, 1), (60_000, 10_000)),
+    ('fashion_mnist', (28, 28, 1), (60_000, 10_000)),
+    ('cifar10', (32, 32, 3), (50_000, 10_000)),
+  ],
+)
+def test_a_whole_set_is_taken_in_silence_and_one_that_lacks_an_example_is_not(
+  name, shape, counts, capsys
+):
+  for split, count in zip(('train', 'test'), counts, strict=True):
+    for n in (count, count - 1, count + 1):
+      images = np.broadcast_to(np.uint8(0), (n, *shape))
+      given = split, raw.RawSplit(images, images[:, 0, 0, 0], 'here'), raw.SPECS[name], False
+      if n == count:
+        raw.validate(*given)
+      else:
+        with pytest.raises(prepare.PrepareError, match=f'{n} {split} examples, officially {count}'):
+          raw.validate(*given)
+  assert capsys.readouterr().err == ''
+
+
 def test_missing_raw_file_names_the_official_ones(tmp_path):
   write_mnist(tmp_path / 'raw')
   (tmp_path / 'raw' / 't10k-labels-idx1-ubyte.gz').unlink()
@@ -412,17 +467,29 @@ def test_official_counts_unless_partial(tmp_path):
     prepare.prepare('mnist', tmp_path / 'out', tmp_path / 'empty', allow_partial=True)
 
 
-def test_existing_directory(tmp_path, capsys):
+def test_existing_directory(tmp_path, capsys, monkeypatch):
   write_mnist(tmp_path / 'raw')
-  target = prepare.prepare('mnist', tmp_path, tmp_path / 'raw', allow_partial=True)
+  monkeypatch.setenv('HOME', str(tmp_path))  # no shell expands the ~ of --source=~/raw
+  target = prepare.prepare('mnist', '~', '~/raw', allow_partial=True)
+  assert target == tmp_path / 'mnist' / '3.0.1'
   before = {path: path.stat().st_mtime_ns for path in target.iterdir()}
   # Complete: nothing is done, the raw files are not even looked for.
   assert prepare.prepare('mnist', tmp_path, tmp_path / 'nowhere', allow_partial=True) == target
   assert {path: path.stat().st_mtime_ns for path in target.iterdir()} == before
-  assert 'already prepared' in capsys.readouterr().out
+  assert "already prepared {'train': 30, 'test': 12}" in capsys.readouterr().out
   # A trial's set must not pass for the real one later.
   with pytest.raises(prepare.PrepareError, match=r'partial set.*remove it'):
     prepare.prepare('mnist', tmp_path, tmp_path / 'raw')
+  info = target / 'dataset_info.json'
+  intact = info.read_text()
+  info.write_text(intact.replace('array_record', 'tfrecord'))
+  for file in target.glob('*array_record*'):
+    file.with_name(file.name.replace('array_record', 'tfrecord')).symlink_to(file)
+  with pytest.raises(
+    prepare.PrepareError, match='is in the format tfrecord, which only TensorFlow'
+  ):
+    prepare.prepare('mnist', tmp_path, tmp_path / 'raw', allow_partial=True)
+  info.write_text(intact)
   next(target.glob('*test.array_record*')).unlink()
   with pytest.raises(prepare.PrepareError, match=r'no complete TFDS directory; remove it'):
     prepare.prepare('mnist', tmp_path, tmp_path / 'raw', allow_partial=True)
@@ -476,6 +543,64 @@ def test_interruption(tmp_path, number):
     assert os.listdir(out) == ['mnist']
     assert os.listdir(out / 'mnist') == ['3.0.1']
     assert_mnist_equal('mnist', sets, out)
+
+
+def test_what_the_command_is_given_reaches_the_preparation(tmp_path, capsys):
+  write_mnist(tmp_path / 'raw')
+  given = {'data_dir': f'{tmp_path}/out', 'source': f'{tmp_path}/raw'}
+
+  def main(*names, partial=False, unverified=False):
+    allowed = {'allow_partial': partial, 'allow_unverified': unverified}
+    prepare_command.main(names, types.SimpleNamespace(**given, **allowed))
+
+  for unverified, says in (
+    (False, 'officially .* or take it as it is'),
+    (True, '30 train examples'),
+  ):
+    with pytest.raises(prepare.PrepareError, match=says):
+      main('mnist', unverified=unverified)
+  for names in ((), ('mnist', 'cifar10')):
+    with pytest.raises(ValueError, match=r'prepare cifar10\|fashion_mnist\|mnist --data_dir=DIR'):
+      main(*names, partial=True)
+
+
+@pytest.fixture
+def server():
+  """A web server on this machine that has /there and nothing else."""
+
+  class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      self.send_response(200 if self.path == '/there' else 404)
+      self.end_headers()
+
+    def log_message(self, *what):
+      pass
+
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Answer) as serving:
+    threading.Thread(target=serving.serve_forever, args=(0.02,), daemon=True).start()
+    yield f'http://127.0.0.1:{serving.server_port}/'
+    serving.shutdown()
+
+
+def test_what_cannot_be_downloaded_is_named_before_tfds_tries(tmp_path, server, monkeypatch):
+  monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+  assert prepare._preflight(f'{server}there') is None
+  assert prepare._preflight(f'{server}gone') == 'HTTP status 404'
+  assert prepare._preflight('http://127.0.0.1:1/') == 'ConnectionError'
+  spec = raw.SPECS['mnist']._replace(url=server)
+  folder = tmp_path / 'mnist'
+  (folder / 'half.tmp.1').mkdir(parents=True)
+  for i, file in enumerate(spec.downloads[:3]):  # as TFDS keeps them; of the third only what it is
+    (folder / f'{i}.INFO').write_text(json.dumps({'urls': [server + file]}))
+    if i < 2:
+      (folder / str(i)).touch()
+  official = '.*'.join(spec.downloads)
+  says = (
+    rf'{server}{spec.downloads[2]} \(HTTP status 404\); fetch {official} from {server} elsewhere'
+  )
+  with pytest.raises(prepare.PrepareError, match=f'^cannot download {says} and .* --source=DIR$'):
+    prepare._download('mnist', spec, tmp_path)
+  assert not (folder / 'half.tmp.1').exists()
 
 
 def test_command_line(tmp_path):
