@@ -122,13 +122,22 @@ def test_more_than_eight_bits_are_refused_or_scaled_by_the_white_that_is_named(
   assert data.found['reduced from more than 8 bits, white being 4095'] == 1
   with pytest.raises(ValueError, match='outside of 0 to white=4000: say another white'):
     read(tmp_path, white=4000)
+  brightest = read(tmp_path, white=int(high)).x[0, ..., 0]  # its own greatest value is in range
+  np.testing.assert_array_equal(brightest, np.rint(DEEP / high * 255))
 
 
 @pytest.mark.parametrize(
   'value, says',
   [
     (np.nan, 'values that are not finite: convert it'),
-    (2.5, r'values from 0 to 2\.5: .*white=2\.5'),
+    (2.5, r'values from 0 to 2\.5: .*white=2\.5\)'),
+    (0.5, r'values from 0 to 0\.5: .*white=1\)'),
+    (1.0, r'white=1\)'),
+    (1023.0, r'white=1023\)'),
+    (1024.0, r'white=4095\)'),
+    (16383.0, r'white=16383\)'),
+    (40000.0, r'white=65535\)'),
+    (70000.0, r'white=70000\)'),
   ],
 )
 def test_the_white_of_floats_is_their_own(tmp_path, value, says):
@@ -137,6 +146,9 @@ def test_the_white_of_floats_is_their_own(tmp_path, value, says):
   Image.fromarray(values).save(tmp_path / 'a.tif')
   with pytest.raises(ValueError, match=says):
     read(tmp_path)
+  if np.isfinite(value):
+    x = read(tmp_path, white=value).x
+    assert x[0, 1, 2, 0] == x.sum() == 255  # from 0 to white, both ends among them
 
 
 @pytest.mark.parametrize('kind', [2, 4, 6])
@@ -266,6 +278,13 @@ def test_an_image_that_is_smaller_than_asked_for_is_counted(tmp_path):
   Image.fromarray(GRAY).save(tmp_path / 'a.png')
   assert read(tmp_path, size=16).found == {'images': 1}
   assert read(tmp_path, size=17).found['smaller than 17 pixels, enlarged'] == 1
+  wide = np.hstack([COLOR[:, :5], COLOR, COLOR[:, :6]])  # 5 columns on the left, 6 on the right
+  for one in (wide, wide.swapaxes(0, 1)):
+    Image.fromarray(one).save(tmp_path / 'a.png')
+    middle = COLOR if one is wide else COLOR.swapaxes(0, 1)
+    np.testing.assert_array_equal(read(tmp_path, size=16).x[0], middle)
+    small = Image.fromarray(middle).resize((7, 7), Image.LANCZOS)
+    np.testing.assert_array_equal(read(tmp_path, size=7).x[0], small)
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,15 @@ def assert_equal(found, expected):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), expected)
 
 
-def test_records_are_the_array(folder):
+def test_records_are_the_array(folder, monkeypatch):
   whole, lazy = sources.tfds('mnist', str(folder), size=4).load(), images(folder)
+  streamed = sources.streamed(sources.tfds('mnist', str(folder), size=4)).load()
+  assert streamed._replace(x=None, label=None, test=None) == whole._replace(
+    x=None, label=None, test=None
+  )
+  for one, other in zip(streamed.test, whole.test, strict=True):
+    np.testing.assert_array_equal(one, other)
+  monkeypatch.setattr(records, '_PIECE', 10)  # four pieces, the last of them short
   assert (lazy.shape, lazy.dtype, len(lazy)) == (whole.x.shape, whole.x.dtype, EXAMPLES)
   index = np.array([36, 0, 5, 5])
   np.testing.assert_array_equal(lazy[index], whole.x[index])
@@ -57,6 +64,8 @@ def test_records_are_the_array(folder):
   np.testing.assert_array_equal(np.asarray(lazy), whole.x)
   np.testing.assert_array_equal(lazy.labelled(index)[1], whole.label[index])
   np.testing.assert_array_equal(lazy.labels(), whole.label)
+  np.testing.assert_array_equal(lazy.whole()[1], whole.label)
+  assert np.asarray(lazy[:0]).shape == (0, 4, 4, 1)
 
 
 def test_two_processes_share_each_epoch_between_them(folder):
@@ -193,6 +202,13 @@ def damage(folder):
   path.write_bytes(content)
 
 
+def is_readable(x, row):
+  try:
+    return len(x[np.array([row])]) == 1
+  except ValueError:
+    return False
+
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_record_that_became_unreadable_is_named(tmp_path, workers):
   prepared.mnist(tmp_path, EXAMPLES)
@@ -207,6 +223,11 @@ def test_a_record_that_became_unreadable_is_named(tmp_path, workers):
       one.take(after(START, i, 1))
   assert '\n' not in str(caught.value)
   one.close()
+  bad = [row for row in range(EXAMPLES) if not is_readable(x, row)]
+  assert 1 < len(bad) < EXAMPLES / 2
+  wanted = order().batches(START, 10, BATCH).ravel().tolist()
+  first = next(row for row in wanted if row in bad)  # by its place in the files
+  assert str(caught.value).startswith(f'record {first} of train in {x.directory} ')
   with pytest.raises(ValueError, match=r'record \d+ of train in .* cannot be read'):
     images(tmp_path / 'sets')  # the next start reads all of it before anything else
 

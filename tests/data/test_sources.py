@@ -48,6 +48,7 @@ def test_digits():
   assert set(data.label.tolist()) == set(range(10))
   assert data.class_names[3] == '3'
   assert data.test is None
+  assert data.oriented
   # The label is the image's: a class's mean image resembles its own members most.
   means = np.stack([data.x[data.label == c].mean(0) for c in range(10)]).reshape(10, 64)
   distance = ((data.x.reshape(-1, 1, 64) - means) ** 2).sum(-1)
@@ -65,6 +66,13 @@ def test_arrays_round_trip():
   floats = sources.arrays('points', np.ones((4, 3)), levels=None).load()
   assert floats.x.dtype == np.float32
   assert (floats.num_classes, floats.label.tolist()) == (0, [0] * 4)
+  assert not (data.oriented or floats.oriented)
+  tested = sources.arrays(
+    'points', np.ones((4, 3)), levels=None, test=(np.zeros((2, 3)), np.zeros(2, int))
+  ).load()
+  assert [(part.dtype.name, part.tolist()) for part in tested.test] == [
+    ('float32', [[0.0] * 3] * 2), ('int32', [0] * 2)
+  ]  # fmt: skip
 
 
 def bad_floats(value):
@@ -185,6 +193,9 @@ def test_unlabelled():
   assert data.note == 'n'
   assert source.load().label.tolist() == label.tolist()
   assert sources.unlabelled(sources.arrays('mine', x)).load().test is None
+  told = sources.arrays('mine', x, condition=label)
+  assert told.load().condition is not None
+  assert sources.unlabelled(told).load().condition is None
 
 
 def test_synthetic_images_are_declared_and_separable():
@@ -214,6 +225,13 @@ def test_gaussian_mixture_has_the_stated_moments():
     assert (abs(standard.mean(0)) < 4 / np.sqrt(len(x))).all()
     np.testing.assert_allclose(np.cov(standard.T), np.eye(3), atol=6 / np.sqrt(len(x)))
     assert stats.kstest(standard.reshape(-1), 'norm').pvalue > 1e-4
+  few, same, other = (
+    sources.gaussian_mixture(means, scales, np.array([0.3, 0.7]), 20, seed).load()
+    for seed in (4, 4, 5)
+  )
+  np.testing.assert_array_equal(few.x, same.x)
+  assert (few.x != other.x).all() and (few.label != other.label).any()
+  assert data.class_names == ('component 0', 'component 1')
 
 
 def test_weights_that_are_rounded_as_people_write_them_draw():
@@ -278,7 +296,9 @@ def test_folder_size_crops_the_middle_and_resizes(tmp_path):
   wide = np.zeros((8, 24, 3), np.uint8)
   wide[:, 8:16] = (0, 200, 0)  # the middle square is green; nothing of the black sides may come in
   Image.fromarray(wide).save(tmp_path / 'wide.png')
-  Image.fromarray(np.full((20, 6, 3), (0, 200, 0), np.uint8)).save(tmp_path / 'tall.png')
+  tall = np.zeros((20, 6, 3), np.uint8)
+  tall[7:13] = (0, 200, 0)
+  Image.fromarray(tall).save(tmp_path / 'tall.png')
   data = sources.folder(str(tmp_path), size=4).load()
   assert data.x.shape == (2, 4, 4, 3)
   np.testing.assert_array_equal(data.x, np.broadcast_to(np.uint8([0, 200, 0]), (2, 4, 4, 3)))
@@ -372,12 +392,19 @@ def test_what_was_prepared_is_read_from_a_home_directory(tmp_path, monkeypatch):
   assert multiset(*data.test) == multiset(*written['test'])
   assert (data.x.dtype, data.label.dtype, data.levels) == (np.uint8, np.int32, 256)
   assert data.class_names == tuple('0123456789')
+  assert data.oriented
+  assert (data.name, data.note, data.found) == ('mnist', '', {})
 
 
 def test_blocks_are_averaged_to_the_nearest_level(tmp_path):
   written = prepared.mnist(tmp_path)
   small = sources.tfds('mnist', str(tmp_path / 'sets'), size=7).load()
   assert small.x.shape == (9, 7, 7, 1)
+  assert small.test[0].shape == (4, 7, 7, 1)
+  assert small.note == 'images reduced to 7x7 by averaging blocks'
+  for size in (13, 0):
+    with pytest.raises(ValueError, match=f"size must divide the images' 28x28, got {size}"):
+      sources.tfds('mnist', str(tmp_path / 'sets'), size=size).load()
   means = [
     sum(x[a::4, b::4].astype(int) for a in range(4) for b in range(4)) / 16
     for x in written['train'][0]
@@ -478,6 +505,7 @@ def test_splits_that_are_not_read_are_named(tmp_path):
   data = other_set(tmp_path, test='validation').load()
   assert data.test is None
   assert data.found == {'splits, left out': 'validation'}
+  assert not data.oriented
 
 
 def test_classes_in_another_order_keep_their_names():
