@@ -79,6 +79,29 @@ def test_labels_under_another_name_are_not_passed_over(save):
   assert foreign.read(other, NAMES).label is not None
 
 
+def test_a_file_may_hold_one_array_or_vectors_and_lie_in_the_home_folder(
+  tmp_path, save, monkeypatch
+):
+  np.save(tmp_path / 'x.npy', images())
+  monkeypatch.setenv('HOME', str(tmp_path))
+  found = foreign.read('~/x.npy', NAMES)
+  np.testing.assert_array_equal(found.x, images())
+  assert found[1:] == (None, 256, False)
+  for name in ('images', 'samples', 'anything'):  # beside numbers that are none of each image
+    more = {'steps': np.array([3]), 'levels': 200} if name != 'anything' else {}
+    found = foreign.read(save(**{name: images(top=200)}, **more), NAMES)
+    np.testing.assert_array_equal(found.x, images(top=200))
+    assert found[1:] == (None, 200, True) if more else (None, 256, False)
+  vectors = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+  found = foreign.read(save(samples=vectors, labels=np.arange(20) % 10), NAMES)
+  np.testing.assert_array_equal(found.x, vectors)
+  np.testing.assert_array_equal(found.label, np.arange(20) % 10)
+  assert found[2:] == (None, True)
+  (tmp_path / 'x.txt').touch()
+  with pytest.raises(ValueError, match='x.txt is neither a folder of images nor an .npz'):
+    foreign.read(tmp_path / 'x.txt', NAMES)
+
+
 def test_images_and_labels_as_adm_writes_them(tmp_path):
   labels = np.arange(20) % 10
   np.savez(tmp_path / 'adm.npz', images(), labels)
@@ -103,6 +126,8 @@ def test_a_file_that_was_cut_off_is_named(save, kept):
     ({'images': images(0)}, r'holds no images: `images` has shape \[0, 8, 8, 1\]'),
     ({'images': images(), 'levels': [17, 17]}, r'one whole number from 2 to 256, got \[17 17\]'),
     ({'images': images(), 'levels': 17.5}, 'got 17.5'),
+    ({'images': images(top=2), 'levels': 1}, 'from 2 to 256, got 1'),
+    ({'images': images(), 'levels': 257}, 'from 2 to 256, got 257'),
     ({'images': images(channels=3).transpose(0, 3, 1, 2)}, r'images.transpose\(0, 2, 3, 1\)'),
     ({'images': images()[..., 0]}, r'images\[..., None\]'),
   ],
@@ -126,6 +151,25 @@ def test_levels_taken_for_brightness_are_named_and_can_be_said(save, digits):
   as_they_are, (note,) = foreign.alike(foreign.read(dark, NAMES, 256), digits, dark)
   assert as_they_are.levels == 256
   assert 'brightness 0 to 16' in note
+  faint = save(images=images(top=8))  # some of the levels of the data: it has 17
+  with pytest.raises(ValueError, match='brightness 0 to 7, digits 0 to 255, 1/36.4 .*--levels=17 '):
+    foreign.alike(foreign.read(faint, NAMES), digits, faint)
+  black = save(images=images(top=1))
+  with pytest.raises(ValueError, match='brightness 0 to 0, digits 0 to 255, 1/255 of'):
+    foreign.alike(foreign.read(black, NAMES), digits, black)
+  more = save(images=images(top=40))  # more than those
+  with pytest.raises(ValueError, match='1/6.54 of its range.*--levels=40 '):
+    foreign.alike(foreign.read(more, NAMES), digits, more)
+  _, (note,) = foreign.alike(foreign.read(save(images=images(top=66)), NAMES), digits, 'x')
+  assert note.startswith('WARNING: the images have brightness 0 to 65, digits 0 to 255')
+
+
+def test_images_that_are_dark_beside_data_of_all_levels_are_asked_for_their_own(save):
+  source = sources.arrays('mine', images(100), np.arange(100) % 2, class_names='ab')
+  data = splits.split_data(source.load(), splits.Fractions(), pipeline.unit_range, None)
+  path = save(images=images(top=17))
+  with pytest.raises(ValueError, match='--levels=17 .*--levels=256'):
+    foreign.alike(foreign.read(path, ('a', 'b')), data, path)
 
 
 @pytest.mark.parametrize('low, high', [(110, 130), (110, 170), (130, 150), (90, 150)])
@@ -178,6 +222,10 @@ def test_gray_stored_as_color_is_converted_and_color_refused(save, digits):
   assert notes == ['gray images stored as color: one channel was taken']
   with pytest.raises(ValueError, match=r'color in 20 of 20 images, and digits is gray: convert'):
     foreign.alike(foreign.read(save(images=images(channels=3)), NAMES), digits, 'x')
+  one = gray.repeat(3, -1)
+  one[4, 2, 5, 1] ^= 1  # green in one pixel
+  with pytest.raises(ValueError, match='color in 1 of 20 images'):
+    foreign.alike(foreign.read(save(images=one), NAMES), digits, 'x')
 
 
 def test_gray_images_beside_color_get_its_channels(save):
@@ -220,10 +268,23 @@ def test_images_half_as_bright_and_vectors_in_network_units_are_warned_of(save, 
   for x, warned in (
     (random.normal(size=(50, 3)), True),
     (random.normal(5000, 900, (50, 3)), False),
+    (random.normal(5000, 150, (50, 3)), True),
+    (random.normal(5000, 400, (50, 3)), False),
+    (random.normal(5000, 6000, (500, 3)), True),
+    (random.normal(5000, 3000, (500, 3)), False),
+    (random.normal(10000, 1000, (50, 3)), True),
+    (random.normal(0, 1000, (50, 3)), True),
+    (random.normal(8000, 1000, (50, 3)), False),
   ):
     _, notes = foreign.alike(foreign.read(save(samples=x.astype(np.float32)), ()), data, 'x')
     assert bool(notes) == warned
     assert not warned or "in the data's units?" in notes[0]
+  x = np.array([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]], np.float32)
+  _, (note,) = foreign.alike(foreign.read(save(samples=x), ()), data, 'x')
+  own = data.train[0]
+  assert (
+    f'mean 4 and standard deviation 2.16, the data {own.mean():.3g} and {own.std():.3g}:' in note
+  )
 
 
 def test_images_of_more_levels_are_compared_with_all_data_in_brightness(save, digits):

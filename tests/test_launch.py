@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 from typing import NamedTuple
 
 import absl.app
@@ -12,6 +13,8 @@ import pytest
 import diffusion
 from diffusion import commands, launch, rng
 from diffusion.commands import agreement
+from diffusion.evaluation.metric import told
+from diffusion.reporting.tables import markdown
 from diffusion.runs import training
 from diffusion.runs.loading import Ensemble, Trained
 from diffusion.sampling.plan import Sampling
@@ -100,22 +103,38 @@ def test_samples_of_runs_whose_labels_mean_different_classes_are_not_compared(mo
     agreement.compare('9', '10', 4, 0)
 
 
-def test_samples_that_are_compared_begin_with_the_same_noise(monkeypatch):
+def test_samples_that_are_compared_begin_with_the_same_noise(monkeypatch, capsys):
   """Two runs of one network on disjoint data: whatever it is, they draw the same."""
   made = tiny.experiment(sampling=Sampling(steps=4, wrappers=()))
   data, state, _ = tiny.start(made)
   run = TRAINED._replace(
     experiment=made, state=state, parameters=state.params, units=data.units, class_names=('0', '1')
   )
-  own = run.sample(np.tile([0, 1], 10), 0)  # what both draw is in the training set of the first
+  own = run.sample(np.resize([0, 1], 19), 3)  # what both draw is in the training set of the first
   parts = {'a': (np.concatenate([data.train[0], own]),), 'b': data.held_out}
-  monkeypatch.setattr(agreement, 'data_of', lambda folder, moved: Data(parts[folder.name]))
+  asked = []
+  monkeypatch.setattr(
+    agreement,
+    'data_of',
+    lambda folder, moved: asked.append(dict(moved)) or Data(parts[folder.name]),
+  )
   monkeypatch.setattr(agreement, 'load', lambda folder: run)
-  found = {one.name: one.value for one in agreement.compare('a', 'b', 20, 0)}
+  results = agreement.compare('a', 'b', 19, 3)
+  found = {one.name: one.value for one in results}
   assert abs(found['distance ratio'].estimate) < 1e-6
   assert found['distance of pairs, shuffled'].low > 0.1
   copies = [found[f'memorized fraction, {which} model'].estimate for which in ('first', 'second')]
   assert copies[0] == 1 > copies[1]
+  counts = [one.counts for one in results if one.counts]
+  assert [(one.successes, one.trials) for one in counts] == [(19, 19), (0, 19)]
+  given = types.SimpleNamespace(pairs=19, seed=3, moved=['folder=/new'])
+  agreement.main(['a', 'b'], given)
+  assert asked[-2:] == [{'folder': '/new'}] * 2
+  rows = markdown(['quantity', 'value', 'reading', 'meaning'], told(results))
+  assert capsys.readouterr().out == f'{rows}\n'
+  for folders in (['a'], ['a', 'b', 'a']):
+    with pytest.raises(ValueError, match=f'name the folders of two runs, got {len(folders)}'):
+      agreement.main(folders, given)
 
 
 @pytest.mark.parametrize('given', [{'samples': -3}, {'steps': -1}, {'samples': 2.0}])
