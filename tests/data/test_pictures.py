@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from diffusion.data import pictures, sources
 
@@ -168,6 +168,28 @@ def test_deep_color_that_pillow_cuts_to_its_high_bytes_is_not_taken_for_eight_bi
   (tmp_path / 'a.ppm').write_bytes(b'P6 4 4 65535\n' + pixels.ljust(96, b'\1'))
   with pytest.raises(ValueError, match='a.ppm: it has 16 bits'):
     read(tmp_path)
+  (tmp_path / 'a.ppm').write_bytes(b'P6 4 4 1023\n' + bytes(96))
+  with pytest.raises(ValueError, match='a.ppm: it has 10 bits .*white=1023'):
+    read(tmp_path)
+
+
+def test_the_depth_of_compressed_color_is_what_its_header_says(tmp_path):
+  """As its bytes are patched to say, where Pillow writes 8 bits alone."""
+  for name, mark, place, bits in (
+    ('a.jp2', b'\xff\x4f\xff\x51', 42, {7: 8, 11: 12, 0x80 | 15: 16}),  # one less, and signed
+    ('a.avif', b'av1C', 6, {0x0C: 8, 0x4C: 10, 0x6C: 12}),
+  ):
+    if name == 'a.avif' and not features.check('avif'):
+      continue
+    path = tmp_path / name
+    Image.fromarray(COLOR).save(path)
+    content = bytearray(path.read_bytes())
+    with Image.open(path) as opened:
+      opened.load()
+      for byte, depth in bits.items():
+        content[content.find(mark) + place] = byte
+        path.write_bytes(content)
+        assert pictures._bits(opened, path) == depth
 
 
 def test_every_format_is_read_and_what_is_none_is_named(tmp_path):

@@ -61,6 +61,8 @@ def test_what_is_told_of_held_out_examples_and_asked_of_samples_is_their_own():
   np.testing.assert_array_equal(told['number'], validation[np.arange(40) % len(validation)])
   np.testing.assert_array_equal(label, told['number'] % 2)
   np.testing.assert_array_equal(data.shown_test[1]['number'], numbers(data.test))
+  moved = split(whole._replace(x=whole.x + 1, condition={'number': np.arange(64)}))
+  assert moved.split.fingerprint != data.split.fingerprint  # which is of the examples, too
   assert data.example.condition['number'] == numbers(data.example) == data.split.train[0]
 
 

@@ -52,6 +52,9 @@ def test_official_test_leaves_the_test_part_empty():
   assert split.test.size == 0
   assert split.train.size + split.validation.size == ROWS
   assert abs(split.validation.size - 0.1 * ROWS) <= 5  # one a class
+  own = splits.make(x, label, splits.Fractions(0.1, 0.9), True, np.array([9, 2, 350]))
+  assert own.validation.tolist() == [2, 9, 350]
+  assert own.train.tolist() == sorted(set(range(ROWS)) - {2, 9, 350})
 
 
 def test_copies_share_a_split_whatever_their_labels():
@@ -115,7 +118,7 @@ def test_a_hash_is_of_the_contents_alone():
   assert len(set(splits.content_hashes(x))) == ROWS
 
 
-def test_a_data_set_is_known_by_values_labels_order_and_shape():
+def test_a_data_set_is_known_by_values_labels_order_and_shape(monkeypatch):
   x, label = images(12, 20)
   swapped = np.r_[1, 0, 2:20]
   others = [
@@ -131,6 +134,10 @@ def test_a_data_set_is_known_by_values_labels_order_and_shape():
   strided = np.repeat(x, 2, axis=0)[::2]  # how the array lies in memory is no matter
   found = [splits.hashes_and_fingerprint(one, label)[1] for one in (strided, x)]
   assert found[0] == found[1] == splits.make(x, label, splits.Fractions(), False).fingerprint
+  whole = splits.content_hashes(x)
+  monkeypatch.setattr(splits, '_ROWS', 7)  # read in parts, the last of them short
+  assert splits.hashes_and_fingerprint(x, label)[1] == found[0]
+  np.testing.assert_array_equal(splits.content_hashes(x), whole)
 
 
 @pytest.mark.parametrize('limit', [5, 7, 20, 50, 101])
