@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from diffusion import rng
 from diffusion.models import dit
@@ -64,6 +65,63 @@ def test_everything_it_is_told_changes_the_output():
     (z, noise, told._replace(augment=jnp.ones((3, 1)))),
   ):  # fmt: skip
     assert (np.abs(np.asarray(apply(*changed)) - base).max((1, 2, 3)) > 1e-3).all()
+
+
+def written_out(p, z, noise, told):
+  """The network of two heads and patches of 2 x 2, in NumPy."""
+
+  def dense(x, layer):
+    return x @ layer['kernel'] + layer.get('bias', 0)
+
+  def silu(x):
+    return x * special.expit(x)
+
+  def shared_out(x):
+    return x.reshape(*x.shape[:2], 2, -1)
+
+  def adapted(x, shift, scale):
+    x = (x - x.mean(2, keepdims=True)) / np.sqrt(x.var(2, keepdims=True) + 1e-6)
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+  level = p['ConditioningEmbedding_0']
+  angle = 2 * np.pi * noise[:, None] * np.array([1 / 16, 16])
+  waves = np.concatenate([np.cos(angle), np.sin(angle)], 1)
+  e = dense(silu(dense(waves, level['Dense_0'])), level['Dense_1'])
+  e = silu(
+    e + level['Embed_0']['embedding'][told.condition] + dense(told.augment, level['augment'])
+  )
+  rows, columns = (side // 2 for side in z.shape[1:3])
+  grid = [(i, j) for i in range(rows) for j in range(columns)]
+  h = np.stack([z[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(len(z), -1) for i, j in grid], 1)
+  steps = 10000.0 ** -(np.arange(4) / 4)
+  places = [[f(n * steps) for n in place for f in (np.cos, np.sin)] for place in grid]
+  h = dense(h, p['stem']) + np.reshape(places, (len(grid), 16))
+  for block in (p['Block_0'], p['Block_1']):
+    shift, scale, gate, *of_mlp = np.split(dense(e, block['modulation']), 6, 1)
+    x, layers = adapted(h, shift, scale), block['attention']
+    q, k, v = (shared_out(dense(x, layers[name])) for name in ('query', 'key', 'value'))
+    share = special.softmax(np.einsum('bihc,bjhc->bhij', q, k) / 8**0.5, axis=3)
+    mixed = np.einsum('bhij,bjhc->bihc', share, v).reshape(h.shape)
+    h = h + gate[:, None] * dense(mixed, layers['out'])
+    inner = dense(adapted(h, *of_mlp[:2]), block['mlp_in'])
+    inner = inner * special.ndtr(inner)
+    h = h + of_mlp[2][:, None] * dense(inner, block['mlp_out'])
+  h = dense(adapted(h, *np.split(dense(e, p['modulation']), 2, 1)), p['output'])
+  output = np.zeros(z.shape)
+  for n, (i, j) in enumerate(grid):
+    output[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2] = h[:, n].reshape(len(z), 2, 2, -1)
+  return output
+
+
+def test_it_is_the_network_of_the_paper_written_out():
+  model, _, moved = network()
+  z, noise, _ = inputs()
+  told = Conditioning(jnp.array([2, 0, -1]), jnp.array([[0.5], [0.0], [-1.0]]))
+  found = compiled(lambda v: model.apply(v, z, noise, told)[0])(moved)
+  as_numpy = jax.tree.map(lambda a: np.asarray(a, np.float64), (moved['params'], z, noise))
+  expected = written_out(*as_numpy, jax.tree.map(np.asarray, told))
+  assert np.abs(expected).max((1, 2, 3)).min() > 0.5
+  np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_patches_see_each_other_and_know_their_places():

@@ -158,28 +158,34 @@ def test_stochastic_depth_grows_with_depth():
 
 @pytest.mark.parametrize('size', [1, 3, 5])
 def test_drop_block_drops_squares_of_about_the_share_and_keeps_the_sum(size):
-  shape, rate = (16, 16, 2), 0.2
+  shape, rate = (16, 12, 2), 0.2
   y = thinned(dropout.drop_block(rate, size), jnp.ones(shape), 2000)
   # Squares overlap, so a little less than the rate goes: 1 - (1 - gamma)^(size^2) in the middle.
-  gamma = rate * 256 / (size**2 * (17 - size) ** 2)
-  middle = (y[:, 7:9, 7:9] == 0).mean()
+  gamma = rate * 192 / (size**2 * (17 - size) * (13 - size))
+  middle = (y[:, 7:9, 5:7] == 0).mean()
   np.testing.assert_allclose(middle, 1 - (1 - gamma) ** (size**2), atol=0.015)
   np.testing.assert_allclose(y.sum((1, 2, 3)), np.prod(shape), rtol=1e-5)
   # Every zero lies in a square of zeros of this side.
   zero = y == 0
   inside = np.zeros_like(zero)
   for i in range(17 - size):
-    for j in range(17 - size):
+    for j in range(13 - size):
       block = zero[:, i : i + size, j : j + size].all((1, 2), keepdims=True)
       inside[:, i : i + size, j : j + size] |= block
   assert (inside == zero).all()
   # A pixel that one channel lost, another one lost by chance alone.
-  first, second = zero[:, 7:9, 7:9, 0], zero[:, 7:9, 7:9, 1]
+  first, second = zero[:, 7:9, 5:7, 0], zero[:, 7:9, 5:7, 1]
   np.testing.assert_allclose((first & second).mean(), middle**2, atol=0.015)
 
 
 def test_drop_block_wants_images_and_fits_small_ones():
   assert thinned(dropout.drop_block(0.3, 7), jnp.ones((2, 2, 1)), 50).shape == (50, 2, 2, 1)
+  lost = thinned(dropout.drop_block(0.5, 7), jnp.ones((2, 5, 1)), 50) == 0
+  columns = lost.all((1, 3))  # squares of the shorter side
+  assert (2 * columns.sum(1) == lost.sum((1, 2, 3))).all()
+  assert 0 < columns.mean() < 1
+  tall = dropout.drop_block(0.5, 7).act
+  jax.eval_shape(lambda x: tall(jax.random.key(0), x, 1.0), jnp.ones((5, 2, 1)))
   with pytest.raises(ValueError, match=r'DropBlock needs images .* \(5,\)'):
     thinned(dropout.drop_block(0.3), jnp.ones(5), 2)
 
@@ -198,6 +204,11 @@ def test_drop_connect_thins_kernels_alone_and_wants_one_key_for_all_rows():
   np.testing.assert_allclose(kernel.max(), 1 / 0.7, rtol=1e-6)
   both = (kernel == 0) & (np.asarray(found['c']['kernel']) == 0)  # by draws of their own
   np.testing.assert_allclose(both.mean(), 0.09, atol=0.02)
+  # Another key thins others, and a second drop other ones than the first.
+  other = np.asarray(dropout.drop_kernels(drops, params, jax.random.key(1))['a']['kernel'])
+  np.testing.assert_allclose(((kernel == 0) & (other == 0)).mean(), 0.09, atol=0.02)
+  twice = dropout.drop_kernels([dropout.drop_connect(0.3)] * 2, params, jax.random.key(0))
+  np.testing.assert_allclose((twice['a']['kernel'] == 0).mean(), 0.51, atol=0.03)
   off = dropout.drop_kernels([dropout.drop_connect(0.0)], params, None)
   assert off is params
   with pytest.raises(ValueError, match='needs batch_key'):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import special
 
 from diffusion import rng
 from diffusion.models import magnitude
@@ -54,31 +55,141 @@ def test_blocks_keep_unit_variance_at_initialization():
     np.testing.assert_allclose((np.asarray(y)[:, 2:-2, 2:-2] ** 2).mean(), 1.0, atol=0.05)
 
 
+def weights(kernel):
+  """As they are used: each output's of unit length, in NumPy."""
+  axes = tuple(range(kernel.ndim - 1))
+  fan_in = kernel.size // kernel.shape[-1]
+  return kernel / np.sqrt(fan_in * ((kernel**2).mean(axes) + 1e-8))
+
+
+def convolved(x, kernel):
+  padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+  return np.einsum('bhwcij,ijco->bhwo', windows, weights(kernel))
+
+
+def pixel_norm(x):
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-8)
+
+
+def loud_silu(x):
+  return x * special.expit(x) / 0.596
+
+
+def added(a, b):
+  return (0.7 * a + 0.3 * b) / 0.58**0.5
+
+
+def block_written_out(p, x, embedding, encoder):
+  """With attention of four channels a head."""
+  shortcut = weights(p['shortcut']['kernel'])[0, 0]
+  if encoder:
+    x = pixel_norm(x @ shortcut)
+  h = convolved(loud_silu(x), p['conv_in']['kernel'])
+  told = p['embedding']['gain'] * (embedding @ weights(p['embedding']['kernel']))
+  h = convolved(loud_silu(h * (1 + told[:, None, None])), p['conv_out']['kernel'])
+  x = added(x if encoder else x @ shortcut, h)
+  b, height, width, c = x.shape
+  q, k, v = (
+    pixel_norm((x @ weights(p[name]['kernel'])[0, 0]).reshape(b, height * width, c // 4, 4))
+    for name in ('query', 'key', 'value')
+  )
+  share = special.softmax(np.einsum('bihc,bjhc->bhij', q, k) / 2, axis=3)
+  mixed = np.einsum('bhij,bjhc->bihc', share, v).reshape(x.shape)
+  return added(x, mixed @ weights(p['out']['kernel'])[0, 0])
+
+
+def test_a_block_is_that_of_the_paper_written_out(x64):
+  """On the way down with pixel normalization, and on the way up without."""
+  generator = np.random.default_rng(0)
+  x, embedding = 3 * generator.normal(size=(2, 3, 4, 8)), generator.normal(size=(2, 5))
+  given = jnp.asarray(x), jnp.asarray(embedding), Mode()
+  for encoder in (True, False):
+    block = magnitude.Block(12, encoder, True, (), 1.0, heads_of=4)
+    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), *given))  # noqa: B023
+    variables = jax.tree.map(lambda p: generator.normal(size=p.shape), shapes)
+    found = compiled(lambda v: block.apply(v, *given))(variables)  # noqa: B023
+    expected = block_written_out(variables['params'], x, embedding, encoder)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_blocks_have_the_sizes_depths_and_attention_that_they_should():
+  """Of three levels, the middle one with attention, of images that are wider than high."""
+  model = magnitude.unet(8, (1, 3, 2), 1, (4,))
+  z, told = jnp.zeros((2, 8, 12, 1)), Conditioning(jnp.zeros(2, int), jnp.zeros((2, 0)))
+  found = []
+
+  def watch(call, arguments, kwargs, context):
+    one = context.module
+    if isinstance(one, magnitude.Block) and context.method_name == '__call__':
+      x, embedding, _ = arguments
+      assert embedding.shape == (2, 3 * 8)
+      found.append((x.shape[1:], one.features, one.encoder, one.attend, one.depth))
+    return call(*arguments, **kwargs)
+
+  with nn.intercept_methods(watch):
+    jax.eval_shape(model.init, jax.random.key(0), z, jnp.zeros(2), told)
+  # On the way up beside what the way down left there.
+  expected = [
+    ((8, 12, 8), 8, True, False), ((4, 6, 8), 24, True, True), ((2, 3, 24), 16, True, False),
+    ((2, 3, 16), 16, False, True), ((2, 3, 16), 16, False, False),
+    ((2, 3, 16 + 16), 16, False, False), ((2, 3, 16 + 24), 16, False, False),
+    ((4, 6, 16 + 24), 24, False, True), ((4, 6, 24 + 8), 24, False, True),
+    ((8, 12, 24 + 8), 8, False, False), ((8, 12, 8 + 8), 8, False, False),
+  ]  # fmt: skip
+  assert [one[:4] for one in found] == expected
+  np.testing.assert_allclose([one[4] for one in found], np.arange(1, 12) / 11)
+
+
 def test_all_that_the_network_is_told_comes_in_unit_magnitude():
   """At initialization: examples, noise level and label, and what each block hears of the last two together."""
   model, rows = magnitude.unet(**SMALL), 64
   told = Conditioning(jnp.arange(rows) % 4 - 1, jnp.zeros((rows, 0)))
-  given = normal(rows, 8, 8, 2), jnp.linspace(-1, 1, rows), told
+  given = normal(rows, 8, 12, 2), jnp.linspace(-1, 1, rows), told
 
   @compiled
   def run():
-    heard = {}
+    heard, entered, left = {}, {}, {}
 
     def watch(call, arguments, kwargs, context):
+      y, path = call(*arguments, **kwargs), '/'.join(context.module.path)
       if isinstance(context.module, magnitude.Kernel):
-        heard['/'.join(context.module.path)] = jnp.mean(arguments[0] ** 2)
-      return call(*arguments, **kwargs)
+        heard[path] = jnp.mean(arguments[0] ** 2)
+      if isinstance(context.module, (magnitude.Kernel, magnitude.Block)):
+        entered[path], left[path] = arguments[0][:3], y[:3]
+      return y
 
     variables = model.init(jax.random.key(0), *given)
     with nn.intercept_methods(watch):
       model.apply(variables, *given)
-    return heard
+    return heard, entered, left
 
-  heard = run()
+  heard, entered, left = jax.tree.map(np.asarray, run())
   told = [path for path in heard if path.endswith('/embedding')]
   assert len(told) == 8
   for path in ('noise', 'label', 'stem', *told):
     np.testing.assert_allclose(heard[path], 1.0, atol=0.1, err_msg=path)
+
+  # And each in its place. Down: block 0, halving, block 1. Middle: 2 and 3. Up: 4 and 5, doubling, 6 and 7.
+  def joined(a, b):
+    width = (a.shape[-1] + b.shape[-1]) / 2
+    parts = (x * (width / x.shape[-1]) ** 0.5 for x in (a, b))
+    return np.concatenate(list(parts), axis=-1)
+
+  image, block = given[0][:3], [left[f'Block_{i}'] for i in range(8)]
+  halved = block[0].reshape(3, 4, 2, 6, 2, 16).mean((2, 4))
+  doubled = np.kron(block[5], np.ones((1, 2, 2, 1)))
+  for path, expected in (
+    ('stem', np.concatenate([image, np.ones((3, 8, 12, 1))], axis=-1)),
+    ('Block_0', left['stem']), ('Block_1', halved), ('Block_2', block[1]), ('Block_3', block[2]),
+    ('Block_4', joined(block[3], block[1])), ('Block_5', joined(block[4], halved)),
+    ('Block_6', joined(doubled, block[0])), ('Block_7', joined(block[6], left['stem'])),
+    ('output', block[7]),
+  ):  # fmt: skip
+    np.testing.assert_allclose(entered[path], expected, rtol=1e-4, atol=1e-5, err_msg=path)
+  both = loud_silu((left['noise'] + left['label']) / 2**0.5)
+  for i in range(8):
+    np.testing.assert_allclose(entered[f'Block_{i}/embedding'], both, rtol=1e-4, atol=1e-5)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion import rng
-from diffusion.models import mlp
+from diffusion.models import activations, mlp, normalization
 from diffusion.types import NULL, Conditioning
 
 # These programs run once: compiling them with little optimization is quicker.
@@ -72,6 +72,37 @@ def test_everything_it_is_told_changes_the_output():
   }
   for name, output in changed.items():
     assert (np.abs(np.asarray(output) - base).max(1) > 1e-3).all(), name
+
+
+def test_it_is_its_formula_written_out():
+  """In NumPy, with another norm and activation than by default, both of which are in all their places."""
+  model = mlp.mlp(16, 2, num_classes=3, norm=normalization.rms(), activation=activations.relu)
+  (z, noise), variables = inputs(3), started(model)
+  label = np.array([1, NULL, 0])
+  found = evaluation(model)(variables, z, noise, conditioning(3)._replace(condition=label))
+  p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables['params'])
+
+  def dense(x, layer):
+    return x @ layer['kernel'] + layer['bias']
+
+  def relu(x):
+    return np.maximum(x, 0)
+
+  def norm(x, layer):
+    return x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-6) * layer['scale']
+
+  level = p['ConditioningEmbedding_0']
+  angle = 2 * np.pi * np.asarray(noise, np.float64)[:, None] * np.array([1 / 16, 16])
+  waves = np.concatenate([np.cos(angle), np.sin(angle)], 1)
+  e = dense(relu(dense(waves, level['Dense_0'])), level['Dense_1'])
+  e = relu(e + level['Embed_0']['embedding'][label])
+  h = dense(np.asarray(z, np.float64), p['stem'])
+  for i in range(2):
+    inner, told, outer = (p[f'Dense_{3 * i + j}'] for j in range(3))
+    h = h + dense(relu(dense(relu(norm(h, p[f'RMSNorm_{i}'])), inner) + dense(e, told)), outer)
+  expected = dense(relu(norm(h, p['RMSNorm_2'])), p['output'])
+  assert np.abs(expected).max(1).min() > 0.1
+  np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_a_row_does_not_see_the_others():

@@ -85,9 +85,9 @@ def test_batch_norm_uses_the_batch_in_training_and_the_running_averages_after(x6
   # Another decay for one call, as for the statistics of averaged weights.
   mode = BATCH._replace(statistics_decay=0.0)
   _, replaced = module.apply(variables, jnp.asarray(X), None, None, mode, mutable=['batch_stats'])
-  np.testing.assert_allclose(
-    replaced['batch_stats']['BatchNorm_0']['mean'], X.mean(axes), rtol=1e-12
-  )
+  replaced = replaced['batch_stats']['BatchNorm_0']
+  np.testing.assert_allclose(replaced['mean'], X.mean(axes), rtol=1e-12)
+  np.testing.assert_allclose(replaced['variance'], X.var(axes), rtol=1e-12)
 
 
 def test_a_batch_in_two_halves_with_a_common_mean_is_one_batch(x64):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from diffusion import rng
-from diffusion.models import dit, dropout, magnitude, mlp, unet
+from diffusion.models import activations, dit, dropout, initializers, magnitude, mlp, unet
 from diffusion.types import NULL, Conditioning
 
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -248,3 +248,44 @@ def test_blocks_start_as_the_identity(name):
   assert moved[:, -1].max() > 1e-3
   if name == 'dit':
     assert moved[:, :2].max() < 1e-5
+
+
+# Of the networks whose parts can be chosen: how often a pass meets a norm and an activation, and the last layers of
+# blocks and network. Of the U-Net 8 blocks and 4 attentions, at the height of 4 pixels and in the middle.
+PARTS = {
+  'unet': (functools.partial(unet.unet, 8, (1, 2), 1, (4,)), (8, 12, 2), 2 * 8 + 4 + 1, 2 * 8 + 1 + 2, 8 + 4 + 1),
+  'mlp': (functools.partial(mlp.mlp, 16, 3), VECTOR, 3 + 1, 2 * 3 + 1 + 2, 3 + 1),
+  'dit': (functools.partial(dit.dit, 16, 3, 2, 2), IMAGE, None, 3, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', PARTS)
+def test_a_part_that_is_chosen_is_in_every_place(name):
+  make, shape, norms, activated, last = PARTS[name]
+  seen = {'norm': 0, 'activation': 0, 'kernel': 0}
+
+  def counted(kind, function):
+    def call(*given):
+      seen[kind] += 1
+      return function(*given)
+
+    return call
+
+  def counts(**more):
+    seen.update(dict.fromkeys(seen, 0))
+    model = make(activation=counted('activation', activations.relu), **more)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs(shape, 2))
+    return dict(seen), [path for path, _ in jax.tree_util.tree_leaves_with_path(shapes['params'])]
+
+  if not norms:
+    assert counts()[0]['activation'] == activated
+    return
+  chosen = {
+    'norm': counted('norm', lambda x, mode: x),
+    'kernel_init': counted('kernel', initializers.lecun()),
+  }
+  found, paths = counts(**chosen, zero_outputs=False)
+  assert (found['norm'], found['activation']) == (norms, activated)
+  # All kernels but the two of the noise level's embedding.
+  assert found['kernel'] == sum(path[-1].key == 'kernel' for path in paths) - 2
+  assert found['kernel'] - counts(**chosen)[0]['kernel'] == last
