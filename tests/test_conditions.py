@@ -108,12 +108,20 @@ def test_a_condition_that_does_not_fit_is_refused():
   load = lambda told, **more: sources.arrays('s', x, levels=None, condition=told, **more).load()  # noqa: E731
   for told, error in (
     ({'a': np.ones(4)}, r"condition\['a'\] must have a row for each of the 5 examples, got \[4\]"),
+    (
+      {'a': np.ones((5, 2)), 'b': [np.ones((6, 5))]},
+      r"condition\['b'\]\[0\] must have a row .* got \[6, 5\]",
+    ),
+    ({'a': np.ones(5), 'b': np.array([1, np.inf] * 2 + [0])}, r"condition\['b'\] must be finite"),
+    (np.array(1.0), r'condition must have a row for each of the 5 examples, got \[\]'),
     ([np.full(5, np.nan)], r'condition\[0\] must be finite'),
     (np.array(['a'] * 5), 'must be finite numbers, got <U1: encode'),
     ((np.ones(5),), 'a tree of dicts, lists and NumPy arrays, got tuple'),
   ):
     with pytest.raises(ValueError, match=error):
       load(told)
+  for kind in (bool, np.uint8, np.int64, np.float16):  # all of them numbers
+    load({'a': np.ones((5, 2), kind)})
   with pytest.raises(ValueError, match='a test set of its own does not go with conditions'):
     load(np.ones(5), test=(x, np.zeros(5, int)))
   with pytest.raises(ValueError, match='part examples from their conditions'):
@@ -142,10 +150,14 @@ def test_what_is_told_is_of_the_data():
 def test_descriptions_are_json_and_give_one_row():
   told = {'a': np.ones((5, 3), np.float32), 'b': [np.arange(5)]}
   described = conditions.describe(told)
+  assert described == {'a': {'dtype': 'float32', 'row': [3]}, 'b': [{'dtype': 'int64', 'row': []}]}
   row = conditions.example(described)
   assert jax.tree.map(np.shape, row) == {'a': (1, 3), 'b': [(1,)]}
   assert jax.tree.map(lambda x: x.dtype, row) == jax.tree.map(lambda x: x.dtype, told)
   assert conditions.example(None).shape == (1,)
+  unlucky = {'dtype': np.ones((5, 2)), 'row': np.ones(5)}  # names as in a description
+  row = conditions.example(conditions.describe(unlucky))
+  assert jax.tree.map(np.shape, row) == {'dtype': (1, 2), 'row': (1,)}
   with pytest.raises(ValueError, match='a tree of dicts, lists and NumPy arrays, got tuple'):
     conditions.describe((np.ones(3),))
 
@@ -154,6 +166,22 @@ def test_a_class_label_is_the_plainest_condition():
   labels = jnp.array([3, 0, 2])
   assert conditions.null_label(labels).tolist() == [-1, -1, -1]
   assert conditions.take(labels, np.array([2, 0])).tolist() == [2, 3]
+
+
+def test_a_fingerprint_is_of_the_salt_and_of_every_entry_name_and_type():
+  a, b = np.arange(6, dtype=np.int32).reshape(3, 2), np.arange(3)
+  told = {'a': a, 'b': [b, b + 1]}
+  found = conditions.fingerprint(told, 'salt')
+  assert len(found) == 16
+  assert found == conditions.fingerprint({**told, 'a': np.asfortranarray(a)}, 'salt')
+  others = [conditions.fingerprint(told, 'pepper')] + [
+    conditions.fingerprint(other, 'salt')
+    for other in (
+      {**told, 'a': a[::-1]}, {**told, 'b': [b, b + 2]}, {**told, 'b': [b[::-1], b + 1]}, {'a': a, 'c': told['b']},
+      {**told, 'a': a.view(np.uint32)}, {**told, 'a': a.T.reshape(3, 2)}, {**told, 'a': a.reshape(3, 2, 1)},
+    )
+  ]  # fmt: skip
+  assert len({found, *others}) == 9
 
 
 def test_the_null_of_a_network_of_classes_says_nothing_and_is_no_class():

@@ -173,6 +173,21 @@ def test_the_gradient_of_a_loss_reaches_all_that_may_learn(x64):
   check_grads(of, arguments, order=1, modes=['rev'], atol=1e-6, rtol=1e-6)
 
 
+def test_learned_uncertainty_is_made_of_waves_of_4_to_120_nats(x64):
+  log_snr = np.linspace(-10, 10, 5)
+  x0, eps, error, marginal, alpha, sigma = draws(log_snr, (4,))
+  prediction = Prediction(x0 - sigma / alpha * error, eps + error)
+  given = context(x0, eps, jnp.asarray(log_snr), marginal, alpha * x0 + sigma * eps, prediction)
+  term = losses.uncertain(weights.sigmoid(1.0), features=6)
+  assert jax.tree.map(jnp.shape, term.init(jax.random.key(0))) == {'slope': (6,), 'offset': ()}
+  slope = np.array([0.3, -0.2, 0.5, 0.4, -0.6, 0.1])
+  angle = 2 * np.pi * log_snr[:, None] / np.array([120, 480**0.5, 4])
+  u = np.concatenate([np.cos(angle), np.sin(angle)], axis=1) @ slope + 0.7
+  loss = np.mean(np.asarray(error) ** 2, axis=1) / (1 + np.exp(log_snr - 1))
+  found = term.apply({'slope': slope, 'offset': 0.7}, given)
+  np.testing.assert_allclose(found, loss * np.exp(-u) + u, rtol=1e-9)
+
+
 def test_learned_uncertainty_finds_the_log_of_the_loss(x64):
   """Gradient descent on L / e^u + u with a known loss at every noise level: u ends at log E[L | log_snr]."""
   log_snr = jnp.linspace(-10, 10, 101)
@@ -227,6 +242,24 @@ def test_sliced_score_matching_is_half_the_score_error_up_to_a_constant(x64):
   # Both the slope and the size of the score learn: a row's loss is sigma^2 (gain^2 |z|^2 / (2 d) - gain).
   by_gain = jax.jit(jax.grad(lambda gain: sliced(gain).mean()))(0.3)
   np.testing.assert_allclose(by_gain, sigma**2 * (0.3 * (np.asarray(z) ** 2).mean() - 1), rtol=1e-6)
+
+
+def test_sliced_score_matching_asks_along_one_random_direction_a_row(x64):
+  """Of a score whose two entries hear each other, so that a row's loss tells the product of its two signs."""
+  log_snr = jnp.linspace(-3.0, 3.0, 2000)
+  x0, eps, _, marginal, alpha, sigma = draws(log_snr, (2,))
+  z, keys = alpha * x0 + sigma * eps, jax.random.split(jax.random.key(2), 2000)
+
+  def predict(y):  # minus sigma times the score -(y + y[::-1] / 2)
+    return Prediction(y, sigma * (y + y[:, ::-1] / 2))
+
+  given = context(x0, eps, log_snr, marginal, z, predict(z))._replace(predict=predict, keys=keys)
+  loss = np.asarray(losses.sliced().apply((), given))
+  score, size = -(np.asarray(z) + np.asarray(z)[:, ::-1] / 2), np.asarray(sigma)[:, 0] ** 2
+  # Twice the loss is sigma^2 (|s|^2 / 2 - 2 - v_1 v_2).
+  product = (score**2).sum(1) / 2 - 2 - 2 * loss / size
+  np.testing.assert_allclose(np.abs(product), 1, rtol=1e-9)
+  assert abs(product.mean()) < 5 / 2000**0.5
 
 
 @pytest.mark.parametrize('features', [0, 3, 2.0])

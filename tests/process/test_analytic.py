@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from diffusion import rng as keys_of
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.types import NULL, Marginal
 
@@ -172,14 +173,35 @@ def test_draws_have_the_moments_of_the_mixture():
 
 def test_entropy_of_one_gaussian_and_of_far_apart_ones():
   """Half log det(2 pi e Sigma); well separated components add the entropy of the choice."""
+
+  def written_out(given, log_density, seed):
+    """The mean over the draws of a seed, and its t interval."""
+    x = analytic.draw(given, keys_of.row_keys(jax.random.key(seed), jnp.arange(50_000)))
+    nats = -log_density(np.asarray(x, np.float64))
+    half = stats.t.ppf(0.975, 49_999) * nats.std(ddof=1) / 50_000**0.5
+    return nats.mean(), nats.mean() - half, nats.mean() + half
+
   sigma = covariances(parts=1)[0]
   exact = 0.5 * np.linalg.slogdet(2 * np.pi * np.e * sigma)[1]
-  one = analytic.entropy(analytic.mixture(np.ones(1), np.zeros((1, 3)), sigma[None]), 50_000)
+  normal = stats.multivariate_normal(np.zeros(3), sigma)
+  alone = analytic.mixture(np.ones(1), np.zeros((1, 3)), sigma[None])
+  one = analytic.entropy(alone, 50_000)
+  np.testing.assert_allclose(one, written_out(alone, normal.logpdf, 0), rtol=1e-5)
   assert one.low - 0.01 < exact < one.high + 0.01
   assert one.high - one.low < 0.05
   weights = np.array([0.25, 0.75])
   far = np.array([[100.0, 0, 0], [-100.0, 0, 0]])
-  two = analytic.entropy(analytic.mixture(weights, far, np.stack([sigma, sigma])), 50_000, seed=1)
+  pair = analytic.mixture(weights, far, np.stack([sigma, sigma]))
+  two = analytic.entropy(pair, 50_000, seed=1)
+  nearest = (
+    lambda x: (
+      np.log(weights)[(x[:, 0] < 0).astype(int)]
+      + normal.logpdf(  # noqa: E731
+        x - np.sign(x[:, :1]) * far[0]
+      )
+    )
+  )
+  np.testing.assert_allclose(two, written_out(pair, nearest, 1), rtol=1e-4)
   assert abs(two.estimate - exact + weights @ np.log(weights)) < 0.03
 
 
@@ -253,7 +275,18 @@ def test_box_mixture_is_the_posterior_mean_by_quadrature(x64):
       joint = weights[:, None] * np.exp(
         stats.norm.logpdf(z, alpha * x, sigma) - stats.norm.logpdf(z, alpha * x, sigma).max()
       )
-      np.testing.assert_allclose(found.x0[row, 0], (joint * x).sum() / joint.sum(), atol=2e-6)
+      mean = (joint * x).sum() / joint.sum()
+      np.testing.assert_allclose(found.x0[row, 0], mean, atol=2e-6)
+      np.testing.assert_allclose(found.eps[row, 0], (z - alpha * mean) / sigma, atol=5e-4)
+  # A box of two dimensions is one of each: the mass of both weighs the means in either.
+  corners = np.stack([centers, [0.3, -0.6, 0.2]], axis=1)
+  point, x = np.array([0.4, -0.3]), corners[..., None] + width * grid
+  found = jax.jit(analytic.box_mixture(path, weights, corners, width))(point[None], T[2:3])
+  alpha, sigma = (float(c) for c in path.marginal(jnp.asarray(T[2])))
+  density = stats.norm.pdf(point[:, None], alpha * x, sigma)
+  share = weights * density.mean(2).prod(1)
+  means = (density * x).sum(2) / density.sum(2)
+  np.testing.assert_allclose(found.x0[0], share / share.sum() @ means, atol=2e-6)
 
 
 def test_box_mixture_far_away_and_at_every_noise_level_is_finite(x64):
@@ -325,26 +358,35 @@ def test_shapes_that_do_not_agree_are_named(weights, means, scales, names):
     analytic.gaussian_mixture(cosine_path(), weights, means, scales)
 
 
-def test_a_standardized_denoiser_keeps_log_snr_and_the_noise_that_was_added():
+@pytest.mark.parametrize('mean, deviation', [(4.0, 0.5), (0.0, 0.5), (4.0, 1.0)])
+def test_a_standardized_denoiser_keeps_log_snr_and_the_noise_that_was_added(mean, deviation):
   """Its path is that of the data: time and log-SNR invert each other, and a point mass gives back its own noise."""
-  path = gaussian.bind(
-    gaussian.Diffusion(schedules.cosine(), marginals.variance_preserving, parameterizations.v()), ()
-  )
-  given = []
+  path = cosine_path()
+  given, told = [], []
 
   def exact(own):
     given.append(own)
-    return analytic.gaussian_mixture(own, np.ones(1), np.full((1, 2), 6.0), np.zeros(1))
+    denoise = analytic.gaussian_mixture(own, np.ones(1), np.full((1, 2), 6.0), np.zeros(1))
 
-  denoise = analytic.standardized(exact, path, 4.0, 0.5)
+    def listening(z, t, key=None):
+      told.append(key)
+      return denoise(z, t)
+
+    return listening
+
+  denoise = analytic.standardized(exact, path, mean, deviation)
   t, eps = jnp.array([0.2, 0.9]), jnp.array([[1.0, -2.0], [0.5, 3.0]])
   alpha, sigma = (c[:, None] for c in path.marginal(t))
-  found = denoise(alpha * 4.0 + sigma * eps, t)  # (6 - 4) / 0.5
-  np.testing.assert_allclose(found.x0, np.full((2, 2), 4.0), rtol=1e-5)
-  np.testing.assert_allclose(found.eps, eps, rtol=1e-4)
+  x0, keys = (6 - mean) / deviation, jax.random.split(jax.random.key(0), 2)
+  found = denoise(alpha * x0 + sigma * eps, t, keys)
+  np.testing.assert_allclose(found.x0, np.full((2, 2), x0), rtol=1e-5)
+  np.testing.assert_allclose(found.eps, eps, rtol=2e-4)
   (own,) = given
+  assert told == [keys]
   ratio = own.marginal(t)
   np.testing.assert_allclose(
     own.log_snr(t), 2 * np.log(ratio.alpha / ratio.sigma), rtol=1e-4, atol=1e-4
   )
   np.testing.assert_allclose(own.time(own.log_snr(t)), t, rtol=1e-4)
+  np.testing.assert_allclose(own.slope(t), jax.vmap(jax.grad(own.log_snr))(t), rtol=1e-4)
+  assert analytic.standardized(lambda one: one, path, 0.0, 1.0) is path  # nothing to undo

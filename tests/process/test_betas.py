@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from diffusion.process import betas, schedules
+from diffusion.types import Schedule
 
 
 def test_scaled_linear_is_linear_in_the_root():
@@ -28,6 +29,11 @@ def test_cosine_follows_its_alpha_bar_until_the_cap():
   free = ~capped
   np.testing.assert_allclose(betas.alpha_bars(table)[free], f[free], rtol=1e-9)
   assert (np.diff(table) >= 0).all()
+  # An offset and a cap of one's own.
+  own = betas.cosine(20, 0.1, 0.6)()
+  f = np.cos((np.arange(21) / 20 + 0.1) / 1.1 * np.pi / 2) ** 2
+  np.testing.assert_allclose(own, np.minimum(1 - f[1:] / f[:-1], 0.6), rtol=1e-12)
+  assert (own == 0.6).any()
   # The first beta of the 1,000-step table, printed in many codebases.
   np.testing.assert_allclose(betas.cosine(1000)()[0], 4.128422e-5, rtol=1e-5)
 
@@ -61,6 +67,10 @@ def test_the_discrete_view_of_a_continuous_schedule_has_its_alpha_bars():
   np.testing.assert_allclose(np.log(abar / (1 - abar)), log_snr, atol=1e-9)
   ddpm = betas.alpha_bars(betas.linear()())
   assert np.abs(abar - ddpm).max() < 2e-3
+  # Of a schedule that learns, with what it has learned.
+  line = Schedule(lambda key: None, lambda fall, t: 5 - fall * t)
+  abar = betas.alpha_bars(betas.of(line, 8.0, 5))
+  np.testing.assert_allclose(np.log(abar / (1 - abar)), [5, 3, 1, -1, -3], rtol=1e-9)
   for schedule in (schedules.cosine(), schedules.edm(), schedules.rectified_flow()):
     table = betas.of(schedule, (), 50)
     assert ((table > 0) & (table < 1)).all()

@@ -163,6 +163,9 @@ def test_prior_is_normal_with_the_deviation_of_the_last_time():
   assert abs(z.mean()) < 5 * np.sqrt(variance / n)
   assert abs(z.var() - variance) < 5 * variance * np.sqrt(2 / n)
   assert abs((z**4).mean() / z.var() ** 2 - 3) < 5 * np.sqrt(96 / n)  # normal, not merely scaled
+  path = bound()
+  half, last = (gaussian.prior(path, keys[:3], (4,), t) for t in (0.5, 1.0))
+  np.testing.assert_allclose(half, 0.5**0.5 * np.asarray(last), rtol=1e-5)  # of the time asked for
   neighbors = (z[:, 0, 0] * z[:, 0, 1]).mean() / variance
   assert abs(neighbors) < 5 / np.sqrt(4096)
 

@@ -192,6 +192,15 @@ def test_learned_starts_near_its_line_and_keeps_its_ends_and_order_whatever_the_
   params = schedule.init(jax.random.key(0))
   line = 11 - 18 * np.asarray(t)
   assert np.abs(np.asarray(schedule.log_snr(params, t)) - line).max() < 1.5
+  assert (params['steepness'] != schedule.init(jax.random.key(1))['steepness']).all()
+  # By its formula, where its steps are high.
+  high = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
+  high['height'] = np.linspace(-1.0, 1.0, 16)
+  high['center'] = np.linspace(0.0, 0.5, 16)
+  a, b = (np.log1p(np.exp(high[name])) for name in ('height', 'steepness'))
+  rise = t + special.expit(8 * b * (np.asarray(t)[:, None] - high['center'])) @ a
+  share = (rise - rise[0]) / (rise[-1] - rise[0])
+  np.testing.assert_allclose(schedule.log_snr(high, t), 11 - 18 * share, atol=1e-9)
   for seed in range(20):
     noise = np.random.default_rng(seed)
     wild = jax.tree.map(lambda leaf, n=noise: leaf + 3 * n.normal(size=leaf.shape), params)
