@@ -12,6 +12,7 @@ from diffusion import rng
 from diffusion.models import dit
 from diffusion.models.dropout import stochastic_depth
 from diffusion.types import Conditioning
+from tests.models.test_dropout import PLAIN, row_keys
 
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 SMALL = {'width': 16, 'depth': 2, 'heads': 2, 'num_classes': 3}
@@ -68,7 +69,7 @@ def test_everything_it_is_told_changes_the_output():
 
 
 def written_out(p, z, noise, told):
-  """The network of two heads and patches of 2 x 2, in NumPy."""
+  """The network of two heads and patches of 2 x 2, in NumPy, with the drops that draw nothing."""
 
   def dense(x, layer):
     return x @ layer['kernel'] + layer.get('bias', 0)
@@ -83,6 +84,7 @@ def written_out(p, z, noise, told):
     x = (x - x.mean(2, keepdims=True)) / np.sqrt(x.var(2, keepdims=True) + 1e-6)
     return x * (1 + scale[:, None]) + shift[:, None]
 
+  z = 2 * z
   level = p['ConditioningEmbedding_0']
   angle = 2 * np.pi * noise[:, None] * np.array([1 / 16, 16])
   waves = np.concatenate([np.cos(angle), np.sin(angle)], 1)
@@ -96,16 +98,17 @@ def written_out(p, z, noise, told):
   steps = 10000.0 ** -(np.arange(4) / 4)
   places = [[f(n * steps) for n in place for f in (np.cos, np.sin)] for place in grid]
   h = dense(h, p['stem']) + np.reshape(places, (len(grid), 16))
-  for block in (p['Block_0'], p['Block_1']):
+  for depth in (1, 2):
+    block, more = p[f'Block_{depth - 1}'], 1 + depth / 2
     shift, scale, gate, *of_mlp = np.split(dense(e, block['modulation']), 6, 1)
     x, layers = adapted(h, shift, scale), block['attention']
     q, k, v = (shared_out(dense(x, layers[name])) for name in ('query', 'key', 'value'))
     share = special.softmax(np.einsum('bihc,bjhc->bhij', q, k) / 8**0.5, axis=3)
     mixed = np.einsum('bhij,bjhc->bihc', share, v).reshape(h.shape)
-    h = h + gate[:, None] * dense(mixed, layers['out'])
+    h = h + more * gate[:, None] * dense(mixed, layers['out'])
     inner = dense(adapted(h, *of_mlp[:2]), block['mlp_in'])
-    inner = inner * special.ndtr(inner)
-    h = h + of_mlp[2][:, None] * dense(inner, block['mlp_out'])
+    inner = inner * special.ndtr(inner) + 1
+    h = h + more * of_mlp[2][:, None] * dense(inner, block['mlp_out'])
   h = dense(adapted(h, *np.split(dense(e, p['modulation']), 2, 1)), p['output'])
   output = np.zeros(z.shape)
   for n, (i, j) in enumerate(grid):
@@ -114,10 +117,10 @@ def written_out(p, z, noise, told):
 
 
 def test_it_is_the_network_of_the_paper_written_out():
-  model, _, moved = network()
-  z, noise, _ = inputs()
+  (_, _, moved), (z, noise, _) = network(), inputs()
+  model, keys = dit.dit(**SMALL, drops=PLAIN), row_keys(3)
   told = Conditioning(jnp.array([2, 0, -1]), jnp.array([[0.5], [0.0], [-1.0]]))
-  found = compiled(lambda v: model.apply(v, z, noise, told)[0])(moved)
+  found = compiled(lambda v: model.apply(v, z, noise, told, keys=keys)[0])(moved)
   as_numpy = jax.tree.map(lambda a: np.asarray(a, np.float64), (moved['params'], z, noise))
   expected = written_out(*as_numpy, jax.tree.map(np.asarray, told))
   assert np.abs(expected).max((1, 2, 3)).min() > 0.5

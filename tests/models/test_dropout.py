@@ -11,6 +11,12 @@ from diffusion.models import dropout
 from diffusion.models.dropout import Dropout
 
 SHAPE = (7, 5)
+# Of each place one that draws nothing, by which a network can be written out with them.
+PLAIN = (
+  dropout.Drop('input', lambda key, x, depth: 2 * x),
+  dropout.Drop('units', lambda key, x, depth: x + 1),
+  dropout.Drop('branch', lambda key, x, depth: (1 + depth) * x),
+)
 
 
 def row_keys(count, seed=0):

@@ -15,6 +15,7 @@ from diffusion.models import magnitude
 from diffusion.models.functional import Mode
 from diffusion.optimizers import chains, optimizers, schedules
 from diffusion.types import NULL, Conditioning
+from tests.models.test_dropout import PLAIN, row_keys
 
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 SMALL = {'width': 16, 'multipliers': (1, 2), 'blocks': 1, 'attention': (4,), 'num_classes': 3}
@@ -81,14 +82,14 @@ def added(a, b):
 
 
 def block_written_out(p, x, embedding, encoder):
-  """With attention of four channels a head."""
+  """With attention of four channels a head, and the drops that draw nothing at a depth of 1/4."""
   shortcut = weights(p['shortcut']['kernel'])[0, 0]
   if encoder:
     x = pixel_norm(x @ shortcut)
   h = convolved(loud_silu(x), p['conv_in']['kernel'])
   told = p['embedding']['gain'] * (embedding @ weights(p['embedding']['kernel']))
-  h = convolved(loud_silu(h * (1 + told[:, None, None])), p['conv_out']['kernel'])
-  x = added(x if encoder else x @ shortcut, h)
+  h = convolved(loud_silu(h * (1 + told[:, None, None])) + 1, p['conv_out']['kernel'])
+  x = added(x if encoder else x @ shortcut, (1 + 0.25) * h)
   b, height, width, c = x.shape
   q, k, v = (
     pixel_norm((x @ weights(p[name]['kernel'])[0, 0]).reshape(b, height * width, c // 4, 4))
@@ -103,9 +104,9 @@ def test_a_block_is_that_of_the_paper_written_out(x64):
   """On the way down with pixel normalization, and on the way up without."""
   generator = np.random.default_rng(0)
   x, embedding = 3 * generator.normal(size=(2, 3, 4, 8)), generator.normal(size=(2, 5))
-  given = jnp.asarray(x), jnp.asarray(embedding), Mode()
+  given = jnp.asarray(x), jnp.asarray(embedding), Mode(row_keys(2))
   for encoder in (True, False):
-    block = magnitude.Block(12, encoder, True, (), 1.0, heads_of=4)
+    block = magnitude.Block(12, encoder, True, PLAIN, 0.25, heads_of=4)
     shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), *given))  # noqa: B023
     variables = jax.tree.map(lambda p: generator.normal(size=p.shape), shapes)
     found = compiled(lambda v: block.apply(v, *given))(variables)  # noqa: B023

@@ -10,6 +10,7 @@ import pytest
 from diffusion import rng
 from diffusion.models import activations, mlp, normalization
 from diffusion.types import NULL, Conditioning
+from tests.models.test_dropout import PLAIN, row_keys
 
 # These programs run once: compiling them with little optimization is quicker.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -76,10 +77,13 @@ def test_everything_it_is_told_changes_the_output():
 
 def test_it_is_its_formula_written_out():
   """In NumPy, with another norm and activation than by default, both of which are in all their places."""
-  model = mlp.mlp(16, 2, num_classes=3, norm=normalization.rms(), activation=activations.relu)
+  model = mlp.mlp(
+    16, 2, num_classes=3, drops=PLAIN, norm=normalization.rms(), activation=activations.relu
+  )
   (z, noise), variables = inputs(3), started(model)
   label = np.array([1, NULL, 0])
-  found = evaluation(model)(variables, z, noise, conditioning(3)._replace(condition=label))
+  told = conditioning(3)._replace(condition=label)
+  found = evaluation(model)(variables, z, noise, told, keys=row_keys(3))
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables['params'])
 
   def dense(x, layer):
@@ -96,10 +100,11 @@ def test_it_is_its_formula_written_out():
   waves = np.concatenate([np.cos(angle), np.sin(angle)], 1)
   e = dense(relu(dense(waves, level['Dense_0'])), level['Dense_1'])
   e = relu(e + level['Embed_0']['embedding'][label])
-  h = dense(np.asarray(z, np.float64), p['stem'])
+  h = dense(2 * np.asarray(z, np.float64), p['stem'])
   for i in range(2):
     inner, told, outer = (p[f'Dense_{3 * i + j}'] for j in range(3))
-    h = h + dense(relu(dense(relu(norm(h, p[f'RMSNorm_{i}'])), inner) + dense(e, told)), outer)
+    r = relu(dense(relu(norm(h, p[f'RMSNorm_{i}'])), inner) + dense(e, told)) + 1
+    h = h + (1 + (i + 1) / 2) * dense(r, outer)
   expected = dense(relu(norm(h, p['RMSNorm_2'])), p['output'])
   assert np.abs(expected).max(1).min() > 0.1
   np.testing.assert_allclose(found, expected, atol=1e-4)

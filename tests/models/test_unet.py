@@ -12,6 +12,7 @@ from diffusion import rng
 from diffusion.models import activations, initializers, normalization, unet
 from diffusion.models.functional import Mode
 from diffusion.types import NULL, Conditioning
+from tests.models.test_dropout import PLAIN
 
 ROWS = 3
 # These programs run once: compiling them with little optimization takes a third of the time.
@@ -289,6 +290,38 @@ def test_residual_block_starts_as_the_identity_over_root_two_if_rescaled(rescale
   moved = perturbed(variables)
   first, second = (apply(moved, scale * embedding) for scale in (1.0, 2.0))
   assert np.abs(first - second).max() > 1e-3  # the embedding arrives
+
+
+def normalized(x, layer):
+  """In groups of four channels."""
+  grouped = x.reshape(*x.shape[:3], -1, 4)
+  center = grouped.mean((1, 2, 4), keepdims=True)
+  grouped = (grouped - center) / np.sqrt(grouped.var((1, 2, 4), keepdims=True) + 1e-6)
+  return grouped.reshape(x.shape) * layer['scale'] + layer['bias']
+
+
+def convolved(x, layer):
+  padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+  return np.einsum('bhwcij,ijco->bhwo', windows, layer['kernel']) + layer['bias']
+
+
+def test_a_residual_block_is_that_of_the_paper_written_out(x64):
+  """With more channels than come in, ReLU, and the drops that draw nothing at a depth of 1/4."""
+  generator = np.random.default_rng(0)
+  x, embedding = generator.normal(size=(2, 3, 4, 8)), generator.normal(size=(2, 5))
+  mode = Mode(row_keys(2))
+  block = unet.ResidualBlock(12, PLAIN, 0.25, style(True)._replace(activation=activations.relu))
+  given = jnp.asarray(x), jnp.asarray(embedding), mode
+  shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), *given))
+  variables = jax.tree.map(lambda p: generator.normal(size=p.shape), shapes)
+  found = compiled(lambda v: block.apply(v, *given))(variables)
+  p = variables['params']
+  h = convolved(np.maximum(normalized(x, p['GroupNorm_0']), 0), p['conv_in'])
+  h = h + (embedding @ p['embedding']['kernel'] + p['embedding']['bias'])[:, None, None]
+  h = convolved(np.maximum(normalized(h, p['GroupNorm_1']), 0) + 1, p['conv_out'])
+  shortcut = x @ p['shortcut']['kernel'] + p['shortcut']['bias']
+  np.testing.assert_allclose(found, (shortcut + 1.25 * h) / 2**0.5, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize('rescale', [False, True])
