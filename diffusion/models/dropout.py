@@ -138,8 +138,9 @@ def drop_block(rate: float, size: int = 3) -> Drop:
       gamma = rate * height * width / (side**2 * starts[0] * starts[1])
       start = jax.random.bernoulli(key, jnp.minimum(gamma, 1.0), (*starts, channels))
       pad = ((side - 1, side - 1), (side - 1, side - 1), (0, 0))
+      none = jnp.zeros((), x.dtype)
       dropped = jax.lax.reduce_window(
-        start.astype(x.dtype), 0.0, jax.lax.max, (side, side, 1), (1, 1, 1), pad
+        start.astype(x.dtype), none, jax.lax.max, (side, side, 1), (1, 1, 1), pad
       )
       keep = 1 - dropped
       kept = keep.sum(dtype=jnp.promote_types(x.dtype, jnp.float32))

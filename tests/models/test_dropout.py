@@ -190,6 +190,13 @@ def test_drop_block_wants_images_and_fits_small_ones():
   columns = lost.all((1, 3))  # squares of the shorter side
   assert (2 * columns.sum(1) == lost.sum((1, 2, 3))).all()
   assert 0 < columns.mean() < 1
+  # In bfloat16 as well, rounded once.
+  thin = dropout.drop_block(0.1, 2).act
+  found = np.asarray(thin(jax.random.key(0), jnp.ones((20, 20, 2), jnp.bfloat16), 1.0))
+  kept = found != 0
+  assert 600 < kept.sum() < 800
+  assert found.dtype == jnp.bfloat16
+  assert (found[kept] == np.float32(800 / kept.sum()).astype(jnp.bfloat16)).all()
   tall = dropout.drop_block(0.5, 7).act
   jax.eval_shape(lambda x: tall(jax.random.key(0), x, 1.0), jnp.ones((5, 2, 1)))
   with pytest.raises(ValueError, match=r'DropBlock needs images .* \(5,\)'):
