@@ -193,14 +193,11 @@ def test_entropy_of_one_gaussian_and_of_far_apart_ones():
   far = np.array([[100.0, 0, 0], [-100.0, 0, 0]])
   pair = analytic.mixture(weights, far, np.stack([sigma, sigma]))
   two = analytic.entropy(pair, 50_000, seed=1)
-  nearest = (
-    lambda x: (
-      np.log(weights)[(x[:, 0] < 0).astype(int)]
-      + normal.logpdf(  # noqa: E731
-        x - np.sign(x[:, :1]) * far[0]
-      )
-    )
-  )
+
+  def nearest(x):  # the other component is too far to be heard
+    which = np.log(weights)[(x[:, 0] < 0).astype(int)]
+    return which + normal.logpdf(x - np.sign(x[:, :1]) * far[0])
+
   np.testing.assert_allclose(two, written_out(pair, nearest, 1), rtol=1e-4)
   assert abs(two.estimate - exact + weights @ np.log(weights)) < 0.03
 
