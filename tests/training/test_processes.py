@@ -337,7 +337,11 @@ def chained(error, cause=None, context=None, hidden=False):
     (jax.errors.JaxRuntimeError('INTERNAL: Error dispatching computation: Gloo all-reduce failed'), True),
     (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'), False),
     (ValueError('UNKNOWN: Gloo AllGather failed: Connection closed by peer'), True),  # where a result is fetched
+    (ValueError('NCCL operation ncclAllReduce failed: remote process exited'), True),
     (ValueError('/runs/gloo is not empty'), False),
+    (chained(jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory'), context=OSError('full')), False),
+    (chained(OSError('no'), cause=chained(OSError('no'), cause=jax.errors.JaxRuntimeError('gone'))), True),
+    (chained(OSError('no'), cause=KeyError('a'), context=jax.errors.JaxRuntimeError('gone'), hidden=True), False),
     (chained(OSError('no'), cause=ValueError('UNKNOWN: Gloo AllGather failed')), True),
     (chained(OSError('no'), context=jax.errors.JaxRuntimeError('ABORTED: gone')), True),
     (chained(ValueError('late'), context=jax.errors.JaxRuntimeError('timed out'), hidden=True), False),
@@ -357,10 +361,13 @@ def test_errors_of_a_disk_are_one_line_with_what_to_do():
     in full
   )
   assert 'make room on the disk of the workdir, ' in said(errno.ENOSPC)
+  assert 'make room there, then' in said(errno.EDQUOT, '/x')
   long = said(errno.ENAMETOOLONG, '/' + 'd' * 3480)
   assert long.startswith("a path is too long, of 3481 characters, '/ddd")
   assert long.endswith(': choose a shorter one')
   assert len(long) < 150
+  assert processes.one_line(ValueError('no\n  data')) == 'no data'
+  assert processes.one_line(KeyError('a')) == "KeyError: 'a'"
   assert said(errno.EROFS, '/x') == "OSError: [Errno 30] Read-only file system: '/x'"
 
 
@@ -370,6 +377,12 @@ def test_process_0_tells_only_what_json_gives_back_as_it_was():
   for value in ((1, 2), {1: 'one'}, {'one': (1,)}, {'array': np.ones(2)}, pathlib.Path('run')):
     with pytest.raises(TypeError, match='JSON'):
       processes.from_writer(lambda value=value: value)
+
+
+def test_alone_all_that_processes_say_is_what_this_one_says():
+  assert processes.gather(np.arange(3)).tolist() == [[0, 1, 2]]
+  assert processes.finish(7) == 7
+  assert [processes.texts('words', text) for text in ('', 'naïve')] == [[''], ['naïve']]
 
 
 def test_alone_an_error_stays_what_it_was(tmp_path):
@@ -389,7 +402,13 @@ STEP = {'SLURM_PROCID': '0', 'SLURM_NTASKS': '8'}
     (STEP, None),  # a script of sbatch, or an interactive allocation: no step of several tasks
     (STEP | {'SLURM_STEP_NUM_TASKS': '1'}, None),
     (STEP | {'SLURM_STEP_NUM_TASKS': '8'}, ('slurm', 8)),
+    ({'SLURM_STEP_NUM_TASKS': '8'}, None),
+    ({'TPU_ML_PLATFORM': 'JAX'}, (None, 1)),
     ({'TPU_ML_PLATFORM': 'JAX', 'TPU_WORKER_HOSTNAMES': 'localhost'}, None),
+    (
+      {'TPU_ML_PLATFORM': 'JAX', 'TPU_PROCESS_ADDRESSES': 'a,b', 'TPU_WORKER_HOSTNAMES': 'a'},
+      (None, 2),
+    ),
     ({'TPU_ML_PLATFORM': 'JAX', 'TPU_WORKER_HOSTNAMES': 'a,b,c'}, (None, 3)),
     ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, None),
     ({'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'JOB_COMPLETION_INDEX': '1'}, None),  # no client
@@ -398,6 +417,74 @@ STEP = {'SLURM_PROCID': '0', 'SLURM_NTASKS': '8'}
 def test_only_a_cluster_of_several_is_joined(environment, found):
   assert processes.cluster(environment, None) == found
   assert environment.get('TPU_ML_PLATFORM') is None or not processes.cluster(environment, 'cpu')
+
+
+def test_a_cluster_beside_chips_that_are_not_used_and_one_with_its_client_are_joined(monkeypatch):
+  chips = STEP | {'SLURM_STEP_NUM_TASKS': '4', 'TPU_ML_PLATFORM': 'JAX'}
+  assert processes.cluster(chips, 'cpu') == ('slurm', 4)
+  monkeypatch.setattr(processes.importlib.util, 'find_spec', lambda name: name == 'kubernetes')
+  indexed = {'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'JOB_COMPLETION_INDEX': '0'}
+  assert processes.cluster(indexed, None) == ('k8s', 1)
+  for name, value in indexed.items():
+    assert processes.cluster({name: value}, None) is None
+
+
+def test_what_a_start_is_told_reaches_jax(monkeypatch):
+  """By flags and by the environment; an error names the place where they were to meet."""
+  told, set_up = [], []
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *given, **named: told.append((given, named))
+  )
+  monkeypatch.setattr(jax.config, 'update', lambda *given: set_up.append(given))
+  assert processes.initialize('h:1', 1, 0) == 1  # alone
+  assert not told
+  assert not set_up
+  assert processes.initialize('h:1', 3, 2, 7) == 3
+  assert told.pop() == (
+    ('h:1', 3, 2), {'cluster_detection_method': 'deactivate', 'heartbeat_timeout_seconds': 7}
+  )  # fmt: skip
+  for name, value in (STEP | {'SLURM_STEP_NUM_TASKS': '5'}).items():
+    monkeypatch.setenv(name, value)
+  assert processes.initialize(heartbeat_seconds=20) == 5
+  assert told.pop() == (
+    (None, None, None), {'cluster_detection_method': 'slurm', 'heartbeat_timeout_seconds': 20}
+  )  # fmt: skip
+  assert set_up == [('jax_cpu_collectives_implementation', 'gloo')] * 2
+
+  def fail(*given, **named):
+    raise RuntimeError('late\n again')
+
+  monkeypatch.setattr(jax.distributed, 'initialize', fail)
+  for flags, where in (((), 'the address that the cluster gives'), (('h:1', 2, 0), 'h:1')):
+    with pytest.raises(ValueError, match=f'did not find each other at {where}: .*late again'):
+      processes.initialize(*flags)
+
+
+def test_a_signal_is_asked_for_by_every_number_once(monkeypatch):
+  """From the one after the start, those of a dispatch at a time, until it has come."""
+  asked = []
+  monkeypatch.setattr(
+    processes.multihost_utils, 'reached_preemption_sync_point', lambda n: asked.append(n) or n == 20
+  )
+  interrupted = processes.preemption(10, 5)
+  assert interrupted() is None
+  assert asked == [11, 12, 13, 14, 15]
+  assert interrupted() == 'SIGTERM'
+  assert asked == list(range(11, 21))
+
+
+def test_what_differs_between_processes_is_said_with_both(monkeypatch):
+  processes.check_same('the command', {'a': 1})
+  for others, number in (([{'a': 1}, {'a': 2}], 2), ([{'a': 2}, {'a': 1}], 1)):
+    monkeypatch.setattr(
+      processes, 'texts', lambda name, text, more=others: [text, *map(json.dumps, more)]
+    )
+    with pytest.raises(processes.Agreed) as caught:
+      processes.check_same('the command', {'a': 1})
+    assert str(caught.value) == (
+      'the command must be the same on all processes: '
+      f'{{"a": 2}} on process {number}, {{"a": 1}} on process 0'
+    )
 
 
 def test_a_plain_start_joins_nothing_and_takes_no_time():
