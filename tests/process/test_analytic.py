@@ -306,7 +306,10 @@ def test_box_mixture_far_away_and_at_every_noise_level_is_finite(x64):
     (lambda p: analytic.empirical(p, np.zeros((3, 2)), labels=np.zeros(3, int)), 'together'),
     (lambda p: analytic.box_mixture(p, np.ones(1), np.zeros((1, 2)), 0.0), 'width .* got 0.0'),
     (lambda p: analytic.box_mixture(p, np.ones(2), np.zeros((1, 2)), 0.1), r'\(2,\), \(1, 2\)'),
-    (lambda p: analytic.mixture(np.ones(1), np.zeros((1, 2)), -np.eye(2)[None]), 'semidefinite'),
+    (
+      lambda p: analytic.mixture(np.ones(1), np.zeros((1, 2)), -np.eye(2)[None]),
+      'semidefinite, got a smallest eigenvalue of -1 and an asymmetry of 0$',
+    ),
     (lambda p: analytic.mixture([0.5, 0.6], np.zeros((2, 2)), np.ones(2)), 'weights .* by 1.1'),
     (
       lambda p: analytic.mixture([1.5, -0.5], np.zeros((2, 2)), np.ones(2)),
@@ -332,7 +335,7 @@ def test_box_mixture_far_away_and_at_every_noise_level_is_finite(x64):
     ),
     (
       lambda p: analytic.mixture(np.ones(1), np.zeros((1, 2)), np.array([[[1, 2], [0, 1.0]]])),
-      'symmetric',
+      'symmetric .* an asymmetry of 2$',
     ),
   ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, special
 
+from diffusion import citations
 from diffusion.process import betas, marginals, schedules
 from diffusion.types import Schedule
 
@@ -248,7 +249,11 @@ def test_gradient_of_learned_is_that_of_finite_differences(x64):
     (lambda: schedules.rectified_flow(1.0, -1.0), 'log_snr_min=1.0'),
     (lambda: schedules.shifted(schedules.cosine(), 0.0), 'factor .* got 0.0'),
     (lambda: schedules.shifted(schedules.cosine(-70.0, 0.0), 1e-4), 'log_snr_min=-88'),
-    (lambda: schedules.clipped(schedules.cosine(), -16.0, 0.0), 'log_snr_min=-16.0'),
+    (
+      lambda: schedules.clipped(schedules.cosine(-15.0, 12.0), -16.0, 0.0),
+      'inside the schedule, -15 to 12, got log_snr_min=-16.0, log_snr_max=0.0',
+    ),
+    (lambda: schedules.clipped(schedules.cosine(-15.0, 12.0), 0.0, 12.5), 'log_snr_max=12.5'),
     (lambda: schedules.clipped(schedules.cosine(), 3.0, -3.0), 'log_snr_min=3.0'),
     (lambda: schedules.clipped(schedules.learned(), -1.0, 1.0), 'without parameters'),
     (lambda: schedules.learned(width=0), 'width .* got 0'),
@@ -274,6 +279,8 @@ def test_shifted_moves_log_snr_by_twice_the_log_of_its_factor(factor):
   """log_snr(t) of noise scaled by the resolution: sigma / alpha divided by the factor at every t."""
   t = jnp.linspace(0, 1, 9)
   learned = Schedule(lambda key: jnp.ones(1), lambda fall, t: 5 - fall * t)
+  used = {one.name for one in citations.techniques(schedules.shifted(schedules.cosine(), factor))}
+  assert used - {'cosine noise schedule'} == ({'shifted noise schedule'} if factor != 1 else set())
   for plain in (schedules.cosine(), learned):
     moved = schedules.shifted(plain, factor)
     params = jax.tree.map(lambda leaf: 7 * leaf, moved.init(jax.random.key(0)))
