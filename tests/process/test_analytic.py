@@ -307,7 +307,7 @@ def test_box_mixture_far_away_and_at_every_noise_level_is_finite(x64):
     (lambda p: analytic.box_mixture(p, np.ones(1), np.zeros((1, 2)), 0.0), 'width .* got 0.0'),
     (lambda p: analytic.box_mixture(p, np.ones(2), np.zeros((1, 2)), 0.1), r'\(2,\), \(1, 2\)'),
     (
-      lambda p: analytic.mixture(np.ones(1), np.zeros((1, 2)), -np.eye(2)[None]),
+      lambda p: analytic.mixture(np.ones(1), np.zeros((1, 2)), np.diag([-1.0, 3.0])[None]),
       'semidefinite, got a smallest eigenvalue of -1 and an asymmetry of 0$',
     ),
     (lambda p: analytic.mixture([0.5, 0.6], np.zeros((2, 2)), np.ones(2)), 'weights .* by 1.1'),

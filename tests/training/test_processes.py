@@ -382,7 +382,7 @@ def test_process_0_tells_only_what_json_gives_back_as_it_was():
 def test_alone_all_that_processes_say_is_what_this_one_says():
   assert processes.gather(np.arange(3)).tolist() == [[0, 1, 2]]
   assert processes.finish(7) == 7
-  assert [processes.texts('words', text) for text in ('', 'naïve')] == [[''], ['naïve']]
+  assert [processes.texts('words', text) for text in ('', 'naïveté')] == [[''], ['naïveté']]
 
 
 def test_alone_an_error_stays_what_it_was(tmp_path):
