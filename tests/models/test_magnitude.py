@@ -140,6 +140,8 @@ def test_blocks_have_the_sizes_depths_and_attention_that_they_should():
   ]  # fmt: skip
   assert [one[:4] for one in found] == expected
   np.testing.assert_allclose([one[4] for one in found], np.arange(1, 12) / 11)
+  with pytest.raises(ValueError, match=r'3 levels .* divisible by 4, got \(2, 8, 10, 1\)'):
+    jax.eval_shape(model.init, jax.random.key(0), z[:, :, :10], jnp.zeros(2), told)
 
 
 def test_all_that_the_network_is_told_comes_in_unit_magnitude():
