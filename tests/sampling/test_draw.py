@@ -108,6 +108,16 @@ def test_a_sample_is_of_its_number_and_the_seed_alone_and_without_dropout():
     assert np.abs(whole).max() < 20
 
 
+def test_a_sampler_that_differs_by_sample_is_told_their_numbers():
+  def sampler(path):
+    plain = samplers.ddim(path)
+    of_rows = lambda number: plain._replace(finish=lambda z: 0 * z + number[:, None])  # noqa: E731
+    return plain._replace(of_rows=of_rows)
+
+  found = drawn(labels=(1, 1), numbers=(4, 2), steps=1, sampler=sampler)
+  np.testing.assert_array_equal(found, np.array([[4.0], [2.0]]) + np.zeros(SHAPE))
+
+
 def test_labels_come_in_turn_row_by_row():
   assert draw.class_labels(3, 2).tolist() == [0, 1, 2, 0, 1, 2]
   assert draw.class_labels(0, 3).tolist() == [0, 0, 0]

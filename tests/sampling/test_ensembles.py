@@ -37,6 +37,12 @@ def test_mean_loss_is_the_ensembles_loss_plus_the_disagreement(x64):
   np.testing.assert_allclose(losses, ensemble + gap, rtol=1e-12)
   assert (gap > 0).all()
   np.testing.assert_allclose(ensembles.disagreement([members[0]] * 3, Z, T), 0, atol=1e-25)
+  pixels = [
+    lambda z, t, key, m=m: Prediction(*(p.reshape(z.shape) for p in m(z.reshape(5, 3), t)))
+    for m in members
+  ]  # as of a row of them
+  found = ensembles.disagreement(pixels, Z.reshape(5, 3, 1), T)
+  np.testing.assert_allclose(found, gap, rtol=1e-12)
 
 
 def test_a_disagreement_far_below_the_mean_is_not_lost_in_float32():
@@ -75,5 +81,8 @@ def test_monte_carlo_dropout_varies_by_key_keeps_its_mask_and_averages():
     np.testing.assert_allclose(found.mean(), 1.0, atol=0.05)
     np.testing.assert_allclose(found.var(), 1 / draws, rtol=0.1)
   assert ensembles.monte_carlo(dropped, keys, 0) is dropped
+  np.testing.assert_array_equal(
+    ensembles.mean([dropped] * 2)(z, t, keys).x0, dropped(z, t, keys).x0
+  )
   with pytest.raises(ValueError, match='monte_carlo must be an integer >= 0, got -1'):
     ensembles.monte_carlo(dropped, keys, -1)

@@ -87,8 +87,9 @@ def test_karras_walks_the_root_of_sigma_in_equal_steps_and_then_to_the_end(sched
   grid = grids.karras(path, steps)
   assert grid.shape == (steps + 1,)
   assert (grid[0], grid[-2], grid[-1]) == (1, 0, 0)
-  root = np.exp(-0.5 * np.asarray(path.log_snr(grid[:-1]))) ** (1 / 7)
-  np.testing.assert_allclose(np.diff(root), (root[-1] - root[0]) / (steps - 1), rtol=1e-6)
+  for rho, times in ((7, grid), (3, grids.karras(path, steps, 3.0))):
+    root = np.exp(-0.5 * np.asarray(path.log_snr(times[:-1]))) ** (1 / rho)
+    np.testing.assert_allclose(np.diff(root), (root[-1] - root[0]) / (steps - 1), rtol=1e-6)
 
 
 def test_karras_has_the_published_sigmas(x64):
@@ -158,6 +159,7 @@ def test_geometric_follows_a_schedule_that_learns():
 
 def test_uniform_log_snr_takes_the_schedules_ends_for_those_that_are_not_given():
   path = bound(COSINE)
-  np.testing.assert_allclose(
-    grids.uniform_log_snr(path, 8), grids.uniform_log_snr(path, 8, -15.0, 15.0), atol=1e-6
-  )
+  for given, ends in (({}, (-15, 15)), ({'low': -4.0}, (-4, 15)), ({'high': 5.0}, (-15, 5))):
+    np.testing.assert_allclose(
+      grids.uniform_log_snr(path, 8, **given), grids.uniform_log_snr(path, 8, *ends), atol=1e-6
+    )

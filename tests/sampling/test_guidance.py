@@ -107,6 +107,10 @@ def test_keys_reach_both_networks():
   guidance.clip_x0(network, path)(*points(), keys)
   assert len(seen) == 3
   assert all(key is keys for key in seen)
+  seen.clear()
+  guidance.in_interval(network, network, path, -1.0, 1.0)(*points(), keys)
+  assert len(seen) > 1
+  assert all(key is keys for key in seen)
 
 
 def test_clip_keeps_x0_in_range_and_both_halves_of_z(x64):
@@ -173,10 +177,10 @@ def test_an_interval_guides_inside_and_leaves_the_rest(x64):
   guided = guidance.classifier_free(conditional, unconditional, 3.0)
   z, t = points()
   level = np.asarray(path.log_snr(t))
-  low, high = np.sort(level)[[1, 3]] + [-0.01, 0.01]
+  low, high = np.sort(level)[[1, 3]]  # both ends belong to it
   found = guidance.in_interval(guided, conditional, path, low, high)(z, t)
   inside = (level >= low) & (level <= high)
-  assert 0 < inside.sum() < 6
+  assert inside.sum() == 3
   expected = np.where(inside[:, None], guided(z, t).x0, conditional(z, t).x0)
   np.testing.assert_allclose(found.x0, expected, atol=1e-12)
   assert np.abs(guided(z, t).x0 - conditional(z, t).x0)[~inside].max() > 1e-3
@@ -223,6 +227,12 @@ def test_dynamic_thresholding_by_hand(x64):
   np.testing.assert_allclose(found.x0[1], x0[1], atol=1e-12)
   alpha, sigma = (np.asarray(c)[:, None] for c in path.marginal(t))
   np.testing.assert_allclose(alpha * found.x0 + sigma * found.eps, z, atol=1e-12)
+  # To another bound, which the second example leaves as well; of pixels as of a row of them.
+  pixels = lambda z, t, key=None: Prediction(jnp.asarray(x0).reshape(z.shape), z)  # noqa: E731
+  found = guidance.threshold_x0(pixels, path, 80.0, 0.3)(z.reshape(2, 5, 2), t)
+  s = np.percentile(np.abs(x0), 80.0, axis=1)[:, None]
+  assert s.min() > 0.3
+  np.testing.assert_allclose(found.x0.reshape(2, 10), np.clip(x0, -s, s) * 0.3 / s, atol=1e-12)
 
 
 @pytest.mark.parametrize(
