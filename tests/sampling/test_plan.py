@@ -56,6 +56,11 @@ def test_it_counts_the_calls_that_a_sample_makes(changes):
 def test_every_network_of_monte_carlo_counts(draws):
   assert check(Sampling(steps=5, monte_carlo=draws)) == 5 * draws
   assert check(Sampling(steps=5, monte_carlo=draws, guidance=2.0)) == 10 * draws
+  inside = Sampling(steps=6, monte_carlo=draws, guidance=2.0, interval=(-2.0, 2.0))
+  assert check(inside) == (6 + 3) * draws  # log-SNR is 0 and 2 log tan(pi / 3) there
+  # Two calls of each step but the last, wherever an interval holds all levels.
+  heun = Sampling(solvers.heun, 6, monte_carlo=draws, guidance=2.0, interval=(-50.0, 50.0))
+  assert check(heun) == 2 * 11 * draws
 
 
 def test_both_branches_of_guidance_are_thinned_alike():
@@ -195,3 +200,15 @@ def test_a_tempered_score_is_not_taken_for_a_threshold():
   plan.check_range(Sampling(wrappers=(tempered(1.0),)), DIFFUSION, -1.0, 1.0)
   with pytest.raises(ValueError, match=r'static thresholding .* spans \[-1, 1\]'):
     plan.check_range(Sampling(wrappers=(tempered(0.9),)), DIFFUSION, -1.0, 1.0)
+
+
+def test_each_threshold_must_hold_both_ends_of_the_data():
+  def check_range(*ranges):
+    wrap = [lambda d, p, ends=ends: guidance.clip_x0(d, p, *ends) for ends in ranges]
+    plan.check_range(Sampling(wrappers=wrap), DIFFUSION, -0.5, 2.0)
+
+  check_range((-0.5, 2.0), (-3.0, 5.0))
+  for short in ((-0.4, 2.5), (-2.5, 1.9)):
+    for ranges in ([short, (-3.0, 5.0)], [(-3.0, 5.0), short]):
+      with pytest.raises(ValueError, match=r'would cut the data off, which spans \[-0.5, 2\]'):
+        check_range(*ranges)

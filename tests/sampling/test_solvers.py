@@ -219,6 +219,34 @@ def test_eulers_step_is_the_tangent_where_it_begins(process, x64):
   np.testing.assert_allclose(found, expected, rtol=1e-6)
   assert len(asked) == 1
   np.testing.assert_array_equal(asked[0], t)
+  # The stochastic equation without its noise moves by half of g^2 eps / sigma more.
+  rate = (path.log_snr(t - h) - path.log_snr(t + h)) / (2 * h)
+  expected += (s - t)[:, None] * (0.5 * path.marginal(t).sigma * rate)[:, None] * eps
+  found = solvers.euler_maruyama(path, 0.0).step(denoise, row_keys(3), z, t, s)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_step_of_heun_is_the_trapezoid_but_where_it_is_long_and_above_the_data(x64):
+  """Karras et al. (2022), algorithm 2, in z / alpha and s; the first of four steps alone is Euler's."""
+  path = path_of()
+  before, after = np.array([4.0, 4.0, 3.9, 0.5]), np.array([1.2, 1.5, 0.9, 0.4])
+  t, s = (path.time(jnp.asarray(-2 * np.log(level))) for level in (before, after))
+  z, x0, *eps = np.random.default_rng(0).normal(size=(5, 4, 2))
+  asked = []
+
+  def denoise(z, t, key=None):
+    asked.append((z, t))
+    return Prediction(jnp.asarray(x0), jnp.asarray(eps[len(asked) - 1]))
+
+  found = solvers.heun(path).step(denoise, row_keys(4), jnp.asarray(z), t, s)
+  alpha, then = (np.asarray(path.marginal(time).alpha)[:, None] for time in (t, s))
+  length = (after - before)[:, None]
+  euler = then * (z / alpha + length * eps[0])
+  euler[0] = then[0] * (x0 + after[:, None] * eps[0])[0]
+  trapezoid = then * (z / alpha + length * (eps[0] + eps[1]) / 2)
+  np.testing.assert_allclose(asked[1][0], euler, rtol=1e-8)
+  np.testing.assert_array_equal(asked[1][1], s)
+  np.testing.assert_allclose(found, [euler[0], *trapezoid[1:]], rtol=1e-8)
 
 
 @pytest.mark.parametrize('process', PROCESSES)
@@ -252,7 +280,7 @@ def test_three_unequal_steps_of_dpm_solver_by_the_paper(process, stochastic, x64
 def test_noise_of_a_step_is_proportional_to_its_temperature(make, x64):
   path = path_of()
   denoise, z = mixture(path), jnp.ones((3, 2))
-  t, s = jnp.full(3, 0.6), jnp.full(3, 0.5)
+  t, s = jnp.array([0.6, 0.9, 0.3]), jnp.array([0.5, 0.4, 0.28])
 
   def difference(temperature):
     sampler = make(path, temperature=temperature)
@@ -265,6 +293,14 @@ def test_noise_of_a_step_is_proportional_to_its_temperature(make, x64):
   np.testing.assert_allclose(difference(0.3), 0.3 * difference(1.0), rtol=1e-9)
   assert (difference(0.0) == 0).all()
   assert (np.abs(difference(1.0)) > 1e-4).all()
+  # g sqrt(t - s) at t, and sigma sqrt(1 - exp(-2 h)) at s, of the row's own draw.
+  if make is solvers.euler_maruyama:
+    rate = (path.log_snr(t - 1e-6) - path.log_snr(t + 1e-6)) / 2e-6
+    deviation = path.marginal(t).sigma * np.sqrt(rate * (t - s))
+  else:
+    deviation = path.marginal(s).sigma * np.sqrt(1 - np.exp(path.log_snr(t) - path.log_snr(s)))
+  drawn = rng.normal(row_keys(3, 0), (2,)) - rng.normal(row_keys(3, 1), (2,))
+  np.testing.assert_allclose(difference(1.0), deviation[:, None] * drawn, rtol=1e-6)
 
 
 def test_churn_keeps_the_marginal_at_the_higher_level():
@@ -319,6 +355,8 @@ def test_churn_stops_at_the_end_of_the_schedule_and_outside_its_interval():
   assert first_time(0.5) > 0.5
   assert first_time(0.5, churn_high=1e-3) == 0.5
   assert first_time(0.5, churn_low=59.0) == 0.5
+  now = float(jnp.exp(-0.5 * path.log_snr(jnp.full(1, 0.5)))[0])
+  assert first_time(0.5, churn_low=now, churn_high=now) > 0.5  # both ends belong to it
 
 
 COUNTS = {
@@ -402,10 +440,14 @@ def test_a_langevin_step_is_of_the_level_that_the_predictor_arrived_at():
   """By a predictor that stays, and a denoiser that says what time it is told."""
   path, count = path_of(), 20000
   stay = Sampler(init=lambda z: z, step=lambda denoise, keys, z, t, s: z)
+  stay = stay._replace(of_rows=lambda number: stay._replace(of_rows=None), finish=jnp.square)
   tell = lambda z, t, key=None: Prediction(z, jnp.broadcast_to(t[:, None], z.shape))  # noqa: E731
   z, t, s = jnp.zeros((count, 2)), jnp.full(count, 0.6), jnp.full(count, 0.3)
   sampler = wrappers.predictor_corrector(path, stay, 1, 0.2)
+  of_rows = sampler.of_rows(jnp.arange(count))
   found = sampler.step(tell, row_keys(count), z, t, s)
+  np.testing.assert_allclose(of_rows.step(tell, row_keys(count), z, t, s), found, rtol=1e-5)
+  assert sampler.finish is of_rows.finish is jnp.square  # what the predictor brings stays
   sigma = float(path.marginal(s).sigma[0])
   size = 2 * (0.2 * sigma) ** 2
   deviation = (2 * size) ** 0.5
@@ -431,6 +473,21 @@ def test_known_pixels_are_noised_to_the_step_and_back_for_a_repeat():
     alpha, sigma = (float(one[0]) for one in path.marginal(time))
     np.testing.assert_allclose(found.mean(), 0.8 * alpha, atol=4 * sigma / count**0.5)
     np.testing.assert_allclose(found.std(), sigma, rtol=4 / (2 * count) ** 0.5)
+
+
+def test_inpainting_around_what_differs_by_sample_tells_it_the_numbers_and_lets_it_finish():
+  path = path_of()
+
+  def told(number):
+    step = lambda denoise, keys, z, t, s: z + number[:, None]  # noqa: E731
+    return Sampler(init=lambda z: z, step=step, finish=lambda z: 10 * z, of_rows=told)
+
+  known, mask = jnp.array([[7.0, 0.0]]), jnp.array([True, False])
+  number, t, s = jnp.array([5, 3]), jnp.full(2, 0.6), jnp.full(2, 0.3)
+  sampler = wrappers.inpaint(path, told(0 * number), known, mask).of_rows(number)
+  z = sampler.step(None, row_keys(2), jnp.ones((2, 2)), t, s)
+  np.testing.assert_array_equal(z[:, 1], [6, 4])
+  np.testing.assert_array_equal(sampler.finish(z), [[7, 60], [7, 40]])
 
 
 def test_each_repeat_of_inpainting_draws_its_own_noise():
