@@ -53,6 +53,7 @@ def test_ode_log_likelihood_is_the_exact_log_density(name, x64):
   error = np.abs(np.asarray(found.log_density - exact))
   print(f'{name}: largest error {error.max():.1e} nats, {int(found.evaluations.max())} evaluations')
   assert error.max() < 1e-3
+  assert (found.evaluations % 6 == 0).all()  # of Tsitouras' method a step takes six
   # And the noise it came from is distributed as the prior: the flow of a Gaussian-like mixture ends there.
   assert np.abs(np.asarray(found.noise) / path.marginal(jnp.ones(())).sigma).max() < 6
 
@@ -119,6 +120,19 @@ def test_evaluations_are_those_that_were_made():
   assert (
     abs(len(calls) - int(found.evaluations[0])) <= 2
   )  # the first one, and the size of the first step
+
+
+def test_each_tolerance_of_a_likelihood_saves_evaluations():
+  path, z = path_of(), jnp.array([[0.4], [1.5]])
+  narrow = analytic.gaussian_mixture(path, np.ones(1), np.zeros((1, 1)), np.full(1, 0.3))
+
+  @jax.jit
+  def evaluations(rtol, atol):
+    return likelihood.log_likelihood(narrow, path, z, rtol=rtol, atol=atol).evaluations
+
+  strict = evaluations(1e-5, 1e-5)
+  assert (evaluations(1e-1, 1e-5) < strict).all()
+  assert (evaluations(1e-5, 1e-1) < strict).all()
 
 
 @pytest.mark.parametrize('name', ['variance preserving', 'variance exploding'])
@@ -197,12 +211,14 @@ def test_the_discrete_bound_of_a_perfect_model_of_levels_is_near_their_entropy(x
 def test_reconstruction_is_the_posterior_over_levels(x64):
   """At a log-SNR where levels are confused: -log p(x | z_0) averaged, against a sum over levels by quadrature."""
   path = path_of(schedules.cosine(-15.0, 2.0))
-  denoise = analytic.gaussian_mixture(path, np.ones(1), np.zeros((1, 2)), np.ones(1))
-  x = jnp.full((40_000, 2), 0.5)  # two numbers a row, each as surprising
+  denoise = lambda z, t, key=None: Prediction(z, z)  # noqa: E731
+  x = jnp.full((40_000, 2, 1), 0.5)  # two pixels a row, each as surprising
   found = np.asarray(
-    likelihood.bound(denoise, path, x, row_keys(40_000), levels=5, draws=1).reconstruction
+    likelihood.bound(
+      denoise, path, x, row_keys(40_000), levels=5, support=(0.5, 2.5), draws=1
+    ).reconstruction
   )
-  s, values = np.exp(-1.0), np.linspace(-1, 1, 5)
+  s, values = np.exp(-1.0), np.linspace(0.5, 2.5, 5)  # x is the lowest
   y = 0.5 + s * np.linspace(-8, 8, 20_001)
   logits = -0.5 * ((y[:, None] - values) / s) ** 2
   surprise = special.logsumexp(logits, axis=1) + 0.5 * ((y - 0.5) / s) ** 2
@@ -212,9 +228,18 @@ def test_reconstruction_is_the_posterior_over_levels(x64):
 
 def test_prior_is_the_divergence_of_two_gaussians(x64):
   path = path_of(schedules.cosine(-2.0, 15.0))
-  x = jnp.asarray([[0.3, -0.8, 0.1]])
-  denoise = analytic.gaussian_mixture(path, np.ones(1), np.zeros((1, 3)), np.ones(1))
-  parts = likelihood.bound(denoise, path, x, row_keys(1), levels=None, draws=1)
+  x = jnp.asarray([[[0.3], [-0.8], [0.1]]])
+
+  def denoise(z, t, key=None):
+    """Off by 1 in each eps."""
+    now = jax.tree.map(lambda c: c[:, None, None], path.marginal(t))
+    eps = (z - now.alpha * x) / now.sigma + 1
+    return Prediction((z - now.sigma * eps) / now.alpha, eps)
+
+  parts = likelihood.bound(denoise, path, x, row_keys(1), levels=None, steps=4, draws=4)
+  # Each of the four steps is drawn once, and its divergence is of the three errors of 1.
+  levels = np.asarray(path.log_snr(jnp.linspace(0, 1, 5)))
+  np.testing.assert_allclose(parts.diffusion, 1.5 * np.expm1(-np.diff(levels)).sum(), rtol=1e-8)
   np.testing.assert_allclose(parts.total, sum(parts), rtol=1e-12)
   found = parts.prior[0]
   alpha, sigma = (float(c) for c in path.marginal(jnp.ones(())))
@@ -260,6 +285,11 @@ def test_slerp_keeps_the_norm_of_unit_vectors_and_its_ends(x64):
   angle = np.arccos(np.minimum(1, (found * a).sum((1, 2))))
   np.testing.assert_allclose(angle, np.asarray(share) * np.arccos((a * b).sum((1, 2))), atol=1e-7)
   np.testing.assert_allclose(likelihood.slerp(a[:1], a[:1], share[3:4]), a[:1], atol=1e-12)
+  # Of other norms the angle is the same, and each keeps its own factor.
+  o = np.arccos((a * b).sum((1, 2)))[:, None, None]
+  w = np.asarray(share)[:, None, None]
+  wanted = (np.sin((1 - w) * o) * 3 * a + np.sin(w * o) * 5 * b) / np.sin(o)
+  np.testing.assert_allclose(likelihood.slerp(3 * a, 5 * b, share), wanted, atol=1e-9)
 
 
 def test_bits_of_levels_count_the_width_of_a_cell():
