@@ -74,12 +74,21 @@ def test_hierarchical_bootstrap_sees_both_sources_of_spread():
   assert 0.85 < inside / 200 < 0.985
   narrow = statistics.hierarchical_bootstrap(np.zeros((5, 4)))
   assert narrow == (0, 0, 0)
+  first, again, seed, fewer = (
+    statistics.hierarchical_bootstrap(groups, resamples=number, seed=one)
+    for number, one in ((500, 4), (500, 4), (500, 5), (100, 4))
+  )
+  assert first == again
+  assert len({first, seed, fewer}) == 3
+  # A group counts by its mean, however many values it has.
+  assert statistics.hierarchical_bootstrap([[0.0] * 3, [1.0]]).estimate == 0.5
 
 
 @pytest.mark.parametrize(
   'call, says',
   [
     (lambda: statistics.sign_flip([1.0]), '2 to 20 finite numbers'),
+    (lambda: statistics.sign_flip([1.0] * 21), '2 to 20 finite numbers'),
     (lambda: statistics.sign_flip([1.0, math.nan]), '2 to 20 finite numbers'),
     (lambda: statistics.holm([1.2]), r'in \[0, 1\], got \[1.2\]'),
     (lambda: statistics.paired_ratio([1.0, 2.0], [1.0, 0.0]), 'baseline holds 0.0'),

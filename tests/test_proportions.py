@@ -51,6 +51,13 @@ def test_the_bounds_are_those_of_the_published_formula_by_hand():
   low = stats.beta.ppf(0.025, 0.1 * trials, 0.9 * trials + 1)
   high = stats.beta.ppf(0.975, 0.1 * trials + 1, 0.9 * trials)
   assert found == pytest.approx((0.1, low, high), rel=1e-4)
+  # 2 of 20, 5 of 50 and 17 of 80 at 90 %: p = 0.16, v = 3/2 (1.2^2 + 3^2 + 4.2^2) / 150^2.
+  found = proportions.pooled(counts((2, 20), (5, 50), (17, 80)), 0.9)
+  variance = 1.5 * (1.44 + 9 + 17.64) / 150**2
+  trials = 0.16 * 0.84 / variance * (stats.t.ppf(0.95, 149) / stats.t.ppf(0.95, 2)) ** 2
+  low = stats.beta.ppf(0.05, 0.16 * trials, 0.84 * trials + 1)
+  high = stats.beta.ppf(0.95, 0.16 * trials + 1, 0.84 * trials)
+  assert found == pytest.approx((0.16, low, high))
 
 
 @pytest.mark.parametrize('m, n', [(3, 20), (3, 100), (6, 100)])
@@ -95,6 +102,9 @@ def test_the_confidence_asked_for_is_that_of_every_part():
   null = stats.binomtest(5, 100).proportion_ci(0.99, 'exact')
   by_hand = [(0.3 - end) / (1 - end) for end in (null.high, null.low)]
   assert proportions.pooled(runs, 0.99)[1:] == pytest.approx(by_hand, abs=1e-3)
+  more = [run._replace(successes=6 * 10**7) for run in runs]
+  by_hand = [0.3 / (1 - end) for end in (null.low, null.high)]
+  assert proportions.difference(more, runs, 0.99)[1:] == pytest.approx(by_hand, abs=1e-3)
 
 
 @pytest.mark.parametrize('p, q', [(0.0, 0.0), (0.02, 0.02), (0.3, 0.5), (1.0, 1.0)])
@@ -139,10 +149,16 @@ def test_the_difference_is_students_where_pairs_differ_and_newcombes_where_they_
   """56 of 70 and 48 of 80 in two equal runs: as published (Newcombe 1998, table II, example (a))."""
   published = proportions.difference(counts((28, 35), (28, 35)), counts((24, 40), (24, 40)))
   np.testing.assert_allclose(published, (0.2, 0.0524, 0.3339), atol=5e-5)
+  # The same examples in both runs are those of one: example (a) of half as many. At 80 %, by hand.
+  shared = counts((28, 35), (28, 35), shared=True), counts((24, 40), (24, 40), shared=True)
+  p, q = (stats.binomtest(*one).proportion_ci(0.8, method='wilson') for one in ((28, 35), (24, 40)))
+  down, up = np.hypot(0.8 - p.low, q.high - 0.6), np.hypot(p.high - 0.8, 0.6 - q.low)
+  assert proportions.difference(*shared, 0.8) == pytest.approx((0.2, 0.2 - down, 0.2 + up))
   far = [(1000, 2000), (1500, 2000), (1300, 2000)], [(900, 2000), (700, 2000), (1100, 2000)]
-  found = proportions.difference(*(counts(*one) for one in far))
-  student = statistics.paired_difference(*([k / n for k, n in one] for one in far))
-  assert found == pytest.approx(student)
+  for confidence in (0.95, 0.8):
+    found = proportions.difference(*(counts(*one) for one in far), confidence)
+    student = statistics.paired_difference(*([k / n for k, n in one] for one in far), confidence)
+    assert found == pytest.approx(student)
 
 
 def test_the_ratio_is_katzs_where_pairs_agree_and_students_where_they_do_not():
@@ -150,9 +166,15 @@ def test_the_ratio_is_katzs_where_pairs_agree_and_students_where_they_do_not():
   found = proportions.ratio(counts((15, 30), (15, 30)), counts((10, 40), (10, 40)))
   reach = np.exp(1.959964 * np.sqrt(1 / 30 - 1 / 60 + 1 / 20 - 1 / 80))
   assert found == pytest.approx((2, 2 / reach, 2 * reach), rel=1e-6)
+  # The same examples in both runs, at 80 %: as of one of them.
+  shared = counts((15, 30), (15, 30), shared=True), counts((10, 40), (10, 40), shared=True)
+  reach = np.exp(stats.norm.ppf(0.9) * np.sqrt(1 / 15 - 1 / 30 + 1 / 10 - 1 / 40))
+  assert proportions.ratio(*shared, 0.8) == pytest.approx((2, 2 / reach, 2 * reach))
   far = [(1000, 2000), (1500, 2000), (1300, 2000)], [(900, 2000), (700, 2000), (1100, 2000)]
-  student = statistics.paired_ratio(*([k / n for k, n in one] for one in far))
-  assert proportions.ratio(*(counts(*one) for one in far)) == pytest.approx(student)
+  for confidence in (0.95, 0.8):
+    student = statistics.paired_ratio(*([k / n for k, n in one] for one in far), confidence)
+    found = proportions.ratio(*(counts(*one) for one in far), confidence)
+    assert found == pytest.approx(student)
   assert proportions.ratio(counts((20, 20), (20, 20)), counts((20, 20), (20, 20))) is None
 
 

@@ -86,6 +86,7 @@ def test_bootstrap_is_a_function_of_its_seed():
   first, again, other = (statistics.bootstrap_mean(values, seed=seed) for seed in (4, 4, 5))
   assert first == again
   assert first != other
+  assert first != statistics.bootstrap_mean(values, seed=4, resamples=100)
 
 
 def test_equal_values_give_a_point():
@@ -143,14 +144,15 @@ def test_auc_of_separable_and_of_equal_scores():
   assert mirrored == pytest.approx((0, 0, 1 - separable.low), abs=1e-9)
 
 
-def test_auc_has_the_published_variance_at_its_bounds():
-  """Hanley & McNeil (1982) in their own letters, for as many positives as negatives."""
+@pytest.mark.parametrize('m', [9, 4])
+def test_auc_has_the_published_variance_at_its_bounds(m):
+  """Hanley & McNeil (1982) in their own letters, with the mean of both numbers for each, as Newcombe has it."""
   n, z = 9, stats.norm.ppf(0.95)
-  found = statistics.auc(np.arange(n) + 2.5, np.arange(n), confidence=0.9)
+  found = statistics.auc(np.arange(m) + 2.5, np.arange(n), confidence=0.9)
   for bound in found[1:]:
     q1, q2 = bound / (2 - bound), 2 * bound**2 / (1 + bound)
-    spread = (q1 - bound**2) * (n - 1) + (q2 - bound**2) * (n - 1)
-    variance = (bound * (1 - bound) + spread) / n**2
+    spread = (q1 - bound**2 + q2 - bound**2) * ((m + n) / 2 - 1)
+    variance = (bound * (1 - bound) + spread) / (m * n)
     np.testing.assert_allclose(abs(found.estimate - bound), z * variance**0.5, rtol=1e-8)
 
 
@@ -190,6 +192,10 @@ def test_ratio_of_means_covers():
     inside += found.low <= 2 <= found.high
   assert 0.92 < inside / 1000 < 0.97
   assert statistics.ratio_of_means([2, 4, 6], [1, 2, 3]) == (2, 2, 2)
+  # By hand: -2, and what is left of 2, 2, 8 over -1, -2, -3 is 0, -2, 2, whose deviation is 2.
+  half = stats.t.ppf(0.9, 2) * 2 / 3**0.5 / 2
+  found = statistics.ratio_of_means([2, 2, 8], [-1, -2, -3], 0.8)
+  np.testing.assert_allclose(found, (-2, -2 - half, -2 + half))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +205,12 @@ def test_ratio_of_means_covers():
     ((1234.0, 1100.0, 1400.0), '1234 [1100, 1400]'),
     ((0.0, -0.004, 0.004), '0.0000 [-0.0040, 0.0040]'),
     ((3.1e-9, 2.9e-9, 3.3e-9), '3.10e-09 [2.90e-09, 3.30e-09]'),
+    ((-3.1e-9, -3.3e-9, -2.9e-9), '-3.10e-09 [-3.30e-09, -2.90e-09]'),
+    ((1.5e6, 1.4e6, 1.6e6), '1.50e+06 [1.40e+06, 1.60e+06]'),
+    ((-2e6, -2.04e6, -1.96e6), '-2.000e+06 [-2.040e+06, -1.960e+06]'),
+    ((123_456.0, 123_000.0, 124_000.0), '123456 [123000, 124000]'),
     ((0.5, 0.5, 0.5), '0.5 (all equal)'),
+    ((-0.123456, -0.123456, -0.123456 + 1e-15), '-0.1235 (all equal)'),
     ((0.5, math.nan, math.nan), '0.5 [nan, nan]'),
     ((0.45, 0.008, 24.8), '0.45 [0.008, 25]'),
     ((0.45, -0.008, 24.8), '0 [-0, 25]'),
@@ -218,6 +229,7 @@ def test_an_interval_is_written_to_the_digits_its_width_warrants(interval, text)
     (lambda: statistics.wilson(0.5, 3), 'successes', '0.5'),
     (lambda: statistics.wilson(1, 3, 95), 'confidence', '95'),
     (lambda: statistics.wilson(1, 3, math.nan), 'confidence', 'nan'),
+    (lambda: statistics.mean_t([1.0, 2.0], 0.0), 'confidence', '0.0'),
     (lambda: statistics.mean_t([1.0]), 'values', r'\(1,\)'),
     (lambda: statistics.mean_t([1.0, math.inf]), 'values', 'inf'),
     (lambda: statistics.mean_t([[1.0, 2.0]]), 'values', r'\(1, 2\)'),
