@@ -36,6 +36,10 @@ def test_a_number_is_within_half_a_unit_of_its_last_digit(digits):
     (np.int64(7), '7'),
     (np.float32(0.5), '0.500'),
     (1234.6, '1235'),
+    (1e-4, '0.000100'),
+    (9.99e-5, '9.99e-05'),
+    (999_499.0, '999499'),
+    (999_501.0, '1.00e+06'),
     (1.5e-7, '1.50e-07'),
     (2.5e9, '2.50e+09'),
     (0.0, '0'),
@@ -49,16 +53,28 @@ def test_numbers_are_written_plainly(value, text):
 
 
 def test_a_table_reads_back_as_what_was_put_in():
-  headers = ('arm', 'f')
-  rows = [('a|b', 0.5), ('two\nlines', None), ('c', Interval(0.34212, 0.25018, 0.42941))]
-  lines = tables.markdown(headers, rows).split('\n')
-  assert cells(lines[0]) == ['arm', 'f']
-  assert cells(lines[1]) == ['---', '---:']  # numbers to the right
-  assert [cells(line) for line in lines[2:]] == [
-    ['a|b', '0.500'],
-    ['two<br>lines', '–'],
-    ['c', '0.34 [0.25, 0.43]'],
+  headers = ('arm', 'f', 'some', 'copied', 'none')
+  rows = [
+    ('a|b', 0.5, 3, True, None),
+    ('two\nlines', None, 'three', False, None),
+    ('c', Interval(0.34212, 0.25018, 0.42941), None, None, None),
   ]
+  lines = tables.markdown(headers, rows).split('\n')
+  assert cells(lines[0]) == ['arm', 'f', 'some', 'copied', 'none']
+  # Numbers to the right, where all that is there is one.
+  assert cells(lines[1]) == ['---', '---:', '---', '---', '---']
+  assert [cells(line) for line in lines[2:]] == [
+    ['a|b', '0.500', '3', 'yes', '–'],
+    ['two<br>lines', '–', 'three', 'no', '–'],
+    ['c', '0.34 [0.25, 0.43]', '–', '–', '–'],
+  ]
+
+
+def test_a_reading_is_the_unit_and_what_is_better_where_either_is_there():
+  assert tables.reading('bits/dim', 'lower') == 'bits/dim, lower is better'
+  assert tables.reading('', 'nearer 0') == 'nearer 0 is better'
+  assert tables.reading('calls', '') == 'calls'
+  assert tables.reading('', '') == ''
 
 
 NASTY = (

@@ -124,6 +124,14 @@ def test_means_and_effects_are_those_of_the_numbers(folders):
   assert effect.ratio.estimate == pytest.approx(np.exp(np.log(one / zero).mean()))
   assert effect.p == effect.adjusted == effect.least_p == 2 / 64
   assert other.difference == pytest.approx(effect.difference)
+  # Of one variant a panel of ratios, without what is the same in both and what has none.
+  none = comparison.Effect('dropout=0.3', 'G', 6, effect.difference)
+  flat = effect._replace(quantity='calls', ratio=Interval(1.0, 1.0, 1.0))
+  few = comparison.Effect('dropout=0.3', 'few', 1)
+  (panel,) = comparison.forest_panels([effect, none, flat, few, other], 'dropout=0.0')
+  ratios = [('validation/eps', effect.ratio), ('test/eps', other.ratio)]
+  assert panel == ('', ratios, 'dropout=0.3 over dropout=0.0', True)
+  assert comparison.forest_panels([flat, few], 'dropout=0.0') == []
 
 
 def share(successes, trials, **more):
@@ -227,7 +235,7 @@ def test_every_effect_in_the_file_stands_under_its_name(tmp_path):
   ]
   runs = compare.load(made)
   paired = compare.effects(compare.variants(runs), 'dropout=0.0', ['validation/eps'])
-  compare.write(runs, tmp_path / 'out', 'dropout=0.0', ['validation/eps'])
+  tables, _ = compare.write(runs, tmp_path / 'out', 'dropout=0.0', ['validation/eps'])
   with (tmp_path / 'out' / 'effects.csv').open() as file:
     table = {row['variant']: row for row in csv.DictReader(file)}
   assert (
@@ -237,9 +245,17 @@ def test_every_effect_in_the_file_stands_under_its_name(tmp_path):
     row = table[effect.variant]
     found = [float(row[name]) for name in ('p', 'least p', 'p, Holm', 'pairs')]
     assert found == [effect.p, effect.least_p, effect.adjusted, effect.pairs]
+    assert (row['baseline'], row['quantity']) == ('dropout=0.0', 'validation/eps')
     for name, wanted in (('difference', effect.difference), ('ratio', effect.ratio)):
       found = [float(row[name + end]) for end in ('', ', low', ', high')]
       np.testing.assert_allclose(found, wanted, rtol=1e-6)
+  (caption, headers, cells) = tables[-2]
+  assert caption.startswith('Effects against dropout=0.0, ')
+  columns = dict(zip(headers, zip(*cells, strict=True), strict=True))
+  names = {'least p': 'least_p', 'p (Holm)': 'adjusted', 'better': None}
+  for header, column in columns.items():
+    field = names.get(header, header)
+    assert column == tuple(getattr(e, field) if field else None for e in paired), header
 
 
 def test_a_forest_leaves_out_no_variant_whose_ratio_says_nothing(tmp_path):
@@ -255,7 +271,9 @@ def test_a_forest_leaves_out_no_variant_whose_ratio_says_nothing(tmp_path):
   names = ['dropout=0.1', 'dropout=0.3']
   assert [name for name, _ in loss.effects] == [name for name, _ in g.effects] == names
   assert (loss.is_ratio, g.is_ratio) == (True, False)
-  assert g.label == 'difference from plain'
+  assert (loss.title, g.title) == ('validation/eps', 'G')
+  assert (loss.label, g.label) == ('ratio to plain', 'difference from plain')
+  assert [one for _, one in loss.effects] == [e.ratio for e in effects if e.quantity == loss.title]
   wanted = statistics.mean_t(np.subtract(signed[0.3], signed[0.0]))
   assert g.effects[1][1] == pytest.approx(wanted)
 
@@ -377,8 +395,28 @@ def test_bad_requests_are_refused(folders, tmp_path):
 
 
 def test_the_files_of_a_report(folders, tmp_path):
+  record = provenance.read_record(folders[7])
+  later = START | {
+    'time': '2026-02-02T00:00:00+00:00',
+    'code': CODE | {'commit': None},
+    'versions': {'jax': '0.11.0'},
+    'devices': {'devices': 1, 'kind': 'H100'},
+  }
+  record |= {'starts': [START, later], 'status': 'running', 'step': 20, 'wall_seconds': 98.7}
+  provenance.write_record(folders[7], record)
   runs = compare.load(folders)
-  _, files = compare.write(runs, tmp_path / 'out', None, [])
+  found, files = compare.write(runs, tmp_path / 'out', None, [])
+  headers, rows = found[-1][1:]
+  assert headers == [
+    'run', 'variant', 'seed', 'commit', 'device', 'jax', 'started', 'seconds', 'note',
+  ]  # fmt: skip
+  assert rows[0] == [
+    'd0.0_0', 'dropout=0.0', 0, 'abcdef0123', '2 x cpu', '0.10.2', START['time'], 12, None,
+  ]  # fmt: skip
+  # One that was started again, of another commit on another machine.
+  assert rows[7] == [
+    'd0.3_1', 'dropout=0.3', 1, None, '1 x H100', '0.11.0', START['time'], 99, 'UNFINISHED at step 20',
+  ]  # fmt: skip
   assert {path.name for path in files} == {
     'report.md', 'report.tex', 'runs.csv', 'effects.csv', 'references.bib', 'curves.png', 'levels.png',
     'memorization.png', 'forest.png',
@@ -387,7 +425,11 @@ def test_the_files_of_a_report(folders, tmp_path):
   with (tmp_path / 'out' / 'runs.csv').open() as file:
     table = list(csv.DictReader(file))
   assert [float(row['validation/eps']) for row in table] == [*LOSSES[0.0], *LOSSES[0.3]]
-  assert float(table[0]['test/eps, high']) == pytest.approx(0.7)
+  ends = [float(table[0]['test/eps' + end]) for end in ('', ', low', ', high')]
+  assert ends == pytest.approx([0.6, 0.5, 0.7])
+  assert table[0]['validation/eps, low'] == table[0]['validation/eps, high'] == ''
+  named = [table[7][name] for name in ('folder', 'variant', 'seed', 'note')]
+  assert named == [str(folders[7]), 'dropout=0.3', '1', 'UNFINISHED at step 20']
   with (tmp_path / 'out' / 'effects.csv').open() as file:
     effect = next(csv.DictReader(file))
   assert float(effect['p']) == float(effect['least p']) == 2 / 64
@@ -417,3 +459,21 @@ def test_latex_says_what_it_is_given():
   assert latex.escape('a\\b ± {x}') == r'a\textbackslash{}b $\pm$ \{x\}'
   with pytest.raises(ValueError, match='every row must have 2 cells'):
     latex.tabular(['a', 'b'], [['x']])
+  numbers = [-2.5e9, np.inf, True, 7], [None, -1.5, 'x', Interval(-0.5, -0.6, -0.4)]
+  found = latex.tabular(list('abcd'), numbers).splitlines()
+  assert found[0].startswith(r'\begin{tabular}{@{}rr')
+  assert found[4] == r'$-2.50 \cdot 10^{9}$ & inf & True & 7 \\'
+  assert found[5].endswith(r' & -1.50 & x & -0.50 [-0.60, -0.40] \\')
+
+
+def test_each_part_of_a_document_stands_under_its_caption_and_its_label():
+  table, picture = latex.table('50 %', 'CELLS', 'tab:0'), latex.figure('a_b', 'c.png', 'fig:c')
+  assert re.search(r'caption{50 \\%}\s*\\label{tab:0}(.|\n)*CELLS}\s*\\end{table}', table)
+  assert re.search(r'{c.png}\s*\\caption{a\\_b}\s*\\label{fig:c}\s*\\end{figure}', picture)
+  cited, plain = (latex.document('5 & 6', [table, picture], name) for name in ('works', ''))
+  parts = [r'\title{5 \& 6}', r'\begin{document}', r'\maketitle', table, picture, r'\end{document}']
+  for text in (cited, plain):
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+  assert cited.index(picture) < cited.index(r'\nocite{*}') < cited.index(r'\bibliography{works}')
+  assert 'bibliography' not in plain and 'cite' not in plain
