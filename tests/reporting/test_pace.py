@@ -63,6 +63,17 @@ def test_a_count_says_what_is_done_and_left(clock):
   with pace.counter(10, 'samples', shown=False, stream=silent) as update:
     update(10)
   assert silent.getvalue() == ''
+  stream = io.StringIO()
+  with pace.counter(10, 'rows', stream=stream) as update:
+    for _ in range(8):  # a line where more than 5 s went by since the last one, and at the end
+      clock(2)
+      update(1)
+    update(2)
+  assert said(stream)[1:] == ['00:14', '00:08', '00:00']
+  at_once = io.StringIO()
+  with pace.counter(10, 'rows', stream=at_once) as update:
+    update(10)
+  assert at_once.getvalue().splitlines() == ['rows 0/10', 'rows 10/10  left 00:00']
 
 
 def test_the_stages_of_a_work_are_announced_with_what_is_left(clock):
@@ -77,3 +88,6 @@ def test_the_stages_of_a_work_are_announced_with_what_is_left(clock):
     'evaluation 2/3 after 61 s: samples, then frechet',
     'evaluation 3/3 after 61 s: frechet, the last',
   ]
+  silent = io.StringIO()
+  pace.stages(['losses'], 'evaluation', shown=False, stream=silent)()
+  assert silent.getvalue() == ''

@@ -248,6 +248,13 @@ def test_curves_draw_the_values_of_the_rows(tmp_path, figures):
   objective = axes['Objective, as it is trained']
   np.testing.assert_array_equal(objective.lines[0].get_ydata(), 1 / np.arange(1, 21))
   assert objective.get_yscale() == axes['Gradient norm'].get_yscale() == 'log'
+  assert axes['Objective by noise level'].get_yscale() == 'log'  # from 1 to 12
+  assert axes['Unweighted loss on the evaluation noise'].get_yscale() == 'linear'
+  train, held_out = axes['Unweighted loss on the evaluation noise'].lines[:2]
+  np.testing.assert_array_equal(held_out.get_xydata(), [[step, 0.6] for step in (5, 10, 15, 20)])
+  np.testing.assert_array_equal(train.get_ydata(), [0.5] * 4)
+  assert 'best step 15' in objective.get_legend_handles_labels()[1]
+  assert figures[0].get_suptitle() == 'Run'
   assert axes['Learning rate'].get_yscale() == axes['Generalization gap'].get_yscale() == 'linear'
   for panel in axes.values():
     assert any(list(line.get_xdata()) == [15, 15] for line in panel.lines)
@@ -294,12 +301,26 @@ def test_of_a_step_that_was_made_twice_the_losses_are_of_the_better_one(tmp_path
   plots.curves(rows, tmp_path / 'c.png', best_step=15, log_snr=[4.0, 0.0, -4.0])
   held_out = panels(figures[0])['Loss by log-SNR at the best step'].lines[1]
   np.testing.assert_allclose(held_out.get_ydata(), [1.5, 3.5, 5.5])
+  # A line where each rollback left, and one name for all in the first panel.
+  for place, axes in enumerate(list(panels(figures[0]).values())[:-1]):
+    left = [line for line in axes.lines if line.get_linestyle() == ':']
+    assert [line.get_xdata()[0] for line in left] == [20]
+    assert axes.get_legend_handles_labels()[1].count('rollback') == (place == 0)
 
 
 def test_panels_without_values_are_left_out(tmp_path, figures):
   rows = [{'step': 1, 'loss': 1.0, 'validation/gap': None}, {'step': 2, 'loss': 0.5}]
   plots.curves(rows, tmp_path / 'c.png')
   assert set(panels(figures[0])) == {'Objective, as it is trained'}
+  rows = [{'step': 5 * i, 'memorized/fraction': i / 9, 'memorized/null': 0.1} for i in (1, 2)]
+  rows += [{'step': 17, 'own/b': 3.0, 'own/a': 2.0, 'plain': 1.0}, {'step': 18, 'more/c': 1.0}]
+  plots.curves(rows, tmp_path / 'c.png')
+  copied, own, more = panels(figures[1]).items()
+  assert [copied[0], own[0], more[0]] == ['Memorized fraction of samples', 'own', 'more']
+  lines = {line.get_label(): list(line.get_ydata()) for line in copied[1].lines}
+  assert lines == {'samples': [1 / 9, 2 / 9], 'held-out data': [0.1, 0.1]}
+  lines = {line.get_label(): list(line.get_xydata()[0]) for line in own[1].lines}
+  assert lines == {'b': [17, 3], 'a': [17, 2]}
   for empty in ([], [{'step': 1}]):
     with pytest.raises(ValueError, match=f'{len(empty)} rows'):
       plots.curves(empty, tmp_path / 'none.png')
@@ -337,6 +358,8 @@ def test_a_long_noisy_line_gets_a_mean_that_bridges_no_gap(tmp_path, figures):
     expected = np.nanmean(values[place - 50 : place + 51])
     assert mean[place] == pytest.approx(expected)
   assert mean[0] == values[0]
+  assert mean[7] == pytest.approx(values[:15].mean())  # of a window that is narrow at the start
+  assert lines['training batches'].get_marker() == ''  # of so many none is marked
 
 
 def test_no_global_figure_state_and_no_jax():
