@@ -78,10 +78,11 @@ def test_monte_carlo_dropout_has_keys_of_its_own_beside_those_of_the_noise():
 
 
 def test_an_ensemble_draws_from_the_mean_of_all_its_members_with_their_own_statistics():
-  others, shifts = (OUTPUTS, -2 * OUTPUTS, OUTPUTS + 1), (0.0, 0.6, -0.3)
-  expected = drawn(sum(others) / 3, shift=sum(shifts) / 3)
-  np.testing.assert_allclose(drawn(others, shift=shifts), expected, atol=1e-5)
-  assert np.abs(expected - drawn()).max() > 0.05
+  others, shifts = (OUTPUTS, -3 * OUTPUTS, OUTPUTS + 1), (0.0, 0.6, -0.3)
+  guided = {'guidance': 2.5}  # which asks both of the label and of the null one
+  expected = drawn(sum(others) / 3, shift=sum(shifts) / 3, **guided)
+  np.testing.assert_allclose(drawn(others, shift=shifts, **guided), expected, atol=1e-5)
+  assert np.abs(expected - drawn(**guided)).max() > 0.05
 
 
 def test_samples_come_down_the_schedule_as_it_was_learned():

@@ -110,6 +110,8 @@ def test_one_karras_step_is_from_the_top_to_the_end():
   [
     (lambda p: grids.karras(p, 0), 'sampling_steps .* got 0'),
     (lambda p: grids.karras(p, 5, rho=0.0), 'rho .* got 0.0'),
+    (lambda p: grids.geometric(p, 0), 'sampling_steps .* got 0'),
+    (lambda p: grids.geometric(p, 5, s_max=0.0), 's_max .* got 0.0'),
     (lambda p: grids.quadratic_time(bound(COSINE), 0), 'sampling_steps .* got 0'),
   ],
 )

@@ -227,6 +227,8 @@ def test_dynamic_thresholding_by_hand(x64):
   np.testing.assert_allclose(found.x0[1], x0[1], atol=1e-12)
   alpha, sigma = (np.asarray(c)[:, None] for c in path.marginal(t))
   np.testing.assert_allclose(alpha * found.x0 + sigma * found.eps, z, atol=1e-12)
+  largest = guidance.threshold_x0(denoise, path, 100.0)(z, t).x0
+  np.testing.assert_allclose(largest[0], x0[0] / 3, atol=1e-12)
   # To another bound, which the second example leaves as well; of pixels as of a row of them.
   pixels = lambda z, t, key=None: Prediction(jnp.asarray(x0).reshape(z.shape), z)  # noqa: E731
   found = guidance.threshold_x0(pixels, path, 80.0, 0.3)(z.reshape(2, 5, 2), t)
@@ -244,6 +246,7 @@ def test_dynamic_thresholding_by_hand(x64):
       'log_snr_low < log_snr_high, got 1.0, 1.0',
     ),
     (lambda p, d: guidance.threshold_x0(d, p, 0.0), 'percentile .* got 0.0'),
+    (lambda p, d: guidance.threshold_x0(d, p, 100.5), 'percentile .* got 100.5'),
     (lambda p, d: guidance.threshold_x0(d, p, bound=0.0), 'bound .* got 0.0'),
   ],
 )

@@ -400,6 +400,7 @@ def test_without_a_start_the_walk_begins_at_the_prior():
     (lambda path: samplers.ddim(path, eta=1.1), 'eta .* got 1.1'),
     (lambda path: samplers.ddim(path, eta=-0.1), 'eta .* got -0.1'),
     (lambda path: samplers.ddim(path, eta=np.nan), 'eta .* got nan'),
+    (lambda path: samplers.ddim(path, temperature=-1.0), 'temperature .* got -1.0'),
     (lambda path: samplers.ancestral(path, 'learned'), "'learned'"),
   ],
 )
