@@ -92,6 +92,7 @@ def test_hierarchical_bootstrap_sees_both_sources_of_spread():
     (lambda: statistics.sign_flip([1.0, math.nan]), '2 to 20 finite numbers'),
     (lambda: statistics.holm([1.2]), r'in \[0, 1\], got \[1.2\]'),
     (lambda: statistics.paired_ratio([1.0, 2.0], [1.0, 0.0]), 'baseline holds 0.0'),
+    (lambda: statistics.paired_ratio([1.0, -2.0], [1.0, 1.0]), 'treated holds -2.0'),
     (lambda: statistics.paired_difference([1.0, 2.0], [1.0]), '2 treated and 1 baseline'),
     (lambda: statistics.hierarchical_bootstrap([[1.0]]), 'two or more lists'),
     (lambda: statistics.hierarchical_bootstrap([[1.0], [math.nan]]), 'two or more lists'),

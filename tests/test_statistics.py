@@ -238,6 +238,8 @@ def test_an_interval_is_written_to_the_digits_its_width_warrants(interval, text)
     (lambda: statistics.bootstrap_mean([1.0, 2.0], seed=-1), 'seed', '-1'),
     (lambda: statistics.excess_fraction(5, 4, 0, 4), 'successes', '5'),
     (lambda: statistics.excess_fraction(1, 4, 3, 4), 'null', '0.75'),
+    (lambda: statistics.excess_fraction(1, 4, 2, 4), 'null', '0.5'),
+    (lambda: statistics.ratio_of_means([1.0, 2.0, 3.0], [1.0, 2.0]), 'pairs', '3 over 2'),
     (lambda: statistics.auc([1.0], [2.0, 3.0]), 'values', r'\(1,\)'),
     (lambda: statistics.auc([1.0, math.nan], [2.0, 3.0]), 'values', 'nan'),
     (lambda: statistics.ratio_of_means([1.0, 2.0], [1.0, -1.0]), 'denominator', '0'),
