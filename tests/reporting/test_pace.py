@@ -70,6 +70,12 @@ def test_a_count_says_what_is_done_and_left(clock):
       update(1)
     update(2)
   assert said(stream)[1:] == ['00:14', '00:08', '00:00']
+  terminal = io.StringIO()
+  terminal.isatty = lambda: True
+  with pace.counter(10, 'rows', stream=terminal) as update:
+    update(4)
+  assert '0/10' in terminal.getvalue() and '4/10' in terminal.getvalue().split('\r')[-1]
+  assert ' rows' in terminal.getvalue()
   at_once = io.StringIO()
   with pace.counter(10, 'rows', stream=at_once) as update:
     update(10)

@@ -292,6 +292,7 @@ def test_the_gap_has_its_interval_and_the_losses_their_log_snr(tmp_path, figures
   np.testing.assert_allclose(held_out.get_ydata(), [1.5, 3.5, 5.5])
   np.testing.assert_allclose(train.get_ydata(), [1.5, 2.5, 3.5])
   assert 'log-SNR' in axes.get_xlabel()
+  assert len(axes.lines) == 2  # no step is marked where there are none
 
 
 def test_of_a_step_that_was_made_twice_the_losses_are_of_the_better_one(tmp_path, figures):
@@ -334,12 +335,14 @@ def test_a_single_row_and_rows_of_nothing_finite_can_be_drawn(tmp_path):
 
 def test_values_that_are_not_finite_are_marked_where_they_happened(tmp_path, figures):
   rows = history(20)
-  rows[6]['loss'], rows[11]['loss'] = math.nan, math.inf
+  rows[6]['loss'], rows[11]['loss'], rows[3]['loss_bucket/2'] = math.nan, math.inf, math.nan
   plots.curves(rows, tmp_path / 'c.png')
   lines = {
     line.get_label(): line for line in panels(figures[0])['Objective, as it is trained'].lines
   }
   assert list(lines['not finite'].get_xdata()) == [7, 12]
+  buckets = panels(figures[0])['Objective by noise level'].lines
+  assert [len(line.get_xdata()) for line in buckets] == [20, 20, 19, *[20] * 9]  # an empty one
 
 
 def test_a_long_noisy_line_gets_a_mean_that_bridges_no_gap(tmp_path, figures):

@@ -33,6 +33,7 @@ def test_ten_variants_are_told_apart_and_their_names_hide_nothing(tmp_path, figu
   variants.bands(ten, 'validation/eps', 'loss', tmp_path / 'c.png')
   variants.levels(ten, [4.0, 0.0, -4.0], tmp_path / 'l.png')
   variants.copying(ten, tmp_path / 'm.png')
+  assert len(figures[0].axes[0].lines) == 10  # of so many variants the seeds are not drawn
   for figure in figures:
     (axes,) = figure.axes
     named = [one for one in axes.lines if one.get_label().startswith('variant')]

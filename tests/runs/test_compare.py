@@ -436,6 +436,16 @@ def test_the_files_of_a_report(folders, tmp_path):
   text = (tmp_path / 'out' / 'report.md').read_text()
   for word in ('dropout=0.3 (n = 6)', 'abcdef0123', 'srivastava2014dropout', 'Onsets'):
     assert word in text
+  assert text.startswith('# digits: 12 runs\n')
+  pictures = {
+    'curves': 'Held-out loss', 'levels': 'Generalization gap', 'memorization': 'Memorized fraction', 'forest': 'Paired',
+  }  # fmt: skip
+  document = (tmp_path / 'out' / 'report.tex').read_text()
+  for name, caption in pictures.items():
+    assert f'![{caption}' in text[: text.index(f']({name}.png)')].splitlines()[-1]
+    assert re.search(
+      rf'{{{name}.png}}\s*\\caption{{{caption}.*}}\s*\\label{{fig:{name}}}', document
+    )
   assert '@' in (tmp_path / 'out' / 'references.bib').read_text()
 
 
