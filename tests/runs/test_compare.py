@@ -203,6 +203,8 @@ def test_no_table_shows_an_interval_without_width(proportions_of_20, tmp_path):
   assert '99 (all equal) | 99 (all equal) | calls |' in texts[0]
   with (tmp_path / 'out' / 'effects.csv').open() as file:
     for row in csv.DictReader(file):
+      assert None not in row and None not in row.values()  # as many cells as headers
+      assert float(row['p']) == float(row['p, Holm']) == 1  # of what is the same in all pairs
       assert row['difference, low'] == '' or float(row['difference, low']) < float(
         row['difference, high']
       )
@@ -467,6 +469,7 @@ def test_latex_says_what_it_is_given():
   assert r'$1.50 \cdot 10^{-7}$' in found
   assert re.search(r'begin{tabular}{@{}lr@{}}', found)
   assert latex.escape('a\\b ± {x}') == r'a\textbackslash{}b $\pm$ \{x\}'
+  assert latex.escape('a 漢 ~b') == r'a ? \textasciitilde{}b'
   with pytest.raises(ValueError, match='every row must have 2 cells'):
     latex.tabular(['a', 'b'], [['x']])
   numbers = [-2.5e9, np.inf, True, 7], [None, -1.5, 'x', Interval(-0.5, -0.6, -0.4)]

@@ -514,6 +514,7 @@ def test_each_repeat_of_inpainting_draws_its_own_noise():
   [
     ([1.0, 0.5, 0.6, 0.0], 'must decrease, got 0.5 before 0.6 at 1'),
     ([1.0, 0.5, 0.5, 0.0], 'must decrease'),
+    ([1.0, 0.5, 0.5], 'must decrease'),
     ([1.2, 0.5, 0.0], r'in \[0, 1\], got 0 to 1.2'),
     ([1.0, -0.1], r'in \[0, 1\], got -0.1'),
     ([1.0, np.nan, 0.0], r'in \[0, 1\]'),
@@ -532,6 +533,8 @@ def test_a_bad_grid_is_named(grid, names):
       (2,),
       denoise_last=False,
     )
+  with pytest.raises(ValueError, match=names):
+    samplers.trace(mixture(path), path, samplers.ddim(path), jnp.array(grid), row_keys(1), (2,))
 
 
 @pytest.mark.parametrize(
