@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import math
 import re
 import shutil
 import subprocess
@@ -111,6 +112,34 @@ def test_variants_are_what_configurations_differ_in(folders):
   assert compare.quantities(runs, ['skipped steps']) == ['skipped steps']
   runs[3].results['skipped steps'] = 2
   assert 'skipped steps' in compare.quantities(runs, [])
+  # What one of them lacks is not of all, and it is said which.
+  runs[0].results['mine'] = 1.0
+  assert 'mine' not in compare.quantities(runs, [])
+  with pytest.raises(ValueError, match=f"^{runs[1].folder} has no 'mine'; all"):
+    compare.quantities(runs, ['test/eps', 'mine'])
+
+
+def test_a_variant_is_called_by_its_experiment_where_there_are_several_and_by_its_arm_alone(
+  tmp_path,
+):
+  """A number that is None in one run and unknown in another differs; one that a run does not have is left out."""
+  configs = {
+    'digits, dropout=0.0, limit=None': ('digits', {'limit': None}),
+    'digits, dropout=0.3, limit=None': ('digits', {'limit': None, 'dropout': 0.3}),
+    'mixture, dropout=0.0, plain': ('mixture', {'arm': 'plain'}),
+  }
+  made = []
+  for name, (experiment, more) in configs.items():
+    config = RECORD['config'] | more
+    folder = tmp_path / name
+    made.append(make(folder, 4, config['dropout'], 0.5, config=config, experiment=experiment))
+  assert [run.variant for run in compare.load(made)] == list(configs)
+  first = compare.load(made[:2])
+  assert [run.variant for run in first] == ['dropout=0.0', 'dropout=0.3']
+  assert [run.variant for run in compare.load([made[0], made[2]])] == [
+    'digits, limit=None',
+    'mixture, plain',
+  ]
 
 
 def test_means_and_effects_are_those_of_the_numbers(folders):
@@ -208,6 +237,68 @@ def test_no_table_shows_an_interval_without_width(proportions_of_20, tmp_path):
       assert row['difference, low'] == '' or float(row['difference, low']) < float(
         row['difference, high']
       )
+
+
+def test_a_proportion_that_differs_is_the_variant_s_less_the_baseline_s_and_over_it(tmp_path):
+  """Of what has a null the ratio would be that of two excesses, and there is none."""
+  null = {'null_successes': 1, 'null_trials': 100}
+  counts = {0.0: (2, 3, 4), 0.3: (6, 9, 12)}
+  made = [
+    make(tmp_path / f'{dropout}_{seed}', seed, dropout, 0.5,
+         found={'copies': share(k, 20), 'excess': share(k, 20, **null)})
+    for dropout, several in counts.items()
+    for seed, k in enumerate(several)
+  ]  # fmt: skip
+  groups = compare.variants(compare.load(made))
+  copies, excess = compare.effects(groups, 'dropout=0.0', ['copies', 'excess'])
+  assert copies.difference.estimate == pytest.approx(np.mean([4, 6, 8]) / 20)
+  assert copies.ratio.estimate == pytest.approx(3)
+  assert copies.p == 2 / 8
+  # By the counts of all samples together, which Student's interval of three equal ratios would not know.
+  assert copies.ratio.low < 2 and copies.ratio.high > 4
+  assert excess.difference.estimate == pytest.approx(0.3 / 0.99)
+  assert excess.ratio is None
+
+
+def test_an_effect_is_of_two_pairs_or_more_and_its_p_of_twenty_at_most(folders, monkeypatch):
+  monkeypatch.setattr(
+    statistics, 'sign_flip', lambda differences: 1 / len(differences)
+  )  # of signs, a million
+  monkeypatch.setattr(statistics, 'least_sign_flip', lambda differences: -len(differences))
+  one, other = compare.load([folders[0], folders[6]])
+  values = np.random.default_rng(0).uniform(1, 2, (2, 21))
+
+  def effects(count, least=1.0):
+    groups = {
+      run.variant: [
+        run._replace(seed=seed, results={'x': value if seed else least})
+        for seed, value in enumerate(of[:count])
+      ]
+      for run, of in zip((one, other), values, strict=True)
+    }
+    (found,) = compare.effects(groups, one.variant, ['x'])
+    return found
+
+  assert effects(1) == (other.variant, 'x', 1, None, None, None, None, None)
+  assert (effects(2).p, effects(20).p, effects(20).least_p) == (1 / 2, 1 / 20, -20)
+  many = effects(21)
+  assert (many.p, many.least_p, many.adjusted, many.pairs) == (None, None, None, 21)
+  wanted = statistics.mean_t(values[1, 1:] - values[0, 1:])
+  assert many.difference.estimate == pytest.approx(wanted.estimate * 20 / 21)
+  assert many.ratio is not None
+  assert effects(3, least=0.0).ratio is None and effects(3, least=0.0).difference is not None
+  assert effects(3, least=math.inf).difference is None
+
+
+def test_the_techniques_of_all_runs_are_told_each_once(folders):
+  record = provenance.read_record(folders[3])
+  other = RECORD['techniques'][0] | {'name': 'label dropout', 'keys': ['ho2021classifier', 'b']}
+  provenance.write_record(folders[3], record | {'techniques': [*record['techniques'], other]})
+  found = compare.techniques(compare.load(folders))
+  assert [(one.name, one.keys) for one in found] == [
+    ('dropout', ('srivastava2014dropout',)),
+    ('label dropout', ('ho2021classifier', 'b')),
+  ]
 
 
 def test_the_least_p_stands_beside_p(folders):
@@ -328,6 +419,20 @@ def test_what_is_odd_about_a_run_stands_in_its_row(tmp_path, changes, mark):
   assert mark in tables[-1][2][0][-1]
 
 
+@pytest.mark.parametrize(
+  ('changes', 'marks'),
+  [
+    ({'step': 30, 'status': 'diverged', 'reason': 'diverged: ...'}, ('DIVERGED at step 30',)),
+    ({'found': {'lost best step': 20}}, ('the best checkpoint, of step 20, is lost',)),
+    # Of several starts the last one's code is that of the results; and past the planned end nothing is early.
+    ({'starts': [START | {'code': CODE | {'diff': '+'}}, START], 'step': 50}, ()),
+  ],
+)
+def test_a_run_is_marked_by_how_it_ended_and_by_its_last_start(tmp_path, changes, marks):
+  (run,) = compare.load([make(tmp_path / 'r', 0, 0.0, 0.5, **changes)])
+  assert run.marks == marks
+
+
 def test_skipped_steps_and_rollbacks_stand_in_the_row(folders):
   record = provenance.read_record(folders[0])
   record['results'] |= {'skipped steps': 3, 'rollbacks': 2}
@@ -347,7 +452,12 @@ def test_skipped_steps_and_rollbacks_stand_in_the_row(folders):
       },
       'has other validation examples than',
     ),
+    (
+      {'data': RECORD['data'] | {'split_hashes': RECORD['data']['split_hashes'] | {'test': 'x'}}},
+      r'has other test examples than .* \(x and w\)',
+    ),
     ({'bank': {'log_snr': [1.0, 0.0], 'draws': 2}}, 'has another evaluation noise than'),
+    ({'bank': {'log_snr': [4.0, 0.0], 'draws': 3}}, 'has another evaluation noise than'),
   ],
 )
 def test_runs_on_other_data_or_splits_are_refused(folders, tmp_path, changes, says):
