@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,3 +153,68 @@ def test_what_an_evaluation_from_python_is_asked_for_reaches_it(tmp_path, monkey
   assert found['settings']._asdict() == asked
   assert (found['run'], found['mode'], found['folder']) == (Judged, 'evaluate', tmp_path)
   assert found['made'].sampling.steps == 9
+
+
+def test_an_evaluation_is_of_what_the_record_says_and_of_where_the_data_lies_now(
+  tmp_path, monkeypatch
+):
+  """The experiment file is its source where there is one; one name of a metric is a list of it."""
+  record = {'config': {'place': 'here', 'width': 2}, 'experiment': 'mine'}
+  judged = SimpleNamespace(record={'evaluations': [{'results': {}}]})
+  found = []
+
+  def rebuilt(*given):
+    found.append(given)
+    return tiny.experiment(batch_size=24)
+
+  def prepare(build, config, source, folder):
+    found.append((config, source, folder, build(config).batch_size))
+    return judged
+
+  monkeypatch.setattr(calling, 'read_record', lambda folder: record)
+  monkeypatch.setattr(calling, 'recorded_experiment', rebuilt)
+  monkeypatch.setattr(calling.devices, 'configure_or_keep', found.append)
+  monkeypatch.setattr(calling, 'prepare', prepare)
+  monkeypatch.setattr(evaluating, 'evaluate', lambda run, mode, asked: found.append(asked.metrics))
+  moved = {'place': 'there'}
+  config = {'place': 'there', 'width': 2}
+  for source in ('mine', tmp_path / 'experiment.py'):
+    diffusion.evaluate(str(tmp_path), metrics='fld', moved=moved)
+    wanted = [(tmp_path, record, moved), 24, (config, source, tmp_path, 24), ('fld',)]
+    assert found == wanted
+    found.clear()
+    (tmp_path / 'experiment.py').touch()
+  assert record['config']['place'] == 'here'
+
+
+def test_what_a_training_from_python_is_asked_for_reaches_it(tmp_path, monkeypatch, capsys):
+  """And an interruption is the caller's where training has not ended, and said where it has."""
+  run, found = SimpleNamespace(status='running'), []
+  interrupted = []
+
+  def prepare(build, config, source, folder, terms):
+    found.append((build(None).batch_size, config, source, folder, terms._asdict()))
+    return run
+
+  def train(run, extend):
+    found.append((run, extend))
+    if interrupted:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(calling.devices, 'configure_or_keep', lambda size: [f'for {size} rows'])
+  monkeypatch.setattr(calling, 'prepare', prepare)
+  monkeypatch.setattr(calling.training, 'train', train)
+  made = tiny.experiment(batch_size=24)
+  for extend, changes, restart in ((30, True, False), (0, False, True)):
+    given = {'extend': extend, 'allow_changes': changes, 'restart': restart}
+    assert diffusion.train(made, str(tmp_path / 'a'), 'mine', {'width': 3}, **given) is run
+    terms = {'allow_changes': changes, 'restart': restart}
+    assert found == [(24, {'width': 3}, 'mine', tmp_path / 'a', terms), (run, extend)]
+    found.clear()
+  assert capsys.readouterr().out == 2 * 'for 24 rows\n'
+  interrupted.append(True)
+  with pytest.raises(KeyboardInterrupt):
+    diffusion.train(made, tmp_path)
+  for run.status in ('finished', 'diverged'):
+    assert diffusion.train(made, tmp_path) is run
+    assert 'interrupted: the same call makes the evaluation' in capsys.readouterr().out

@@ -3,12 +3,14 @@
 `python -m tests.test_flags` reads command lines from its input, forks for each, and prints what each would have begun.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -43,7 +45,8 @@ RECORDED = {'config': {'seed': 5, 'batch_size': 64, 'width': 7, 'depth': 9, 'arm
 
 def build(c: Config) -> diffusion.Experiment:
   """Something whose plan of sampling can be asked about."""
-  return tiny.experiment(seed=c.seed, sampling=diffusion.Sampling(steps=3, wrappers=()))
+  steps = 10 * c.width + c.depth
+  return tiny.experiment(seed=c.seed, sampling=diffusion.Sampling(steps=steps, wrappers=()))
 
 
 def told(command: list[str]) -> dict:
@@ -77,13 +80,24 @@ def told(command: list[str]) -> dict:
   describing.describe = noting('describe', 'described')
   evaluating.evaluate = noting('evaluate', 0)
   lr_range.train_rising = noting('train_rising', 0)
-  population.share_data, population.train = noting('share_data'), noting('population', 0)
+
+  def members(runs, values, make, extend):
+    made = [make(one) for one in values]
+    found['members'] = [
+      (str(run), one.seed, one.sampling.steps) for run, one in zip(runs, made, strict=True)
+    ]
+    return noting('population', 0)(values, extend)
+
+  population.share_data, population.train = noting('share_data'), members
   sys.argv = ['program', *command]
-  try:
-    launch.run(build, Config(), SMOKE, ARMS)
-  except SystemExit as end:
-    found['status'] = end.code
-  return found
+  with tempfile.TemporaryFile('w+') as said:
+    try:
+      with contextlib.redirect_stderr(said):
+        launch.run(build, Config(), SMOKE, ARMS)
+    except SystemExit as end:
+      found['status'] = end.code
+    said.seek(0)
+    return found | {'said': said.read()}
 
 
 def plain(value):
@@ -101,7 +115,9 @@ COMMANDS = {
   'smoke': ['--smoke', '--config.depth=4'],
   'train': ['--extend=30', '--profile=10:20', '--allow_changes', '--data_workers=2', '--cpu_devices=3'],
   'restart': ['--restart', '--arm=other', '--config.arm=third'],
-  'processes': ['--coordinator=here:1', '--num_processes=3', '--process_id=2', '--heartbeat_seconds=4'],
+  'processes': [
+    '--coordinator=here:1', '--num_processes=3', '--process_id=2', '--heartbeat_seconds=4', '--config.width=9',
+  ],
   'evaluate': [
     '--mode=evaluate', '--seed=7', '--num_samples=12', '--sampler=heun', '--sampler_grid=karras',
     '--sampler_steps=9', '--metrics=fld,prdc', '--features=digits', '--config.width=8',
@@ -110,7 +126,20 @@ COMMANDS = {
   'lr_range': ['--mode=lr_range', '--lr_low=1e-5', '--lr_high=0.5'],
   'dry_run': ['--dry_run', '--config.depth=5'],
   'population': ['--population=width=1,2', '--population=depth=0..1', '--extend=30', '--seed=7'],
+  'small population': ['--population=width=5', '--smoke', '--allow_changes', '--cpu_devices=3'],
+  'population of seeds': ['--population=seed=3', '--restart'],
 }  # fmt: skip
+# What is refused once the flags are known, and what is said of it.
+REFUSED = {
+  '--population=width=1,2 --mode=sample': '--population is for training: name the folder of one member',
+  '--population=width=1,2 --dry_run': '--population is for training: name the folder of one member',
+  '--population=width=1,2 --profile=1:2': '--profile is for a single run, not for a --population',
+  '--population=width=1,2 --data_workers=0': '--population keeps its data on the devices',
+  '--population=width=1 --population=seed=1 --seed=0': '--seed and --population=seed=... both name seeds',
+  '--config=width': "'--config=width' names no number: give --config.key=value (keys: seed, batch_size, width, depth",
+  '--config.widht=3': 'unknown configuration key --config.widht: the nearest is --config.width (all: seed,',
+}
+COMMANDS |= {command: command.split() for command in REFUSED}
 
 
 @pytest.fixture(scope='module')
@@ -176,6 +205,7 @@ def test_what_a_training_is_asked_for_reaches_it(begun):
   assert begun['lr_range']['train_rising'] == [['the run', 1e-5, 0.5, {}]]
   said = begun['processes']['check_same'][0][1]
   assert said['num_processes'] == 3 and 'process_id' not in said  # what processes may not differ in
+  assert said['width'] == 9
 
 
 def test_a_population_is_of_all_combinations_with_the_other_flags(begun):
@@ -186,9 +216,32 @@ def test_a_population_is_of_all_combinations_with_the_other_flags(begun):
   ]  # fmt: skip
   folders = [pathlib.Path(folder).name for _, folder, _ in told['prepare']]
   assert folders == ['width=1,depth=0', 'width=1,depth=1', 'width=2,depth=0', 'width=2,depth=1']
-  (((_, values, _, extend, _),),) = [told['population']]
+  (((values, extend, _),),) = [told['population']]
   assert extend == 30
   assert values == [{'width': w, 'depth': d} for w in (1, 2) for d in (0, 1)]
+  # Each is built of its own numbers, and of the configuration for the others.
+  assert told['members'] == [['the run', 7, 10 * w + d] for w in (1, 2) for d in (0, 1)]
+  plain = {'allow_changes': False, 'restart': False}
+  for name, seed, steps, terms, smoke in (
+    ('population', 7, 10, {}, False),
+    ('small population', 0, 52, {'allow_changes': True}, True),
+    ('population of seeds', 3, 32, {'restart': True}, False),
+  ):
+    told = begun[name]
+    assert told['prepare'][0][-1] == {'smoke': smoke, 'terms': plain | terms}
+    assert told['members'][0] == ['the run', seed, steps]
+    assert told['share_data'][0][1:] == [None, {}]
+    assert (told['status'], told['said']) == (0, '')
+  assert begun['small population']['configure'] == [[32, 3, {'num_processes': 1}]]
+
+
+@pytest.mark.parametrize('command', REFUSED)
+def test_what_does_not_go_together_is_one_line_and_nothing_begins(begun, command):
+  told = begun[command]
+  assert told['said'].startswith('error: ') and told['said'].count('\n') == 1
+  assert REFUSED[command] in told['said']
+  assert told['status'] == 2
+  assert not told.keys() & {'prepare', 'train', 'population', 'evaluate'}
 
 
 def main() -> None:

@@ -226,3 +226,34 @@ def test_a_flag_that_says_nothing_in_a_mode_is_refused(monkeypatch, mode, flag, 
   flags(['program', '--workdir=x', f'--mode={mode}', flag])
   with pytest.raises(ValueError, match=says):
     launch._checked_workdir()
+
+
+ALL_MODES = ('train', 'sample', 'evaluate', 'lr_range')
+
+
+@pytest.mark.parametrize(
+  ('given', 'modes'),
+  [
+    (('extend=10', 'allow_changes', 'restart', 'profile=1:2'), ('train',)),
+    (('num_samples=3', 'metrics=fld', 'features=digits'), ('evaluate',)),
+    (('sampler=heun', 'sampler_grid=karras', 'sampler_steps=5'), ('sample', 'evaluate')),
+    (('lr_low=0.1', 'lr_high=0.2'), ('lr_range',)),
+    (('seed=3', 'smoke', 'cpu_devices=2', 'data_workers=1', 'population=seed=1,2'), ALL_MODES),
+  ],
+)
+def test_each_flag_says_something_in_these_modes_alone(monkeypatch, given, modes):
+  for flag in given:
+    taken = []
+    for mode in ALL_MODES:
+      flags = absl.flags.FlagValues()
+      monkeypatch.setattr(absl.flags, 'FLAGS', flags)
+      for define, *about in launch._FLAGS:
+        define(*about, flag_values=flags)
+      absl.flags.DEFINE_enum('mode', 'train', ALL_MODES, 'The mode.', flag_values=flags)
+      flags(['program', '--workdir=x', f'--mode={mode}', f'--{flag}'])
+      try:
+        assert launch._checked_workdir().name == 'x'
+        taken.append(mode)
+      except ValueError as error:
+        assert f'and the mode is {mode}' in str(error)
+    assert set(taken) == set(modes), flag

@@ -247,6 +247,9 @@ def test_the_members_of_a_grid():
   assert len(found) == 8
   assert found[0] == {'seed': 0, 'learning_rate': 1e-3}
   assert found[-1] == {'seed': 7, 'learning_rate': 2e-3}
+  assert [one['seed'] for one in found[::2]] == [0, 1, 2, 7]
+  assert launch.members(['seed=-2..-1,4..4'], Config()) == [{'seed': n} for n in (-2, -1, 4)]
+  assert len(launch.members(['seed=1..10000'], Config())) == 10_000  # and one more is too many
 
 
 @pytest.mark.parametrize(
@@ -258,6 +261,9 @@ def test_the_members_of_a_grid():
     (['seed=a'], "seed takes values like 0..15 or 0,1,2, got 'a'"),
     (['seed=3..1'], "got '3..1'"),
     (['seed=0..4294967295'], 'seed=0..4294967295 are more than 10000 members'),
+    (['seed=0..10000'], 'seed=0..10000 are more than 10000 members'),
+    (['learning_rate=1e-3,inf'], "got 'inf'"),
+    (['seed=1,'], "got ''"),
     (['learning_rate=1..3'], "learning_rate takes values like 1e-3,2e-3, got '1..3'"),
     (['learning_rate=nan'], "got 'nan'"),
   ],
