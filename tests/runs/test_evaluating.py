@@ -13,15 +13,24 @@ from scipy import stats
 
 from diffusion import devices
 from diffusion.commands import evaluate
-from diffusion.data import pipeline
+from diffusion.data import pipeline, splits
 from diffusion.evaluation import by_name
-from diffusion.evaluation.metric import MetricResult, Plan, proportion, results_to_json, told
+from diffusion.evaluation.metric import (
+  Metric,
+  MetricResult,
+  Plan,
+  name_of,
+  proportion,
+  results_to_json,
+  told,
+)
 from diffusion.models import mlp
 from diffusion.process import parameterizations
 from diffusion.proportions import Counts
 from diffusion.provenance import read_record
 from diffusion.reporting.rows import read_json
 from diffusion.runs import evaluating, samples, showing
+from diffusion.runs.run import data_record
 from diffusion.sampling import grids, samplers, solvers
 from diffusion.sampling import plan as plans
 from diffusion.sampling.plan import Sampling
@@ -206,18 +215,29 @@ def test_the_held_out_losses_of_a_report_stand_under_their_names():
 
 
 def test_samples_are_drawn_by_what_is_asked_for_and_known_by_it(monkeypatch):
-  made = tiny.experiment(sampling=Sampling(steps=3, wrappers=(), per_class=2))
+  made = tiny.experiment(
+    sampling=Sampling(steps=3, wrappers=(), per_class=2), split=splits.Fractions(0.25, 0.125)
+  )
   data, state, _ = tiny.start(made)
   run = SimpleNamespace(experiment=made, data=data, config={'width': 3}, source='here')
   best = SimpleNamespace(number=17, record={'step': 12})
   weights = devices.replicate((state.params, state.statistics, np.uint32(5)))
   seen = []
   monkeypatch.setattr(evaluating, 'drawn', lambda run, *given: seen.append(given) or 'samples')
-  monkeypatch.setattr(evaluating.checkout, 'code_digest', lambda source: 'code')
+  monkeypatch.setattr(evaluating.checkout, 'code_digest', lambda source: f'code of {source}')
   asked = EvaluationSettings(seed=9, samples=4, sampler='heun', grid='karras', steps=8)
   inputs = evaluating._inputs(run, weights, best, asked)
   ((seeded, labels, condition, identity),) = seen
   assert inputs.samples == 'samples'
+  # Beside them lies the data, each part as what it is.
+  parts, x = data.split, data.dataset.x
+  held_out = np.concatenate([parts.validation, parts.test])
+  for found, rows in ((inputs.train, parts.train), (inputs.held_out, held_out)):
+    np.testing.assert_array_equal(found[0], x[rows])
+    np.testing.assert_array_equal(found[1], data.dataset.label[rows])
+  assert inputs.validation == len(parts.validation) != len(parts.test)
+  assert (inputs.class_names, inputs.units) == (data.dataset.class_names, data.units)
+  np.testing.assert_array_equal(inputs.labels, labels)
   np.testing.assert_array_equal(labels, [0, 1, 0, 1])
   assert devices.to_host(seeded[2]) == 9
   for one, other in zip(jax.tree.leaves(seeded[:2]), jax.tree.leaves(weights[:2]), strict=True):
@@ -225,6 +245,7 @@ def test_samples_are_drawn_by_what_is_asked_for_and_known_by_it(monkeypatch):
   wanted = {
     'checkpoint': 17,
     'config': {'width': 3},
+    'code': 'code of here',
     'seed': 9,
     'sampler': 'heun',
     'grid': 'karras',
@@ -261,6 +282,93 @@ def test_as_many_samples_are_drawn_as_are_asked_for_or_more_where_classes_do_not
     assert run.experiment.sampling.per_class == each
 
 
+def test_metrics_that_are_asked_for_take_the_place_of_the_run_s_and_are_cited_once():
+  """What judges is told how many samples there will be, be it asked for or the run's own."""
+  plans = []
+
+  def own():
+    return Metric(lambda plan: plans.append(plan.samples), lambda inputs: [])
+
+  made = tiny.experiment(sampling=Sampling(steps=3, wrappers=(), per_class=2), metrics=[own()])
+  run = SimpleNamespace(experiment=made, data=tiny.experiments.load_data(made), used=[])
+  plans.clear()
+  evaluating._apply(run, EvaluationSettings(samples=5))
+  assert plans == [6]
+  assert run.experiment.metrics == made.metrics
+  for _ in range(2):
+    evaluating._apply(run, EvaluationSettings(metrics=('authenticity', 'vendi')))
+  assert [name_of(metric) for metric in run.experiment.metrics] == ['authenticity', 'vendi']
+  keys = [key for one in run.used for key in one.keys]
+  assert 'alaa2022faithful' in keys and len(run.used) == len(set(run.used))
+
+
+def test_what_is_judged_is_called_by_its_step_and_its_weights():
+  made, best = tiny.experiment(), SimpleNamespace(record={'step': 12}, metric=0.5)
+  for average, weights in (('ema', 'ema'), ('', 'as trained')):
+    judged = made._replace(evaluation_average=average)
+    (one,) = evaluating._what_is_judged(judged, best, None)
+    assert (one.name, one.value) == ('best step', 12)
+    assert one.meaning == f'of the lowest held-out loss; all below is of its weights: {weights}'
+  lost = {'number': 40, 'step': 30, 'metric': 0.25}
+  gone, one = evaluating._what_is_judged(made, best, lost)
+  assert [(gone.name, gone.value), (one.name, one.value)] == [
+    ('lost best step', 30),
+    ('best step', 12),
+  ]
+  assert 'of the lowest held-out loss of those left; ' in one.meaning
+  assert gone.meaning == (
+    'of checkpoint 40, lost or damaged, whose loss 0.25 was the lowest; that of the best step is 0.5'
+  )
+
+
+def test_what_callbacks_found_is_of_their_own_states():
+  def counting(name, finding=lambda state: None):
+    return SimpleNamespace(name=name, finding=finding)
+
+  callbacks = [
+    counting('guard', lambda state: ('rollbacks', state['n'], 'went back')),
+    counting('silent'),
+    counting('new', lambda state: ('new', state['n'], 'added since')),
+    counting('other', lambda state: ('others', state['n'], 'did more')),
+  ]
+  run = SimpleNamespace(experiment=SimpleNamespace(callbacks=callbacks))
+  states = {'other': {'n': 7}, 'silent': {'n': 5}, 'guard': {'n': 2}}
+  found = evaluating._callback_findings(run, states)
+  assert found == [
+    MetricResult('rollbacks', 2, 'went back', unit='times', better='lower'),
+    MetricResult('others', 7, 'did more', unit='times', better='lower'),
+  ]
+
+
+def test_a_picture_of_another_seed_says_what_was_drawn(monkeypatch, tmp_path):
+  """By the experiment that is asked for, of the classes in turn, beside the validation examples."""
+  made = tiny.experiment(sampling=Sampling(steps=3, wrappers=(), per_class=3))
+  data = tiny.experiments.load_data(made)
+  recorded = {'data': data_record(data), 'null_learned': True}
+  run = SimpleNamespace(experiment=made, data=data, folder=tmp_path, record=dict(recorded))
+  trained, shown = SimpleNamespace(step=30), []
+  trained.sample = lambda condition, seed: np.stack([condition, np.full(len(condition), seed)], 1)
+
+  def load(folder, experiment):
+    assert (folder, experiment) == (tmp_path, made)
+    return trained
+
+  monkeypatch.setattr(evaluating, 'read_record', lambda folder: recorded)
+  monkeypatch.setattr(evaluating.claiming, 'changes', lambda record, fresh: [])
+  monkeypatch.setattr(evaluating, 'load', load)
+  monkeypatch.setattr(evaluating, 'picture', lambda *given: shown.append(given))
+  assert evaluating.evaluate(run, 'sample', EvaluationSettings(seed=7)) == 0
+  ((dataset, reference, drawn, path, title),) = shown
+  np.testing.assert_array_equal(drawn, [[0, 7], [1, 7]] * 3)
+  np.testing.assert_array_equal(reference, data.dataset.x[data.split.validation])
+  assert (dataset.name, path) == (data.dataset.name, tmp_path / 'samples_seed7.png')
+  assert title == 'step 30\nddim, 3 steps, grid uniform_time, guidance 1, seed 7'
+  run.record = recorded | {'data': recorded['data'] | {'fingerprint': 'x'}}
+  with pytest.raises(ValueError, match=f'the data is not what {tmp_path} was trained on: '):
+    evaluating.evaluate(run, 'sample', EvaluationSettings(seed=7))
+  assert len(shown) == 1
+
+
 def test_the_speed_of_a_run_is_the_median_of_its_rows(monkeypatch):
   monkeypatch.setattr(evaluating, 'step_flops', lambda experiment, data, state: 10)
   run = SimpleNamespace(experiment=None, data=None, record={'starts': [{}]})
@@ -268,18 +376,28 @@ def test_the_speed_of_a_run_is_the_median_of_its_rows(monkeypatch):
   logged.insert(1, {'timing': {}})
   found = evaluating._speed(run, None, logged)
   assert (found['images_per_second'], found['flops_per_second']) == (3.0, 30.0)
+  assert (found['flops_per_image'], found['utilization'], found['peak_memory']) == (10, None, None)
+  monkeypatch.setattr(evaluating.devices, 'peak_flops', lambda: 120.0)
+  run.record |= {'peak_memory': 7}
+  found = evaluating._speed(run, None, logged)
+  assert (found['utilization'], found['peak_memory']) == (0.25, 7)
+  assert evaluating._speed(run, None, [{'timing': {}}, {'step': 1}]) is None
+  apart = SimpleNamespace(record={'starts': [{'population': 2}, {}]})  # it went on alone
+  assert evaluating._speed(apart, None, logged) is None
   member = SimpleNamespace(record={'starts': [{'population': {}}]})
   assert evaluating._speed(member, None, logged) is None
 
 
 def test_another_judgment_stands_beside_the_runs_own_results():
   own = {'results': {'a': 1}, 'readings': {'a': ['', '']}, 'evaluations': [{'results': {'a': 1}}]}
-  run = SimpleNamespace(record=own, changes=[])
-  finding = MetricResult('a', 2, 'the second')
+  run = SimpleNamespace(record=own, changes=['width: 1 -> 2'])
+  finding = MetricResult('a', 2, 'the second', unit='steps', better='lower')
   again, first = (evaluating._told(run, {}, [finding], again=one) for one in (True, False))
   assert set(again) == {'evaluations'}
   assert [one['results'] for one in again['evaluations']] == [{'a': 1}, {'a': 2}]
   assert first['results'] == {'a': 2} and first['evaluations'] == again['evaluations']
+  assert first['readings'] == {'a': ['steps', 'lower']} == again['evaluations'][-1]['readings']
+  assert again['evaluations'][-1]['changed'] == ['width: 1 -> 2']
 
 
 def test_skipped_steps_are_those_of_the_whole_run_wherever_its_best_checkpoint_lies():

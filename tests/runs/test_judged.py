@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import diffusion
-from diffusion import calling, provenance, signals
+from diffusion import calling, devices, provenance, signals
 from diffusion.evaluation.metric import Metric, MetricResult, check_nothing, proportion
 from diffusion.proportions import Counts
 from diffusion.provenance import read_record
@@ -96,6 +96,28 @@ def test_two_metrics_that_one_function_made_are_two(whole):
   assert found['3 times the mean'] == pytest.approx(3 * found['mean'])
 
 
+def test_what_is_recorded_of_a_run_is_of_its_rows_its_best_checkpoint_and_all_its_samples(whole):
+  record, found = whole.record, whole.record['results']
+  logged = read_json_lines(whole.folder / 'metrics.jsonl')
+  rates = [row['timing']['images_per_second'] for row in logged]
+  assert rates == pytest.approx([32 * row['timing']['steps_per_second'] for row in logged])
+  assert record['speed']['images_per_second'] == pytest.approx(np.median(rates))
+  best = min(
+    (row for row in logged if 'validation/eps' in row), key=lambda row: row['validation/eps']
+  )
+  assert found['best step'] == best['step']
+  assert found['validation gap'] == {
+    name: pytest.approx(best[f'validation/{of}'], rel=1e-5)
+    for name, of in (('estimate', 'gap'), ('low', 'gap_low'), ('high', 'gap_high'))
+  }
+  (evaluation,) = record['evaluations']
+  assert evaluation['sampling']['checkpoint'] == best['step']
+  assert evaluation['samples'] == len(samples.stored(whole.folder / 'samples.npz')[0])
+  assert (evaluation['results'], evaluation['changed']) == (found, [])
+  assert not [name for name in found if 'not as it was written' in name or 'failed' in name]
+  assert record['readings']['mean'] == ['gray', '']
+
+
 def files(folder, pattern='*'):
   return sorted(path.name for path in folder.glob(pattern))
 
@@ -135,7 +157,7 @@ def test_what_was_judged_before_a_signal_is_kept_and_what_is_damaged_of_it_is_no
   assert files(run) == files(whole.folder)
 
 
-def test_findings_of_another_checkpoint_or_request_are_not_taken(whole, tmp_path):
+def test_findings_of_another_checkpoint_or_request_are_not_taken(whole, monkeypatch):
   run = prepare(lambda _: experiment(), {}, 'experiment', whole.folder)
   known, never = [1, 0.1, math.inf], lambda: pytest.fail('it is known')  # noqa: E731
   with pytest.raises(KeyboardInterrupt), kept_judgment(run, 40, AS_THE_RUN) as judged:
@@ -144,6 +166,21 @@ def test_findings_of_another_checkpoint_or_request_are_not_taken(whole, tmp_path
   for other in ((30, AS_THE_RUN), (40, AS_THE_RUN._replace(seed=1))):
     with kept_judgment(run, *other) as judged:
       assert judged.value('a', lambda: 'new') == 'new'
+  # Nor what was found of anything else that it depends on.
+  split, described = run.data.split, devices.describe()
+  for thing, name, other in (
+    (run, 'config', {'width': 3}),
+    (run, 'experiment', experiment()._replace(batch_size=8)),
+    (run, 'data', run.data._replace(split=split._replace(fingerprint='other'))),
+    (run, 'data', run.data._replace(split=split._replace(hashes={}))),
+    (judging.checkout, 'code_digest', lambda source: 'other'),
+    (judging.provenance, 'versions', lambda: {'jax': '9.9'}),
+    (judging.devices, 'describe', lambda: described | {'devices': 99}),
+  ):
+    with monkeypatch.context() as patched:
+      patched.setattr(thing, name, other)
+      with kept_judgment(run, 40, AS_THE_RUN) as judged:
+        assert judged.value('a', lambda: 'new') == 'new', name
   with kept_judgment(run, 40, AS_THE_RUN) as judged:
     assert judged.value('a', never) == known
   assert not files(whole.folder, 'judging*')

@@ -140,7 +140,7 @@ def test_a_picture_that_fails_is_a_line_and_the_others_are_drawn(tmp_path, capsy
 
 
 @pytest.mark.parametrize('error', [ValueError, KeyError, ZeroDivisionError, AttributeError])
-def test_whatever_fails_is_one_line_but_a_full_disk_and_an_interruption_end_the_run(error):
+def test_whatever_fails_is_one_line_but_a_full_disk_and_an_interruption_end_the_run(error, capsys):
   def fails(error):
     raise error('why\nnot')
 
@@ -148,6 +148,9 @@ def test_whatever_fails_is_one_line_but_a_full_disk_and_an_interruption_end_the_
   made, (line,) = attempt('it', lambda: fails(error))
   assert made is None and line.name == 'it failed' and 'why' in line.meaning
   assert '\n' not in line.meaning
+  said = capsys.readouterr().err
+  assert f'it failed: {line.meaning}\n' in said
+  assert ('Traceback' in said) == (error is not ValueError)  # which somebody foresaw
   for other in (OSError, KeyboardInterrupt):
     with pytest.raises(other):
       attempt('it', lambda other=other: fails(other))
