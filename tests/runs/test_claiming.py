@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pathlib
 import secrets
 import subprocess
 import sys
@@ -161,8 +162,10 @@ def test_another_offset_of_jax_seeds_is_refused_by_name(place):
 def test_allowed_changes_are_told_and_both_files_are_kept(place, capsys):
   old = place.copy()
   place.edit()
+  before = place.record()
   run = place.claimed(Terms(allow_changes=True), width=8)
   assert place.record()['config']['width'] == 16  # until it trains
+  run._fresh['smoke'] = True  # as of the small configuration
   assert place.copy() == old
   run.adopt()
   said = ['width: 16 -> 8', 'model.mlp.depth: 2 -> 3', 'model.mlp.width: 16 -> 8']
@@ -174,6 +177,8 @@ def test_allowed_changes_are_told_and_both_files_are_kept(place, capsys):
   )
   assert f'goes on with changes: {"; ".join(said)}' in capsys.readouterr().out
   assert record['config']['width'] == 8
+  assert (before['smoke'], record['smoke']) == (False, True)
+  assert start['fingerprint']['from'] == before['fingerprint']['digest']
   assert place.copy('experiment_before_start_2.py') == old
   assert place.copy() == place.source.read_text() != old
   assert loading.recorded_experiment(place.run, record).model.init is not None
@@ -188,13 +193,14 @@ def test_allowed_changes_are_told_and_both_files_are_kept(place, capsys):
 def test_what_is_adopted_is_recorded_as_a_run_begun_so_would_be(place):
   """Of all that is recorded of what is built."""
   before = place.record()
+  place.source = place.source.rename(place.source.with_name('other.py'))
   place.edit(
     'seed=c.seed',
     'seed=7, sampling=Sampling(steps=9), evaluation_noise=gap.evaluation_noise(levels=4, draws=3)',
   )
   imports = 'from diffusion.evaluation import gap\nfrom diffusion.sampling.plan import Sampling\n'
   place.source.write_text(imports + place.source.read_text())
-  place.edit('augment=beside.augment', 'augment=beside.augment, clip_norm=2.0')
+  place.edit('augment=beside.augment', 'augment=beside.augment, clip_norm=2.0, micro_batches=2')
   place.claimed(Terms(allow_changes=True), width=8).adopt()
   adopted = place.record()
   place.run = place.run.with_name('fresh')
@@ -202,7 +208,8 @@ def test_what_is_adopted_is_recorded_as_a_run_begun_so_would_be(place):
   fresh = place.record()
   same = ('experiment', 'config', 'data', 'bank', 'seed', 'num_steps', 'techniques', 'fingerprint')
   assert {name: adopted[name] for name in same} == {name: fresh[name] for name in same}
-  assert all(before[name] != adopted[name] for name in ('config', 'bank', 'seed', 'fingerprint'))
+  names = ('experiment', 'config', 'bank', 'seed', 'techniques', 'fingerprint')
+  assert all(before[name] != adopted[name] for name in names)
 
 
 def test_an_end_that_has_passed_is_no_change_to_go_on_with(place):
@@ -212,10 +219,85 @@ def test_an_end_that_has_passed_is_no_change_to_go_on_with(place):
   run.position = run.position.after(30)
   with pytest.raises(ValueError, match='is at step 30, and now shall end at step 20'):
     run.adopt()
+  run.position = run.position.after(-10)
+  with pytest.raises(ValueError, match='is at step 20, and now shall end at step 20: give'):
+    run.adopt()
   assert place.record() == before
-  run.position = run.position.after(-20)
+  run.position = run.position.after(-10)
   run.adopt()
   assert run.num_steps == 20
+  # One that was extended ends where its extension does, whatever the experiment says.
+  provenance.write_record(place.run, place.record() | {'num_steps': 70, 'extended_at': 20})
+  place.edit('num_steps=20', 'num_steps=60')
+  run = place.claimed(Terms(allow_changes=True))
+  run.position = run.position.after(65)
+  run.adopt()
+  assert run.num_steps == 70
+
+
+def test_what_an_experiment_from_python_takes_over_has_no_file_any_more(place):
+  """What it was before is kept."""
+  old, (module, config) = place.copy(), (imported(place.source), {})
+  made = module.build(module.Config())._replace(num_steps=20)
+  run = prepare(lambda _: made, config, 'python', place.run, terms=Terms(allow_changes=True))
+  run.claim()
+  run.adopt()
+  assert not (place.run / 'experiment.py').exists()
+  assert place.copy('experiment_before_start_2.py') == old
+  record = place.record()
+  assert (record['experiment'], record['source'], record['config']) == ('python', None, {})
+
+
+def test_changes_are_told_by_their_first_six():
+  assert claiming.in_words(list('abcdef')) == 'a; b; c; d; e; f'
+  assert claiming.in_words(list('abcdefgh')) == 'a; b; c; d; e; f; and 2 more'
+
+
+@pytest.mark.parametrize(
+  ('old', 'new', 'places'),
+  [
+    ({'n': 1, 'folder': 'here'}, {'n': 1, 'folder': 'there'}, True),
+    ({'n': 1, 'folders': None}, {'n': 1, 'folders': ['here', 'there']}, True),
+    ({'n': 1, 'folder': 'here'}, {'n': 2, 'folder': 'there'}, False),
+    ({'n': 'one'}, {'n': 1}, False),
+    ({'n': 1}, {'n': 'one'}, False),
+    ({'folders': ['here', 1]}, {'folders': ['here', 'there']}, False),
+    ({'folder': 'here'}, {'folder': 'here', 'more': 'there'}, False),
+    ({'folder': 'here', 'more': 'there'}, {'folder': 'there'}, False),
+  ],
+)
+def test_only_texts_may_say_where_data_lies(old, new, places):
+  assert claiming._are_places(old, new) == places
+
+
+def test_a_package_of_another_commit_is_said_and_only_what_both_starts_had_is_edited(capsys):
+  def start(version, digest, commit, **own):
+    code = {'digest': digest, 'commit': commit, 'own': own}
+    return {'versions': {'jax': version, 'numpy': '2'}, 'code': code}
+
+  old = start('1', 'a', 40 * '0', **{'b.py': 'x', 'a.py': 'x', 'gone.py': 'x', 'same.py': 'x'})
+  new = start('2', 'b', 40 * '1', **{'b.py': 'y', 'a.py': 'z', 'new.py': 'x', 'same.py': 'x'})
+  claiming._say_versions(old, new)
+  assert capsys.readouterr().out == (
+    "since the start before: jax: '1' -> '2'; the code of this package: 0000000000 -> 1111111111; "
+    'edited: a.py, b.py\n'
+  )
+  claiming._say_versions(start('1', 'a', 40 * '0'), start('1', 'a', 40 * '1'))
+  assert capsys.readouterr().out == ''  # another commit of the same code
+
+
+def test_what_a_start_leaves_that_is_killed_at_once_is_no_run_and_in_nobody_s_way(
+  tmp_path, monkeypatch
+):
+  place = Place(tmp_path, monkeypatch)
+  monkeypatch.setitem(sys.modules, 'mine', None)
+  place.run.mkdir()
+  (place.run / 'before_restart_2').mkdir()
+  for name in ('experiment.py', '.run.json.tmp', '.run.json.lock'):
+    (place.run / name).touch()
+  place.claimed()
+  assert place.copy() == SOURCE
+  assert len(place.record()['starts']) == 1
 
 
 def test_a_copy_of_the_experiment_that_is_lost_or_altered_is_not_run_and_is_written_anew(place, capsys):  # fmt: skip
@@ -255,15 +337,23 @@ def test_other_versions_and_edited_files_are_said_and_every_start_has_its_own(pl
   assert key not in json.dumps(place.record())
   assert first['settings'] == second['settings']
   assert first['devices'] == second['devices']
+  place.claimed()  # nothing has changed since the second
+  assert 'since the start before' not in capsys.readouterr().out
 
 
-def test_a_restart_moves_all_aside_and_never_over_an_older_one(place, capsys):
+def test_a_restart_moves_all_aside_and_never_over_an_older_one(place, capsys, monkeypatch):
   (place.run / 'checkpoints').mkdir()
   (place.run / 'checkpoints' / '40').touch()
   place.edit()
+  moved, rename = [], pathlib.Path.rename
+  monkeypatch.setattr(
+    pathlib.Path, 'rename', lambda path, to: [moved.append(path.name), rename(path, to)][1]
+  )
   for number in (1, 2):
     held = {path.name for path in place.run.iterdir() if path.name[0] not in '.b'}
+    moved.clear()
     place.claimed(Terms(restart=True))
+    assert {*moved[:-2]} | {'run.json'} == held and moved[-2] == 'run.json'  # by which it is a run
     aside = place.run / f'before_restart_{number}'
     assert f'what was in {place.run} is now in {aside}' in capsys.readouterr().out
     assert {path.name for path in aside.iterdir()} == held

@@ -82,10 +82,14 @@ def test_where_the_newest_is_gone_it_is_said_and_noted(folder, capsys):
 
 
 def test_a_save_whose_note_a_kill_cut_off_is_noted_by_the_next_start(folder):
-  record = read_record(folder)
+  record, last = read_record(folder), {'number': 60, 'step': 60}
   rows.write_json(folder / 'run.json', record | {'saved': None})
   started(folder).close()
-  assert read_record(folder)['saved']['number'] == 60
+  assert read_record(folder)['saved'] == last | {'best': last | {'metric': 60.0}}
+  older = {'number': 40, 'step': 40, 'best': record['saved']['best']}
+  rows.write_json(folder / 'run.json', record | {'saved': older})
+  started(folder).close()
+  assert read_record(folder)['saved'] == record['saved'] == last | {'best': older['best']}
 
 
 def test_where_the_best_is_lost_another_is_judged_and_called_so(folder, capsys):
@@ -108,6 +112,8 @@ def test_where_the_best_is_lost_another_is_judged_and_called_so(folder, capsys):
   assert read_record(folder)['saved'] == {'number': 80, 'step': 80, 'best': evaluation['lost_best']}
   run._note_saved(100, 100, 10.0)
   assert read_record(folder)['saved']['best'] == {'number': 100, 'step': 100, 'metric': 10.0}
+  run._note_saved(120, 110, 10.0)  # of equal ones the newest
+  assert read_record(folder)['saved']['best'] == {'number': 120, 'step': 110, 'metric': 10.0}
 
 
 def lines_of(folder):

@@ -13,6 +13,7 @@ from diffusion import devices
 from diffusion.process import gaussian
 from diffusion.reporting import plots
 from diffusion.reporting.rows import read_json_lines
+from diffusion.runs import look as looks
 from diffusion.runs.look import LookAtRun
 from diffusion.runs.run import Position, Run
 from diffusion.training import state as states
@@ -163,7 +164,13 @@ def test_once_is_kept_by_the_run_for_later_looks(look):
   assert made == [1]
 
 
-def test_a_picture_lies_in_the_run_s_folder(look):
-  (grid,) = look.experiment.callbacks
+def test_a_picture_lies_in_the_run_s_folder(look, monkeypatch):
+  (grid,), shown = look.experiment.callbacks, []
+  draw = looks.picture
+  monkeypatch.setattr(looks, 'picture', lambda *given: [shown.append(given), draw(*given)])
   assert grid.update({}, look)[0] == {}
   assert [path.name for path in (look.folder / 'samples').iterdir()] == ['step_00000010.png']
+  ((dataset, reference, drawn, _, title),) = shown
+  assert (dataset.class_names, title) == (look.data.dataset.class_names, 'step 10')
+  np.testing.assert_array_equal(reference, look.data.dataset.x[look.data.split.validation])
+  np.testing.assert_array_equal(drawn, look.samples(len(drawn)))

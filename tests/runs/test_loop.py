@@ -199,15 +199,27 @@ def test_the_speed_of_a_row_is_of_the_time_since_the_one_before(monkeypatch):
 
   class Timed(Counting):
     def dispatch(self, seen):
-      clock[0] += 10.0 if seen == [45] else 1.0
+      clock[0] += 10.0 if seen == [65] else 1.0
       return super().dispatch(seen)
 
   run = Noted()
-  run.write = lambda row, timing: found.update({row['step']: timing['steps_per_second']})
+  walls = {}
+
+  def write(row, timing):
+    found[row['step']] = timing['steps_per_second']
+    walls[row['step']] = timing['wall_seconds']
+
+  run.write, run.position = (
+    write,
+    Position(0, 20),
+  )  # as after a rollback: batches count, and not steps
   train(run, Timed([run]))
   assert list(found) == list(range(10, 101, 10))
   assert found[30] == pytest.approx(1, rel=0.15) and found[90] == pytest.approx(1, rel=0.15)
   assert found[50] == pytest.approx(10 / 19, rel=0.15)
+  assert found[10] == pytest.approx(1, rel=0.15)
+  # Of all of this start; a row is written once the next call is on its way.
+  assert (walls[10], walls[100]) == (pytest.approx(10, abs=1), pytest.approx(109, abs=1))
 
 
 def test_a_planted_conversion_is_counted():
@@ -281,6 +293,64 @@ def test_the_time_that_a_run_took_is_of_all_its_starts():
   assert (noted['wall_seconds'], noted['step'], noted['status']) == (7.0, 7, 'finished')
 
 
+def test_how_training_ended_is_noted_and_said(capsys):
+  """By its reason, where there is one, else by the signal; after that an extension is not asked for again."""
+  noted = {}
+  run = types.SimpleNamespace(
+    record={'wall_seconds': 5.0}, position=Position(7, 9), note=lambda **found: noted.update(found)
+  )
+  quiet, left = (
+    types.SimpleNamespace(name=None),
+    types.SimpleNamespace(name='SIGINT', seconds=lambda: 2.34),
+  )
+  saved = 'SIGINT: saved at step 7, 2.3 s after the signal; the same command goes on from there'
+  for reason, signals, extended, status, said in (
+    ('diverged: loss', quiet, False, 'diverged', 'diverged: loss'),
+    ('enough', left, True, 'finished',
+     'enough; SIGINT: left before the evaluation, which the same command makes'),
+    ('', left, False, 'interrupted', saved),
+    ('', left, True, 'interrupted', f'{saved}, without --extend'),
+  ):  # fmt: skip
+    run.reason = reason
+    training._conclude(run, 2.0, signals, extended)
+    assert (noted['status'], noted['reason'], noted['step']) == (status, reason or 'SIGINT', 7)
+    assert capsys.readouterr().out == f'{said}\n'
+
+
+@pytest.mark.parametrize(
+  ('position', 'reason', 'record', 'goes_on', 'noted'),
+  [
+    (Position(99, 120), '', {}, True, {}),
+    (Position(100, 100), '', {}, False, {'status': 'finished', 'reason': 'all 100 steps done', 'step': 100}),
+    (Position(30, 40), 'diverged: loss', {}, False, {'status': 'diverged', 'reason': 'diverged: loss', 'step': 30}),
+    (Position(30, 40), 'enough', {'status': 'finished', 'step': 9}, False, {}),
+    (Position(30, 40), 'spike', {'status': 'diverged', 'step': 9}, False, {}),
+    # A kill before the first checkpoint of an extension; and a run whose first one is not there yet.
+    (Position(30, 40), 'enough', {'status': 'finished', 'extended_at': 30}, True, {}),
+    (Position(0, 0), '', {'extended_at': 0, 'num_steps': 100}, True, {}),
+  ],
+)  # fmt: skip
+def test_what_a_start_finds_is_finished_or_goes_on(
+  capsys, position, reason, record, goes_on, noted
+):
+  follows = Callback('c', 10, dict, None, extend=lambda state, step: state | {'since': step})
+  run = Noted([follows])
+  run.position, run.reason = position, reason
+  old = {'status': 'running', 'reason': reason, 'step': 3, 'extended_at': None, 'results': {'a': 1}}
+  run.record |= old | record
+  before, checked = dict(run.record), []
+  run.check_files = lambda: checked.append('files')
+  assert training.to_train(run, 0) == goes_on
+  assert run.record == before | noted
+  assert checked == ([] if goes_on else ['files'])
+  said, end = capsys.readouterr().out, run.record['reason']
+  over = f'None is finished at step {position.step} ({end}); --extend=N goes on\n'
+  assert said == ('' if goes_on else over)
+  extended = record.get('extended_at') == 30
+  assert run.callback_states == {'c': {'since': 30} if extended else {}}
+  assert run.reason == ('' if extended else reason)
+
+
 def test_a_run_goes_on_from_where_it_stands():
   run = Noted()
   run.position = Position(40, 60)
@@ -300,7 +370,8 @@ def test_an_extended_run_goes_to_the_last_step_of_its_record():
 
 def test_an_extension_is_counted_from_where_the_run_stands():
   """Also where it stopped early, at 30 of 100 steps."""
-  run = Noted((), 100, 10, 10)
+  follows = Callback('c', 10, dict, None, extend=lambda state, step: state | {'since': step})
+  run = Noted([follows], 100, 10, 10)
   run.position, run.reason = Position(30, 45), 'early stopping'
   run.record |= {'results': {'a': 1}, 'extended_at': None}
   assert training.to_train(run, 20)
@@ -310,6 +381,7 @@ def test_an_extension_is_counted_from_where_the_run_stands():
     None,
   )
   assert run.reason == ''
+  assert run.callback_states == {'c': {'since': 30}}
 
 
 def test_stopping_by_divergence():

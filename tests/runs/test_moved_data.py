@@ -14,6 +14,7 @@ from diffusion.commands import agreement, places
 from diffusion.models import mlp
 from diffusion.reporting import rows
 from diffusion.runs import evaluating, loading, training
+from diffusion.runs.claiming import Terms
 from diffusion.runs.run import prepare
 from diffusion.sampling import plan
 from diffusion.training import callbacks
@@ -96,7 +97,7 @@ def test_other_data_other_numbers_and_a_text_that_builds_something_else_are_refu
   new = place.move()
   path = next((place.root / 'there').rglob('*.png'))
   for config, says in (
-    ({'folder': new, 'seed': 1}, r"another experiment \(folder: .*; seed: 0 -> 1\)"),
+    ({'folder': new, 'seed': 1}, r"another experiment \(folder: [^;]*; seed: 0 -> 1\)"),
     ({'folder': new, 'clip_norm': 2.0}, 'another experiment .*clip_norm: 1.0 -> 2.0'),  # of which nothing is built
     ({'folder': new, 'activation': 'mish'}, r"activation: 'relu' -> 'mish'; .*; model.unet.activation: .*mish'\)"),
   ):  # fmt: skip
@@ -131,6 +132,12 @@ def test_an_evaluation_finds_data_that_has_moved(place, unchecked):
     evaluating.evaluate(place.prepared(folder=new), 'evaluate', AS_THE_RUN)
   with pytest.raises(ValueError, match='no checkpoint in'):
     calling.evaluate(place.run, moved={'folder': new}, metrics='all')
+  path = next((place.root / 'there').rglob('*.png'))
+  Image.fromarray(np.asarray(Image.open(path)) ^ 1).save(path)
+  with pytest.raises(
+    ValueError, match=f'the data is not what {place.run} was trained on: .*finger'
+  ):
+    loading.data_of(place.run, {'folder': new})
 
 
 @pytest.mark.slow
@@ -194,6 +201,11 @@ def test_a_run_keeps_the_order_of_its_classes_that_it_was_trained_with(place):
   run.claim()
   assert run.data.dataset.class_names == ('10', '9')
   assert run.record['data']['fingerprint'] == record['data']['fingerprint']
+  assert loading.data_of(place.run).dataset.class_names == ('10', '9')
+  restarted = prepare(
+    place.module.build, place.module.Config(batch_size=32), place.source, place.run, terms=Terms(restart=True)
+  )  # fmt: skip
+  assert restarted.data.dataset.class_names == ('9', '10')  # it begins anew
   fresh = prepare(place.module.build, place.module.Config(batch_size=32), place.source, None)
   assert fresh.data.dataset.class_names == ('9', '10')
   np.testing.assert_array_equal(fresh.data.dataset.label, 1 - run.data.dataset.label)

@@ -10,6 +10,7 @@ import pytest
 
 from diffusion import devices
 from diffusion.data import pipeline, splits
+from diffusion.evaluation import gap
 from diffusion.models import mlp, normalization
 from diffusion.optimizers import chains, schedules
 from diffusion.runs import population
@@ -245,6 +246,51 @@ def test_members_of_different_data_are_refused():
   other.data = other.data._replace(dataset=data._replace(x=data.x + 1))
   with pytest.raises(ValueError, match='share one data set, and theirs differ'):
     Population([one, other], values, build, [])
+  other.data = other.data._replace(dataset=data._replace(label=1 - data.label))
+  with pytest.raises(ValueError, match='share one data set, and theirs differ'):
+    population.share_data([one], other.data)
+
+
+def test_numbers_of_members_are_whole_where_all_are_and_rows_are_filled_up_with_zeros():
+  members = [{'n': 2**31 - 1, 'x': 1, 'y': 0.5}, {'n': 1 - 2**31, 'x': 0.25, 'y': 2.0}]
+  found = population._arrays(members)
+  assert [found[name].dtype for name in 'nxy'] == [np.int32, np.float32, np.float32]
+  assert {name: one.tolist() for name, one in found.items()} == {
+    'n': [2**31 - 1, 1 - 2**31],
+    'x': [1, 0.25],
+    'y': [0.5, 2],
+  }
+  table = population._table([np.array([3, 1]), np.array([7, 8, 9])])
+  assert (table.tolist(), table.dtype) == ([[3, 1, 0], [7, 8, 9]], np.int32)
+
+
+def test_members_of_unlike_splits_are_validated_by_their_own_rows_however_many_at_a_time(
+  monkeypatch,
+):
+  """Each row on the noise of its place within its split; what fills a member up counts nowhere."""
+  rows = [([0, 1, 2, 3, 4], [20, 21, 22]), ([9, 8, 7, 6], range(30, 37)), ([1, 2], [3, 4])]
+  rows = [tuple(map(np.asarray, pair)) for pair in rows]
+
+  def losses(row, place):
+    return np.stack([1 + row + 100 * place, (1 + row) ** 2 + 7 * place], -1).astype(float)
+
+  monkeypatch.setattr(devices, 'place_members', lambda tree: tree)
+  monkeypatch.setattr(devices, 'collect_members', lambda tree: tree)
+  for chunk in (4, 256):
+    monkeypatch.setattr(population, '_EVALUATION_CHUNK', chunk)
+    program, asked = object.__new__(Population), []
+    program._losses, program._members, program._placed, program._data = None, None, 'state', None
+    program._evaluation_rows = rows
+
+    def measure(members, state, given, data, asked=asked):
+      asked.append(given.shape[2])
+      return losses(given[:, 0], given[:, 1])
+
+    program._measure = measure
+    for k in (1, 0, 2):
+      wanted = gap.summarize(*(losses(part, np.arange(len(part))) for part in rows[k]))
+      assert program.validate(k) == wanted
+    assert asked == ([4, 4, 3] if chunk == 4 else [11])  # of all, when the first one asks
 
 
 def test_equal_data_is_held_once_and_with_other_units_shares_its_examples():

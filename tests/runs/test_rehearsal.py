@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import diffusion
-from diffusion.data import sources
+from diffusion.data import pipeline, sources
 from diffusion.evaluation import memorization
 from diffusion.models import mlp, unet
 from diffusion.runs import rehearsal, showing
@@ -83,6 +83,18 @@ def test_every_kind_of_data_is_traced_and_has_pictures_and_a_report(x, monkeypat
   wanted = {'samples.png', 'curves.png', 'report.md', 'references.bib'}
   assert set(seen) == wanted | ({'nearest.png'} if images else set())
   assert not list(tmp_path.iterdir())
+
+
+def test_what_a_rehearsal_shows_is_of_the_data_s_kind_and_range():
+  run = run_of(experiment(floats((3,)), normalization=pipeline.standardized()))
+  found = rehearsal._random_samples(run)
+  assert (found.shape, found.dtype) == ((9, 3), np.float32)
+  assert 4000 < found.mean() < 6000 and 500 < found.std() < 2000
+  few = np.random.default_rng(0).integers(0, 4, (40, 5, 7, 1), np.uint8)
+  made = experiment(few)._replace(data=sources.arrays('mine', few, levels=4))
+  found = rehearsal._random_samples(run_of(made))
+  assert (found.shape[1:], found.dtype) == ((5, 7, 1), np.uint8)
+  assert set(found.ravel()) == {0, 1, 2, 3}
 
 
 def narrow(model):
