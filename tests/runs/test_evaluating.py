@@ -297,9 +297,9 @@ def test_metrics_that_are_asked_for_take_the_place_of_the_run_s_and_are_cited_on
   assert run.experiment.metrics == made.metrics
   for _ in range(2):
     evaluating._apply(run, EvaluationSettings(metrics=('authenticity', 'vendi')))
-  assert [name_of(metric) for metric in run.experiment.metrics] == ['authenticity', 'vendi']
-  keys = [key for one in run.used for key in one.keys]
-  assert 'alaa2022faithful' in keys and len(run.used) == len(set(run.used))
+    assert [name_of(metric) for metric in run.experiment.metrics] == ['authenticity', 'vendi']
+    keys = [key for one in run.used for key in one.keys]
+    assert 'alaa2022faithful' in keys and len(run.used) == len(set(run.used))
 
 
 def test_what_is_judged_is_called_by_its_step_and_its_weights():
