@@ -20,8 +20,10 @@ def test_a_dry_run_tells_the_numbers_the_splits_the_parameters_and_the_arithmeti
   monkeypatch.setattr(
     run, 'first_state', run.make_target
   )  # shapes are enough, and are not compiled
+  run.record['data'] |= {'name': 'signs', 'found': {'copies': 3, 'flat': 'none'}}
   said = describing.describe(run)
   assert '"width": 128' in said
+  assert '\n\ndata signs: copies: 3; flat: none\n\n' in said
   data, split = run.data, run.data.split
   for name in ('train', 'validation', 'test'):
     assert f'| {name} | {len(getattr(split, name))} | {split.hashes[name]} |' in said

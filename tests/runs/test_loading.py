@@ -86,3 +86,24 @@ def test_parameters_are_those_of_the_best_checkpoint_each_under_its_name(monkeyp
   found = loading.load_parameters(tmp_path)
   assert found == {'trained': 1, 'averages': {'ema': 2, 'wide': 4}, 'statistics': 7}
   assert asked == [(tmp_path / 'checkpoints', True), (None, 'best')]
+
+
+def test_the_text_that_a_missing_place_names_is_the_one_to_say_anew(monkeypatch, tmp_path):
+  """Whatever other texts the configuration has, empty ones and ones before it."""
+  config = {'note': '', 'kind': 'unet', 'size': 3, 'folder': '/gone', 'other': 'x'}
+  record = {'config': config, 'data': {'class_names': ['a']}}
+  asked = []
+
+  def missing(experiment, names):
+    asked.append((experiment.metrics, names))
+    raise ValueError('no folder of images at /gone')
+
+  monkeypatch.setattr(loading, 'read_record', lambda folder: record)
+  monkeypatch.setattr(loading, 'recorded_experiment', lambda *given: ONE._replace(metrics=[1]))
+  monkeypatch.setattr(loading, 'load_data', missing)
+  with pytest.raises(ValueError, match='at /gone; if it .* e.g. --moved=folder=PLACE$'):
+    loading.data_of(tmp_path)
+  assert asked == [((), ['a'])]
+  record['config'] = {'size': 3}
+  with pytest.raises(ValueError, match=f'^the data of {tmp_path}: no folder of images at /gone$'):
+    loading.data_of(tmp_path)

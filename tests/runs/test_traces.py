@@ -45,6 +45,29 @@ def test_a_trace_takes_the_dispatches_that_touch_its_span(tmp_path, capsys):
   assert capsys.readouterr().out.count('trace of steps 7 to 15') == 1
 
 
+def test_a_trace_takes_no_dispatch_that_ends_where_it_begins_or_begins_where_it_ends(
+  tmp_path, capsys, monkeypatch
+):
+  done = []
+  monkeypatch.setattr(training.devices, 'start_trace', lambda folder: done.append('start'))
+  monkeypatch.setattr(training.devices, 'stop_trace', lambda: done.append('stop'))
+
+  def dispatch(seen):
+    done.append(seen[0])
+    return lambda k: done.append('waited')
+
+  with training.traced(dispatch, training.Span(5, 15), 5, tmp_path) as traced:
+    for at in range(0, 25, 5):
+      traced([at])
+  assert done == [0, 'waited', 'start', 5, 10, 'waited', 'stop', 15, 20]
+  assert capsys.readouterr().out == f'trace of steps 5 to 15 in {tmp_path}\n'
+  done.clear()
+  with training.traced(dispatch, training.Span(0, 5), 5, tmp_path) as traced:
+    traced([5])
+  assert done == [5]
+  assert capsys.readouterr().out == 'no trace: no step of 0 to 5 was made\n'
+
+
 def test_a_run_that_ends_within_the_span_keeps_what_was_traced(tmp_path, capsys):
   with training.traced(lambda seen: fetch, training.Span(0, 100), 5, tmp_path) as traced:
     traced([0])
