@@ -29,7 +29,7 @@ def test_a_dry_run_tells_the_numbers_the_splits_the_parameters_and_the_arithmeti
     assert f'| {name} | {len(getattr(split, name))} | {split.hashes[name]} |' in said
   x = data.dataset.x[split.train]
   found = re.search(r'standard deviation of the training split in network units: (\S+)', said)
-  np.testing.assert_allclose(float(found[1]), x.std(), rtol=0.02)
+  np.testing.assert_allclose(float(found[1]), x.std(), rtol=1e-3)
   leaves = jax.tree.leaves(run.make_target().params.network)
   total = re.search(r'\| total \| (\S+) \|', said)[1]
   assert int(total.replace(',', '')) == sum(leaf.size for leaf in leaves)

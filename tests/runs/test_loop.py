@@ -1,5 +1,6 @@
 """The loop: it reads one row a logged dispatch, honors the callbacks of each run, and saves however it ends."""
 
+import contextlib
 import math
 import types
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion import devices
-from diffusion.runs import loop, training
+from diffusion.runs import evaluating, loop, training
 from diffusion.runs.run import Position, Run
 from diffusion.training import callbacks
 from diffusion.training import state as states
@@ -315,6 +316,71 @@ def test_how_training_ended_is_noted_and_said(capsys):
     training._conclude(run, 2.0, signals, extended)
     assert (noted['status'], noted['reason'], noted['step']) == (status, reason or 'SIGINT', 7)
     assert capsys.readouterr().out == f'{said}\n'
+
+
+@pytest.mark.parametrize(('name', 'ended'), [(None, [1]), ('SIGTERM', [0, 1])])
+def test_how_training_ended_is_noted_of_those_that_have_ended_or_of_all_after_a_signal(
+  monkeypatch, name, ended
+):
+  """One of them speaks for all, of the longest way and from where the first one stands."""
+  asked, opened = {}, []
+
+  def run(k, num_steps, position):
+    made = types.SimpleNamespace(
+      number=k, num_steps=num_steps, position=position, reason='', wait=lambda: opened.append(f'waits {k}'),
+      experiment=tiny.experiment(batch_size=24, steps_per_dispatch=5),
+    )  # fmt: skip
+    made.open_rows = lambda *shown: opened.append((k, *shown))
+    return made
+
+  def loop_train(runs, program, signals):
+    asked['loop'] = [one.number for one in runs], program, signals.name
+    runs[1].reason = 'enough'
+
+  progress = types.SimpleNamespace(close=lambda: opened.append('closed'))
+
+  def begun(*given, **more):
+    asked['progress'] = (*given, more)
+    return progress
+
+  def caught(*given):
+    asked['signals'] = given
+    return contextlib.nullcontext(types.SimpleNamespace(name=name))
+
+  concluded = []
+  monkeypatch.setattr(training.loop, 'train', loop_train)
+  monkeypatch.setattr(training.rows, 'progress', begun)
+  monkeypatch.setattr(training, 'caught_signals', caught)
+  monkeypatch.setattr(training.time, 'perf_counter', lambda: 107.5)
+  monkeypatch.setattr(
+    training, '_conclude',
+    lambda run, seconds, signals, extended: concluded.append((run.number, seconds, signals.name, extended)),
+  )  # fmt: skip
+  runs = [run(0, 40, Position(10, 15)), run(1, 60, Position(20, 20))]
+  assert training.train_together(runs, 'program', 100.0, True) == name
+  assert asked == {
+    'progress': (60, 20, {'batch_size': 24}), 'signals': (15, 5), 'loop': ([0, 1], 'program', name),
+  }  # fmt: skip
+  assert opened == [(0, progress), (1,), 'waits 0', 'waits 1', 'closed']
+  assert concluded == [(k, 7.5, name, True) for k in ended]
+
+
+def test_each_run_without_results_is_judged_when_training_is_over(monkeypatch, capsys):
+  judged = []
+  monkeypatch.setattr(evaluating, 'evaluate_best', lambda run: judged.append(run.folder))
+  monkeypatch.setattr(training, 'end_on_sigterm', lambda: judged.append('from here on it ends'))
+  runs = [
+    types.SimpleNamespace(folder=folder, record={'results': results}, status=status)
+    for folder, results, status in (
+      ('a', None, 'diverged'), ('b', {}, 'finished'), ('c', None, 'finished')
+    )
+  ]  # fmt: skip
+  assert training.finish(runs, 'SIGINT') == 130 and judged == []
+  assert training.finish(runs, None) == training.DIVERGED_STATUS
+  assert judged == ['from here on it ends', 'a', 'c']
+  assert capsys.readouterr().out == '\na\n\nc\n'
+  assert training.finish(runs[2:], None) == 0
+  assert capsys.readouterr().out == ''
 
 
 @pytest.mark.parametrize(
