@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -262,6 +263,33 @@ def test_numbers_of_members_are_whole_where_all_are_and_rows_are_filled_up_with_
   }
   table = population._table([np.array([3, 1]), np.array([7, 8, 9])])
   assert (table.tolist(), table.dtype) == ([[3, 1, 0], [7, 8, 9]], np.int32)
+
+
+def test_members_differ_in_what_is_not_alike_and_each_curriculum_has_its_own_length():
+  known = load_data(tiny.experiment())
+
+  def members(means, sizes):
+    runs = []
+    for mean, size in zip(means, sizes, strict=True):
+      data = known._replace(
+        units=known.units._replace(mean=mean, deviation=2.0),
+        order=None if size is None else np.arange(size, dtype=np.int32)[::-1],
+      )
+      runs.append(SimpleNamespace(data=data))
+    return population.members_of(runs, [{'n': 5}, {'n': 7}])
+
+  found = members((0.5, 0.25), (3, 4))
+  assert found.values['n'].tolist() == [5, 7]
+  assert {name: one.tolist() for name, one in found.units.items()} == {
+    'mean': [0.5, 0.25],
+    'deviation': [2, 2],
+  }
+  assert found.order['order'].tolist() == [[2, 1, 0, 0], [3, 2, 1, 0]]
+  assert found.order['size'].tolist() == [3, 4]
+  alike = members((0.5, 0.5), (None, None))
+  assert (alike.units, alike.order) == ({}, {})
+  with pytest.raises(ValueError, match='streamed data does not go with a population'):
+    population.share_data([], SimpleNamespace(streamed=True))
 
 
 def test_members_of_unlike_splits_are_validated_by_their_own_rows_however_many_at_a_time(
