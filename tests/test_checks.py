@@ -96,6 +96,27 @@ def test_the_remedy_for_weights_helps(weights, remedy):
     checks.shares('weights', weights)
 
 
+def test_weights_may_be_off_by_rounding_and_no_more():
+  for off in (-0.9e-5, 0.0, 0.9e-5):
+    checks.shares('weights', [0.25, 0.75 + off])
+  checks.shares('weights', [1.0])
+  for off in (-1.1e-5, 1.1e-5):
+    with pytest.raises(ValueError, match='divide them by'):
+      checks.shares('weights', [0.25, 0.75 + off])
+
+
+def test_the_first_number_that_is_not_finite_is_named_with_its_place():
+  whole = np.zeros((2, 3))
+  checks.finite('means', whole)
+  for bad, other in ((math.nan, math.inf), (math.inf, -math.inf), (-math.inf, math.nan)):
+    x = whole.copy()
+    x[1, 0], x[1, 2] = bad, other
+    with pytest.raises(ValueError, match=rf'^means must be finite, got {bad} at \[1, 0\]$'):
+      checks.finite('means', x)
+  with pytest.raises(ValueError, match=r'got nan at \[\]$'):
+    checks.finite('scale', math.nan)
+
+
 @pytest.mark.parametrize('transform', [jax.jit, jax.vmap, jax.grad])
 def test_tracers_pass(transform):
   def factory(value):
@@ -104,6 +125,10 @@ def test_tracers_pass(transform):
     checks.in_range('x', value, 0, 1)
     checks.at_least('x', value, 100)
     checks.positive('x', value)
+    checks.in_range('x', 7.0, value, 1)  # a bound that is traced lets all pass
+    checks.in_range('x', -7.0, 0, value)
+    checks.finite('x', value / 0)
+    checks.shares('x', value)
     return -2 * value
 
   argument = jnp.full(3, -5.0) if transform is jax.vmap else -5.0
@@ -125,6 +150,7 @@ def test_off_is_a_python_zero_or_none(value, expected):
 def test_a_path_must_leave_room_for_the_files_of_a_run():
   part = 'd' * 199
   checks.short_enough(pathlib.Path('/', *[part] * 17))  # 3,400 characters
+  checks.short_enough(pathlib.Path('/', *[part] * 18, 'd' * 294))  # 3,895
   with pytest.raises(
     ValueError, match=r"the path of the workdir, '/d{59}' and so on, has 3896 bytes, .*allows 3895"
   ):

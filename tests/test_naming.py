@@ -51,8 +51,15 @@ def test_a_new_file_of_a_room_is_found_and_its_private_and_unready_functions_are
     'def of_another_kind(path) -> Grid: ...\n'
     'def _private(path) -> Sampler: ...\n'
   )
+  for letter in 'badc':
+    (tmp_path / 'room' / f'{letter}.py').write_text(f'def of_{letter}(*, a=1) -> Sampler: ...\n')
   monkeypatch.setattr(naming, '__file__', str(tmp_path / 'naming.py'))
-  assert naming.factories('room', 'Sampler', ('path',)) == {'ready': 'diffusion.room.new'}
+  found = naming.factories('room', 'Sampler', ('path',))
+  assert list(found.items()) == [
+    *((f'of_{letter}', f'diffusion.room.{letter}') for letter in 'abcd'),
+    ('ready', 'diffusion.room.new'),
+  ]
+  assert list(naming.factories('room', 'Sampler')) == ['of_a', 'of_b', 'of_c', 'of_d']
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_all():
@@ -62,3 +69,4 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all():
   ):
     naming.find('dim', found, 'sampler')
   assert naming.find('heun', found, 'sampler').__name__ == 'heun'
+  assert naming.nearest('qqq', ['ddim', 'heun']) in found  # one however far they all are
