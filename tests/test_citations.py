@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import diffusion
@@ -46,6 +47,11 @@ def penalty(*terms, weight=None):
 @technique('sign', 'network', 'song2021score')
 def sign(x):
   return jnp.sign(x)
+
+
+@technique('passing', 'loss')
+def passing(inner):
+  return lambda x: x
 
 
 def shared(x):
@@ -105,6 +111,14 @@ class Held:
     lambda f: types.MethodType(lambda self, x: self(x), f),
     lambda f: jax.jit(lambda x: f(x) + 1),
     lambda f: penalty(f, weight=1.0),
+    lambda f: passing(f),  # an argument that what was made does not hold
+    lambda f: {f},
+    lambda f: frozenset([f]),
+    lambda f: functools.partial(lambda x: f(x), 1),
+    lambda f: functools.partial(lambda x, g: g(x), g=f),
+    lambda f: types.MethodType(lambda self: f(self), 1.0),
+    lambda f: lambda x, *, g=f: g(x),
+    lambda f: Pair('mine', shared, [None, f]),
     Held,
   ],
 )
@@ -134,6 +148,31 @@ def test_one_factory_inside_of_another_leaves_both_marks():
   assert names(both()) == ['scaling', 'both']
 
 
+def test_a_tuple_is_marked_at_a_function_of_its_own_and_one_that_others_have_stays_theirs():
+  @technique('pair', 'core')
+  def pair(second):
+    return Pair('mine', shared, second)
+
+  made = pair(lambda x: 3 * x)
+  assert made.first is shared
+  assert names(made._replace(first=None)) == ['pair'] != names(made._replace(second=None))
+  made = pair(7)
+  assert (made.first(5), made.second, names(made), names(shared)) == (5, 7, ['pair'], [])
+  assert made.first.uses[0].arguments == {'second': 7}
+
+
+def test_what_a_function_holds_only_later_is_passed_over_and_nothing_else():
+  def maker(z):
+    def inner(x):
+      return a(x) + z(x)  # `a` comes first, and is not there yet
+
+    before = names(inner)
+    a = dropout()
+    return before, names(inner)[::-1], a
+
+  assert maker(scale())[:2] == (['scaling'], ['scaling', 'dropout'])
+
+
 def test_what_turns_a_technique_off_is_not_noted():
   assert names([dropout(0), dropout(rate=0.0), penalty(scale())]) == ['scaling']
   assert names([dropout(), penalty(weight=0.5)]) == ['dropout', 'penalty']
@@ -149,6 +188,11 @@ def test_a_traced_value_counts_as_on_and_traces_as_before():
 
   assert jax.jit(f)(jnp.float32(0.0)) == 0
   assert found == ['dropout']
+  for active in (lambda rate: rate.__index__() > 0, lambda rate: np.asarray(rate) > 0):
+    made = technique('asked', 'core', active=active)(lambda rate: lambda: rate)
+    found.clear()
+    jax.jit(lambda rate, made=made: found.extend(names(made(rate))))(3)
+    assert found == ['asked']
 
 
 def test_other_errors_of_active_are_not_swallowed():

@@ -1,3 +1,4 @@
+import importlib.resources
 import re
 
 import pytest
@@ -47,8 +48,6 @@ def test_no_key_title_or_arxiv_number_occurs_twice():
 
 
 def test_every_at_sign_line_of_the_file_became_an_entry():
-  import importlib.resources
-
   text = (importlib.resources.files('diffusion.reporting') / 'references.bib').read_text('utf-8')
   assert len(re.findall(r'^@', text, re.MULTILINE)) == len(bibliography.load()) > 40
 
@@ -57,6 +56,19 @@ def test_entries_come_in_the_given_order_each_once():
   text = bibliography.entries(['wu2018group', 'ho2020denoising', 'wu2018group'])
   assert re.findall(r'^@\w+\{(\w+),', text, re.MULTILINE) == ['wu2018group', 'ho2020denoising']
   assert 'Group Normalization' in text
+  known = bibliography.load()
+  assert text == f'{known["wu2018group"]}\n\n{known["ho2020denoising"]}'
+  assert bibliography.entries([]) == ''
+
+
+def test_a_key_that_the_file_gives_twice_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.resources, 'files', lambda package: tmp_path)
+  entries = [f'@misc{{{key},\n  title = {{{key}}},\n}}\n' for key in ('a', 'b', 'c')]
+  (tmp_path / 'references.bib').write_text('\n'.join(entries))
+  assert bibliography.load() == {key: one.strip() for key, one in zip('abc', entries, strict=True)}
+  (tmp_path / 'references.bib').write_text('\n'.join([*entries, entries[1]]))
+  with pytest.raises(ValueError, match="gives the key 'b' twice"):
+    bibliography.load()
 
 
 def test_an_unknown_key_names_the_nearest():
