@@ -111,12 +111,12 @@ class Held:
     lambda f: types.MethodType(lambda self, x: self(x), f),
     lambda f: jax.jit(lambda x: f(x) + 1),
     lambda f: penalty(f, weight=1.0),
-    lambda f: passing(f),  # an argument that what was made does not hold
+    passing,  # an argument that what was made does not hold
     lambda f: {f},
     lambda f: frozenset([f]),
-    lambda f: functools.partial(lambda x: f(x), 1),
+    lambda f: functools.partial(f, 1),
     lambda f: functools.partial(lambda x, g: g(x), g=f),
-    lambda f: types.MethodType(lambda self: f(self), 1.0),
+    lambda f: types.MethodType(f, 1.0),
     lambda f: lambda x, *, g=f: g(x),
     lambda f: Pair('mine', shared, [None, f]),
     Held,
