@@ -82,7 +82,7 @@ def said_in(function: Any) -> dict[str, Any]:
 def _is_said(value: Any) -> bool:
   """Whether it is a number or a text, or holds nothing else."""
   if isinstance(value, tuple | list):
-    return all(map(_is_said, value))
+    return all(one is None or _is_said(one) for one in value)  # None is an axis that is not mapped
   return isinstance(value, bool | int | float | str)
 
 

@@ -1,27 +1,36 @@
 """The fingerprint of what was built: equal for equal builds, another for any change that may change a run."""
 
+import collections
 import dataclasses
+import datetime
+import decimal
+import enum
+import fractions
 import functools
 import importlib.util
 import json
 import linecache
+import math
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import textwrap
+import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import fingerprint
+from diffusion import fingerprint, user_code
 from diffusion.data import sources
 from diffusion.models import activations, dropout, mlp, unet
 from diffusion.objectives import losses, penalties, weights
 from diffusion.optimizers import averaging, chains, schedules
 from diffusion.reporting.rows import read_json, write_json
+from diffusion.sampling import samplers
 from diffusion.training import callbacks
 from diffusion.types import Term
 from experiments import digits
@@ -197,9 +206,78 @@ def test_what_a_function_changes_is_its_state_and_not_what_it_is(tmp_path, monke
     assert described(load(tmp_path, STATES.replace(old, new), f'b{abs(hash(old))}')) != before, old
 
 
+# Each way to change what is not a function's own, on a name that says which.
+CHANGING = """
+  def look(x, given):
+    of_append.append(x), of_appendleft.appendleft(x), of_extend.extend(x), of_insert.insert(0, x), of_pop.pop()
+    of_popleft.popleft(), of_popitem.popitem(), of_remove.remove(x), of_clear.clear(), of_add.add(x)
+    of_discard.discard(x), of_update.update(x), of_setdefault.setdefault(x, 1), of_sort.sort(), of_reverse.reverse()
+    of_item[0] = of_reading[0]
+    of_sum[0] += of_call(x)
+    of_attribute.name = of_reading.name
+    del of_deletion[0]
+    given.append(x)
+    own = []
+    own.append(x)
+
+  def counts():
+    global of_global
+    of_global += 1
+
+    def inner():
+      nonlocal of_nonlocal
+      of_nonlocal = 2
+
+  async def waits(x):
+    of_async.append(x)
+
+  called = lambda x: of_lambda.append(x)
+
+  class Of:
+    def __init__(self):
+      self.begun_init, self.begun_list[0] = 1, of_beginning.append(2)
+
+    def __post_init__(self):
+      self.begun_post = 1
+
+    def __new__(cls):
+      cls.begun_new, self.begun_new = 1, 2
+
+    def setup(self):
+      self.begun_setup = 1
+
+    def __call__(self, x):
+      self.of_self, self.read = 1, self.of_reading
+      self.of_part.append(x)
+      self.of_row[0] = x
+      self.of_inner.name = x
+      del self.of_gone
+      return self.of_method(x)
+"""
+
+
+def test_each_way_to_change_what_is_not_its_own_makes_it_a_state(tmp_path):
+  path = tmp_path / 'changing.py'
+  path.write_text(textwrap.dedent(CHANGING))
+  ways = (
+    'append', 'appendleft', 'extend', 'insert', 'pop', 'popleft', 'popitem', 'remove', 'clear', 'add', 'discard',
+    'update', 'setdefault', 'sort', 'reverse', 'item', 'sum', 'attribute', 'deletion', 'global', 'nonlocal', 'async',
+    'lambda', 'beginning',
+  )  # fmt: skip
+  mine = {
+    f'self.{name}' for name in ('of_self', 'read', 'of_part', 'of_row', 'of_inner', 'of_gone')
+  }
+  assert user_code.states_in(str(path)) == {f'of_{way}' for way in ways} | mine
+
+
 def test_a_list_to_which_a_cell_without_a_file_appends_is_its_state():
   scope = {}
-  exec('seen, table = [], [1]\ndef look(x): seen.append(x)\ndef read(x): return table[x]', scope)
+  exec(
+    'seen, known, names, table = [], {}, set(), [1]\n'
+    'def look(x):\n  seen.append(x)\n  known.update({x: x})\n  names.add(x)\n'
+    'def read(x): return table[x]',
+    scope,
+  )
   before = described([scope['look'], scope['read']])
   scope['look'](1)
   assert described([scope['look'], scope['read']]) == before
@@ -489,3 +567,196 @@ def test_sets_methods_and_objects_are_described_by_what_they_hold():
       == fingerprint.describe(make(1).get)
       != fingerprint.describe(make(2).get)
     )
+
+
+class Size(enum.Enum):
+  SMALL = 1
+
+
+class Level(enum.IntEnum):
+  LOW = 1
+
+
+def test_every_kind_of_value_is_told_by_what_it_is_and_of_which_kind():
+  kinds = [
+    complex, fractions.Fraction, decimal.Decimal, range, slice, str, float, int, datetime.time,
+    lambda n: str(n).encode(), lambda n: re.compile(str(n)), lambda n: re.compile(str(n), re.IGNORECASE),
+    lambda n: pathlib.Path(str(n)), lambda n: datetime.date(2000, n, 1), lambda n: datetime.datetime(2000, 1, 1, n),
+    datetime.timedelta, lambda n: np.dtype(f'float{16 * n}'), lambda n: [n], lambda n: {'n': n}, lambda n: {'m': n},
+    lambda n: {n, 3}, lambda n: (n, None), lambda n: types.SimpleNamespace(k=n), lambda n: collections.deque([7, n]),
+    lambda n: types.MappingProxyType({'p': n}), lambda n: np.array([n, None]), lambda n: np.array([[n, None]]),
+    lambda n: np.array([n], np.int8), jax.random.key,
+  ]  # fmt: skip
+  told, again = ([json.dumps(described(kind(n))) for kind in kinds for n in (1, 2)] for _ in 'ab')
+  assert told == again
+  assert len(set(told)) == len(told)
+  assert described([Size.SMALL, Level.LOW, True]) == ['Size Size.SMALL', 'Level 1', True]
+  assert described([np.float32(0.5), np.int8(3), np.float32(math.inf)]) == [0.5, 3, 'number inf']
+  assert described(['nan', math.nan, 'inf', -math.inf]) == [
+    'text nan', 'number nan', 'text inf', 'number -inf'
+  ]  # fmt: skip
+  traced = []
+  jax.make_jaxpr(lambda x: traced.append(described(x)))(jnp.zeros((2, 3)))
+  assert traced == [{'array': 'float32', 'shape': [2, 3]}]
+
+
+MEMBERS = """
+  import dataclasses, functools
+
+  class Own:
+    'Says nothing.'
+
+    def __init__(self):
+      self.x = 11
+
+    @property
+    def one(self):
+      return 12
+
+    @property
+    def two(self):
+      return 13
+
+    @two.setter
+    def two(self, value):
+      print(14 * value)
+
+    @functools.cached_property
+    def three(self):
+      return 15
+
+    @staticmethod
+    def four():
+      return 16
+
+    @classmethod
+    def five(cls):
+      return 17
+
+    def __len__(self):
+      return 18
+
+  @dataclasses.dataclass
+  class Data:
+    rate: float = 19.0
+
+    def scale(self):
+      return 20
+
+    def __post_init__(self):
+      print(21)
+
+  def with_defaults(x):
+    def positional(y, by=x):
+      return y
+
+    def named(y, *, by=2 * x):
+      return y
+
+    return positional, named
+
+  def nested():
+    return lambda x: lambda y: y + x
+
+  rows = (lambda x: x +
+    22, lambda x: x *
+    23)
+  made = [Own(), Data(), with_defaults(24)[0], with_defaults(25)[1], nested()(26), rows]
+"""
+
+
+def test_each_member_of_a_class_and_each_default_is_told(tmp_path):
+  base = described(load(tmp_path, MEMBERS))
+  assert described(load(tmp_path, MEMBERS.replace('Says nothing.', 'Says more.'), 'said')) == base
+  for n in range(11, 27):
+    assert described(load(tmp_path, MEMBERS.replace(str(n), '97'), f'with_{n}')) != base, n
+  assert base[4]['source'] == 'lambda y: y + x'
+  assert [one['source'] for one in base[5]] == ['lambda x: x + 22', 'lambda x: x * 23']
+
+
+def test_what_holds_itself_or_another_thing_twice_refers_to_where_that_began():
+  one, other = Held(1), Held(1)
+  assert described([one, other, one])[2] == {'as': '/0'} != described([one, other, other])[2]
+  one.size = {'deep': [one]}
+  assert described([other, one])[1]['size'] == {'deep': [{'as': '/1'}]}
+
+
+def test_what_was_changed_of_what_a_factory_made_is_told_beside_it():
+  changed = BASE.model._replace(num_classes=77, null=BASE.model.null)
+  assert described(changed) == described(BASE.model) | {'changed': {'num_classes': 77}}
+
+
+@pytest.mark.parametrize(
+  ('one', 'other'),
+  [({'in_axes': (0, None)}, {'in_axes': (None, 0)}), ({'in_axes': (0, 1)}, {'in_axes': (1, 0)}), ({'out_axes': 1}, {})],
+)  # fmt: skip
+def test_the_axes_that_jax_maps_over_are_told(one, other):
+  def function(x, y):
+    return x * y
+
+  assert described(jax.vmap(function, **one)) != described(jax.vmap(function, **other))
+
+
+def test_a_line_for_a_reader_has_names_and_arguments_without_modules():
+  for value, line in (
+    (functools.partial(samplers.ddim, eta=0.5), 'ddim(eta=0.5)'),
+    (functools.partial(load, 1, [2, 3], name=4), 'load(1, 2, 3, name=4)'),
+    (jax.vmap(load), 'load'), (lambda x: x + 1, 'lambda x: x + 1'), (math.exp, 'exp'), (np.ndarray, 'ndarray'),
+    (Held(3).get, 'get'), (Held, 'Held'), (dropout.spatial(0.1), 'spatial(rate=0.1)'), (None, 'None'), ({}, 'none'),
+  ):  # fmt: skip
+    assert fingerprint.short(value) == line
+
+
+def test_of_a_function_the_first_line_that_differs_is_told_and_no_more_than_fits():
+  text = 'def f(x):\n  y = 1\n  return y'
+  for new, said in (
+    (text.replace('1', '2'), "a: 'y = 1' -> 'y = 2'"),
+    (text + ' + 1\n  pass', "a: 'return y' -> 'return y + 1'"),
+    (text + '\n  pass', "a: '' -> 'pass'"),
+  ):
+    assert fingerprint.changes({'a': {'source': text}}, {'a': {'source': new}}) == [said]
+  old, new = 'x' * 78, 'y' * 79
+  assert fingerprint.changes({'a': old}, {'a': new}) == [f"a: '{old}' -> '{'y' * 76}..."]
+  assert fingerprint.changes({'a': 1, 'b': 2}, {'a': 1, 'c': 3}) == [
+    'b: 2 -> (none)',
+    'c: (none) -> 3',
+  ]
+
+
+def test_the_program_is_what_its_file_says_but_for_comments(tmp_path, monkeypatch):
+  path, main = tmp_path / 'mine.py', types.ModuleType('__main__')
+  text = (
+    'import functools\nfrom json import dumps\n\ndef f(x):\n  return x + 1\n\n'
+    'def deco(g):\n  @functools.wraps(g)\n  def inner(*x):\n    return g(*x)\n  return inner\n\n'
+    '@deco\ndef h(x):\n  return x in {3, 4}\n'
+  )
+  (tmp_path / 'other.py').write_text('')
+  path.write_text(text)
+  main.__file__ = str(path)
+  exec(compile(text, str(path), 'exec'), vars(main))
+  monkeypatch.setitem(sys.modules, '__main__', main)
+  for now, same in (
+    (text, True), (f'{text}# more\n', True), (f'\n\n{text}', True), (f'{text}def k(): pass\n', True),
+    (text.replace('x + 1', 'x + 2'), False), (text.replace('x + 1', 'x - 1'), False), ('def f(x', False),
+    (text.replace('3, 4', '3, 5'), False), (text.replace('3, 4', '4, 3'), True),
+  ):  # fmt: skip
+    assert user_code.is_running(path, now.encode()) is same
+  assert user_code.is_running(tmp_path / 'other.py', b'')  # which is not the program
+
+
+def test_what_lies_in_an_environment_is_a_library_s_and_nothing_else(monkeypatch):
+  for file, inside in (
+    ('/a/site-packages/b.py', True), ('/a/dist-packages/b.py', True), (json.__file__, True), (np.__file__, True),
+    ('/a/my-site-packages/b.py', False), ('/a/site-packages.py', False), (__file__, False),
+  ):  # fmt: skip
+    assert user_code.in_a_library(file) is inside, file
+  monkeypatch.setitem(sys.modules, '__main__', types.ModuleType('__main__'))  # as in a notebook
+  own = (Held, load, sys.modules[__name__], type('Cell', (), {'__module__': '__main__'}))
+  of = (dataclasses.dataclass, np.ndarray, sys, math, jax.nn.relu, fingerprint, Term)
+  assert not any(map(user_code.is_of_a_library, own))
+  assert all(map(user_code.is_of_a_library, of))
+  for value, name in (
+    (unet.unet, 'diffusion.models.unet.unet'), (np.linalg.norm, 'numpy.norm'), (np.exp, 'numpy.exp'),
+    (np.ma.MaskedArray.sum, 'numpy.MaskedArray'), (math, 'math'), (functools.partial(load), 'partial'),
+  ):  # fmt: skip
+    assert user_code.full_name(value) == name
