@@ -4,15 +4,17 @@ import json
 import math
 import os
 import signal
+import stat
 import struct
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from diffusion.reporting import rows
+from diffusion.reporting import encoding, rows
 
 
 def write_rows(path, steps, start_step=0):
@@ -118,6 +120,37 @@ def test_resuming_keeps_the_bytes_up_to_the_start_and_removes_the_rest(tmp_path)
   assert sorted(os.listdir(tmp_path)) == ['a.jsonl', 'b.jsonl']  # no temporary file is left
 
 
+def test_where_steps_were_turned_back_another_number_says_what_is_kept(tmp_path):
+  path = tmp_path / 'm.jsonl'
+  sink = rows.json_lines(path)
+  seen = [sink.written()]
+  for step, cursor in ((10, 10), (20, 20), (10, 30), (20, 40)):  # it went back once
+    sink.write({'step': step, 'cursor': cursor}, {})
+    seen.append(sink.written())
+  sink.close()
+  whole = path.read_bytes()
+  assert rows.differing(path, [seen[3]], 30, 'cursor') == ''
+  assert rows.differing(path, [seen[2]], 30, 'cursor').startswith('3 rows up to cursor 30 in place')
+  assert rows.differing(path, seen, 40) != ''  # these steps do not rise
+  path.write_bytes(whole + whole.splitlines(keepends=True)[1].replace(b'{"', b'{ "'))
+  found = rows.salvaged(path, 'cursor')
+  assert b''.join(line for line, _ in found) == whole
+  assert [row['cursor'] for _, row in found] == [10, 20, 30, 40]
+  assert [row['cursor'] for _, row in rows.salvaged(path)] == [10, 20]
+  assert rows.salvaged(tmp_path / 'none.jsonl') == []
+  path.write_bytes(whole)
+  rows.json_lines(path, 30, 'cursor').close()
+  assert path.read_bytes() == b''.join(whole.splitlines(keepends=True)[:3])
+
+
+def test_rows_that_are_gone_are_missed_only_where_there_were_some(tmp_path):
+  path = tmp_path / 'm.jsonl'
+  assert rows.differing(path, [rows.NOTHING], 0) == ''
+  assert (
+    rows.differing(path, [rows.NOTHING, {'rows': 2, 'sha256': ''}], 9) == 'it is gone, with 2 rows'
+  )
+
+
 def test_bytes_that_this_writer_would_not_write_are_kept_too(tmp_path):
   path = tmp_path / 'm.jsonl'
   path.write_bytes(b'{"step":1,  "loss": 1e0}\n{"step": 2}\n')
@@ -209,6 +242,48 @@ def test_json_documents_round_trip(tmp_path):
   assert rows.read_json(path)['a'] == data['a']
 
 
+def test_what_is_replaced_is_on_the_disk_before_it_has_the_name_and_the_name_after(
+  tmp_path, monkeypatch
+):
+  done, real = [], os.replace
+
+  def fsync(descriptor):
+    about = os.fstat(descriptor)
+    done.append('folder' if stat.S_ISDIR(about.st_mode) else f'{about.st_size} bytes')
+
+  monkeypatch.setattr(os, 'fsync', fsync)
+  monkeypatch.setattr(os, 'replace', lambda *names: [done.append('name'), real(*names)])
+  encoding.replace(tmp_path / 'a.txt', b'twelve bytes')
+  assert done == ['12 bytes', 'name', 'folder']
+
+
+def test_what_is_set_aside_has_a_name_that_nothing_had(tmp_path):
+  (tmp_path / 'damaged').touch()  # no folder
+  for name in ('a.b.json', 'a.b_1.json', 'a.b_2.json'):
+    path = encoding.aside(tmp_path, 'a.b.json')
+    assert path == tmp_path / 'damaged_1' / name
+    path.symlink_to(tmp_path / 'nowhere')  # which does not exist, and has the name
+
+
+def test_a_lock_that_another_process_keeps_is_waited_for_and_then_done_without(tmp_path):
+  path = tmp_path / 'run.json'
+  code = (
+    'import sys, time, pathlib\nfrom diffusion.reporting import encoding\n'
+    'with encoding.locked(pathlib.Path(sys.argv[1])):\n  print("have", flush=True)\n  sys.stdin.read()'
+  )
+  with subprocess.Popen([sys.executable, '-c', code, path], stdin=-1, stdout=-1) as other:
+    assert other.stdout.readline() == b'have\n'
+    begin = time.monotonic()
+    with encoding.locked(path, 0.2):
+      assert 0.2 <= time.monotonic() - begin < 5
+    with (tmp_path / '.run.json.lock').open('wb') as file:
+      assert not encoding.take(file)
+      other.stdin.close()
+      other.wait()
+      assert encoding.take(file)
+  assert not path.exists()
+
+
 def test_a_failed_replacement_leaves_the_old_document(tmp_path, monkeypatch):
   path = tmp_path / 'summary.json'
   rows.write_json(path, {'value': 1})
@@ -290,6 +365,19 @@ def test_a_resumed_tensorboard_hides_what_lies_beyond_the_start(tmp_path):
   assert shown == {1: 1.0, 2: 2.0, 3: 23.0, 4: 24.0}
 
 
+def test_tensorboard_rows_are_on_the_disk_within_ten_seconds(tmp_path, monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(rows.time, 'monotonic', lambda: now[0])
+  sink, seen = rows.tensorboard(tmp_path), []
+  for step, seconds in ((1, 9), (2, 2), (3, 9), (4, 2)):
+    now[0] += seconds
+    sink.write({'step': step, 'loss': 1.0}, {})
+    seen.append([step for step, _, _ in scalars(tmp_path)])
+  sink.close()
+  assert seen == [[], [1, 2], [1, 2], [1, 2, 3, 4]]
+  assert [event.step for event in events(tmp_path) if event.HasField('session_log')] == [1]
+
+
 class Terminal(io.StringIO):
   def isatty(self):
     return True
@@ -311,14 +399,21 @@ def test_progress_off_a_terminal_is_one_plain_line_per_row():
   assert 'loss 0.25' in lines[1] and 'images/s 25530 ' in lines[1]
   assert 'loss nan' in lines[2] and 'validation/eps 0.5' in lines[2]
   assert 'validation/eps 0.5' in lines[3] and 'other' not in lines[3]
+  assert [rows._short(x) for x in (999, 1000, -25530.4, 9e6, 1e7, 0.12345, True, None, 'x')] == [
+    '999', '1000', '-25530', '9000000', '1e+07', '0.1235', '1', 'None', 'x'
+  ]  # fmt: skip
 
 
-def test_progress_counts_images_where_the_timing_does_not_say():
-  stream = io.StringIO()
+def test_progress_counts_images_where_the_timing_does_not_say(monkeypatch):
+  now, stream = [7.0], io.StringIO()
+  monkeypatch.setattr(rows.time, 'monotonic', lambda: now[0])
   sink = rows.progress(10, start_step=4, stream=stream, batch_size=32)
-  sink.write({'step': 5}, {})
+  for step, timing in ((5, {}), (8, {}), (9, {'images_per_second': 3.0})):
+    now[0] += 2
+    sink.write({'step': step}, timing)
   sink.close()
-  assert 'images/s' in stream.getvalue()
+  said = [line.partition('images/s ')[2].split()[0] for line in stream.getvalue().splitlines()]
+  assert said == ['16', '32', '3']  # 32 in 2 s, 4 x 32 in 4 s
 
 
 def test_progress_on_a_terminal_is_a_live_bar():
@@ -344,9 +439,14 @@ def test_a_chain_gives_each_sink_each_row_and_closes_all():
       if fails:
         raise OSError(name)
 
-    return rows.Sink(lambda row, timing: calls.append((name, row, timing)), close)
+    return rows.Sink(
+      lambda row, timing: calls.append((name, row, timing)), close, lambda: calls.append(name)
+    )
 
   both = rows.chain(sink('a', fails=True), sink('b', fails=True), sink('c'))
+  both.sync()
+  assert calls == ['a', 'b', 'c']
+  calls.clear()
   both.write({'step': 1}, {'t': 2.0})
   with pytest.raises(OSError):
     both.close()
