@@ -98,7 +98,17 @@ def test_of_the_checkout_the_package_and_used_files_are_told_and_no_other(tmp_pa
   write(home / 'left.py', KEY)
   use(monkeypatch, write(home / 'private.py', KEY))
   use(monkeypatch, write(home / 'used.py', 'B = 2\n'))
+  big = use(
+    monkeypatch, write(home / 'big.py', 'BIG = 1\n' * 2**15)
+  )  # 2^18 bytes: data rather than code
+  loaded = write(home / 'loaded.py', 'LOADED = 1')  # from the folder of a run
+  sys.modules[f'{checkout.LOADED}1'] = types.SimpleNamespace(__file__=str(loaded))
   source = write(home / 'experiments' / 'mine [1].py', 'C = 3')
+  told = checkout.code(source)
+  assert 'big.py' in told['own'] and 'BIG = 1' not in told['diff']
+  write(big, 'BIG = 1')
+  assert '+BIG = 1' in checkout.code(source)['diff']
+  big.unlink()
   told = checkout.code(source)
   assert told['commit'] == commit and told['digest'] != before['digest']
   assert '+++ b/experiments/mine [1].py' in told['diff']
@@ -150,8 +160,38 @@ def test_a_repository_without_a_commit_has_all_as_a_change(tmp_path, package):
   git(home, 'init', '-q')
   assert checkout.code()['diff'] is None
   git(home, 'add', '.')
-  told = checkout.code()
-  assert told['commit'] is None and '+ONE = 1' in told['diff']
+  told = checkout.code(write(home / 'mine.py', 'NEW = 1\n'))
+  assert told['commit'] is None and '+ONE = 1' in told['diff'] and '+NEW = 1' in told['diff']
+
+
+def test_in_brief_the_code_has_a_commit_and_says_whether_a_used_file_of_any_repository_differs(
+  tmp_path, package, monkeypatch
+):
+  home = package(tmp_path / 'home' / 'diffusion').parent
+  assert checkout.code_in_brief() == {'code': None, 'uncommitted changes': None}
+  commit = repository(home)
+  mine = tmp_path / 'mine'
+  repository(mine, mine_py='A = 1\n')
+  use(monkeypatch, mine / 'mine.py')
+  assert checkout.code_in_brief() == {'code': commit, 'uncommitted changes': False}
+  write(mine / 'mine.py', 'A = 2\n')
+  assert checkout.code_in_brief() == {'code': commit, 'uncommitted changes': True}
+  write(mine / 'mine.py', 'A = 1\n')
+  write(home / 'diffusion' / 'core.py', 'ONE = 2\n')
+  assert checkout.code_in_brief() == {'code': commit, 'uncommitted changes': True}
+
+
+def test_the_digest_is_of_every_file_of_the_package_and_of_the_experiment(tmp_path, package):
+  folder = package(tmp_path / 'diffusion')
+  found = {checkout.code_digest(''), checkout.code_digest('A = 1')}
+  source = write(tmp_path / 'mine.py', 'A = 1')
+  assert checkout.code_digest(source) == checkout.code_digest('A = 1')
+  for name in ('__init__.py', 'core.py', 'deep/inner.py'):
+    write(folder / name, 'X = 1')
+    found.add(checkout.code_digest(''))
+  write(folder / 'notes.txt', 'no code')
+  assert checkout.code_digest('') in found
+  assert len(found) == 5
 
 
 def test_neither_the_environment_nor_a_taste_changes_what_git_says(tmp_path, package, monkeypatch):

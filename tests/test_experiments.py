@@ -11,6 +11,7 @@ import importlib
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from diffusion import fingerprint
@@ -141,6 +142,28 @@ def test_the_numbers_of_made_data_are_those_of_its_examples():
   made = module('mixture')
   data = made.build(dataclasses.replace(made.Config(), dimensions=4, examples=512)).data.load()
   assert data.x.shape == (512, 4)
+  # 0.5 N(1, I) + 0.5 N(-1, I): along the diagonal two heaps about 2 and -2, across it a deviation of 1.
+  along, across = data.x.sum(1) / 2, (data.x[:, 0] - data.x[:, 1]) / 2**0.5
+  assert abs((along > 0).mean() - 0.5) < 0.1
+  assert abs(np.abs(along).mean() - 2.0) < 0.2
+  assert abs(across.std() - 1) < 0.15 and abs(across.mean()) < 0.2
+
+
+def test_smoke_runs_are_of_made_images_of_the_shape_and_number_of_their_experiment():
+  shapes = {'cifar10': (64, 32, 32, 3), 'mixture': (128, 8)}
+  shapes |= {name: (64, 28, 28, 1) for name in EXPERIMENTS if name.startswith('mnist')}
+  for name in EXPERIMENTS:
+    made = module(name)
+    data = made.build(made.SMOKE).data.load()
+    assert data.x.shape == shapes.get(name, (*data.x.shape[:1], 8, 8, 1)), name
+    assert data.num_classes == (0 if name in ('cifar10', 'mixture', 'mnist_vdm') else 10), name
+    assert ('SYNTHETIC' in data.note) is (name != 'mixture'), name
+
+
+def test_the_narrow_average_of_the_regularized_digits_is_narrower_than_the_wide_one(described):
+  told = described['regularized']['averages']
+  widths = {name: list(told[name].values())[0] for name in ('narrow', 'wide')}
+  assert widths == {'narrow': {'width': 0.05}, 'wide': {'width': 0.1}}
 
 
 def test_the_regularized_digits_would_lose_their_copies(monkeypatch):

@@ -1,6 +1,13 @@
 """A run's folder is taken by that run alone, and its record is what was written or named in one line."""
 
+import dataclasses
+import datetime
+import importlib.machinery
 import json
+import platform
+import re
+import sys
+import types
 
 import jax
 import numpy as np
@@ -110,6 +117,117 @@ def test_every_flipped_bit_of_a_record_is_noticed_or_harmless(run):
     else:  # a blank between two entries, or a letter of the name of the seal
       assert record.items() <= found.items()
   assert noticed > 200
+
+
+def test_each_entry_that_is_read_of_a_record_is_missed_where_it_is_gone_or_something_else(run):
+  path = run.folder / 'run.json'
+  record = json.loads(path.read_text())
+  del record['seal']
+  record |= {'starts': record['starts'] * 2}
+
+  def says(changed):
+    path.write_text(json.dumps(changed))
+    try:
+      provenance.read_record(run.folder)
+    except ValueError as error:
+      return str(error).partition('is damaged: ')[2].partition(';')[0]
+    return ''
+
+  def missed(at, inner, put):
+    return {
+      name for name in inner
+      if says(put({key: one for key, one in inner.items() if key != name})) == f'no {at}{name}'
+    }  # fmt: skip
+
+  assert missed('', record, lambda whole: whole) == record.keys() - {'speed', 'peak_memory'}
+  data = record['data']
+  assert missed('data.', data, lambda changed: record | {'data': changed}) == data.keys()
+  first, second = record['starts']
+  last = missed('starts.1.', second, lambda start: record | {'starts': [first, start]})
+  assert last == {'time', 'command', 'code', 'devices', 'versions', 'settings'}
+  for name, other in (
+    ('step', '0'),
+    ('smoke', 0),
+    ('reason', None),
+    ('techniques', {}),
+    ('data', []),
+  ):
+    assert says(record | {name: other}) == f'{name} is {type(other).__name__}'
+  assert says(record | {'bank': record['bank'] | {'draws': 1.5}}) == 'bank.draws is float'
+  assert says(record) == ''
+
+
+def test_a_record_says_with_what_and_when_it_was_made(monkeypatch):
+  found = provenance.versions()
+  assert set(found) == {
+    'python', 'diffusion', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'tensorflow-datasets', 'numpy',
+    'scipy',
+  }  # fmt: skip
+  known = found['python'], found['jax'], found['numpy']
+  assert known == (platform.python_version(), jax.__version__, np.__version__)
+  monkeypatch.setattr(provenance, 'PACKAGES', ('no-such-package', 'numpy'))
+  assert provenance.versions() == {
+    'python': known[0], 'no-such-package': None, 'numpy': known[2]
+  }  # fmt: skip
+  main = types.ModuleType('__main__')
+  monkeypatch.setitem(sys.modules, '__main__', main)
+  monkeypatch.setattr(sys, 'argv', ['/there/mine.py', '--a=1', 'b'])
+  for spec, head in (
+    (None, ['/there/mine.py']),
+    ('experiments.digits', ['-m', 'experiments.digits']),
+    ('diffusion.commands.__main__', ['-m', 'diffusion.commands']),
+  ):
+    main.__spec__ = spec and importlib.machinery.ModuleSpec(spec, None)
+    assert provenance.command() == ['python', *head, '--a=1', 'b']
+  said = provenance.now()
+  age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(said)
+  assert 0 <= age.total_seconds() < 60 and len(said) == len('2026-01-01T00:00:00+00:00')
+
+
+@dataclasses.dataclass
+class Numbers:
+  width: int = 3
+  multipliers: tuple = (1, 2)
+  name: str = 'a'
+
+
+def test_a_configuration_comes_back_as_it_was_and_differences_are_named():
+  made = Numbers(5, (1, 4), 'b')
+  told = provenance.config_to_json(made)
+  assert told == {'width': 5, 'multipliers': [1, 4], 'name': 'b'}
+  assert provenance.config_from_json(Numbers(), told) == made
+  assert provenance.config_to_json({'m': (1,), 'n': 2}) == {'m': [1], 'n': 2}
+  for other, names in ((told | {'more': 1}, ['more']), ({'width': 5}, ['multipliers', 'name'])):
+    with pytest.raises(ValueError, match=re.escape(f'in the fields {names}')):
+      provenance.config_from_json(Numbers(), other)
+  old, new = {'b': None, 'a': 1, 'd': [1]}, {'a': 2, 'c': None, 'd': [1]}
+  assert provenance.differences(old, new) == [
+    'a: 1 -> 2',
+    "b: None -> '(none)'",
+    "c: '(none)' -> None",
+  ]
+
+
+def test_what_data_is_called_makes_no_other_data_and_all_else_does():
+  base = {
+    'name': 'a', 'note': '', 'found': {}, 'class_names': ['x', 'y'], 'fingerprint': 'f', 'shape': [8], 'levels': 17,
+    'split_hashes': {'train': 't'}, 'condition': None,
+  }  # fmt: skip
+  for name, called in (
+    ('name', 'b'),
+    ('note', 'n'),
+    ('found', {'k': 1}),
+    ('class_names', ['y', 'z']),
+  ):
+    assert provenance.data_changes(base, base | {name: called}) == []
+    both = provenance.data_changes(base, base | {name: called, 'fingerprint': 'g'})
+    assert sorted(one.partition(':')[0] for one in both) == sorted([name, 'fingerprint'])
+  for name, other in (
+    ('class_names', ['x']), ('fingerprint', 'g'), ('shape', [9]), ('levels', None), ('split_hashes', {'train': 'u'}),
+    ('condition', [1]),
+  ):  # fmt: skip
+    (said,) = provenance.data_changes(base, base | {name: other})
+    assert said == f'{name}: {base[name]!r} -> {other!r}'
 
 
 READERS = {

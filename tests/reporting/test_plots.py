@@ -26,6 +26,11 @@ def find(picture, image, width):
   ]
 
 
+def size_of(path):
+  """(width, height) of a picture."""
+  return np.asarray(Image.open(path)).shape[1::-1]
+
+
 def noise(*shape):
   return np.random.default_rng(0).integers(0, 250, shape, dtype=np.uint8)
 
@@ -48,7 +53,8 @@ def figures(monkeypatch):
 def test_a_grid_holds_every_image_sharp_in_its_place(tmp_path, shape):
   images = noise(*shape)
   titles = [f'class {column}' for column in range(shape[1])]
-  path = plots.image_grid(images, titles, tmp_path / 'new' / 'grid.png', title='Samples')
+  gap = 4 + shape[0]
+  path = plots.image_grid(images, titles, tmp_path / 'new' / 'grid.png', title='Samples', gap=gap)
   picture = np.asarray(Image.open(path).convert('RGB'))
   corners = np.array(
     [[find(picture, images[r, c], 72) for c in range(shape[1])] for r in range(shape[0])]
@@ -59,8 +65,9 @@ def test_a_grid_holds_every_image_sharp_in_its_place(tmp_path, shape):
   tile_height = shape[2] * math.ceil(72 / shape[3])
   tile_width = shape[3] * math.ceil(72 / shape[3])
   assert tile_width >= 48
-  assert np.all(np.diff(y, axis=0) > tile_height)  # a gap between rows
-  assert np.all(np.diff(x, axis=1) > tile_width)
+  assert np.all(np.diff(y, axis=0) == tile_height + gap)
+  assert np.all(np.diff(x, axis=1) == tile_width + gap)
+  assert abs(x.min() - (picture.shape[1] - x.max() - tile_width)) <= 1  # in the middle
   assert np.all(picture[0] == 255) and np.all(picture[:, 0] == 255)  # nothing cut at the border
 
 
@@ -69,8 +76,19 @@ def test_a_name_is_no_formula(tmp_path, figures):
   titles = [r'$\frac$', '$a$', 'a^2']
   plots.image_grid(noise(1, 3, 8, 8, 1), titles, tmp_path / 'grid.png', title=r'costs $\x and $3')
   assert not any(text.get_parse_math() for text in figures[0].texts)
-  losses = [3.0, 2.0, 4.0]
-  plots.rate_range([1e-3, 1e-2, 1e-1], losses, losses, tmp_path / 'axes.png', marks={'$x$': 0.01})
+  rates, losses, smooth = [1e-3, 1e-2, 1e-1], [3.0, 2.0, 4.0], [2.5, 2.25, 3.0]
+  marks = {'$x$': 0.01, 'lowest': 0.0372}
+  path = plots.rate_range(rates, losses, smooth, tmp_path / 'axes.png', marks=marks)
+  assert size_of(path) == (960, 540)  # 6.4 x 3.6 inches at 150 pixels
+  (axes,) = figures[1].axes
+  drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+  assert drawn[:2] == [(rates, losses), (rates, smooth)]
+  assert [x for x, _ in drawn[2:]] == [[rate] * 2 for rate in marks.values()]
+  assert axes.lines[0].get_alpha() < 1 and axes.lines[1].get_alpha() is None
+  labels = [text.get_text() for text in axes.get_legend().get_texts()]
+  assert labels == ['$x$: 0.01', 'lowest: 0.037']
+  assert (axes.get_xscale(), axes.get_yscale()) == ('log', 'log')
+  assert figures[1].get_suptitle() == 'Learning-rate range test'
   ticks = figures[1].axes[0].get_xticklabels()
   assert any('10^{-2}' in one.get_text() and one.get_parse_math() for one in ticks)  # one is
 
@@ -91,9 +109,39 @@ def test_column_titles_stand_above_their_columns(tmp_path, figures):
   assert texts['All'].x0 >= 0 and texts['All'].x1 <= figure.bbox.width
 
 
+def test_each_image_may_have_a_name_of_its_own_and_the_title_as_many_lines_as_it_needs(
+  tmp_path, figures
+):
+  names, title = [['a', 'b'], ['c', 'd'], ['e', 'rather long']], f'{"wide " * 20}\nand more'
+  path = plots.image_grid(noise(3, 2, 4, 8, 1), names, tmp_path / 'grid.png', title=title)
+  (figure,) = figures
+  width, height = size_of(path)
+  assert (width, height) == tuple(map(round, figure.bbox.size))
+  texts = {text.get_text(): text.get_window_extent() for text in figure.texts}
+  (above,) = (box for text, box in texts.items() if text == title)
+  assert above.x0 >= 0 and above.x1 <= width and above.y1 <= height
+  lefts = sorted({int(image.ox) for image in figure.images})
+  assert abs(lefts[0] - (width - (lefts[1] + 72))) <= 1  # in the middle
+  bottoms = sorted({int(image.oy) for image in figure.images}, reverse=True)
+  for row, bottom in enumerate(bottoms):
+    for column, left in enumerate(lefts):
+      box = texts[names[row][column]]
+      assert abs((box.x0 + box.x1) / 2 - (left + 36)) < 2
+      assert bottom + 36 <= box.y0 + 4 and box.y1 <= (bottoms[row - 1] if row else above.y0)
+      assert left - 2 <= box.x0 and box.x1 <= left + 74
+  # 11 letters of 0.62 em in 76 pixels, at 100 pixels an inch of 72 points.
+  small, large = sorted({text.get_size() for text in figure.texts})
+  assert (small, large) == (pytest.approx(76 / (0.62 * 100 / 72 * 11)), 12)
+  for letters, size in ((1, 10), (40, 6)):
+    plots.image_grid(noise(1, 1, 8, 8, 1), ['x' * letters], tmp_path / 'one.png')
+    assert figures[-1].texts[0].get_size() == size
+
+
 @pytest.mark.parametrize(
   'images, titles, value',
   [
+    (np.zeros((2, 2, 8, 8, 1), np.uint8), [['a', 'b']] * 3, "'a', 'b'"),
+    (np.zeros((2, 2, 8, 8, 1), np.uint8), [['a', 'b'], ['c']], "'c'"),
     (np.zeros((1, 2, 8, 8, 1), np.float32), ['a', 'b'], 'float32'),
     (np.zeros((2, 8, 8, 1), np.uint8), ['a', 'b'], r'\(2, 8, 8, 1\)'),
     (np.zeros((0, 2, 8, 8, 1), np.uint8), ['a', 'b'], r'\(0, 2, 8, 8, 1\)'),
@@ -122,6 +170,28 @@ def test_a_strip_shows_each_sample_above_its_neighbor_by_ratio(tmp_path, figures
   colors = {text.get_text(): text.get_color() for text in figures[0].texts}
   assert colors['0.10'] == colors['0.33'] == drawing.ACCENT
   assert colors['0.34'] == colors['0.90'] != drawing.ACCENT
+  places = {}
+  for text in figures[0].texts:
+    places.setdefault(text.get_text(), []).append(text.get_window_extent())
+  height = figures[0].bbox.height
+  for ratio, (bottom,) in zip(ratios, below, strict=True):
+    (box,) = places[f'{ratio:.2f}']
+    assert abs((box.x0 + box.x1) / 2 - (bottom[1] + 36)) < 2
+    assert 0 < height - box.y1 - (bottom[0] + 72) < 15  # below the neighbor
+  first = min(place[0][1] for place in above)
+  rows = sorted({place[0][0] for place in above}), sorted({place[0][0] for place in below})
+  for name, tops in zip(('sample', 'nearest'), rows, strict=True):
+    middles = sorted(height - (box.y0 + box.y1) / 2 for box in places[name])
+    assert middles == pytest.approx([top + 36 for top in tops], abs=5)
+    assert all(0 <= box.x0 < box.x1 < first for box in places[name])
+  assert len(places['ratio']) == 2
+  near = plots.memorization_strip(
+    samples, neighbors, ratios, tmp_path / 't.png', threshold=0.5, title='Copies'
+  )
+  colors = {text.get_text(): text.get_color() for text in figures[1].texts}
+  assert colors['0.34'] == drawing.ACCENT != colors['0.50'] == colors['Copies']
+  # Twelve in a row, or as many as there are.
+  assert 5 * 76 < size_of(near)[0] < 6 * 76 + 62
 
 
 def test_a_strip_refuses_what_does_not_fit(tmp_path):
@@ -150,13 +220,24 @@ def test_channels_that_are_no_colors_stand_side_by_side_in_gray(tmp_path, channe
 
 def test_numbers_have_a_histogram_of_both(tmp_path, figures):
   rng = np.random.default_rng(0)
-  samples, reference = rng.normal(size=(400, 1)), rng.normal(1, 2, size=(900, 1))
+  samples, reference = rng.normal(-4, size=(400, 1)), rng.normal(1, 2, size=(900, 1))
   samples[5] = math.inf
-  plots.vectors(samples, reference, tmp_path / 'v.png')
+  plots.vectors(samples, reference, tmp_path / 'v.png', title='Numbers')
+  assert figures[0].get_suptitle() == 'Numbers'
   (axes,) = figures[0].axes
   labels = [text.get_text() for text in axes.get_legend().get_texts()]
   assert labels == ['data (900)', 'samples (400), 1 not finite']
   bars = axes.patches[:-1]
+  assert len(bars) == 19  # the root of the 399 that are drawn
+  outline = axes.patches[-1].get_xy()
+  own, edges = outline[1::2, 1][: len(bars)], [bar.get_x() for bar in bars]
+  np.testing.assert_allclose(outline[0::2, 0][: len(bars)], edges)  # in common bins
+  finite, width = samples[np.isfinite(samples)], bars[0].get_width()
+  everything = np.concatenate([finite, reference[:, 0]])
+  low, high = everything.min(), everything.max()
+  counts = [np.histogram(x, 19, (low, high))[0] for x in (finite, reference)]
+  np.testing.assert_allclose(own, counts[0] / (399 * width))
+  np.testing.assert_allclose([bar.get_height() for bar in bars], counts[1] / (900 * width))
   area = sum(bar.get_width() * bar.get_height() for bar in bars)
   mean = sum(
     bar.get_width() * bar.get_height() * (bar.get_x() + bar.get_width() / 2) for bar in bars
@@ -177,9 +258,11 @@ def test_other_shapes_are_drawn_along_the_directions_of_most_variance(tmp_path, 
   size = math.prod(shape)
   basis = np.linalg.qr(rng.normal(size=(size, 2)))[0].T
   plane = rng.normal(size=(70, 2)) * (9, 3) @ basis + rng.normal(size=size)
-  plots.vectors(plane[:30].reshape(30, *shape), plane[30:].reshape(40, *shape), tmp_path / 'v.png')
+  given = plane[:30].reshape(30, *shape), plane[30:].reshape(40, *shape)
+  plots.vectors(*given, tmp_path / 'v.png', title='Planes')
   (axes,) = figures[0].axes
-  assert axes.get_xlabel() == 'principal component 1'
+  labels = axes.get_xlabel(), axes.get_ylabel(), figures[0].get_suptitle()
+  assert labels == ('principal component 1', 'principal component 2', 'Planes')
   data, samples = (np.asarray(one.get_offsets()) for one in axes.collections)
   for drawn, given in ((samples, plane[:30]), (data, plane[30:])):
     found, true = (np.linalg.norm(x - x[0], axis=1) for x in (drawn, given))
@@ -208,8 +291,11 @@ def test_a_scatter_draws_the_first_two_coordinates_of_both(tmp_path, figures):
   rng = np.random.default_rng(0)
   samples, reference = rng.normal(size=(40, 5)), rng.normal(size=(60, 5))
   samples[3, 1] = math.nan
-  plots.vector_scatter(samples, reference, tmp_path / 'v.png', title='Vectors')
+  samples[7, 4] = math.nan  # which is not drawn
+  plots.vectors(samples, reference, tmp_path / 'v.png', title='Vectors')
   (axes,) = figures[0].axes
+  labels = axes.get_xlabel(), axes.get_ylabel(), figures[0].get_suptitle()
+  assert labels == ('coordinate 1', 'coordinate 2', 'Vectors')
   drawn = [np.asarray(one.get_offsets()) for one in axes.collections]
   np.testing.assert_array_equal(drawn[0], reference[:, :2])
   np.testing.assert_array_equal(drawn[1], np.delete(samples, 3, axis=0)[:, :2])
@@ -217,6 +303,8 @@ def test_a_scatter_draws_the_first_two_coordinates_of_both(tmp_path, figures):
   assert labels == ['data (60)', 'samples (40), 1 not finite']
   with pytest.raises(ValueError, match=r'\(40, 1\)'):
     plots.vector_scatter(samples[:, :1], reference, tmp_path / 'v.png')
+  with pytest.raises(ValueError, match=r'reference must .*\(60, 4\)'):
+    plots.vector_scatter(samples, reference[:, :4], tmp_path / 'v.png')
 
 
 def history(steps):

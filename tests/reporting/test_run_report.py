@@ -82,6 +82,72 @@ def test_a_report_names_the_code_that_trained_last_and_whether_all_of_it_is_in_a
   assert rows['trained.uncommitted changes'] == 'yes'  # in the user's own repository
 
 
+def test_a_report_tells_all_that_a_record_holds_of_every_start(tmp_path):
+  (start,), (evaluation,) = RECORD['starts'], RECORD['evaluations']
+  starts = [
+    start | {'versions': {'jax': '0.11'}},
+    start | {
+      'resharded': {'step': 10, 'from': 4, 'to': 2}, 'lost': 'checkpoint 20 is gone', 'changes': ['a: 0 -> 1', 'b: 1'],
+    },
+    start | {'resharded': {'step': 20, 'from': 2, 'to': 8}, 'rows': 'it is gone', 'changes': ['c: 3 -> 4']},
+  ]  # fmt: skip
+  sampling = evaluation['sampling'] | {'guidance': 0.0, 'around the denoiser': ['one', 'two']}
+  judged = evaluation | {'sampling': sampling, 'changed': [], 'time': 'later'}
+  record = RECORD | {
+    'starts': starts, 'evaluations': [evaluation, judged], 'reason': '', 'status': 'running', 'wall_seconds': 12.5,
+    'data': {'name': 'digits', 'note': 'made up'},
+    'speed': {
+      'images_per_second': 11.0, 'flops_per_image': 22.0, 'flops_per_second': 33.0, 'utilization': None,
+      'peak_memory': 55.0,
+    },
+  }  # fmt: skip
+  for name in ('curves.png', 'nearest.png', 'data.png', 'samples.png', 'nearest_evaluation1.png'):
+    (tmp_path / name).touch()
+  keys = ['srivastava2014dropout', 'ho2020denoising']
+  used = [Technique(key, 'network', (key,), 'a.b') for key in keys]
+  findings = [('loss', 0.25, 'lower is better', 'of all'), ('count', 3, 'all', 'how many')]
+  levels = [(4.0, 0.5, 0.75, 0.25), (0.0, 1.5, 2.0, 0.5)]
+  path = run_report.write_report(tmp_path, record, findings, levels, used, '')
+  assert path == tmp_path / 'report.md'
+  text = path.read_text()
+  assert re.findall(r'^#+ (.*)$', text, re.MULTILINE) == [
+    'digits: digits (made up)', 'Result', 'How the samples were drawn', 'What the numbers mean', 'Loss per noise level',
+    'Speed of training', 'Provenance', 'Techniques used', 'References',
+  ]  # fmt: skip
+  shown = re.findall(r'!\[(.*?)\]\(<(.*?)>\)', text)
+  assert [name for _, name in shown] == ['samples.png', 'curves.png', 'nearest.png', 'data.png']
+  assert shown[0][0] == 'Samples of step 30: heun, 13 steps, grid karras, guidance 0, seed 0.'
+  assert re.findall(r'^\| ([^|]+) \| (\S+) \| ([^|]+) \|$', text, re.MULTILINE)[2:5] == [
+    ('how training ended', 'running', '–'), ('loss', '0.2500', 'lower is better'), ('count', '3', 'all'),
+  ]  # fmt: skip
+  rows = dict(re.findall(r'^\| ([^|]+) \| ([^|]+) \|$', text, re.MULTILINE))
+  for name, value in (
+    ('loss', 'of all'), ('count', 'how many'), ('guidance', '0.0'), ('around the denoiser', 'one, two'),
+    ('experiment', 'digits'), ('status', 'running'), ('step', '40'), ('wall_seconds', '12.5'),
+    ('config.sampling_steps', '50'), ('data.note', 'made up'), ('versions.jax', '0.12'), ('evaluated.time', 'later'),
+    ('trained.starts', '3'), ('trained.devices.kind', 'cpu'),
+    ('resharded', 'step 10: 4 to 2 devices; step 20: 2 to 8 devices'),
+    ('start 2, checkpoints', 'checkpoint 20 is gone'), ('start 3, metrics.jsonl', 'it is gone'),
+    ('changed while it trained', 'start 2: a: 0 -> 1; b: 1. start 3: c: 3 -> 4'),
+  ):  # fmt: skip
+    assert rows[name] == value, name
+  assert 'configuration, other than trained' not in rows
+  speed = text.partition('## Speed of training')[2].partition('##')[0]
+  cells = [line.strip('| ').split(' | ') for line in speed.strip().splitlines()[2:]]
+  assert [(name.split()[0], float(value)) for name, value in cells] == [
+    ('images', 11), ('floating-point', 22), ('floating-point', 33), ('most', 55)
+  ]  # fmt: skip
+  assert 'per image' in cells[1][0] and 'per second' in cells[2][0]
+  table = text.partition('## Loss per noise level')[2].partition('##')[0].strip().splitlines()
+  assert table[0] == '| log-SNR (nats) | train | validation | gap |'
+  assert [tuple(map(float, row.strip('|').split('|'))) for row in table[2:]] == levels
+  assert (tmp_path / 'references.bib').read_text() == bibliography.entries(keys)
+  assert f'```bibtex\n{bibliography.entries(keys)}\n```' in text
+  plain = run_report.write_report(tmp_path, RECORD, [], [], [], '_2').read_text()
+  assert not re.search('resharded|start 1|changed while|Speed|Techniques|References', plain)
+  assert 'all 40 steps done' in plain and '(' not in plain.splitlines()[0]
+
+
 def test_texts_of_the_data_are_texts_in_the_report(tmp_path):
   """A class, a folder or a file may be named by anybody."""
   reader = pytest.importorskip('markdown_it').MarkdownIt('commonmark').enable('table')
