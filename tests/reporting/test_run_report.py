@@ -145,7 +145,8 @@ def test_a_report_tells_all_that_a_record_holds_of_every_start(tmp_path):
   assert f'```bibtex\n{bibliography.entries(keys)}\n```' in text
   plain = run_report.write_report(tmp_path, RECORD, [], [], [], '_2').read_text()
   assert not re.search('resharded|start 1|changed while|Speed|Techniques|References', plain)
-  assert 'all 40 steps done' in plain and '(' not in plain.splitlines()[0]
+  assert '| how training ended | all 40 steps done |' in plain
+  assert '(' not in plain.splitlines()[0]
 
 
 def test_texts_of_the_data_are_texts_in_the_report(tmp_path):
