@@ -1,10 +1,13 @@
 import io
+import pathlib
 import re
 import shlex
+from types import SimpleNamespace
 
 import pytest
 
 from diffusion.citations import Technique
+from diffusion.commands import report as command
 from diffusion.proportions import Counts
 from diffusion.reporting import bibliography, run_report
 from diffusion.statistics import Interval
@@ -222,3 +225,25 @@ def test_each_technique_has_its_place_and_its_entry():
 def test_sections_without_content_are_left_out():
   text = whole(pictures=[], tables=[], provenance={}, techniques=[], bibtex='')
   assert re.findall(r'^#+ .*$', text, re.MULTILINE) == ['# A run', '## Result']
+
+
+def test_the_command_hands_on_what_it_is_given_and_prints_tables_and_files(monkeypatch, capsys):
+  asked = []
+  monkeypatch.setenv('HOME', '/home/me')
+  monkeypatch.setattr(command.compare, 'load', lambda folders: [*folders, 'read'])
+
+  def write(*given):
+    asked.append(given)
+    tables = [('one\x1b', ('a', 'b'), [(1, 'x')]), ('two', ('c',), [])]
+    return tables, [given[1] / 'report.md', given[1] / 'runs.csv']
+
+  monkeypatch.setattr(command.compare, 'write', write)
+  given = SimpleNamespace(output='~/out', baseline='runs/b', quantities=['loss'])
+  command.main(['runs/a', 'runs/b'], given)
+  out = pathlib.Path('/home/me/out')
+  assert asked == [(['runs/a', 'runs/b', 'read'], out, 'runs/b', ['loss'])]
+  said = capsys.readouterr().out.splitlines()
+  assert said == [
+    '| a | b |', '| ---: | --- |', '| 1 | x |', 'one\\x1b', '', '| c |', '| --- |', 'two', '',
+    f'{out}/report.md', f'{out}/runs.csv',
+  ]  # fmt: skip
