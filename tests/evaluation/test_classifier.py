@@ -40,6 +40,7 @@ def test_the_hash_is_of_names_shapes_and_values():
     arrays | {'a': np.arange(6.0) + 1e-9},
     arrays | {'a': np.arange(6.0).reshape(2, 3)},
     {'a': arrays['a'], 'c': arrays['b']},
+    arrays | {'b': arrays['b'].view(np.int64)},
   ):
     assert classifier.digest(other) != first
 
@@ -50,14 +51,23 @@ def test_weights_are_read_as_they_were_written(tmp_path):
   stored = dict(np.load(tmp_path / 'w.npz'))
   assert stored['shape'].tolist() == [8, 8, 1]
   assert set(stored) == {'shape', 'Dense_0/kernel', 'Dense_0/bias'}
+  for name, value in params['Dense_0'].items():
+    kept = stored[f'Dense_0/{name}']
+    assert kept.dtype == np.float16
+    np.testing.assert_array_equal(kept, value.astype(np.float16))
 
 
 def test_collapse_shows_in_the_effective_number_of_classes(digits):
   x, label = digits
   ones = x[label == 1]
-  found = values(classifier.class_balance(classifier.features('digits')), inputs_of(ones, x, x))
+  metric = classifier.class_balance(classifier.features('digits'))
+  found = values(metric, inputs_of(ones, ones, x))
   assert found['effective classes'] < 1.5
   assert found['effective classes, held-out'] > 9
+  one, other = metric.measure(inputs_of(ones, ones, x))
+  assert (one.better, other.better) == ('higher', '')
+  assert one.name == f'effective classes(digits classifier, {classifier.load("digits").digest})'
+  assert one.meaning.endswith('of 10')
 
 
 def test_other_images_and_other_names_are_refused(digits):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusion.evaluation import features
+from diffusion.evaluation import classifier, features
 
 
 @pytest.mark.parametrize('kind', ['gone', 'truncated', 'altered', 'without its hash'])
@@ -44,3 +44,39 @@ def test_other_examples_of_the_same_shape_have_features_of_their_own(tmp_path, m
     np.testing.assert_array_equal(features.remembered(doubled, x), 2 * x)
   halved = features.Features('halved', '', 2, lambda x: x / 2)
   np.testing.assert_array_equal(features.remembered(halved, x), x / 2)
+
+
+def test_kept_features_are_known_by_all_that_they_are_of(tmp_path, monkeypatch):
+  """The same bytes of another shape or type, another hash or program of the same name."""
+  monkeypatch.delenv('DIFFUSION_FEATURES', raising=False)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  x, made = np.arange(8, dtype=np.float32).reshape(4, 2), []
+  one = features.Features('a b', 'abc', 2, lambda x: made.append(0) or x.astype(np.float32))
+  given = [
+    (one, x), (one, x.reshape(2, 4)), (one, x.view(np.int32)), (one._replace(digest='abd'), x),
+    (one._replace(name='a c'), x),
+  ]  # fmt: skip
+  for _ in range(2):
+    for each, of in given:
+      np.testing.assert_array_equal(features.remembered(each, of), of.astype(np.float32))
+  assert len(made) == 5
+  monkeypatch.setattr(features, '_VERSION', features._VERSION + 1)
+  features.remembered(one, x)
+  kind = features.devices.describe
+  monkeypatch.setattr(features.devices, 'describe', lambda: kind() | {'platform': 'gpu'})
+  features.remembered(one, x)
+  assert len(made) == 7
+  kept = [*(tmp_path / '.cache' / 'diffusion' / 'features').glob('*.npy')]
+  assert len(kept) == 7 and sum(path.name.startswith('a-b-abc-') for path in kept) == 5
+
+
+def test_a_distance_carries_the_name_and_the_hash_of_its_features():
+  digits, mnist = map(classifier.features, classifier.NAMES)
+  for one, name, shape in ((digits, 'digits', (8, 8, 1)), (mnist, 'mnist', (28, 28, 1))):
+    assert one.digest == classifier.load(name).digest and len(one.digest) == 8
+    assert features.distance_name(one) == f'FD({name} classifier, {one.digest})'
+    assert (one.shape, features.width(one, shape)) == (shape, 64)
+  assert digits.digest != mnist.digest
+  assert features.width(features.pixels(), (3, 5, 2)) == 30
+  standard = features.pixels()._replace(name='inception-v3 pool', digest='6726825d')
+  assert features.distance_name(standard) == 'FID'

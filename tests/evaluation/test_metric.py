@@ -8,7 +8,16 @@ import numpy as np
 
 from diffusion import devices, rng
 from diffusion.data import pipeline
-from diffusion.evaluation import frechet, manifold, memorization, metric, novelty, recognition
+from diffusion.evaluation import (
+  features,
+  frechet,
+  manifold,
+  memorization,
+  metric,
+  novelty,
+  recognition,
+)
+from tests.evaluation.given import inputs_of
 from tests.training import tiny
 
 
@@ -46,6 +55,10 @@ def part(count, seed):
   return generator.normal(label[:, None], 0.7, (count, 2)).astype(np.float32), label
 
 
+HIGHER = (
+  'precision', 'recall', 'density', 'coverage', 'Vendi score', 'authenticity', 'recognized as their label',
+  'worst class',
+)  # fmt: skip
 LOOKED_AT = {  # of samples, training examples and held-out examples
   'FD(pixels)': 'samples train',
   'FD(pixels), infinite samples': 'samples train',
@@ -71,6 +84,18 @@ LOOKED_AT = {  # of samples, training examples and held-out examples
   'worst class': 'samples train',
   'held-out accuracy': 'train held_out',
 }
+BETTER = {
+  name: 'higher' if name.partition('(')[0] in HIGHER else 'lower'
+  for name in LOOKED_AT
+  if 'held-out' not in name or 'examples' in name
+} | {'C_T(pixels)': 'nearer 0'}
+UNITS = {  # all others are shares
+  'FD': 'squared distance', 'kernel': 'squared distance', 'density': 'balls', 'score(pixels), held-out': 'examples',
+  'score': 'samples', 'sliced': "the data's", 'C_T': 'standard deviations', 'FLD': 'nats/dim x 100',
+}  # fmt: skip
+SHARED = (
+  'recall(pixels)', 'coverage(pixels)', 'its held-out null', 'authenticity, held-out', 'held-out accuracy',
+)  # fmt: skip
 
 
 def test_each_finding_looks_at_the_sets_that_it_is_of():
@@ -88,13 +113,51 @@ def test_each_finding_looks_at_the_sets_that_it_is_of():
     given = metric.MetricInputs(
       *of['samples'], of['train'], of['held_out'], 25, ('a', 'b'), units, None, {}
     )
-    return {one.name: one.value for each in made for one in each.measure(given)}
+    return {one.name: one for each in made for one in each.measure(given)}
 
   known = found()
+  assert {name: one.better for name, one in known.items() if one.better} == BETTER
+  assert {name: one.unit for name, one in known.items()} == {
+    name: next((unit for part, unit in UNITS.items() if part in name), 'share') for name in known
+  }
+  # Proportions of real examples are of the same ones in every run.
+  shared = {name: one.counts.shared for name, one in known.items() if one.counts}
+  assert shared == {name: name in SHARED for name in shared} and set(SHARED) < set(shared)
   changed = dict.fromkeys(known, '')
   for which in ('samples', 'train', 'held_out'):
     others = [found(**{which: seed}) for seed in (11, 12, 13)]
     for name, value in known.items():
-      if any(repr(other[name]) != repr(value) for other in others):
+      if any(repr(other[name].value) != repr(value.value) for other in others):
         changed[name] += f' {which}'
   assert {name: which.strip() for name, which in changed.items()} == LOOKED_AT
+
+
+def test_features_are_made_once_of_brightness_and_only_those_of_the_data_are_kept_on_disk(
+  monkeypatch, tmp_path
+):
+  monkeypatch.setenv('DIFFUSION_FEATURES', str(tmp_path))
+  seen = []
+  one = features.Features(
+    'first', 'abc', 1, lambda x: seen.append(x) or x.reshape(len(x), -1)[:, :1].astype(np.float32)
+  )
+  last = features.Features(
+    'last', '', 1, lambda x: x.reshape(len(x), -1)[:, -1:].astype(np.float32)
+  )
+  stored = [
+    np.random.default_rng(n).integers(0, 17, (n, 3, 2, 1), dtype=np.uint8) for n in (4, 5, 6)
+  ]
+  given = inputs_of(*stored)
+  given = given._replace(units=pipeline.NormalizationStatistics(17))
+  for which, x in zip(('samples', 'train', 'held_out'), stored, strict=True):
+    bright = np.rint(x / 16 * 255).reshape(len(x), -1)
+    for _ in range(2):
+      np.testing.assert_array_equal(given.embed(one, which), bright[:, :1])
+      np.testing.assert_array_equal(given.embed(last, which), bright[:, -1:])
+  assert [len(x) for x in seen] == [4, 5, 6]
+  assert len([*tmp_path.glob('first-abc-*.npy')]) == 2 == len([*tmp_path.glob('*.npy')])
+  # What is remembered for a metric of other features is not taken.
+  for find in (
+    lambda inputs, of: frechet.frechet(of).measure(inputs)[0].value,
+    lambda inputs, of: memorization.input_ratios(inputs, 'samples', of)[1].tolist(),
+  ):
+    assert find(given, one) != find(given, last) == find(given._replace(kept={}), last)
