@@ -1,12 +1,14 @@
 """Distances between distributions: closed forms, SciPy's matrix root, bias and its removal."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.linalg
 
 from diffusion.evaluation import features, frechet
 from diffusion.evaluation.frechet import Moments
-from diffusion.evaluation.metric import Plan
+from diffusion.evaluation.metric import Plan, subset
 from tests.evaluation.given import inputs_of, values
 
 
@@ -35,6 +37,32 @@ def test_agrees_with_scipys_matrix_root(width):
   )
   assert frechet.distance(a, b) == pytest.approx(expected, rel=1e-9)
   assert frechet.distance(b, a) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize('width', [1, 3])
+def test_moments_are_the_mean_and_the_unbiased_covariance_of_the_rows(width):
+  x = np.random.default_rng(0).normal(size=(7, width)).astype(np.float32)
+  found, wide = frechet.moments(x), x.astype(np.float64)
+  away = wide - wide.sum(0) / 7
+  np.testing.assert_allclose(found.mean, wide.sum(0) / 7)
+  np.testing.assert_allclose(found.covariance, away.T @ away / 6)
+  assert found.count == 7
+
+
+@pytest.mark.parametrize('rows, width, low', [(200, 6, 20), (90, 12, 13)])
+def test_the_subsets_of_the_extrapolation_are_as_large_as_they_are_said_to_be(
+  monkeypatch, rows, width, low
+):
+  """From a tenth of the samples, or what a covariance takes, to all of them; no row twice in one."""
+  seen, inside = [], frechet.moments
+  monkeypatch.setattr(frechet, 'moments', lambda x: seen.append(x) or inside(x))
+  monkeypatch.setattr(frechet, 'distance', lambda a, b: 2 + 3 / a.count)
+  x = np.random.default_rng(0).normal(size=(rows, width))
+  assert frechet.extrapolated(x, inside(x), 5) == pytest.approx(2)
+  sizes = [len(part) for part in seen]
+  assert (sizes[0], sizes[-1]) == (low, rows)
+  assert np.ptp(np.diff(sizes)) <= 1
+  assert all(len(np.unique(part, axis=0)) == len(part) for part in seen)
 
 
 def test_of_singular_covariances():
@@ -87,6 +115,19 @@ def test_the_kernel_distance_of_known_moments():
   assert abs(found.estimate - expected) < 4.5 * (found.high - found.low) / 2 / 2.09
 
 
+def test_the_kernel_distance_of_a_block_is_the_sum_over_its_pairs():
+  """Of 4 and 6 rows of 3 features, without a row beside itself."""
+  a, b = (np.random.default_rng(n).normal(size=(n, 3)) for n in (4, 6))
+  k = lambda x, y: (sum(x * y) / 3 + 1) ** 3  # noqa: E731
+  within = lambda z: np.mean([k(*pair) for pair in itertools.permutations(z, 2)])  # noqa: E731
+  expected = within(a) + within(b) - 2 * np.mean([k(x, y) for x in a for y in b])
+  assert frechet._discrepancy(a, b) == pytest.approx(expected)
+  # Two sets of one row again and again: all blocks are alike.
+  x, y = np.array([1.0, 2, 0]), np.array([0.0, -1, 1])
+  found = frechet.kernel_distance(np.tile(x, (9, 1)), np.tile(y, (20, 1)), 4)
+  np.testing.assert_allclose(found, k(x, x) + k(y, y) - 2 * k(x, y))
+
+
 def test_the_kernel_distances_interval_covers():
   """95 % intervals of 10 blocks hold the true 0 in 91 to 98 of 100, over 400 sets."""
   random = np.random.default_rng(6)
@@ -108,6 +149,32 @@ def test_metrics_of_samples_beside_held_out_data():
   found = values(frechet.kernel(), inputs_of(samples + 1, train, held_out))
   assert found['kernel distance'].low > 0
   assert found['kernel distance, held-out'].low < 0 < found['kernel distance, held-out'].high
+
+
+def test_findings_are_of_as_many_as_they_say_and_in_as_many_blocks():
+  """Samples that are fewer than held-out examples, and more than them."""
+  random = np.random.default_rng(10)
+  few, train, many = (
+    random.normal(k, 1 + k, (n, 5)).astype(np.float32) for k, n in ((1, 40), (0, 80), (2, 70))
+  )
+  reference = frechet.moments(train)
+  of = lambda x: frechet.distance(frechet.moments(subset(x, 40)), reference)  # noqa: E731
+  for samples, held_out in ((few, many), (many, few)):
+    given = inputs_of(samples, train, held_out)
+    whole, infinite, one, other = frechet.frechet().measure(given)
+    assert whole.meaning.startswith(f'{len(samples)} samples against 80 training examples')
+    assert whole.value == frechet.distance(frechet.moments(samples), reference)
+    assert infinite.value == frechet.extrapolated(samples, reference)
+    assert (one.name, one.value) == ('FD(pixels), 40 samples', of(samples))
+    assert (other.name, other.value) == ('FD(pixels), 40 held-out examples', of(held_out))
+    found = values(frechet.kernel(blocks=4), given)
+    assert found['kernel distance'] == frechet.kernel_distance(samples, train, 4)
+    assert found['kernel distance, held-out'] == frechet.kernel_distance(held_out, train, 4)
+  fewer = values(frechet.frechet(), inputs_of(many, train, held_out[:5]))
+  assert set(fewer) == {'FD', 'FD, infinite samples'}  # a covariance takes more than 5
+  assert len(values(frechet.frechet(), inputs_of(many, train, held_out[:6]))) == 4
+  least = values(frechet.kernel(blocks=4), inputs_of(many, train, held_out[:8]))
+  assert set(least) == {'kernel distance', 'kernel distance, held-out'}
 
 
 def test_copies_of_the_training_set_score_best():
@@ -138,6 +205,13 @@ def test_too_few_samples_name_the_least():
     frechet.kernel().check(plan._replace(samples=19))
   with pytest.raises(ValueError, match='at least 20 samples and training examples, got 100 and 19'):
     frechet.kernel().check(plan._replace(train=19))
+  frechet.frechet().check(plan._replace(samples=130))
+  frechet.kernel().check(plan._replace(samples=20, train=20))
+  with pytest.raises(ValueError, match='limit .* got 19'):
+    frechet.kernel(limit=19)
+  frechet.extrapolated(np.random.default_rng(0).normal(size=(6, 2)), frechet.moments(np.eye(2)))
+  with pytest.raises(ValueError, match='2 features needs at least 6 samples, got 5'):
+    frechet.extrapolated(np.eye(5)[:, :2], frechet.moments(np.eye(2)))
   with pytest.raises(ValueError, match='two or more finite rows'):
     frechet.moments(np.zeros((1, 3)))
   with pytest.raises(ValueError, match='finite'):

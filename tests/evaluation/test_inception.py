@@ -1,6 +1,7 @@
 """The Inception-v3 against PyTorch's, its file against its checksum, and PyTorch's files read without PyTorch."""
 
 import contextlib
+import hashlib
 import importlib.util
 import pathlib
 import pickle
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from diffusion import devices
-from diffusion.evaluation import features, frechet, inception, novelty, torch_files
+from diffusion.evaluation import by_name, features, frechet, inception, novelty, torch_files
 from tests.evaluation.given import inputs_of
 
 FOLDER = pathlib.Path(__file__).parent / 'torch'
@@ -28,6 +29,10 @@ def test_a_distance_says_how_its_images_were_resized_and_fld_whose_number_it_is_
   given = inputs_of(vectors(40)[0], vectors(80)[0], vectors(60)[0])
   for metric in (frechet.frechet(noted), frechet.kernel(noted)):
     assert 'not as pytorch-fid or clean-fid' in metric.measure(given)[0].meaning
+  assert [one.name for one in frechet.frechet(noted).measure(given)[:2]] == [
+    'FID',
+    'FID, infinite samples',
+  ]
   for metric in (frechet.frechet(), frechet.kernel()):  # of what has no note there is none
     assert not metric.measure(given)[0].meaning.endswith('; ')
   (fld,) = novelty.feature_likelihood().measure(given)
@@ -87,6 +92,25 @@ def test_another_file_is_refused_by_its_checksum(tmp_path):
     inception.features(path)
   with pytest.raises(FileNotFoundError):
     inception.features(tmp_path / 'absent.pth')
+
+
+def test_features_of_the_standard_file_are_its_pooled_ones_under_its_name(tmp_path, monkeypatch):
+  """As far as they are known without the weights; a small file stands in for the standard one."""
+  monkeypatch.setattr(inception, 'prepare', lambda arrays: arrays)
+  path = FOLDER / 'archive.pth'
+  monkeypatch.setattr(inception, 'SHA256', hashlib.sha256(path.read_bytes()).hexdigest())
+  found = inception.features(path)
+  assert (found.name, found.width, found.note) == ('inception-v3 pool', 2048, inception.NOTE)
+  assert found.digest == inception.SHA256[:8]
+  assert features.width(found, (32, 32, 3)) == 2048
+  assert not found.refuses((5, 7, 1)) and not found.refuses((5, 7, 3))
+  assert found.refuses((5, 7, 2)) and found.refuses((3,))
+  with pytest.raises(ValueError, match=r'takes images \[H, W, 1 or 3\], the data has \[8\]'):
+    found.apply(np.zeros((2, 8), np.float32))
+  assert by_name.choose_features(str(path)).digest == found.digest
+  monkeypatch.undo()
+  with pytest.raises(ValueError, match='only those give an FID'):
+    by_name.choose_features(str(path))
 
 
 def test_resizing_reads_where_tensorflow_1_did():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion.evaluation import manifold
-from diffusion.evaluation.metric import Plan
+from diffusion.evaluation.metric import Plan, subset
 from tests import shapes
 from tests.evaluation.given import inputs_of, values
 
@@ -27,6 +27,31 @@ def test_density_and_coverage_counted_by_hand():
   """0.5 lies in two balls, 2.5 in one: 3 over k m = 4; the ball of 7 holds no sample."""
   found = values(manifold.density_coverage(k=1), inputs_of(SAMPLES, REAL, REAL))
   assert (found['density'].estimate, found['coverage'].estimate) == (3 / 4, 3 / 4)
+
+
+def test_sets_are_compared_in_equal_numbers_which_are_said():
+  random = np.random.default_rng(6)
+  one, other, real = (
+    random.normal(shift, 1, (n, 3)).astype(np.float32) for shift, n in ((0.5, 60), (0, 80), (0, 50))
+  )
+  for parts in ([one, other, real], [other, one, real]):  # fewer samples than examples, and more
+    for make, count, said in (
+      (manifold.precision_recall, 60, 'k = 3, 60 of each'),
+      (manifold.density_coverage, 60, 'over k = 5'),
+      (manifold.vendi, 50, 'among 50 samples'),
+      (manifold.sliced_wasserstein, 50, 'of 50 of each'),
+    ):
+      found = make().measure(inputs_of(*parts))
+      assert said in found[0].meaning
+      equal = make().measure(inputs_of(*(subset(part, count) for part in parts)))
+      assert [each.value for each in found] == [each.value for each in equal]
+  found = values(manifold.sliced_wasserstein(9, seed=4), inputs_of(one, real, other))
+  assert found['sliced Wasserstein distance'] == manifold.sliced_distance(
+    subset(one, 50), real, 9, 4
+  )
+  _, coverage = manifold.density_coverage(k=1).measure(inputs_of(SAMPLES, REAL, REAL))
+  assert coverage.meaning.endswith('0.571 for equal distributions')  # 1 - 3 / 7
+  assert coverage.counts == (3, 4, True, None, None)
 
 
 def test_a_wider_ball():
@@ -124,6 +149,12 @@ def test_too_few_samples_name_the_least():
   plan = Plan(samples=5, classes=0, shape=(2,), train=500, held_out=100)
   with pytest.raises(ValueError, match='at least 6 samples and training examples, got 5 and 500'):
     manifold.density_coverage(k=5).check(plan)
+  with pytest.raises(ValueError, match='at least 6 samples and training examples, got 9 and 5'):
+    manifold.density_coverage(k=5).check(plan._replace(samples=9, train=5))
+  manifold.density_coverage(k=5).check(plan._replace(samples=6, train=6))
+  manifold.radii(REAL, 3)
+  with pytest.raises(ValueError, match='limit .* got 3'):
+    manifold.precision_recall(k=3, limit=3)
   with pytest.raises(ValueError, match='5-th neighbor need at least 6 rows, got 4'):
     manifold.radii(REAL, 5)
   with pytest.raises(ValueError, match='k .* got 0'):
