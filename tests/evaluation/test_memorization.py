@@ -34,10 +34,20 @@ def test_what_is_watched_sees_a_copy_of_a_duplicated_image(mirrored):
   watch = memorization.watch(np.concatenate([train, train]), pictures(5, 30), mirrored=mirrored)
   found = watch(np.concatenate([train[:15], pictures(6, 15)]))
   assert (found['memorized/fraction'], found['memorized/null']) == (0.5, 0)
-  assert found['memorized/low'] < 0.5 < found['memorized/high']
-  assert found['memorized/null_high'] > 0
+  z = 1.959963985  # Wilson's bounds of 15 of 30, and of none of 30
+  half = z / 2 / (30 + z**2) ** 0.5
+  np.testing.assert_allclose(
+    [found[f'memorized/{end}'] for end in ('low', 'high', 'null_high')],
+    [0.5 - half, 0.5 + half, z**2 / (30 + z**2)],
+  )
   # Half of the ratios are 0, and the others are of images that have nothing to do with one another.
   assert 0.2 < found['memorized/ratio'] < 0.5
+  other = watch(np.concatenate([train[:5], pictures(6, 16)]))['memorized/ratio']
+  flat = lambda x: x.reshape(len(x), -1).astype(float)  # noqa: E731
+  both = np.stack([flat(train), flat(train[:, :, ::-1] if mirrored else train)])
+  far = np.linalg.norm(both[:, None] - flat(pictures(6, 16))[:, None], axis=3).min(0)
+  near = np.sort(far, axis=1)
+  assert other == pytest.approx(np.median(np.concatenate([np.zeros(5), near[:, 0] / near[:, 1]])))
 
 
 @pytest.mark.parametrize('copies', [0, 30, 100])
@@ -54,6 +64,23 @@ def test_planted_copies_are_counted(copies):
   assert found.value.low <= copies / 100 <= found.value.high
   assert null.value.estimate == 0
   assert 0 < null.value.high < 0.03  # none of 200: not more than 3 / 200 or so
+
+
+def test_the_fraction_and_its_null_are_counted_below_the_threshold_that_is_given():
+  """References 0 and 6; ratios of 1, 2, 2.5 and 8 are 1/5, 1/2, 5/7 and 1/4."""
+  train, held_out = (np.array(x, float)[:, None] for x in ([0, 6], [8, 2, 2.5, 2, 2]))
+  given = inputs_of(np.array([[1.0], [2], [2.5], [1]]), train, held_out)
+  for threshold, k, null in ((0.22, 2, 0), (0.5, 2, 1), (0.6, 3, 4)):  # 1/2 is not below 1/2
+    found = memorization.nearest_neighbor_ratio(threshold).measure(given)
+    assert found[0].counts == (k, 4, False, None, None)
+    assert found[1].counts == (null, 5, True, None, None)
+    assert f'below {threshold:.3g}' in found[0].meaning
+    assert len(found) == 2 + (null < 2.5)
+    for adjusted in found[2:]:
+      assert adjusted.counts == (k, 4, False, null, 5)
+      assert adjusted.value.estimate == pytest.approx((k / 4 - null / 5) / (1 - null / 5))
+  half = given._replace(held_out=(held_out[:2], given.labels[:2]), kept={})
+  assert len(memorization.nearest_neighbor_ratio(0.3).measure(half)) == 2
 
 
 def test_the_null_is_that_of_the_held_out_data():
@@ -140,7 +167,13 @@ def test_calibration_takes_the_datas_own_threshold():
   samples = np.concatenate(
     [train[:30] + 0.01 * random.normal(size=(30, 12)), random.normal(size=(270, 12))]
   )
-  found = values(memorization.calibrated_ratio(0.01), inputs_of(samples, train, held_out))
+  (one,) = memorization.calibrated_ratio(0.01).measure(inputs_of(samples, train, held_out))
+  near, own = (memorization.ratios(x, train)[1] for x in (samples, held_out))
+  assert one.counts == ((near < np.sort(own)[12]).sum(), 300, False, None, None)
+  assert one.meaning == (
+    f'ratio below {np.sort(own)[12]:.3g}, the 0.01 quantile of 1200 held-out examples'
+  )
+  found = {one.name: one.value}
   assert (
     found['memorized fraction, calibrated'].low
     < 0.1 + 0.9 * 0.01
@@ -160,6 +193,8 @@ def test_features_that_do_not_see_a_shift_find_shifted_copies():
   given = inputs_of(samples, train, pictures(17, 1000))
   by_pixels = values(memorization.calibrated_ratio(0.01), given)
   by_features = values(memorization.calibrated_ratio(0.01, features), given)
+  (named,) = memorization.calibrated_ratio(0.01, features).measure(given)
+  assert named.name == 'memorized fraction, calibrated(sorted)'
   assert by_pixels['memorized fraction, calibrated'].high < 0.1
   assert by_features['memorized fraction, calibrated'].estimate == pytest.approx(
     0.2 + 0.8 * 0.01, abs=0.02
@@ -182,11 +217,12 @@ def test_calibration_refuses_to_guess():
 
 
 def test_authenticity_counted_by_hand():
-  """References 0, 1, 5: own nearest at 1, 1, 4. 0.5 is within 1 of 0; 2.2 is 1.2 from 1; 8 is 3 from 5; 10 is 5 off."""
-  queries = np.array([[0.5], [2.2], [8.0], [10.0]])
+  """References 0, 1, 5: own nearest at 1, 1, 4. 0.5 is within 1 of 0; 2.2 is 1.2 from 1; 8 is 3 from 5, 9 as far
+  as 5 from its own; 10 is 5 off."""
+  queries = np.array([[0.5], [2.2], [8.0], [9.0], [10.0]])
   reference = np.array([[0.0], [1.0], [5.0], [5.0]])
   np.testing.assert_array_equal(
-    memorization.is_authentic(queries, reference), [False, True, False, True]
+    memorization.is_authentic(queries, reference), [False, True, False, False, True]
   )
 
 
@@ -215,11 +251,16 @@ def test_effective_memorization_between_all_and_nothing_is_uncertain_too():
 
 
 def test_effective_memorization_beyond_the_sizes():
-  find = lambda *given: memorization.effective_memorization(*map(np.array, given))  # noqa: E731
+  find = lambda *given, **more: memorization.effective_memorization(*map(np.array, given), **more)  # noqa: E731
   all_of_it = find([10, 20], [100, 95], [100, 100])
   assert all_of_it.estimate == all_of_it.high == math.inf
   none_of_it = find([10, 20], [10, 5], [100, 100])
   assert none_of_it == (0, 0, 0)
+  assert find([10, 20], [100, 90], [100, 100], draws=100).estimate == math.inf  # 0.9 is still 0.9
+  assert find([10, 20], [90, 50], [100, 100], draws=100).estimate == pytest.approx(10)
+  # The last of two crossings is the one: from 0.95 to 0.85 of different numbers, half way in log n.
+  twice = find([10, 100, 1000, 10_000], [100, 2, 190, 85], [100, 4, 200, 100], draws=100)
+  assert twice.estimate == pytest.approx(10**3.5)
   with pytest.raises(ValueError, match='ascending'):
     find([20, 10], [1, 1], [2, 2])
   with pytest.raises(ValueError, match='successes must lie'):

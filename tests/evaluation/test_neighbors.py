@@ -81,7 +81,7 @@ def test_clusters_that_float64_cannot_expand_are_measured_directly():
   random = np.random.default_rng(7)
   side = random.choice([-1e6, 1e6], 120)
   reference = side[:, None] + 1e-3 * random.normal(size=(120, 5))
-  queries = side[:50, None] + 1e-3 * random.normal(size=(50, 5))
+  queries = side[:100, None] + 1e-3 * random.normal(size=(100, 5))  # more than at a time
   found = neighbors.nearest(queries, reference)
   index, distance = brute_force(queries, reference, 2)
   np.testing.assert_array_equal(found.index, index)

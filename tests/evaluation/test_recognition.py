@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from sklearn import svm
 
 from diffusion.data import pipeline, sources
 from diffusion.evaluation import recognition
-from diffusion.evaluation.metric import MetricInputs
+from diffusion.evaluation.metric import MetricInputs, Plan
 from diffusion.models import mlp
 from diffusion.training import experiment as experiments
 from tests.training import tiny
@@ -71,6 +72,24 @@ def test_the_worst_class_is_named(digits):
   assert found['worst class'].value.estimate < found['recognized as their label'].value.estimate
 
 
+@pytest.mark.parametrize('penalty', [0.01, 100.0])
+def test_the_penalty_is_that_of_the_classifier(penalty):
+  """Of two classes of unequal size that overlap, beside the classifier itself."""
+  random = np.random.default_rng(2)
+  label = np.repeat(np.arange(2, dtype=np.int32), [45, 15])
+  sets = [(random.normal(label[:, None], 1.5, (60, 3)), label) for _ in range(3)]
+  own = svm.SVC(C=penalty).fit(*sets[1])
+  units = pipeline.NormalizationStatistics(None)
+  given = MetricInputs(*sets[0], *sets[1:], 0, ('a', 'b'), units, None, {})
+  found = {one.name: one for one in recognition.recognition(penalty).measure(given)}
+  right, real = (own.predict(x) == label for x, _ in (sets[0], sets[2]))
+  assert found['recognized as their label'].counts == (right.sum(), 60, False, None, None)
+  assert found['held-out accuracy'].counts == (real.sum(), 60, True, None, None)
+  worst, count = min((right[label == k].mean(), (label == k).sum()) for k in range(2))
+  assert found['worst class'].value.estimate == pytest.approx(worst)
+  assert f', {count} samples' in found['worst class'].meaning
+
+
 @pytest.mark.parametrize('penalty', [0.0, -1.0, float('nan')])
 def test_a_bad_penalty_is_named_in_the_factory(penalty):
   with pytest.raises(ValueError, match=rf'c must .* got {penalty}'):
@@ -87,3 +106,7 @@ def test_unlabelled_data_is_refused_before_training():
   )
   with pytest.raises(ValueError, match='at least two classes'):
     experiments.load_data(experiment)
+  plan = Plan(samples=9, classes=2, shape=(8,), train=9, held_out=9)
+  recognition.recognition().check(plan)
+  with pytest.raises(ValueError, match='what was asked for: put the images into class folders'):
+    recognition.recognition().check(plan._replace(labels=False))

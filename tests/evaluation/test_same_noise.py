@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from diffusion.evaluation import same_noise
 from tests import shapes
@@ -37,6 +38,36 @@ def test_copyists_of_disjoint_sets_do_not_agree_and_are_called_so():
   assert values['distance ratio'].low < 1 < values['distance ratio'].high
   assert values['memorized fraction, first model'].estimate == 1
   assert values['memorized fraction, second model'].estimate == 1
+
+
+def test_all_of_four_pairs_by_hand():
+  """Two of each label, so that the other one is the only pair to shuffle to; all far from the origin."""
+  random = np.random.default_rng(14)
+  a, b = 9 + random.normal(size=(2, 4, 3))
+  labels, other = np.array([0, 1, 1, 0]), [3, 2, 1, 0]
+  one, two = (x[:1] + np.outer(far, [1, 0, 0]) for x, far in ((a, (0.4, 1)), (b, (0.3, 1))))
+  told = {f.name: f for f in same_noise.agreement(a, b, labels, one, two)}
+  mean = (a.mean(0) + b.mean(0)) / 2
+  wanted = {}
+  for name, partner in (('', b), (', shuffled', b[other])):
+    wanted[f'distance of pairs{name}'] = np.sqrt(((a - partner) ** 2).sum(1))
+    x, y = a - mean, partner - mean
+    wanted[f'cosine of pairs{name}'] = np.diag(x @ y.T) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
+  for name, each in wanted.items():
+    half = stats.t.ppf(0.975, 3) * each.std(ddof=1) / 2
+    np.testing.assert_allclose(
+      told[name].value, (each.mean(), each.mean() - half, each.mean() + half)
+    )
+    assert ('shuffled' in name) == ('chance' in told[name].meaning)
+  ratio = wanted['distance of pairs'].sum() / wanted['distance of pairs, shuffled'].sum()
+  assert told['distance ratio'].value.estimate == pytest.approx(ratio)
+  for name, samples, train in (('first', a, one), ('second', b, two)):
+    far = np.sort(np.linalg.norm(samples[:, None] - train, axis=2), axis=1)
+    counts = (3 * far[:, 0] < far[:, 1]).sum(), 4, False, None, None
+    assert told[f'memorized fraction, {name} model'].counts == counts
+  assert [name for name, f in told.items() if f.better] == [
+    'distance ratio', 'memorized fraction, first model', 'memorized fraction, second model',
+  ]  # fmt: skip
 
 
 def test_shuffled_pairs_are_never_the_same_pair():

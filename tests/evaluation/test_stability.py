@@ -26,6 +26,20 @@ def test_planted_spikes_are_counted_and_timed():
   losses[-2:] *= 1000
   found = stability.spikes(steps.tolist(), losses)
   assert found == [(1010, 40), (2010, 10), (2990, math.inf)]
+  rows = [{'step': step, 'loss': loss} for step, loss in zip(steps, losses, strict=True)]
+  for end, times, longest in ((300, 3, math.inf), (298, 2, 40), (110, 1, 40)):
+    told = {f.name: f for f in stability.findings(rows[:end])}
+    assert (told['loss spikes'].value, told['longest recovery'].value) == (times, longest)
+    assert {told[name].better for name in ('loss spikes', 'longest recovery')} == {'lower'}
+
+
+def test_a_spike_is_one_beside_the_last_rows_of_which_there_must_be_enough():
+  """A hundred, then one: 50 is usual beside all rows, and not beside the last eight."""
+  losses = [100.0] * 30 + [1.0] * 10 + [50.0, 1.0]
+  assert stability.spikes(range(42), losses, window=8, minimum=4) == [(40, 1)]
+  assert stability.spikes(range(42), losses, window=41, minimum=4) == []
+  for minimum, count in ((4, 1), (5, 0)):
+    assert len(stability.spikes(range(5), [1.0] * 4 + [50.0], minimum=minimum)) == count
 
 
 def test_a_spike_is_not_over_half_way_down():
@@ -48,7 +62,9 @@ def test_findings_of_rows():
     {'step': int(s), 'loss': float(v), 'gradient_norm': float(i), 'clip_rate': i % 2}
     for i, (s, v) in enumerate(zip(steps, losses, strict=True))
   ]
-  rows.insert(5, {'step': 55, 'validation/eps': 0.5})
+  rows.insert(5, {'step': 55, 'validation/eps': 0.5, 'gradient_norm': 1e9, 'clip_rate': 1.0})
+  more = {'step': 3010, 'loss': math.exp(-2), 'gradient_norm': math.nan}  # all of it skipped
+  rows.append(more)
   found = {f.name: f.value for f in stability.findings(rows)}
   assert found['clip rate'] == 0.5
   assert found['gradient norm, median'] == 149.5
