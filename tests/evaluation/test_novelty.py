@@ -1,12 +1,13 @@
 """The data-copying test at its null and on copies; the feature likelihood's fit, baseline and direction."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 from sklearn import decomposition
 
 from diffusion.evaluation import novelty
-from diffusion.evaluation.metric import Plan
+from diffusion.evaluation.metric import Plan, subset
 from tests.evaluation.given import inputs_of, values
 
 
@@ -62,14 +63,28 @@ def test_a_cell_without_enough_is_left_out_and_none_is_an_error():
   random = np.random.default_rng(3)
   train = np.concatenate([random.normal(size=(50, 2)), random.normal(50, 1, (50, 2))])
   near = random.normal(size=(40, 2))
-  found = novelty.copying_test(near, near + 0.1, train, cells=2)
-  assert found.z.shape == (1,)
+  for least in (20, 40):  # of 40 of each
+    found = novelty.copying_test(near, near + 0.1, train, cells=2, least=least)
+    assert found.z.shape == (1,)
+  with pytest.raises(ValueError, match='none of the 2 cells holds 41 samples'):
+    novelty.copying_test(near, near + 0.1, train, cells=2, least=41)
   with pytest.raises(ValueError, match='none of the 2 cells holds 20 samples'):
     novelty.copying_test(near, 50 + near, train, cells=2)
   with pytest.raises(
     ValueError, match='in 3 cells needs at least 60 samples and held-out examples, got 59 and 90'
   ):
     novelty.data_copying().check(Plan(59, 0, (4,), 100, 90))
+  with pytest.raises(ValueError, match='60 samples and held-out examples, got 90 and 59'):
+    novelty.data_copying().check(Plan(90, 0, (4,), 100, 59))
+  novelty.data_copying().check(Plan(60, 0, (4,), 100, 60))
+  with pytest.raises(ValueError, match='at least 2 samples and 4 training examples, got 1 and 9'):
+    novelty.feature_likelihood().check(Plan(1, 0, (4,), 9, 9))
+  novelty.feature_likelihood().check(Plan(2, 0, (4,), 4, 9))
+  # Where there are no clusters, what the cells are is up to the seed.
+  even = random.uniform(size=(3, 150, 2))
+  one, same, other = (novelty.copying_test(*even, 9, 2, seed).z for seed in (0, 0, 1))
+  np.testing.assert_array_equal(one, same)
+  assert not np.array_equal(one, other)
 
 
 def test_one_width_in_closed_form():
@@ -82,6 +97,24 @@ def test_one_width_in_closed_form():
   assert novelty.log_density(found, x) == pytest.approx(
     scipy.stats.multivariate_normal(np.ones(4), np.exp(expected)).logpdf(x), rel=1e-4
   )
+  held_out = random.normal(0, 2, (90, 4))
+  density = scipy.stats.multivariate_normal(np.ones(4), np.exp(expected)).logpdf(held_out)
+  assert novelty.likelihood_divergence(center, x, held_out) == pytest.approx(
+    -100 * density.mean() / 4, rel=1e-4
+  )
+
+
+def test_the_density_of_several_gaussians_is_the_mean_of_theirs():
+  random = np.random.default_rng(14)
+  x, centers = random.normal(size=(7, 2)), random.normal(size=(3, 2)).astype(np.float32)
+  variance = np.array([0.5, 1.0, 3.0], np.float32)
+  expected = np.mean(
+    [scipy.stats.multivariate_normal(c, v).pdf(x) for c, v in zip(centers, variance, strict=True)],
+    axis=0,
+  )
+  made = novelty.CenteredGaussians(jnp.asarray(centers), jnp.log(variance))
+  found = novelty.log_density(made, x, chunk=3)
+  np.testing.assert_allclose(found, np.log(expected), rtol=1e-4)
 
 
 def test_the_likelihood_never_falls_and_ends_at_the_true_widths():
@@ -98,7 +131,8 @@ def test_the_likelihood_never_falls_and_ends_at_the_true_widths():
 
 def test_a_center_on_a_point_keeps_the_least_width():
   x = np.random.default_rng(6).normal(size=(50, 3))
-  found = novelty.fit_widths(x[:10], x[:10], floor=1e-3)
+  points = np.repeat(x[:10], 3, axis=0)  # and the last chunk of them is filled up
+  found = novelty.fit_widths(x[:10], points, floor=1e-3, chunk=7)
   square = ((x[:10, None] - x[:10]) ** 2).sum(2).mean() / 3
   np.testing.assert_allclose(np.exp(found.log_variance), 1e-3 * square, rtol=1e-4)
   assert np.isfinite(novelty.log_density(found, x)).all()
@@ -121,13 +155,18 @@ def test_real_data_scores_its_baseline_and_copies_and_collapse_are_worse():
 def test_a_limit_on_centers_hides_no_copies():
   """Copies of every second of 1,000 training examples, 400 centers: the widths are fitted to all 1,000."""
   random = np.random.default_rng(9)
-  train, held_out = clusters(random, 1000, 32), clusters(random, 400, 32)
+  train, held_out = clusters(random, 1000, 32), clusters(random, 450, 32)
   metric = novelty.feature_likelihood(limit=400)
   copies, fresh, few = (
     values(metric, inputs_of(x, train, held_out))['FLD']
     for x in (train[::2], clusters(random, 500, 32), clusters(random, 60, 32))
   )
   print(copies, fresh, few)
+  # 400 centers on both sides, and as many held-out examples as the limit says.
+  samples, real, others = novelty.standardized(train[::2], train, held_out)
+  one = novelty.likelihood_divergence(subset(samples, 400), real, subset(others, 400))
+  other = novelty.baseline_divergence(real, subset(others, 400), 400)
+  assert copies == pytest.approx(one - other)
   assert copies > 3
   assert abs(fresh) < 1
   assert abs(few) < 2  # few perfect samples are compared with as few real ones
