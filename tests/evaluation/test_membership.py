@@ -7,7 +7,7 @@ import pytest
 
 from diffusion import devices
 from diffusion.data import pipeline
-from diffusion.evaluation import membership
+from diffusion.evaluation import gap, membership
 from diffusion.evaluation.metric import Network, Plan, Query, make_network
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.training import state as states
@@ -51,8 +51,19 @@ def test_the_copyist_knows_its_training_set_and_the_truth_does_not():
   metric = membership.membership(log_snr=(5.0, 3.0), draws=20)
   for finding in metric.measure(given(copyist, train)):
     assert finding.value.low > 0.9
-  for finding in metric.measure(given(fair, train)):
+  found = metric.measure(given(fair, train))
+  for finding in found:
     assert finding.value.low < 0.5 < finding.value.high
+  both, keys = (
+    np.concatenate([train, draw(1, 200)]),
+    jax.vmap(jax.random.key)(jnp.arange(400) % 200),
+  )
+  noise = gap.EvaluationNoise((5.0, 3.0), 20)
+  own, others = np.split(
+    np.asarray(gap.denoiser_losses(fair, PATH, jnp.asarray(both), keys, noise)), 2
+  )
+  pairs = (own[:, None] < others).mean((0, 1))
+  np.testing.assert_allclose([finding.value.estimate for finding in found], pairs, atol=1e-3)
 
 
 def test_distance_to_the_copyist_is_zero_for_it_alone():
@@ -75,12 +86,72 @@ def test_a_denoiser_that_knows_the_mean_alone_is_at_distance_one():
     assert finding.value.estimate == pytest.approx(1, rel=1e-6)
 
 
+def test_findings_are_made_of_what_the_network_answers_about_as_many_rows_as_are_asked_about():
+  """A network whose answers are told beforehand: what it is asked, and what comes of the numbers of each level."""
+  random = np.random.default_rng(3)
+  train, held_out = draw(0, 90), draw(1, 70)
+  asked, answers = [], []
+
+  def apply(function, x, told, shared=()):
+    asked.append((x, told, shared))
+    return answers.pop(0)
+
+  told = Network(apply, lambda x: 2 * x, (-3.0, 5.0))
+  inputs = inputs_of(train[:5], train, held_out, network=told)
+  labels = random.integers(0, 5, 90), random.integers(0, 5, 70)
+  inputs = inputs._replace(train=(train, labels[0]), held_out=(held_out, labels[1]))
+  rows_of = dict(
+    zip(('train', 'held_out'), ((train, labels[0]), (held_out, labels[1])), strict=True)
+  )
+
+  def assert_asked(which, limit):
+    x, label, shared = asked.pop(0)
+    known = {tuple(row): k for row, k in zip(*rows_of[which], strict=True)}
+    assert [known[tuple(row)] for row in x] == list(label)
+    assert len({tuple(row) for row in x}) == len(x) == min(limit, len(known))
+    return shared
+
+  levels = (5.0, 1.0, -3.0)  # the ends of what the schedule spans are in it
+  for limit in (50, 80):
+    losses = random.normal(size=(min(limit, 90), 3)), random.normal(size=(min(limit, 70), 3))
+    answers[:] = losses
+    found = membership.membership(levels, 6, limit).measure(inputs)
+    assert_asked('train', limit)
+    assert_asked('held_out', limit)
+    for i, (level, one) in enumerate(zip(levels, found, strict=True)):
+      pairs = losses[0][:, None, i] < losses[1][:, i]
+      assert one.name == f'membership AUC, log-SNR {level:g}'
+      assert one.value.estimate == pytest.approx(pairs.mean())
+      assert one.meaning.startswith(
+        f'{len(losses[0])} training against {len(losses[1])} held-out examples, 6 draws'
+      )
+      assert one.better == 'nearer 0.5'
+    near, far, scale = random.gamma(2, size=(3, min(limit, 70), 3))
+    for make, name, top, better in (
+      (membership.copying_distance, 'M', near, ''),
+      (lambda *given: membership.score_position(truth, *given), 'G', near - far, 'nearer 1'),
+    ):
+      answers[:] = [(near, far, scale)]
+      found = make(levels, 2, limit).measure(inputs)
+      copied, label = assert_asked('held_out', limit)
+      np.testing.assert_array_equal(copied, 2 * train)  # all of it, in the network's units
+      np.testing.assert_array_equal(label, labels[0])
+      for i, (level, one) in enumerate(zip(levels, found, strict=True)):
+        assert (one.name, one.better) == (f'{name}, log-SNR {level:g}', better)
+        assert one.value.estimate == pytest.approx(top[:, i].mean() / scale[:, i].mean())
+  for level in (-3.1, 5.1):
+    with pytest.raises(ValueError, match=rf'log_snr has {level}, the schedule spans \[-3, 5\]'):
+      membership.membership((0.0, level)).measure(inputs)
+    with pytest.raises(ValueError, match=rf'log_snr has {level}, the schedule spans \[-3, 5\]'):
+      membership.copying_distance((0.0, level)).measure(inputs)
+
+
 def test_the_copyist_of_mirror_images_is_known_for_it():
   random = np.random.default_rng(0)
-  train = random.normal(size=(60, 4, 4, 1)).astype(np.float32)
+  train = random.normal(size=(60, 4, 3, 1)).astype(np.float32)
   copyist = analytic.empirical(PATH, jnp.asarray(train), flip=True)
   inputs = inputs_of(
-    train[:5], train, random.normal(size=(50, 4, 4, 1)).astype(np.float32), network=network(copyist)
+    train[:5], train, random.normal(size=(50, 4, 3, 1)).astype(np.float32), network=network(copyist)
   )
   plain, both = (
     [one.value.estimate for one in membership.copying_distance((2.0, 0.0), mirrored=m).measure(inputs)]
@@ -88,6 +159,14 @@ def test_the_copyist_of_mirror_images_is_known_for_it():
   )  # fmt: skip
   assert max(both) < 1e-5
   assert min(plain) > 0.1
+
+  def mean(z, t, key=None):  # of the training set and its mirror images
+    x0 = jnp.broadcast_to((train + train[:, :, ::-1]).mean(0) / 2, z.shape)
+    return copyist(z, t)._replace(x0=x0)
+
+  given = inputs._replace(network=network(mean))
+  for finding in membership.copying_distance((2.0, 0.0), mirrored=True).measure(given):
+    assert finding.value.estimate == pytest.approx(1, rel=1e-5)
   with pytest.raises(ValueError, match='mirrored=True is for images'):
     membership.copying_distance(mirrored=True).check(Plan(10, 0, (8,), 50, 50, network=True))
 
@@ -177,6 +256,14 @@ def test_a_conditional_copyist_is_of_the_class(monkeypatch):
     (
       lambda: membership.membership().check(Plan(5, 0, (2,), 1, 9)),
       'at least 2 training and held-out examples, got 1 and 9',
+    ),
+    (
+      lambda: membership.copying_distance().check(Plan(5, 0, (2,), 9, 1)),
+      'at least 2 training and held-out examples, got 9 and 1',
+    ),
+    (
+      lambda: membership.copying_distance().check(Plan(5, 0, (2,), 9, 9, network=False)),
+      'asks the',
     ),
   ],
 )
