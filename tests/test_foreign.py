@@ -1,5 +1,6 @@
 """Samples of another program: their labels and ranges are the data's, or the file, the value and a remedy are named."""
 
+import pathlib
 import types
 
 import numpy as np
@@ -8,6 +9,8 @@ from PIL import Image
 
 from diffusion.commands import evaluate, foreign
 from diffusion.data import pipeline, sources, splits
+from diffusion.evaluation import by_name, features
+from diffusion.evaluation.metric import results_to_json
 
 NAMES = tuple('0123456789')
 
@@ -241,21 +244,29 @@ def test_findings_are_printed_before_a_file_that_cannot_be_written_ends_the_prog
   monkeypatch, capsys, tmp_path
 ):
   found = [evaluate.MetricResult('recognized as their label', 0.25, 'of 4')]
-  monkeypatch.setattr(evaluate, 'measure', lambda *given, **more: (found, ['a note'], {}))
-  monkeypatch.setattr(evaluate.provenance, 'read_record', lambda folder: {'config': {}})
+  asked, sizes = [], []
+  measure = lambda *given, **more: asked.append((given, more)) or (found, ['a note'], {})  # noqa: E731
+  monkeypatch.setattr(evaluate, 'measure', measure)
+  monkeypatch.setattr(
+    evaluate.provenance, 'read_record', lambda folder: {'config': {'batch_size': 48}}
+  )
+  monkeypatch.setattr(evaluate.devices, 'configure', sizes.append)
   (tmp_path / 'taken').write_text('')
   given = {
     'images': 'x',
     'run': 'r',
-    'metrics': [],
-    'features': 'pixels',
-    'levels': None,
-    'moved': [],
+    'metrics': ['vendi'],
+    'features': 'digits',
+    'levels': 17,
+    'moved': ['data_dir=~/sets'],
   }
   with pytest.raises(OSError):
     evaluate.main([], types.SimpleNamespace(**given, output=tmp_path / 'taken' / 'out.json'))
   said = capsys.readouterr().out
   assert 'a note' in said and '| recognized as their label | 0.250 |' in said
+  more = {'levels': 17, 'moved': {'data_dir': '~/sets'}}
+  assert asked == [(('x', 'r', ['vendi'], 'digits'), more)]
+  assert sizes == [48]  # as the run was
 
 
 def test_images_half_as_bright_and_vectors_in_network_units_are_warned_of(save, digits):
@@ -296,3 +307,65 @@ def test_images_of_more_levels_are_compared_with_all_data_in_brightness(save, di
   for found, known in ((inputs.train, digits.train), (inputs.held_out, digits.held_out)):
     np.testing.assert_array_equal(found[0], np.rint(known[0] / 16 * 255))
     np.testing.assert_array_equal(found[1], known[1])
+
+
+def test_images_whose_levels_are_the_datas_are_compared_in_these_and_copies_among_them_are_counted(
+  save, digits
+):
+  """Said to be levels, or in brightness of which each is one."""
+  known = digits.train[0]
+  x, labels = np.concatenate([known[:3], images(5, top=17), known[3:5]]), np.arange(10) % 7
+  bright = pipeline.to_uint8(x, 17)
+  for arrays in ({'images': x, 'levels': 17}, {'images': bright}):
+    inputs, notes = evaluate._beside(foreign.read(save(**arrays, labels=labels), NAMES), digits)
+    assert notes == ['WARNING: 5 of the 10 images ARE training examples, to the last pixel']
+    np.testing.assert_array_equal(inputs.samples, x)
+    np.testing.assert_array_equal(inputs.labels, labels)
+    assert inputs.units == digits.units
+    for found, own in ((inputs.train, digits.train), (inputs.held_out, digits.held_out)):
+      np.testing.assert_array_equal(found[0], own[0])
+      np.testing.assert_array_equal(found[1], own[1])
+    sizes = digits.sizes
+    assert inputs.validation == sizes['validation'] != sizes['test']
+    assert (inputs.class_names, inputs.network, inputs.kept) == (NAMES, None, {})
+  inputs, _ = evaluate._beside(foreign.read(save(images=bright), NAMES), digits)
+  assert inputs.labels.tolist() == [0] * 10  # of images whose labels nobody says
+
+
+def test_what_is_measured_of_images_is_planned_by_their_numbers_and_recorded(
+  monkeypatch, save, digits
+):
+  asked = []
+  monkeypatch.setattr(evaluate, 'data_of', lambda *given: asked.append(given) or digits)
+  monkeypatch.setattr(
+    evaluate, 'choose_features', lambda name: features.pixels()._replace(name=name)
+  )
+  of = {name: by_name.metrics()[name] for name in ('vendi', 'recognition', 'sliced_wasserstein')}
+  path, moved = save(images=images(12, top=17)), {'data_dir': 'there'}
+  judge = lambda *names, **more: evaluate.measure(path, 'a/run', names, 'own', levels=17, **more)  # noqa: E731
+  sizes = digits.sizes
+  for name, says in (
+    ('kernel', f'at least 20 samples and training examples, got 12 and {sizes["train"]}'),
+    (
+      'calibrated_ratio',
+      f'at least 10000 held-out examples, got {sizes["validation"] + sizes["test"]}:',
+    ),
+    ('membership', 'it asks the network, and there are images alone'),
+    ('recognition', 'recognition needs to know what was asked for'),
+  ):
+    with pytest.raises(ValueError, match=says):
+      judge(name)
+  asked.clear()
+  monkeypatch.setattr(by_name, 'metrics', lambda: of)
+  found, notes, record = judge('all', moved=moved)
+  assert asked == [(pathlib.Path('a/run').absolute(), moved)]
+  assert [one.name for one in found] == [
+    'Vendi score(own)', 'Vendi score(own), held-out', 'sliced Wasserstein distance',
+    'sliced Wasserstein distance, held-out',
+  ]  # fmt: skip
+  (note,) = notes
+  assert note.startswith('left out recognition: recognition needs to know what was asked for')
+  assert (record['images'], record['count'], record['levels']) == (str(path), 12, 17)
+  assert (record['features'], record['notes']) == ('own', notes)
+  assert record['data']['examples'] == sizes
+  assert record['results'] == results_to_json(found)

@@ -8,7 +8,7 @@ import pytest
 from diffusion import devices
 from diffusion.data import pipeline
 from diffusion.evaluation import bits_per_dim, gap
-from diffusion.evaluation.metric import MetricInputs, make_network
+from diffusion.evaluation.metric import MetricInputs, Network, make_network
 from diffusion.process import gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import likelihood as exact
 from diffusion.training import state as states
@@ -40,7 +40,10 @@ def test_bits_are_the_mean_of_the_rows_and_do_not_depend_on_their_company():
   assert set(found) == {'validation bits/dim', 'test bits/dim', 'training bits/dim'}
   value = found['training bits/dim'].value
   assert value.low < value.estimate < value.high
-  assert 'reconstruction' in found['training bits/dim'].meaning
+  for name, of in (('training', 40), ('validation', 32), ('test', 32)):
+    meaning = found[f'{name} bits/dim'].meaning
+    assert meaning.startswith(f'bound of {of} examples, continuous time: reconstruction')
+    assert found[f'{name} bits/dim'].better == 'lower'
 
   def rows(query, shared):
     return exact.bound(query.denoise, query.path, query.x, query.keys, levels=None, draws=4).total
@@ -64,7 +67,9 @@ def test_each_split_has_the_bound_of_its_own_examples_with_the_steps_that_are_as
   given = given._replace(held_out=(given.held_out[0].copy(), given.held_out[1]))
   given.held_out[0][cut:] *= 3  # test examples far out, of which the bound is higher
   metric = bits_per_dim.likelihood(limit=1000, draws=4, steps=5)
-  found = {finding.name: finding.value.estimate for finding in metric.measure(given)}
+  measured = metric.measure(given)
+  assert all(' examples, 5 steps: ' in finding.meaning for finding in measured)
+  found = {finding.name: finding.value.estimate for finding in measured}
 
   def rows(query, shared):
     return exact.bound(
@@ -109,6 +114,39 @@ def test_images_are_evaluated_by_their_levels():
   assert uniform.name == 'uniform bits/dim'
   assert 2**uniform.value == pytest.approx(17)
   assert {finding.unit for finding in found} == {'bits/dim'}
+
+
+def test_splits_are_told_of_their_own_and_one_of_a_single_example_is_left_out():
+  x, label = np.arange(7.0)[:, None], np.arange(7)
+  given = MetricInputs(x, label, (x, label), (-x, -label), 0, (), None, None, {})
+  for cut, wanted in (
+    (0, {'test': 7}),
+    (1, {'test': 6}),
+    (5, {'validation': 5, 'test': 2}),
+    (6, {'validation': 6}),
+  ):
+    found = bits_per_dim._splits(given._replace(validation=cut))
+    assert {name: len(split[0]) for name, split in found.items()} == wanted | {'training': 7}
+    for split in found.values():
+      np.testing.assert_array_equal(split[0][:, 0], split[1])
+  told = {'train': {'a': -label}, 'held_out': {'a': label}}
+  found = bits_per_dim._splits(given._replace(validation=3, conditions=told))
+  for split in found.values():
+    np.testing.assert_array_equal(split[0][:, 0], -split[1]['a'])
+
+  def apply(function, x, told):  # which knows the bound of every example
+    np.testing.assert_array_equal(x[:, 0], told)
+    return exact.Bound(x[:, 0] ** 2, x[:, 0], 3 + 0 * x[:, 0])
+
+  units = pipeline.NormalizationStatistics(None)
+  given = given._replace(validation=4, network=Network(apply, None, (0.0, 1.0)), units=units)
+  measured = {one.name: one for one in bits_per_dim.likelihood(limit=3).measure(given)}
+  for name, rows in (('training', [0, 3, 6]), ('validation', [0, -2, -3]), ('test', [-4, -5, -6])):
+    nats = [k**2 + k + 3 for k in rows]
+    found = measured[f'{name} bits/dim']
+    assert found.value.estimate == pytest.approx(np.mean(nats) / np.log(2))
+    reconstruction = np.mean(np.square(rows)) / np.log(2)
+    assert f'time: reconstruction {reconstruction:.4f}, diffusion ' in found.meaning
 
 
 @pytest.mark.parametrize('numbers', [{'limit': 1}, {'draws': 0}, {'steps': 0}])

@@ -191,6 +191,7 @@ def test_evaluation_noise():
   assert noise.draws == 2
   for arguments, message in (
     ((-1.0, 1.0), 'low=1.0, high=-1.0'),
+    ((1.0, 1.0), 'low=1.0, high=1.0'),
     ((8.0, -8.0, 1), 'levels .*1'),
     ((8.0, -8.0, 4, 0), 'draws .*0'),
   ):
