@@ -197,6 +197,8 @@ def test_a_tracked_width_is_reconstructed_as_itself(x64):
   times, widths = [1, 2, 3, 1, 2, 3], [0.05] * 3 + [0.1] * 3
   found = averaging.reconstruct(snapshots, times, widths, 3, 0.1)
   np.testing.assert_allclose(found['w'], [5.0], atol=1e-6)
+  singles = [{'w': snapshot['w'].astype(np.float32)} for snapshot in snapshots]
+  assert averaging.reconstruct(singles, times, widths, 3, 0.1)['w'].dtype == np.float32
 
 
 @pytest.mark.parametrize('start, every', [(1, 1), (10, 1), (5, 4)])
@@ -225,6 +227,8 @@ def test_swa_is_the_plain_mean_of_what_it_samples(start, every, x64):
     (lambda: averaging.swa(1, 0), 'every .* got 0'),
     (lambda: averaging.reconstruct([{}], [1, 2], [0.1], 1, 0.1), 'one length, got 1, 2, 1'),
     (lambda: averaging.reconstruct([{}], [5], [0.1], 6, 0.1), r'time must be in \(0, 5\], got 6'),
+    (lambda: averaging.reconstruct([{}], [5], [0.1], 0, 0.1), r'time must be in \(0, 5\], got 0'),
+    (lambda: averaging.reconstruct([], [], [], 1, 0.1), 'one length, got 0, 0, 0'),
   ],
 )
 def test_bad_arguments_of_the_other_averages_are_named(make, names):

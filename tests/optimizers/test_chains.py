@@ -236,6 +236,9 @@ def test_numbers_may_be_traced():
   plain = chains.adamw(schedules.constant(0.1), 0.2, 0.5)
   expected, _ = plain.update(tree(1), plain.init(tree(0)), tree(0))
   assert_trees_close(update(0.2, 0.5), expected, rtol=1e-5)
+  unclipped = chains.adamw(schedules.constant(0.1), 0.2, None)
+  expected, _ = unclipped.update(tree(1), unclipped.init(tree(0)), tree(0))
+  assert_trees_close(update(0.2, 0.0), expected, rtol=1e-5)  # 0 is off, and stops nothing
 
 
 def test_what_is_off_is_not_cited():
@@ -308,14 +311,16 @@ def test_the_gradient_is_clipped_before_coupled_decay_is_added():
 def test_a_rate_that_the_caller_gives_stands_in_for_the_schedule_everywhere(options):
   """As a plateau's or a range test's: nothing of the schedule's own rate is left."""
   direction, params, gradient = optimizers.adam(eps=0.1), tree(0), tree(1)
-  found, expected = (
-    made.update(gradient, made.init(params), params, **given)[0]
+  (found, state), (expected, _) = (
+    made.update(gradient, made.init(params), params, **given)
     for made, given in (
       (chains.chain(direction, schedules.constant(0.1), **options), {'learning_rate': 0.02}),
       (chains.chain(direction, schedules.constant(0.02), **options), {}),
     )
   )
   assert_trees_close(found, expected, rtol=1e-12)
+  # The schedule goes on all the same.
+  assert chains.chain(direction, lambda n: 5 + n, **options).learning_rate(state) == 6
 
 
 @pytest.mark.usefixtures('x64')

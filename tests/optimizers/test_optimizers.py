@@ -200,6 +200,8 @@ def test_every_argument_of_a_direction_reaches_it(make):
   for name, value in flags.items():
     assert change(one(make(**{name: not value}), gradients)) > 1e-3, name
   for name, value in numbers.items():
+    with pytest.raises(ValueError, match=f'{name} must .* got -0.5'):
+      make(**{name: -0.5})
     others = [0.1] if name == 'eps' else [value / 2, 0.9 + value / 10]
     assert max(change(run(numbers | {name: other})) for other in others) > 1e-3, name
 
@@ -223,9 +225,17 @@ def test_muon_orthogonalizes_kernels_and_leaves_the_rest_to_adam():
   np.testing.assert_allclose(found['conv']['bias'], adam['conv']['bias'], rtol=1e-4)
 
 
-def test_schedule_free_judges_an_average_between_gradients():
-  """With constant rate x is the plain mean of the z that gradient descent walks from the y in between."""
-  optimizer = chains.schedule_free(optimizers.momentum(0.0), schedules.constant(0.1), momentum=0.8)
+@pytest.mark.parametrize('slope', [0.0, 0.05])
+def test_schedule_free_judges_an_average_between_gradients(slope):
+  """With constant rate x is the plain mean of the z that gradient descent walks from the y in between.
+
+  Where the rate rises, they count by the squares of the rates, as Optax counts them: each by that of the one after it.
+  """
+
+  def rate(n):
+    return 0.1 + slope * n
+
+  optimizer = chains.schedule_free(optimizers.momentum(0.0), rate, momentum=0.8)
   params = {'w': {'kernel': jnp.array([[2.0]])}}
   state = optimizer.init(params)
   x = z = 2.0
@@ -234,10 +244,19 @@ def test_schedule_free_judges_an_average_between_gradients():
     np.testing.assert_allclose(y, 0.2 * z + 0.8 * x, rtol=1e-5)
     update, state = optimizer.update({'w': {'kernel': jnp.array([[y]])}}, state, params)
     params = optax.apply_updates(params, update)
-    z = z - 0.1 * y
-    x = (1 - 1 / n) * x + z / n
+    z = z - rate(n - 1) * y
+    share = rate(n) ** 2 / sum(rate(i) ** 2 for i in range(1, n + 1))
+    x = (1 - share) * x + share * z
     np.testing.assert_allclose(optimizer.read(state, params)['w']['kernel'][0, 0], x, rtol=1e-5)
-  np.testing.assert_allclose(optimizer.learning_rate(state), 0.1)
+    np.testing.assert_allclose(optimizer.learning_rate(state), rate(n), rtol=1e-6)
+    assert chains.at_rate(optimizer, lambda n: 10 + n).learning_rate(state) == 10 + n
+  # A rate that the caller gives, as of a plateau, moves z by as much less.
+  small, large = (
+    optimizer.update({'w': {'kernel': jnp.array([[y]])}}, state, params, learning_rate=lr)[1]
+    for lr in (0.01, 0.03)
+  )
+  moved = [one['free'].z['w']['kernel'] - z for one in (small, large)]
+  np.testing.assert_allclose(moved, [[[-0.01 * y]], [[-0.03 * y]]], rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,8 @@ def test_inverse_sqrt_is_constant_then_falls_as_the_root():
   np.testing.assert_allclose(
     values(rate, [0, 5, 10, 100, 400, 10_000]), [0, 1, 2, 2, 1, 0.2], rtol=1e-5
   )
+  # Without a warm-up the first update has the peak, too.
+  np.testing.assert_allclose(values(schedules.inverse_sqrt(2.0, 100), [0, 1, 400]), [2, 2, 1])
 
 
 GIVEN = {
@@ -184,18 +186,28 @@ def test_every_argument_of_a_rate_reaches_it(make):
   [
     (lambda: schedules.linear(-1.0, 10), 'learning_rate .* got -1.0'),
     (lambda: schedules.linear(1.0, 10, 10), 'total_steps .* got 10'),
+    (lambda: schedules.linear(1.0, 10, 2, -0.5), 'final .* got -0.5'),
+    (lambda: schedules.exponential(-1.0, 5), 'learning_rate .* got -1.0'),
     (lambda: schedules.exponential(1.0, 0), 'half_life .* got 0'),
     (lambda: schedules.exponential(1.0, 5, -1), 'warmup_steps .* got -1'),
+    (lambda: schedules.steps(-1.0, (5,)), 'learning_rate .* got -1.0'),
+    (lambda: schedules.steps(1.0, (9, 5)), r'boundaries must increase, got \(9, 5\)'),
     (lambda: schedules.steps(1.0, (5, 5)), r'boundaries must increase, got \(5, 5\)'),
     (lambda: schedules.steps(1.0, (0,)), 'boundaries .* got 0'),
     (lambda: schedules.steps(1.0, (3,), 1.0), 'factor .* got 1.0'),
+    (lambda: schedules.cyclical(-1.0, 5), 'learning_rate .* got -1.0'),
     (lambda: schedules.cyclical(1.0, 0), 'period .* got 0'),
     (lambda: schedules.cyclical(1.0, 5, growth=0.5), 'growth .* got 0.5'),
     (lambda: schedules.cyclical(1.0, 5, decay=0.0), 'decay .* got 0.0'),
     (lambda: schedules.cyclical(1.0, 5, final=2.0), 'final .* got 2.0'),
     (lambda: schedules.one_cycle(0.0, 10), 'learning_rate .* got 0.0'),
+    (lambda: schedules.one_cycle(1.0, 1), 'total_steps .* got 1'),
     (lambda: schedules.one_cycle(1.0, 10, rise=1.0), 'rise .* got 1.0'),
+    (lambda: schedules.one_cycle(1.0, 10, start=0.0), 'start .* got 0.0'),
+    (lambda: schedules.one_cycle(1.0, 10, final=1.5), 'final .* got 1.5'),
+    (lambda: schedules.inverse_sqrt(-1.0, 5), 'learning_rate .* got -1.0'),
     (lambda: schedules.inverse_sqrt(1.0, 0), 'reference_steps .* got 0'),
+    (lambda: schedules.inverse_sqrt(1.0, 5, -1), 'warmup_steps .* got -1'),
   ],
 )
 def test_bad_arguments_of_the_other_rates_are_named(make, names):
