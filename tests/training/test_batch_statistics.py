@@ -11,6 +11,7 @@ from diffusion.process import gaussian
 from diffusion.sampling import draw, samplers
 from diffusion.sampling.plan import Sampling
 from diffusion.training import gradient as gradients
+from diffusion.training import state as states
 from diffusion.training.program import SingleRun
 from diffusion.training.state import evaluation_parameters, weights
 from diffusion.training.step import STATISTICS_BATCHES
@@ -142,3 +143,5 @@ def test_one_row_a_device_or_micro_batch_is_refused():
     tiny.start(experiment(batch_size=4))
   with pytest.raises(ValueError, match='batch normalization needs at least 2 rows .* got 1'):
     tiny.start(experiment(batch_size=32, micro_batches=8))
+  for few in ({'batch_size': 8}, {'batch_size': 16, 'micro_batches': 2}):  # 2 are enough
+    states.check_state(experiment(**few), tiny.shapes(experiment(**few))[1])

@@ -38,7 +38,7 @@ def test_early_stopping_counts_patience_in_steps_from_the_best():
     True
   ]  # step 60: 30 after the best at 30
   assert state['best'] == {'validation/eps': [3, 30]}
-  assert '3 at step 30' in actions[-1].reason
+  assert '3 at step 30 for 30 steps' in actions[-1].reason
 
 
 def test_early_stopping_with_patience_below_the_period_stops_at_the_first_rise():
@@ -59,6 +59,8 @@ def test_early_stopping_recovers_from_a_nan_first_metric():
   actions, state = play(callbacks.early_stopping(patience=30), [math.nan, 2, 1, math.nan, 0.5])
   assert all(isinstance(a, Continue) for a in actions)
   assert state['best'] == {'validation/eps': [0.5, 50]}
+  _, state = play(callbacks.early_stopping(patience=30), [2, -math.inf, 1])
+  assert state['best'] == {'validation/eps': [1, 30]}
 
 
 def test_early_stopping_with_a_share_waits_longer_in_a_longer_run():
@@ -87,6 +89,11 @@ def test_a_plateau_reduces_the_rate_by_factors_down_to_its_floor():
   assert scales == [None] * 3 + [0.5, None, 0.25, None, 0.2] + [None] * 4
   assert state['scale'] == 0.2
   assert not any(isinstance(a, SetLearningRateScale) for a in play(plateau, range(50, 0, -1))[0])
+  # What is not finite is no fall, nor is one of no more than min_delta; another metric may be followed.
+  plateau = callbacks.reduce_on_plateau('train/eps', 0.5, patience=30, min_delta=0.5)
+  actions, state = play(plateau, [5, 4, -math.inf, 3.5, math.nan], 'train/eps')
+  assert actions == [Continue()] * 4 + [SetLearningRateScale(0.5)]
+  assert state == {'best': 4, 'since': 50, 'scale': 0.5}
 
 
 def test_a_restart_in_the_middle_changes_nothing():
@@ -115,7 +122,7 @@ def test_extending_gives_a_stopped_run_its_patience_again():
 def test_checkpoint_saves_improvements_and_in_between():
   actions, state = play(callbacks.checkpoint(every=30), [5, 6, 6, 6, 4, 7])
   assert actions == [Save(5), Continue(), Continue(), Save(6), Save(4), Continue()]
-  assert state['best'] == 4
+  assert state == {'best': 4, 'best_step': 50, 'last_save': 50}
   always, _ = play(callbacks.checkpoint(), [5, 6, 7])
   assert always == [Save(5), Save(6), Save(7)]
 
@@ -124,6 +131,7 @@ def test_checkpoint_never_takes_nan_for_the_best():
   actions, state = play(callbacks.checkpoint(every=1000), [5, math.nan, -math.inf, 4])
   assert actions == [Save(5), Continue(), Continue(), Save(4)]
   assert state['best'] == 4
+  assert play(callbacks.checkpoint('a'), [math.nan, -math.inf], 'a')[0] == [Save(math.inf)] * 2
 
 
 @pytest.mark.parametrize('mirrored', [False, True])
@@ -159,8 +167,10 @@ def test_divergence_guard_stops_on_skips_in_a_row_and_on_a_risen_loss():
   state, action = answer(state, 1.0, 0)
   assert isinstance(action, Continue)
   assert isinstance(answer(state, 1.9, 2)[1], Continue)
-  assert 'more than 2 times' in answer(state, 2.1, 0)[1].reason
-  assert '3 non-finite steps in a row' in answer(state, math.nan, 3)[1].reason
+  risen = answer(state, 2.1, 0)[1].reason
+  assert risen == 'diverged: loss 2.1 is more than 2 times the first one, 1'
+  lost = answer(state, math.nan, 3)[1].reason
+  assert lost == 'diverged: 3 non-finite steps in a row (limit 3)'
   for first in (-0.5, 0.0):  # of which no multiple is a rise
     state, action = answer(guard.init(), first, 0)
     assert isinstance(action, Continue)
@@ -172,7 +182,18 @@ def test_divergence_guard_stops_on_skips_in_a_row_and_on_a_risen_loss():
   [
     (callbacks.early_stopping, {'patience': 0}, 'patience must be an integer >= 1, got 0'),
     (callbacks.early_stopping, {'min_delta': -1.0}, 'min_delta'),
+    (callbacks.early_stopping, {'share': 1.0}, 'share'),
+    (callbacks.reduce_on_plateau, {'factor': 1.0}, 'factor'),
+    (callbacks.reduce_on_plateau, {'patience': 0}, 'patience'),
+    (callbacks.reduce_on_plateau, {'min_delta': -1.0}, 'min_delta'),
+    (callbacks.reduce_on_plateau, {'min_scale': 0.0}, 'min_scale'),
+    (callbacks.snapshots, {'every': 0}, 'every'),
     (callbacks.sample_grid, {'every': 0}, 'every'),
+    (callbacks.watch_memorization, {'every': 0}, 'every'),
+    (callbacks.watch_memorization, {'every': 1, 'per_class': 0}, 'per_class'),
+    (callbacks.watch_memorization, {'every': 1, 'growth': 0.9}, 'growth'),
+    (callbacks.divergence_guard, {'every': 0}, 'every'),
+    (callbacks.divergence_guard, {'every': 1, 'max_skipped': 0}, 'max_skipped'),
     (callbacks.divergence_guard, {'every': 1, 'factor': 1.0}, 'factor'),
     (callbacks.checkpoint, {'every': -1}, 'every'),
   ],

@@ -141,9 +141,11 @@ def test_an_empty_folder_restores_nothing(tmp_path):
 
 def test_another_network_is_named_and_nothing_is_set_aside(tmp_path):
   keeper = save_all(tmp_path / 'c', [1.0])
-  with pytest.raises(checkpoint.FormatError, match='another network'):
+  said = r"another network: \['w'\] is float32\[50, 7\] there and float32\[50, 9\] here"
+  with pytest.raises(checkpoint.FormatError, match=said):
     keeper.restore({'w': np.zeros((50, 9), np.float32), 'n': TARGET['n']}, 'latest')
-  with pytest.raises(checkpoint.FormatError, match='another network'):
+  said = r"another network: \['more'\] is None there and float32\[3\] here"
+  with pytest.raises(checkpoint.FormatError, match=said):
     keeper.restore({'w': TARGET['w'], 'n': TARGET['n'], 'more': np.zeros(3, np.float32)}, 'latest')
   assert (tmp_path / 'c' / '1').is_dir()
   keeper.close()
@@ -171,9 +173,12 @@ def test_something_else_than_a_folder_is_refused_with_a_remedy(tmp_path, read_on
 def test_a_save_in_flight_is_found(tmp_path):
   keeper = checkpoint.open_checkpoints(tmp_path / 'c', latest=3, best=0)
   for number in (1, 2, 3, 4):
-    keeper.save(number, TARGET, {'n': number}, 0.0)
+    keeper.save(number, tree(number), {'n': number}, 0.0, written={'rows': 10 * number})
+  assert keeper.written() == [{'rows': 20}, {'rows': 30}, {'rows': 40}]
   assert keeper.restore(TARGET, 'latest').number == 4  # the last save was not waited for
   assert keeper.restore(TARGET, 'latest', 3).number == 3
+  whole = keeper.restore(None, 'latest', 3).state  # as it lies there
+  assert whole.keys() == TARGET.keys() and whole['n'] == 3
   assert keeper.restore(TARGET, 'latest', 1) is None
   assert keeper.last_record() == {'n': 4}
   assert [number for number, _ in keeper.steps()] == [2, 3, 4]

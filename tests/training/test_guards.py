@@ -61,7 +61,8 @@ def test_two_high_visits_of_one_noise_level_are_a_spike_and_one_is_not():
   assert kinds(actions).index(Rollback) == 31
   back = actions[31]
   assert back.steps == 50
-  assert 'loss_bucket/2' in back.reason
+  level = spiked(length=2)[31]['loss_bucket/2']
+  assert back.reason == f'diverged: loss_bucket/2 at {level:.3g} at step 320 after 0 rollbacks'
   assert state['rollbacks'] == 1
   # Two of three visits, with a calm one in between.
   given = spiked(length=1)
@@ -107,6 +108,31 @@ def test_what_was_high_is_not_what_later_rows_are_compared_with():
   np.testing.assert_allclose(history['loss_bucket/2'], wanted)
   wanted = [row['gradient_norm'] for i, row in enumerate(given) if i != 35]
   np.testing.assert_allclose(history['norm'], wanted)
+
+
+def test_each_threshold_is_what_it_was_asked_to_be():
+  """Beside a flat history the reach of a log-loss is deviations x floor, 0.3; the gradient's norm may be three times.
+
+  One low row is in the history, by which a mean would be told from the median.
+  """
+  asked = {'deviations': 3.0, 'floor': 0.1, 'norm_factor': 3.0, 'minimum': 6, 'window': 7}
+  guard = guards.spike_guard(10, back=20, **asked)
+  flat = {'loss': 1.0, 'loss_bucket/0': 2.0, 'gradient_norm': 1.0}
+  low = {'loss': 1.0, 'loss_bucket/0': 0.2, 'gradient_norm': 0.1}
+  for count, risen, spikes in (
+    (5, math.exp(0.29), False), (5, math.exp(0.31), True), (9, math.exp(0.31), True), (4, math.exp(0.31), False),
+  ):  # fmt: skip
+    high = flat | {'loss_bucket/0': 2.0 * risen}
+    state, actions = play(guard, [low] + [flat] * count + [high] * 2)
+    assert (kinds(actions)[-1] is Rollback) == spikes, (count, risen)
+    assert len(state['history']['norm']) == min(count + 3, 7)
+  for count, norm, spikes in ((5, 2.9, False), (5, 3.1, True), (4, 3.1, False)):
+    _, actions = play(guard, [low] + [flat] * count + [flat | {'gradient_norm': norm}])
+    assert (kinds(actions)[-1] is Rollback) == spikes, (count, norm)
+  assert actions[0] == Continue() and actions[1] == Remember()
+  at_once = guards.spike_guard(10, limit=0, **asked)
+  _, actions = play(at_once, [low] + [flat] * 5 + [flat | {'gradient_norm': 31.0}])
+  assert actions[-1] == Stop('diverged: a gradient norm of 31 at step 70 after 0 rollbacks')
 
 
 def test_after_its_limit_it_stops_the_run_with_the_count():

@@ -8,6 +8,7 @@ import pytest
 
 from diffusion import devices
 from diffusion.data import pipeline
+from diffusion.training import state as states
 from diffusion.training.program import SingleRun, make_batches, make_validate
 from tests.training import tiny
 
@@ -81,6 +82,19 @@ def test_the_order_of_the_examples_is_of_the_seed():
     wanted = order.batches(10, 5, made.batch_size)
     np.testing.assert_array_equal(found[seed], np.sort(wanted, 1).ravel())
   assert (found[3] != found[4]).mean() > 0.5
+
+
+def test_a_state_that_is_gone_back_to_is_the_old_one_but_for_what_was_seen_and_skipped(began):
+  """Each counter has a value of its own before and now."""
+  _, state = began
+  host = jax.tree.map(np.asarray, state)
+  counters = ('step', 'batches_seen', 'skipped', 'skipped_in_a_row')
+  before, now, wanted = (
+    host._replace(**{name: np.int32(n) for name, n in zip(counters, given, strict=True)})
+    for given in ((10, 12, 1, 1), (30, 40, 5, 3), (10, 40, 5, 0))
+  )
+  now = devices.replicate(now._replace(learning_rate_scale=np.float32(0.5)))
+  assert_same(devices.to_host(states.gone_back(before, now)), wanted)
 
 
 def test_what_is_fetched_is_of_its_own_dispatch_though_others_followed(began):

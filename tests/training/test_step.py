@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import devices
+from diffusion import devices, rng
 from diffusion.data import augment, pipeline
 from diffusion.objectives import times
 from diffusion.optimizers import averaging, chains, optimizers, schedules
@@ -153,6 +153,8 @@ def test_the_scale_of_the_learning_rate_scales_the_step():
     after, metrics = step(state._replace(learning_rate_scale=jnp.float32(scale)), data)
     moved[scale] = tiny.leaves(jax.tree.map(jnp.subtract, after.params, state.params))
     np.testing.assert_allclose(metrics['learning_rate'], scale * 1e-2, rtol=1e-6)
+    length = np.sqrt(sum((value**2).sum() for value in moved[scale].values()))
+    np.testing.assert_allclose(metrics['update_norm'], length, rtol=1e-4)
   for name, whole in moved[1.0].items():
     np.testing.assert_allclose(moved[0.5][name], whole / 2, atol=1e-7, err_msg=name)
     assert not moved[0.0][name].any()
@@ -208,6 +210,65 @@ def test_what_is_drawn_for_a_batch_is_of_the_batches_seen():
   for name, value in back.items():
     np.testing.assert_array_equal(value, ahead[name], err_msg=name)
     assert 'importance' in name or not np.array_equal(value, before[name]), name
+
+
+def test_a_term_is_told_of_the_draws_of_its_rows_and_may_ask_the_network_once_more():
+  """By the formulas of the cosine schedule, where v is predicted, with a network that is none."""
+  state, data, _ = begun()
+  base, asked, seen = tiny.experiment(times=times.uniform()), [], []
+
+  def apply(variables, z, noise, told, **mode):
+    asked.append((variables, told, mode))
+    return 0.5 * z + noise[:, None] + told.condition[:, None], {'moved': len(asked)}
+
+  def note(params, context):
+    seen.append(context)
+    return jnp.arange(32.0)
+
+  made = base._replace(
+    model=base.model._replace(apply=apply),
+    terms={'noted': (2.0, base.terms['denoise'][1]._replace(apply=note))},
+  )
+  units, rows = experiments.load_data(base).units, Rows(jnp.arange(32), 32)
+  curve = lambda t: made.diffusion.schedule.log_snr((), t)  # noqa: E731
+  state = state._replace(params=state.params._replace(terms={'noted': ()}), seed=jnp.uint32(8))
+
+  @jax.jit
+  def by_hand(state):
+    batch = gradients.take_batch(made, units, state, data, jnp.arange(32), rows)
+    draws = gradients.draw(made, state, batch, rows)
+    level = curve(draws.t), jax.vmap(jax.grad(curve))(draws.t)
+    loss = gradients.make_loss(made, state, batch, draws, lambda tree: tree)(state.params, level)
+    (context,) = seen
+    again = context.predict(context.z + 1)
+    (of, told, first), (_, _, second) = asked
+    assert context.params is of['params'] is state.params.network and context.batch is batch
+    assert told.condition is batch.condition and told.augment is batch.augment_label
+    assert 'forward_mode' not in first and second.pop('forward_mode')
+    assert first == second and first['keys'] is draws.dropout and first['update_statistics']
+    assert context.keys is draws.term
+    context = context._replace(predict=None, keys=None, params=None)
+    draws = draws._replace(dropout=None, term=None)
+    return batch, draws, level, loss, context, again, jax.random.key_data(first['batch_key'])
+
+  batch, draws, (log_snr, slope), loss, context, again, key = by_hand(state)
+  value, (terms, rows_loss, moved) = loss
+  np.testing.assert_allclose(rows_loss, 2 * np.arange(32))
+  np.testing.assert_allclose(terms['noted'], np.arange(32))
+  assert value == 31 and moved == {'moved': 1}
+  alpha, sigma = (np.sqrt(jax.nn.sigmoid(by * log_snr))[:, None] for by in (1, -1))
+  z = alpha * batch.x + sigma * draws.eps
+  v = 0.5 * z - log_snr[:, None] / 8 + batch.condition[:, None]
+  for name, wanted in {
+    'eps': draws.eps, 't': draws.t, 'log_snr': log_snr, 'slope': slope, 'z': z, 'marginal.alpha': alpha[:, 0],
+    'marginal.sigma': sigma[:, 0], 'prediction.x0': alpha * z - sigma * v, 'prediction.eps': sigma * z + alpha * v,
+  }.items():  # fmt: skip
+    given = functools.reduce(getattr, name.split('.'), context)
+    np.testing.assert_allclose(given, wanted, rtol=1e-4, atol=1e-5, err_msg=name)
+  more = alpha * (z + 1) - sigma * (v + 0.5)
+  np.testing.assert_allclose(again.x0, more, rtol=1e-4, atol=1e-5)
+  shared = jax.random.fold_in(rng.batch_key(8, 'dropout', 0), rng.tag('batch'))
+  np.testing.assert_array_equal(key, jax.random.key_data(shared))
 
 
 def test_what_a_curriculum_makes_of_a_batch_is_what_is_learned_from():
@@ -364,6 +425,8 @@ def test_loss_factor_scales_the_gradient():
   _, three = go(begin(tiny.experiment(dropout=0.0, terms={'denoise': (3.0, term)})), 1)
   np.testing.assert_allclose(three['gradient_norm'], 3 * one['gradient_norm'], rtol=1e-5)
   np.testing.assert_allclose(three['loss/denoise'], one['loss/denoise'], rtol=1e-6)
+  np.testing.assert_allclose(three['loss'], 3 * one['loss'], rtol=1e-5)
+  np.testing.assert_allclose(one['loss'], one['loss/denoise'], rtol=1e-5)
 
 
 def test_loss_buckets_partition_the_batch():
