@@ -75,6 +75,11 @@ def test_normal_draws_each_row_from_its_key():
   for i in (0, 4):
     np.testing.assert_array_equal(x[i], jax.random.normal(keys[i], (4, 3)))
   np.testing.assert_array_equal(rng.normal(keys[2:4], (4, 3)), x[2:4])
+  signs = rng.signs(keys, (4, 3))
+  np.testing.assert_array_equal(np.abs(signs), np.ones((6, 4, 3)))
+  for i in (0, 4):
+    np.testing.assert_array_equal(signs[i], jax.random.rademacher(keys[i], (4, 3), float))
+  assert len(np.unique(np.reshape(signs, (6, -1)), axis=0)) == 6
 
 
 def test_rows_and_batches_are_standard_normal_and_uncorrelated():

@@ -5,9 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+
+from diffusion import signals
 
 ASKING = signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 # A training of a thousand short dispatches, or work outside of training.
@@ -127,3 +130,34 @@ def test_a_full_disk_under_the_output_is_named(tmp_path):
     process = start(tmp_path, 'else', stdout=full, stderr=subprocess.PIPE)
     _, errors = process.communicate(timeout=20)
   assert "No space left on device: '/dev/fd/1'" in errors
+
+
+def test_what_handled_signals_before_does_so_again_and_a_thread_of_its_own_handles_none(capfd):
+  handlers = lambda: [signal.getsignal(number) for number in (*ASKING, signal.SIGINT)]  # noqa: E731
+  before, begin = handlers(), time.perf_counter()
+  with signals.interruptible():
+    outside = handlers()
+    assert all(one != other for one, other in zip(outside[:3], before[:3], strict=True))
+    with signals.caught_signals(0, 1) as signaled:
+      inside = handlers()
+      assert all(one != other for one, other in zip(inside, outside, strict=True))
+      assert signaled() is None
+      time.sleep(0.01)
+      for number in (signal.SIGHUP, signal.SIGUSR1):  # of which only the first counts
+        os.kill(os.getpid(), number)
+      assert signaled() == signaled.name == 'SIGHUP'
+      assert 0 <= signaled.seconds() <= time.perf_counter() - begin - 0.01
+    assert handlers() == outside
+  assert handlers() == before
+  assert capfd.readouterr().err == '\nSIGHUP: saving, then leaving (Ctrl-C to leave at once)\n'
+
+  found = []
+
+  def apart():
+    with signals.interruptible(), signals.caught_signals(0, 1) as signaled:
+      found.append((signaled(), handlers()))
+
+  thread = threading.Thread(target=apart)
+  thread.start()
+  thread.join()
+  assert found == [(None, before)]

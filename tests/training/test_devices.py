@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -118,8 +119,12 @@ def test_over_rows_pads_and_cuts_for_any_number_of_rows():
 
 @pytest.mark.parametrize(
   ('arguments', 'message'),
-  [((16, 3), 'not divisible by cpu_devices 3'), ((0,), 'batch_size must be an integer >= 1')],
-)
+  [
+    ((16, 3), 'not divisible by cpu_devices 3'), ((0,), 'batch_size must be an integer >= 1'),
+    ((16, -1), 'cpu_devices must be an integer >= 0'), ((16, 0, False, 3), '16 is not divisible by the 3 processes'),
+    ((16, 4, False, 8), 'batch_size 16 is not divisible by cpu_devices 4 x 8 processes'),
+  ],
+)  # fmt: skip
 def test_configure_refuses_what_does_not_divide(arguments, message):
   with pytest.raises(ValueError, match=message):
     devices.configure(*arguments)
@@ -131,6 +136,49 @@ def test_configure_refuses_what_does_not_divide(arguments, message):
 )
 def test_a_core_gets_a_device_where_rows_divide_and_are_enough(rows, cores, count):
   assert devices._fitting_devices(rows, cores) == count
+
+
+def test_rows_are_filled_up_to_the_devices_and_no_further():
+  assert [devices.divisible(rows) for rows in (1, 4, 5, 8, 9)] == [4, 4, 8, 8, 12]
+  found = devices.split_rows(np.arange(48).reshape(2, 8, 3))  # two steps of eight rows
+  assert found.shape == (4, 2, 2, 3)
+  np.testing.assert_array_equal(found[3, 1], np.arange(48).reshape(2, 8, 3)[1, 6:])
+
+
+def test_the_peak_of_a_run_is_that_of_all_its_devices_where_their_kind_is_known(monkeypatch):
+  assert devices.peak_flops() is None
+  monkeypatch.setitem(devices._PEAKS, jax.devices()[0].device_kind, 2e12)
+  assert devices.peak_flops() == 8e12
+
+
+def test_the_most_memory_is_that_of_the_device_with_most(monkeypatch):
+  def have(*bytes_in_use):
+    stats = [{'peak_bytes_in_use': n, 'bytes_in_use': 1} if n else None for n in bytes_in_use]
+    held = [types.SimpleNamespace(memory_stats=lambda one=one: one) for one in stats]
+    monkeypatch.setattr(jax, 'local_devices', lambda: held)
+    return devices.peak_memory()
+
+  assert have(5, 9, 7) == 9
+  assert have(None, None) > 10**7  # of the process
+
+
+def test_the_record_of_what_a_run_runs_on_names_every_setting(monkeypatch):
+  known = {
+    'jax_default_prng_impl': 'threefry2x32', 'jax_threefry_partitionable': True, 'jax_random_seed_offset': 0,
+    'jax_enable_x64': False, 'jax_default_matmul_precision': None,
+  }  # fmt: skip
+  assert devices.settings() == known
+  for name in [name for name in os.environ if name.startswith('JAX_')]:
+    monkeypatch.delenv(name)
+  said = dict.fromkeys(('LIBTPU_INIT_ARGS', 'NVIDIA_TF32_OVERRIDE', 'XLA_FLAGS'), 'said')
+  said |= {'JAX_ENABLE_X64': 'said', 'JAX_PLATFORMS': 'said'}
+  for name in (*said, 'JAX_MY_TOKEN', 'NVIDIA_ELSE', 'MY_XLA_FLAGS'):
+    monkeypatch.setenv(name, 'said')
+  assert devices.environment() == said
+  described = devices.describe()
+  assert [described[name] for name in ('platform', 'devices', 'processes')] == ['cpu', 4, 1]
+  assert described['host_cpus'] == os.cpu_count()
+  assert described['python'] == '.'.join(map(str, sys.version_info[:3]))
 
 
 CHOICE = ' --xla_cpu_experimental_ynn_fusion_type=-individual_convolution'

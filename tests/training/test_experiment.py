@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from diffusion import rng
-from diffusion.data import augment, pipeline, sources
+from diffusion.data import augment, pipeline, sources, splits
+from diffusion.evaluation import memorization
+from diffusion.evaluation.metric import Plan
 from diffusion.models import mlp
 from diffusion.optimizers import averaging
 from diffusion.process import gaussian
@@ -141,7 +143,17 @@ def test_rows_that_say_nothing_teach_the_network_to_do_without():
       experiments.load_data(made)
     else:
       with pytest.raises(ValueError, match='guidance 2 asks'):
+        data = experiments.load_data(made._replace(sampling=Sampling()))
         experiments.load_data(made)
+  # Rows that are silent of one of two things, or held out, do not.
+  one = {'a': np.zeros((60, 1)), 'b': x[:, :1]}
+  unseen = np.setdiff1d(np.arange(60), data.split.train)
+  held_out = {'a': np.where(np.isin(np.arange(60), unseen)[:, None], 0, x[:, :1])}
+  assert len(unseen) > 10
+  for told in (one, held_out):
+    other = made._replace(data=sources.arrays('told', x, levels=None, condition=told))
+    with pytest.raises(ValueError, match='guidance 2 asks'):
+      experiments.load_data(other)
 
 
 def test_a_run_without_label_dropout_is_not_guided_later_either(tmp_path):
@@ -174,6 +186,7 @@ def test_turned_digits_with_labels_are_warned_of_once_by_name(capsys):
   assert said.count('warning: flip of digits may make an image of another class') == 1
   told = tiny.images(augment=tiny.augment.conditioned(0.1, tiny.augment.flip()))
   experiments.load_data(told)
+  experiments.load_data(flipped._replace(model=mlp.mlp(16, 1)))  # which is told no class
   assert capsys.readouterr().err == ''
 
 
@@ -255,6 +268,60 @@ def test_a_guard_needs_checkpoints_to_go_back_to():
   ):
     experiments.check(tiny.experiment(callbacks=[guard]))
   experiments.check(tiny.experiment(callbacks=[guard, callbacks.checkpoint()]))
+
+
+def test_what_metrics_are_told_of_an_evaluation_is_of_its_plan_and_its_splits():
+  made = tiny.images(split=splits.Fractions(0.1, 0.05), sampling=Sampling(per_class=7))
+  data = experiments.load_data(made)
+  held_out = len(data.split.validation) + len(data.split.test)
+  wanted = Plan(
+    samples=70, classes=10, shape=(8, 8, 1), train=len(data.split.train), held_out=held_out, conditions=False,
+  )  # fmt: skip
+  assert experiments.evaluation_plan(made, data) == wanted
+  assert len(data.split.train) + held_out == len(data.dataset.x)
+  x = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+  plain = {'model': mlp.mlp(16, 1), 'augment': augment.chain(), 'sampling': Sampling(per_class=7)}
+  for condition, told in ((None, False), ({'a': x[:, :1]}, True)):
+    made = tiny.experiment(data=sources.arrays('x', x, levels=None, condition=condition), **plain)
+    found = experiments.evaluation_plan(made, experiments.load_data(made))
+    assert (found.samples, found.shape, found.conditions) == (7, (8,), told)
+
+
+def test_an_evaluation_has_the_plan_of_the_run_but_for_what_it_is_asked():
+  mine = Sampling(solvers.heun, steps=9, guidance=1.5, grid=grids.karras, per_class=3)
+  made = tiny.experiment(sampling=mine, metrics=[memorization.nearest_neighbor_ratio()])
+
+  def found(**asked):
+    return experiments.EvaluationSettings(**asked).applied(made)
+
+  assert found() == made == found(seed=5, samples=4, features='digits')
+  assert found(metrics=('frechet',)) == made._replace(metrics=())
+  for asked, changes in (
+    ({'steps': 4}, {'steps': 4}),
+    ({'grid': 'geometric'}, {'grid': grids.geometric}),
+    ({'sampler': 'ddim'}, {'sampler': samplers.ddim, 'grid': None}),  # the grid that suits it
+    (
+      {'sampler': 'ddim', 'grid': 'geometric', 'steps': 5},
+      {'sampler': samplers.ddim, 'grid': grids.geometric, 'steps': 5},
+    ),
+  ):
+    assert found(**asked) == made._replace(sampling=mine._replace(**changes))
+
+
+def test_a_network_of_other_classes_than_the_data_is_refused_by_their_names():
+  said = r'num_classes=3, .* has 2 classes \(component 0, component 1\): make them agree'
+  with pytest.raises(ValueError, match=said):
+    experiments.load_data(tiny.experiment(model=mlp.mlp(16, 1, num_classes=3)))
+  experiments.load_data(tiny.experiment(model=mlp.mlp(16, 1)))  # it is told none
+
+
+@pytest.mark.parametrize(
+  'name', ['num_steps', 'batch_size', 'log_every', 'validate_every', 'steps_per_dispatch']
+)
+def test_numbers_of_a_run_are_integers_of_at_least_one(name):
+  for number in (0, 2.5):
+    with pytest.raises(ValueError, match=f'^{name} must be an integer >= 1, got {number}'):
+      experiments.check(tiny.experiment(**{name: number}))
 
 
 @pytest.mark.parametrize(
