@@ -168,6 +168,7 @@ def test_the_record_of_what_a_run_runs_on_names_every_setting(monkeypatch):
     'jax_enable_x64': False, 'jax_default_matmul_precision': None,
   }  # fmt: skip
   assert devices.settings() == known
+  described = devices.describe()  # before XLA, when it begins, would read what is said below
   for name in [name for name in os.environ if name.startswith('JAX_')]:
     monkeypatch.delenv(name)
   said = dict.fromkeys(('LIBTPU_INIT_ARGS', 'NVIDIA_TF32_OVERRIDE', 'XLA_FLAGS'), 'said')
@@ -175,7 +176,6 @@ def test_the_record_of_what_a_run_runs_on_names_every_setting(monkeypatch):
   for name in (*said, 'JAX_MY_TOKEN', 'NVIDIA_ELSE', 'MY_XLA_FLAGS'):
     monkeypatch.setenv(name, 'said')
   assert devices.environment() == said
-  described = devices.describe()
   assert [described[name] for name in ('platform', 'devices', 'processes')] == ['cpu', 4, 1]
   assert described['host_cpus'] == os.cpu_count()
   assert described['python'] == '.'.join(map(str, sys.version_info[:3]))
