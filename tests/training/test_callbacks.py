@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 
+from diffusion.sampling.plan import Sampling
 from diffusion.training import callbacks
 from diffusion.training.callbacks import (
   Continue,
@@ -154,6 +155,19 @@ def test_memorization_is_watched_by_copies_of_training_examples_beside_held_out_
   assert watch.update(watch.init(), look) == ({'next': 10.0}, Continue())
   assert row['memorized/fraction'] == (0.5 if mirrored else 0.25)
   assert row['memorized/null'] == 0.2
+
+
+def test_a_picture_has_the_samples_of_its_plan_and_the_name_of_its_step():
+  """Two of each of three classes, whatever is judged."""
+  seen, pictured = [], types.SimpleNamespace(levels=17, num_classes=3)
+  look = types.SimpleNamespace(
+    step=120, data=types.SimpleNamespace(pictured=pictured),
+    experiment=types.SimpleNamespace(sampling=Sampling(grid_rows=2, per_class=5)),
+    samples=np.arange, picture=lambda *given: seen.append(given),
+  )  # fmt: skip
+  assert callbacks.sample_grid(10).update({}, look) == ({}, Continue())
+  ((drawn, name),) = seen
+  assert drawn.tolist() == list(range(6)) and name == 'step_00000120'
 
 
 def test_divergence_guard_stops_on_skips_in_a_row_and_on_a_risen_loss():

@@ -145,6 +145,45 @@ def test_rows_are_filled_up_to_the_devices_and_no_further():
   np.testing.assert_array_equal(found[3, 1], np.arange(48).reshape(2, 8, 3)[1, 6:])
 
 
+def test_members_lie_whole_on_the_devices_and_fillers_at_their_ends():
+  """Five on four devices; each is computed of its own state and batch, and of the data of all."""
+  members = {'x': np.arange(5.0), 'y': np.arange(10.0).reshape(5, 2)}
+  for fill, last in ((None, 0), (-1, -1)):
+    placed = devices.place_members(members, fill)
+    assert placed['y'].shape == (4, 2, 2)
+    found = devices.collect_members(placed)
+    np.testing.assert_array_equal(found['x'], [0, 1, 2, 3, 4, *[last] * 3])
+    np.testing.assert_array_equal(found['y'][:5], members['y'])
+  state, given = (devices.place_members(factor * np.arange(5.0)) for factor in (10, 100))
+  data = devices.replicate(np.float32(1000))
+  for side_by_side in (False, True):
+    every = devices.over_members(
+      lambda member, state, given, data: member['y'][1] + state + given + data,
+      side_by_side=side_by_side,
+    )
+    found = devices.collect_members(every(devices.place_members(members), state, given, data))
+    np.testing.assert_allclose(found[:5], [1001 + 112 * n for n in range(5)])
+
+
+def test_a_process_has_the_devices_that_suit_its_own_rows(monkeypatch):
+  """With no accelerator and eight cores; what JAX is told cannot be changed once it has started."""
+  told = {}
+  monkeypatch.setattr(devices, '_accelerator', lambda: None)
+  monkeypatch.setattr(os, 'cpu_count', lambda: 8)
+  monkeypatch.setattr(jax, 'config', types.SimpleNamespace(update=told.__setitem__))
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/of/mine')
+  for arguments, count in (((64,), 4), ((64, 0, False, 2), 2), ((64, 8, False, 2), 8)):
+    told.clear()
+    devices.configure(*arguments)
+    assert told['jax_num_cpu_devices'] == count
+    assert ('jax_compilation_cache_dir' in told) == (len(arguments) == 1)
+  devices.use_cache()
+  assert told['jax_compilation_cache_dir'] == '/of/mine'
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  devices.use_cache()
+  assert told['jax_compilation_cache_dir'] == os.path.expanduser('~/.cache/diffusion/compiled')
+
+
 def test_the_peak_of_a_run_is_that_of_all_its_devices_where_their_kind_is_known(monkeypatch):
   assert devices.peak_flops() is None
   monkeypatch.setitem(devices._PEAKS, jax.devices()[0].device_kind, 2e12)

@@ -10,7 +10,7 @@ import pytest
 from diffusion import rng
 from diffusion.data import augment, pipeline, sources, splits
 from diffusion.evaluation import memorization
-from diffusion.evaluation.metric import Plan
+from diffusion.evaluation.metric import Metric, Plan
 from diffusion.models import mlp
 from diffusion.optimizers import averaging
 from diffusion.process import gaussian
@@ -278,6 +278,11 @@ def test_what_metrics_are_told_of_an_evaluation_is_of_its_plan_and_its_splits():
     samples=70, classes=10, shape=(8, 8, 1), train=len(data.split.train), held_out=held_out, conditions=False,
   )  # fmt: skip
   assert experiments.evaluation_plan(made, data) == wanted
+  asked = []
+  experiments.load_data(
+    made._replace(metrics=[Metric(asked.append, None), Metric(asked.append, None)])
+  )
+  assert asked == [wanted] * 2  # each is asked before training
   assert len(data.split.train) + held_out == len(data.dataset.x)
   x = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
   plain = {'model': mlp.mlp(16, 1), 'augment': augment.chain(), 'sampling': Sampling(per_class=7)}
@@ -322,6 +327,15 @@ def test_numbers_of_a_run_are_integers_of_at_least_one(name):
   for number in (0, 2.5):
     with pytest.raises(ValueError, match=f'^{name} must be an integer >= 1, got {number}'):
       experiments.check(tiny.experiment(**{name: number}))
+
+
+def test_what_is_odd_of_a_plan_is_said_and_what_the_devices_cannot_share_is_refused(capsys):
+  experiments.load_data(plan(sampler=solvers.heun, steps=10))
+  assert capsys.readouterr().err == ''
+  experiments.load_data(plan(sampler=solvers.heun, steps=9))
+  assert capsys.readouterr().err.startswith('warning: sampling_steps = 9 are few')
+  with pytest.raises(ValueError, match='batch_size 30 is not divisible by the 4 devices'):
+    experiments.check(tiny.experiment(batch_size=30))
 
 
 @pytest.mark.parametrize(

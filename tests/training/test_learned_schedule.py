@@ -27,13 +27,18 @@ def experiment(**changes):
 
 
 def test_schedule_follows_the_gradient_of_the_mean_squared_loss(x64):
-  """Against finite differences of mean L^2 over the batch, with the step's draws; the network's is that of mean L."""
+  """Against finite differences of mean L^2 over the batch, with the step's draws; the network's is that of mean L.
+
+  L is the loss of a row times its importance, as a draw of t that is not uniform has it.
+  """
   made = experiment(dropout=0.0)
   split, state, data = tiny.start(made)
   rows = Rows(jnp.arange(32), 32)
   index = tiny.rows_of(made, split, 0)
   batch = pipeline.gather(data, index, pipeline.NormalizationStatistics())
   draws = gradients.draw(made, state, batch, rows)
+  weight = jnp.linspace(0.5, 2, 32)
+  draws = draws._replace(importance=weight)
   value, gradient, _, per_row, _ = gradients.whole(made, state, batch, draws, identity)
   loss = gradients.make_loss(made, state, batch, draws, identity)
 
@@ -42,19 +47,20 @@ def test_schedule_follows_the_gradient_of_the_mean_squared_loss(x64):
     return loss(params, (path.log_snr(draws.t), path.slope(draws.t)))[1][1]
 
   np.testing.assert_allclose(rows_loss(state.params), per_row, rtol=1e-10)
-  np.testing.assert_allclose(value, per_row.mean(), rtol=1e-10)
+  np.testing.assert_allclose(value, (weight * per_row).mean(), rtol=1e-10)
   schedule = state.params.schedule
   for name, leaf in schedule.items():
     for i in range(leaf.size):
       squared = [
         (
-          rows_loss(state.params._replace(schedule=schedule | {name: leaf.at[i].add(d)})) ** 2
+          (weight * rows_loss(state.params._replace(schedule=schedule | {name: leaf.at[i].add(d)})))
+          ** 2
         ).mean()
         for d in (1e-5, -1e-5)
       ]
       difference = (squared[0] - squared[1]) / 2e-5
       np.testing.assert_allclose(gradient.schedule[name][i], difference, rtol=1e-5, atol=1e-8)
-  plain = jax.grad(lambda n: rows_loss(state.params._replace(network=n)).mean())(
+  plain = jax.grad(lambda n: (weight * rows_loss(state.params._replace(network=n))).mean())(
     state.params.network
   )
   for path, leaf in tiny.leaves(plain).items():
