@@ -41,13 +41,13 @@ def check(condition: Any, n: int) -> None:
 
 
 def describe(condition: Any) -> Any:
-  """The tree with [type, shape of a row] in place of each array, for run.json; a class label is None.
+  """The tree, by name, with [type, shape of a row] in place of each array, for run.json; a class label is None.
 
   Raises:
     ValueError: a tree that is made of other things than dicts, lists and arrays, which JSON would not give back.
   """
   if isinstance(condition, dict):
-    return {name: describe(one) for name, one in condition.items()}
+    return {name: describe(one) for name, one in sorted(condition.items())}
   if isinstance(condition, list):
     return [describe(one) for one in condition]
   if not isinstance(condition, np.ndarray):

@@ -174,6 +174,9 @@ def test_a_fingerprint_is_of_the_salt_and_of_every_entry_name_and_type():
   found = conditions.fingerprint(told, 'salt')
   assert len(found) == 16
   assert found == conditions.fingerprint({**told, 'a': np.asfortranarray(a)}, 'salt')
+  assert found == conditions.fingerprint(
+    dict(reversed(told.items())), 'salt'
+  )  # names have no order
   others = [conditions.fingerprint(told, 'pepper')] + [
     conditions.fingerprint(other, 'salt')
     for other in (

@@ -301,7 +301,7 @@ def test_images_half_as_bright_and_vectors_in_network_units_are_warned_of(save, 
 def test_images_of_more_levels_are_compared_with_all_data_in_brightness(save, digits):
   given = foreign.read(save(images=images()), NAMES)
   inputs, notes = evaluate._beside(given, digits)
-  assert 'both are inputs in brightness' in notes[0]
+  assert 'both are given in brightness' in notes[0]
   assert inputs.units.levels == 256
   np.testing.assert_array_equal(inputs.samples, given.x)
   for found, known in ((inputs.train, digits.train), (inputs.held_out, digits.held_out)):

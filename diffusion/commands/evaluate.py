@@ -99,7 +99,7 @@ def measure(
     moved: where the run's data lies now, see `loading.recorded_experiment`.
 
   Returns:
-    (findings, what a reader must know, a record of what was inputs).
+    (findings, what a reader must know, a record of what was given).
 
   Raises:
     ValueError: as those raise; other data than the run's; images of another shape or range.
@@ -155,7 +155,7 @@ def _beside(given: Images, split: SplitData) -> tuple[MetricInputs, list[str]]:
       x = stored
     else:
       notes.append(
-        f'images with more than the {units.levels} levels of the data: both are inputs in brightness, 0 to 255'
+        f'images with more than the {units.levels} levels of the data: both are given in brightness, 0 to 255'
       )
       train, held_out = (_brightness(part, units.levels) for part in (train, held_out))
       units = units._replace(levels=256)

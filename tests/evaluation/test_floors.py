@@ -8,6 +8,7 @@ import pytest
 from diffusion import rng
 from diffusion.evaluation import gap
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
+from tests.compiled import optimized
 
 DIMENSION, TRAIN = 8, 128
 WEIGHTS, MEANS, SCALES = np.full(2, 0.5), np.stack([np.ones(8), -np.ones(8)]), np.ones(2)
@@ -58,9 +59,9 @@ def test_the_excess_over_the_floor_is_the_distance_to_its_denoiser(split, x64):
   path, arbitrary, empirical, exact, train, fresh = setting()
   floor, x = (empirical, train) if split == 'train' else (exact, fresh)
   keys = rng.row_keys(jax.random.key(7), jnp.arange(len(x)))
-  loss = jax.jit(gap.denoiser_losses, static_argnums=(0, 1, 4))
+  loss = optimized(gap.denoiser_losses, static_argnums=(0, 1, 4))
   excess = np.asarray(loss(arbitrary, path, x, keys, BANK) - loss(floor, path, x, keys, BANK))
-  distance = np.asarray(jax.jit(lambda x, k: distances(path, arbitrary, floor, x, k))(x, keys))
+  distance = np.asarray(optimized(lambda x, k: distances(path, arbitrary, floor, x, k))(x, keys))
   rest = (
     excess - distance
   )  # twice the covariance of the difference and the floor's error: zero in the mean
@@ -78,7 +79,7 @@ def test_each_denoiser_is_the_best_on_its_own_ground(x64):
 
   def loss(denoise, x):
     keys = rng.row_keys(jax.random.key(7), jnp.arange(len(x)))
-    run = jax.jit(lambda x, k: gap.denoiser_losses(denoise, path, x, k, BANK))
+    run = optimized(lambda x, k: gap.denoiser_losses(denoise, path, x, k, BANK))
     return np.asarray(run(x, keys)).mean(0)
 
   assert (loss(empirical, train) < loss(exact, train)).all()

@@ -46,17 +46,24 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize('process', PROCESSES)
-@pytest.mark.parametrize('name', ORDERS)
-def test_order_of_convergence_on_the_probability_flow_of_a_mixture(name, process, x64):
-  """log-SNR from -8 to 6 in equal steps; the reference is an adaptive solution at 1e-11."""
-  make, order = ORDERS[name]
+@functools.cache
+def solved(process):
+  """(z at a log-SNR of -8, its adaptive solution at 6 and at 1e-11), which all samplers are held to."""
   path = path_of(process)
-  denoise = mixture(path)
   start, end = (float(path.time(jnp.asarray(v))) for v in (-8.0, 6.0))
   scale = path.marginal(jnp.asarray(start)).sigma
   z = scale * jnp.asarray(np.random.default_rng(0).normal(size=(16, 2)))
-  exact = likelihood.solve(denoise, path, z, start, end, rtol=1e-11, atol=1e-11).z
+  return z, likelihood.solve(mixture(path), path, z, start, end, rtol=1e-11, atol=1e-11).z
+
+
+@pytest.mark.parametrize('process', PROCESSES)
+@pytest.mark.parametrize('name', ORDERS)
+def test_order_of_convergence_on_the_probability_flow_of_a_mixture(name, process, x64):
+  """log-SNR from -8 to 6 in equal steps."""
+  make, order = ORDERS[name]
+  path = path_of(process)
+  denoise = mixture(path)
+  z, exact = solved(process)
   counts, errors = np.array([160, 320, 640]), []
   for steps in counts:
     grid = grids.uniform_log_snr(path, int(steps), -8.0, 6.0)
@@ -121,7 +128,7 @@ def test_langevin_corrections_repair_a_coarse_predictor():
   grid = grids.uniform_log_snr(path, 30, -12.0, 3.0)
 
   def variance(sampler):
-    run = jax.jit(
+    run = optimized(
       lambda keys: samplers.sample(denoise, path, sampler, grid, keys, (2,), denoise_last=False)
     )
     return np.asarray(run(row_keys(20_000)), np.float64).var()
@@ -424,7 +431,7 @@ def test_inpainting_keeps_what_is_known_and_repeats_bring_the_rest_to_its_condit
 
   def mean(repeats):
     sampler = wrappers.inpaint(path, samplers.ancestral(path), known, mask, repeats)
-    run = jax.jit(
+    run = optimized(
       lambda keys: samplers.sample(denoise, path, sampler, grid, keys, (2,), denoise_last=False)
     )
     x = np.asarray(run(row_keys(4000)))

@@ -14,6 +14,7 @@ from diffusion.process import schedules as noise
 from diffusion.sampling import likelihood
 from diffusion.training import gradient as gradients
 from diffusion.types import Rows
+from tests.compiled import optimized
 from tests.training import tiny
 
 LEARNED = gaussian.Diffusion(
@@ -42,6 +43,7 @@ def test_schedule_follows_the_gradient_of_the_mean_squared_loss(x64):
   value, gradient, _, per_row, _ = gradients.whole(made, state, batch, draws, identity)
   loss = gradients.make_loss(made, state, batch, draws, identity)
 
+  @jax.jit
   def rows_loss(params):
     path = gaussian.bind(LEARNED, params.schedule)
     return loss(params, (path.log_snr(draws.t), path.slope(draws.t)))[1][1]
@@ -67,17 +69,22 @@ def test_schedule_follows_the_gradient_of_the_mean_squared_loss(x64):
     np.testing.assert_allclose(tiny.leaves(gradient.network)[path], leaf, atol=1e-10)
 
 
-def exact_bound(params, count=20_000):
-  """(mean, standard deviation) of one-draw estimates of the bound's diffusion part, exact denoiser of the mixture."""
+@optimized
+def diffusion_part(params, x, keys):
+  """Of the bound, in one draw, of the exact denoiser of the mixture."""
   path = gaussian.bind(LEARNED, params)
   denoise = analytic.gaussian_mixture(
     path, np.full(2, 0.5), np.stack([np.ones(8), -np.ones(8)]), np.ones(2)
   )
+  return likelihood.bound(denoise, path, x, keys, levels=None, draws=1).diffusion
+
+
+def exact_bound(params, count=20_000):
+  """(mean, standard deviation) of one-draw estimates of the bound's diffusion part, and the error of the mean."""
   keys = rng.row_keys(jax.random.key(1), jnp.arange(count))
   given = analytic.mixture(np.full(2, 0.5), np.stack([np.ones(8), -np.ones(8)]), np.ones(2))
   x = analytic.draw(given, keys)
-  run = jax.jit(lambda x, k: likelihood.bound(denoise, path, x, k, levels=None, draws=1).diffusion)
-  found = np.asarray(run(x, keys))
+  found = np.asarray(diffusion_part(params, x, keys))
   return found.mean(), found.std(), found.std() / np.sqrt(count)
 
 
