@@ -144,15 +144,23 @@ def test_blocks_have_the_sizes_depths_and_attention_that_they_should():
     jax.eval_shape(model.init, jax.random.key(0), z[:, :, :10], jnp.zeros(2), told)
 
 
+@functools.cache
+def network():
+  model = magnitude.unet(**SMALL, dropout=0.2)
+  z, noise = normal(4, 8, 8, 2), normal(4)
+  told = Conditioning(jnp.zeros(4, int), jnp.zeros((4, 2)))
+  return model, z, noise, told, compiled(model.init)(jax.random.key(0), z, noise, told)
+
+
 def test_all_that_the_network_is_told_comes_in_unit_magnitude():
   """At initialization: examples, noise level and label, and what each block hears of the last two together."""
-  model, rows = magnitude.unet(**SMALL), 64
+  (model, *_, variables), rows = network(), 64
   # An augmentation label of zero is none, and makes the others no quieter.
   told = Conditioning(jnp.arange(rows) % 4 - 1, jnp.zeros((rows, 2)))
   given = normal(rows, 8, 12, 2), jnp.linspace(-1, 1, rows), told
 
   @compiled
-  def run():
+  def run(variables):
     heard, entered, left = {}, {}, {}
 
     def watch(call, arguments, kwargs, context):
@@ -163,12 +171,11 @@ def test_all_that_the_network_is_told_comes_in_unit_magnitude():
         entered[path], left[path] = arguments[0][:3], y[:3]
       return y
 
-    variables = model.init(jax.random.key(0), *given)
     with nn.intercept_methods(watch):
       model.apply(variables, *given)
     return heard, entered, left
 
-  heard, entered, left = jax.tree.map(np.asarray, run())
+  heard, entered, left = jax.tree.map(np.asarray, run(variables))
   told = [path for path in heard if path.endswith('/embedding')]
   assert len(told) == 8
   for path in ('noise', 'label', 'stem', *told):
@@ -194,14 +201,6 @@ def test_all_that_the_network_is_told_comes_in_unit_magnitude():
   both = loud_silu((left['noise'] + left['label']) / 2**0.5)
   for i in range(8):
     np.testing.assert_allclose(entered[f'Block_{i}/embedding'], both, rtol=1e-4, atol=1e-5)
-
-
-@functools.cache
-def network():
-  model = magnitude.unet(**SMALL, dropout=0.2)
-  z, noise = normal(4, 8, 8, 2), normal(4)
-  told = Conditioning(jnp.zeros(4, int), jnp.zeros((4, 2)))
-  return model, z, noise, told, compiled(model.init)(jax.random.key(0), z, noise, told)
 
 
 def test_the_network_starts_at_zero_and_hears_everything_once_its_gains_are_up():

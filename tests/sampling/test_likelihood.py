@@ -10,7 +10,6 @@ from diffusion import rng
 from diffusion.process import analytic, gaussian, marginals, parameterizations, schedules
 from diffusion.sampling import likelihood
 from diffusion.types import Marginal, Prediction
-from tests.compiled import optimized
 
 DIMENSION = 8
 WEIGHTS = np.full(2, 0.5)
@@ -47,7 +46,7 @@ def test_ode_log_likelihood_is_the_exact_log_density(name, x64):
   path = path_of(*PROCESSES[name])
   start = path.marginal(jnp.zeros(6))
   z = gaussian.diffuse(drawn(6), rng.normal(row_keys(6, 2), (DIMENSION,)), start)
-  found = optimized(
+  found = jax.jit(
     lambda z: likelihood.log_likelihood(reference(path), path, z, rtol=1e-5, atol=1e-5)
   )(z)
   exact = analytic.log_density(analytic.mixture(WEIGHTS, MEANS, np.ones(2)), z, start)
@@ -63,7 +62,7 @@ def test_probes_estimate_the_divergence_without_bias(x64):
   path = path_of()
   z = drawn(1)
   many = jnp.broadcast_to(z, (400, DIMENSION))
-  run = optimized(
+  run = jax.jit(
     lambda z, k: likelihood.log_likelihood(reference(path), path, z, k, probes=1).log_density
   )
   found = np.asarray(run(many, row_keys(400)))
@@ -73,7 +72,7 @@ def test_probes_estimate_the_divergence_without_bias(x64):
   assert error < 0.1
   assert found.std() > 1e-3  # they are random
   # Nine of them are nine directions: their mean errs a third as much.
-  more = optimized(
+  more = jax.jit(
     lambda z, k: likelihood.log_likelihood(reference(path), path, z, k, probes=9).log_density
   )(many, row_keys(400, 1))
   assert 0.25 < np.asarray(more).std() / found.std() < 0.45
@@ -146,7 +145,7 @@ def test_the_bound_lies_below_the_log_likelihood_and_approaches_it(name, x64):
   exact = np.asarray(analytic.log_density(analytic.mixture(WEIGHTS, MEANS, np.ones(2)), x, data))
   keys, means, errors = row_keys(4000, 3), [], []
   for steps in (10, 30, 100, 1000, None):
-    run = optimized(
+    run = jax.jit(
       lambda x, k, n=steps: (
         likelihood.bound(reference(path), path, x, k, levels=None, steps=n, draws=64).total
       )
@@ -183,7 +182,7 @@ def test_dequantized_bits_per_dimension_of_a_box_mixture_are_its_entropy(x64):
   assert (np.abs(np.asarray(x) - centers[cells]) <= 0.25).all()
   start = path.marginal(jnp.zeros(count))
   z = gaussian.diffuse(x, rng.normal(row_keys(count, 5), (2,)), start)
-  run = optimized(
+  run = jax.jit(
     lambda z: likelihood.log_likelihood(denoise, path, z, rtol=1e-5, atol=1e-5).log_density
   )
   log_density = np.asarray(run(z)) + 2 * np.log(float(start.alpha[0]))
@@ -200,7 +199,7 @@ def test_the_discrete_bound_of_a_perfect_model_of_levels_is_near_their_entropy(x
   path = path_of()
   denoise = analytic.gaussian_mixture(path, share, centers, np.zeros(25))
   cells = np.random.default_rng(2).choice(25, size=4000, p=share)
-  parts = optimized(lambda x, k: likelihood.bound(denoise, path, x, k, levels=5, draws=128))(
+  parts = jax.jit(lambda x, k: likelihood.bound(denoise, path, x, k, levels=5, draws=128))(
     jnp.asarray(centers[cells]), row_keys(4000)
   )
   bits = np.asarray(likelihood.bits_per_dim(parts.total, 2))

@@ -431,7 +431,7 @@ def test_inpainting_keeps_what_is_known_and_repeats_bring_the_rest_to_its_condit
 
   def mean(repeats):
     sampler = wrappers.inpaint(path, samplers.ancestral(path), known, mask, repeats)
-    run = optimized(
+    run = jax.jit(
       lambda keys: samplers.sample(denoise, path, sampler, grid, keys, (2,), denoise_last=False)
     )
     x = np.asarray(run(row_keys(4000)))
