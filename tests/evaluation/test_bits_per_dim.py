@@ -99,6 +99,9 @@ def test_the_parts_of_the_bound_add_up_to_it_in_the_units_of_the_data():
     parts = [float(one) for one in re.findall(r' (-?\d+\.\d+)(?:,|$)', finding.meaning)]
     assert len(parts) == 4
     np.testing.assert_allclose(sum(parts), finding.value.estimate, atol=3e-4)
+    # Numbers that lie wider apart than those of the network are as much rarer, each.
+    units = float(re.search(r'units (-?\d+\.\d+)', finding.meaning)[1])
+    assert units == pytest.approx(np.log2(data.dataset.x[data.split.train].std()), abs=1e-3)
 
 
 def test_images_are_evaluated_by_their_levels():
