@@ -213,6 +213,7 @@ FAULTS = [
     'skipped=skipped',
     'skipped=restored.skipped',
     (
+      'tests/runs/test_loop.py',
       'tests/test_wiring.py',
       'tests/training/test_step.py',
       'tests/training/test_batch_statistics.py',
